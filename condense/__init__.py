@@ -1,0 +1,49 @@
+"""condense: the truth about how condensed a language model's token states are, and a treatment.
+
+Public names load their rooms on first use, so that `import condense` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from condense.version import __version__
+
+if TYPE_CHECKING:
+    from condense import dispersion as dispersion
+    from condense import geometry as geometry
+    from condense.checkpoint import Checkpoint as Checkpoint
+    from condense.checkpoint import load as load
+    from condense.corpus import Windows as Windows
+    from condense.corpus import windows as windows
+    from condense.diagnosis import analyze as analyze
+    from condense.errors import CondenseError as CondenseError
+    from condense.records import Diagnosis as Diagnosis
+
+_ROOMS = {
+    "Checkpoint": "checkpoint",
+    "CondenseError": "errors",
+    "Diagnosis": "records",
+    "Windows": "corpus",
+    "analyze": "diagnosis",
+    "load": "checkpoint",
+    "windows": "corpus",
+}
+_MODULES = ("dispersion", "geometry")
+
+__all__ = ["__version__", *_MODULES, *_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's room when it is first asked for (PEP 562)."""
+    if name in _MODULES:
+        return importlib.import_module(f"condense.{name}")
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'condense' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"condense.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Names for completion."""
+    return sorted(__all__)

@@ -1,0 +1,464 @@
+r"""How condensed is a cloud of vectors? Pure functions on states (..., n, d).
+
+Legend: n token states of one text at one site, d dimensions, x_i a row, u_i = x_i/‖x_i‖,
+s = Σ u_i, c_ij = u_i·u_j. One function per key of `condense.metrics.METRICS`; all work in float64
+and reduce the last two axes. `measure` gives them all for one text from one Gram matrix, in float32
+with float64 sums, as the streaming analysis needs it.
+
+Rows whose norm is at most 1e-6 times the root mean square of the row norms have no direction and are
+left out, never softened by an epsilon. A quantity that is undefined (fewer than two rows with a
+direction) is NaN; states that are not finite raise ValueError.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+BINS = 200
+QUANTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
+TOP = 3
+SPECTRAL_TOKENS = 256
+SHARE_FLOOR = 0.05
+_FINE = 64  # sub-bins per histogram bin: quantiles are looked up there, then sorted exactly
+
+
+# --- the named quantities ------------------------------------------------------------------------
+
+
+def mean_cosine(states: Tensor) -> Tensor:
+    """Mean cosine similarity of two different tokens: 0 when directions are spread, 1 in a point cone.
+
+    states (..., n, d) -> (...), range [−1/(n−1), 1]. (‖s‖² − n)/(n(n−1)), O(nd), no n×n matrix.
+    Ethayarajh 2019, arXiv:1909.00512.
+    """
+    return _each(states, lambda x: _mean_cosine(_directions(x)))
+
+
+def cosine_std(states: Tensor) -> Tensor:
+    """Standard deviation of the cosine over all pairs i<j of one text: the width of the cone's spread.
+
+    states (..., n, d) -> (...), range [0, 1]. Population form (divided by the number of pairs).
+    """
+    return _each(states, lambda x: _pairs(_directions(x)).std(correction=0))
+
+
+def cosine_quantile(states: Tensor, q: float) -> Tensor:
+    """Cosine that a share q of the pairs i<j stays below; exact, with linear interpolation.
+
+    states (..., n, d), q in [0, 1] -> (...), range [−1, 1]. ValueError for q outside [0, 1].
+    """
+    if not 0 <= q <= 1:
+        raise ValueError(f"q must be in [0, 1], got {q}")
+    return _each(states, lambda x: _quantile(_pairs(_directions(x)), q))
+
+
+cosine_q05 = functools.partial(cosine_quantile, q=0.05)
+cosine_q25 = functools.partial(cosine_quantile, q=0.25)
+cosine_q50 = functools.partial(cosine_quantile, q=0.50)
+cosine_q75 = functools.partial(cosine_quantile, q=0.75)
+cosine_q95 = functools.partial(cosine_quantile, q=0.95)
+
+
+def histogram(states: Tensor) -> Tensor:
+    """Counts of the cosines of all pairs i<j in 200 equal bins on [−1, 1], int64.
+
+    states (..., n, d) -> (..., 200). Cosines that rounding puts above 1 count in the last bin.
+    """
+    return _each(states, lambda x: _coarse(_fine_counts(_pairs(_directions(x)))[1]))
+
+
+def effective_rank(states: Tensor) -> Tensor:
+    """Directions that the tokens use once their common direction is taken away.
+
+    states (..., n, d) -> (...), range [1, min(n−1, d)]. exp H(σ/Σσ), σ the singular values of the
+    centred unit rows u_i − ū. Roy & Vetterli 2007. Depends on n: compare at equal n only.
+    """
+    return _each(states, lambda x: _spectral(_centred(_gram(_directions(x)))))
+
+
+def entropy_rank(states: Tensor) -> Tensor:
+    """Exponential of the von Neumann entropy of the cosine matrix: 1 when all tokens point one way.
+
+    states (..., n, d) -> (...), range [1, min(n, d)]. exp H(λ/Σλ), λ the eigenvalues of C/n, uncentred.
+    Skean et al. 2025, arXiv:2502.02013.
+    """
+    return _each(states, lambda x: _entropy(_eigenvalues(_gram(_directions(x)))))
+
+
+def participation_ratio(states: Tensor) -> Tensor:
+    """Number of directions that share the energy of the unit rows evenly, free from the bias of small n.
+
+    states (..., n, d) -> (...), at least 1. 1 / mean of c_ij² over pairs i<j.
+    Chun et al. 2026, arXiv:2509.26560.
+    """
+    return _each(states, lambda x: 1 / _pairs(_directions(x)).square().mean())
+
+
+def relative_variance(states: Tensor) -> Tensor:
+    """Share of the states' energy that is not in their mean: 0 when all rows are equal.
+
+    states (..., n, d) -> (...), range [0, 1]. 1 − n‖x̄‖²/‖X‖²_F on the raw rows.
+    """
+    return _each(states, lambda x: (x - x.mean(0)).square().sum() / x.square().sum())
+
+
+def total_variance(states: Tensor) -> Tensor:
+    """Unbiased variance of the raw states, averaged over dimensions, in activation².
+
+    states (..., n, d) -> (...), ≥ 0. tr Cov(X)/d. Grows with the residual norm: not comparable across depth.
+    """
+    return _each(states, lambda x: x.var(0).mean())
+
+
+def median_norm(states: Tensor) -> Tensor:
+    """Median length of the token states; an even count averages the middle two.
+
+    states (..., n, d) -> (...), ≥ 0, in units of activation.
+    """
+    return _each(states, lambda x: _quantile(x.norm(dim=-1), 0.5))
+
+
+def sink_ratio(states: Tensor, everything: Tensor | None = None) -> Tensor:
+    """Longest state over the median one: above 100, a token carries massive activations.
+
+    states (..., n, d) the kept tokens; everything (..., m, d) all positions (default: states) -> (...), ≥ 0.
+    max ‖x‖ / median ‖x‖. Sun et al. 2024, arXiv:2402.17762.
+    """
+    longest = _each(states if everything is None else everything, lambda x: x.norm(dim=-1).max())
+    return longest / median_norm(states)
+
+
+def dimension_contributions(states: Tensor) -> Tensor:
+    """What each coordinate adds to the mean cosine; the contributions sum to it exactly.
+
+    states (..., n, d) -> (..., d). (s_k² − Σ_i u_ik²)/(n(n−1)). Timkey & van Schijndel 2021, arXiv:2109.04404.
+    """
+    return _each(states, lambda x: _contributions(_directions(x)))
+
+
+def top_dimensions(states: Tensor) -> Tensor:
+    """Indices of the three coordinates that add most to the mean cosine, strongest first.
+
+    states (..., n, d) -> (..., min(3, d)), int64.
+    """
+    return dimension_contributions(states).topk(min(TOP, states.shape[-1])).indices
+
+
+def top_dimension_share(states: Tensor) -> Tensor:
+    """Share of the mean cosine that the three strongest coordinates make; NaN where it is below 0.05.
+
+    states (..., n, d) -> (...). May exceed 1, for other coordinates can be negative.
+    """
+
+    def share(x: Tensor) -> Tensor:
+        parts = _contributions(_directions(x))
+        return _share(parts.topk(min(TOP, len(parts))).values.sum(), parts.sum())
+
+    return _each(states, share)
+
+
+def mean_cosine_without_top_dimensions(states: Tensor) -> Tensor:
+    """Mean cosine after the text's own three strongest coordinates are set to zero in x (one pass).
+
+    states (..., n, d) -> (...), range [−1, 1]. NaN for d ≤ 3. Timkey & van Schijndel 2021, arXiv:2109.04404.
+    """
+
+    def without(x: Tensor) -> Tensor:
+        top = _contributions(_directions(x)).topk(min(TOP, x.shape[-1])).indices
+        return _mean_cosine(_directions(x.index_fill(1, top, 0.0)))
+
+    return _each(states, without)
+
+
+def cross_text_cosine(texts: Sequence[Tensor]) -> Tensor:
+    """Mean cosine of tokens of different texts: the anisotropy baseline of a corpus.
+
+    texts: clouds (n_t, d) -> scalar, range [−1, 1]. (‖Σs_t‖² − Σ‖s_t‖²)/Σ_{t≠t'} n_t n_t'.
+    Ethayarajh 2019, arXiv:1909.00512.
+    """
+    units = [_directions(_checked(text)) for text in texts]
+    sums = torch.stack([unit.sum(0) for unit in units])
+    counts = torch.tensor([float(len(unit)) for unit in units], dtype=torch.float64)
+    return pooled_cosine(sums.sum(0), sums.square().sum(), counts.sum(), counts.square().sum())
+
+
+def pooled_cosine(total: Tensor, squares: Tensor, count: Tensor, count_squares: Tensor) -> Tensor:
+    """Cross-text cosine from running sums: Σs_t (d,), Σ‖s_t‖², Σn_t, Σn_t². NaN for a single text."""
+    pairs = count**2 - count_squares
+    return torch.where(pairs > 0, (total.square().sum() - squares) / pairs, torch.nan)
+
+
+def paper_mean_cosine(states: Tensor) -> Tensor:
+    """Mean over all n² pairs, the diagonal of ones kept: the quantity Liu et al. 2026 plot per layer.
+
+    states (..., n, d) with every position -> (...), range [0, 1]. ‖s‖²/n².
+    """
+    return _each(states, lambda x: _directions(x).sum(0).square().sum() / x.shape[0] ** 2)
+
+
+# --- all of them for one text, as the streaming analysis needs them --------------------------------
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The metrics of one text at one site, and what is pooled over texts.
+
+    `values` has one entry per scalar key; the spectral ones are missing until `ranks` is asked,
+    because eigenvalues of many sites are cheaper together. `paper` is `paper_mean_cosine`.
+    """
+
+    values: dict[str, float]
+    paper: float
+    count: int
+    unit_sum: Tensor
+    contributions: Tensor
+    histogram: Tensor
+    grams: dict[str, Tensor]
+
+
+def measure(states: Tensor, keep: Tensor | None = None, spectral: Tensor | None = None) -> Measurement:
+    """Every metric of one text at one site from one Gram matrix.
+
+    states (m, d), all positions; keep (m,) bool, the tokens that count (default: all); spectral (k,)
+    indices into the positions, used by the spectral metrics (default: the first 256 kept ones).
+    ValueError if the states are not finite or no two kept rows have a direction.
+    """
+    x = states.detach()
+    x = (x.cpu() if x.device.type == "mps" else x).to(torch.promote_types(x.dtype, torch.float32))
+    keep = torch.ones(len(x), dtype=torch.bool, device=x.device) if keep is None else keep.to(x.device)
+    norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+    if not bool(torch.isfinite(norms).all()):
+        raise ValueError(f"{int((~torch.isfinite(x)).any(-1).sum())} of {len(x)} states are not finite")
+    directed = norms > 1e-6 * norms.square().mean().sqrt()
+    units = x / norms.where(directed, torch.ones_like(norms)).unsqueeze(-1).to(x.dtype)
+    kept = keep & directed
+    if int(kept.sum()) < 2:
+        raise ValueError("fewer than two tokens with a direction")
+    spectral = torch.nonzero(keep).flatten()[:SPECTRAL_TOKENS] if spectral is None else spectral.to(x.device)
+    return _measure(x, norms, units, keep, kept, directed, spectral)
+
+
+def _measure(
+    x: Tensor, norms: Tensor, units: Tensor, keep: Tensor, kept: Tensor, directed: Tensor, spectral: Tensor
+) -> Measurement:
+    rows, raw = units[kept], x[keep]
+    n, everyone = len(rows), units[directed]
+    s = rows.sum(0, dtype=torch.float64)
+    s_all = everyone.sum(0, dtype=torch.float64)
+    energy = rows.square().sum(0, dtype=torch.float64)
+    parts = (s.square() - energy) / (n * (n - 1))
+    top = parts.topk(min(TOP, x.shape[1]))
+    mean = parts.sum()
+    rest = raw - raw.mean(0, dtype=torch.float64).to(raw.dtype)
+    spread = rest.square().sum(dtype=torch.float64)
+    middle = _quantile(norms[keep], 0.5)
+    pairs = _pairs(rows)
+    squares = pairs.double()
+    values = {
+        "mean_cosine": mean,
+        "cosine_std": (squares - mean).square().mean().sqrt(),
+        "participation_ratio": 1 / squares.square().mean(),
+        "relative_variance": spread / norms[keep].square().sum(),
+        "total_variance": spread / (len(raw) - 1) / raw.shape[1],
+        "median_norm": middle,
+        "sink_ratio": norms.max() / middle,
+        "mean_cosine_with_sink": (s_all.square().sum() - len(everyone)) / (len(everyone) * (len(everyone) - 1)),
+        "top_dimension_share": _share(top.values.sum(), mean),
+        "mean_cosine_without_top_dimensions": _without(rows, top.indices),
+    }
+    counts, quantiles = _counts_and_quantiles(pairs)
+    values |= {f"cosine_q{round(100 * q):02d}": v for q, v in zip(QUANTILES, quantiles, strict=True)}
+    return Measurement(
+        values={key: float(value) for key, value in values.items()},
+        paper=float(s_all.square().sum()) / len(x) ** 2,
+        count=n,
+        unit_sum=s.cpu(),
+        contributions=parts.cpu(),
+        histogram=counts.cpu(),
+        grams=_grams(x, norms, directed, keep, spectral),
+    )
+
+
+def _without(rows: Tensor, top: Tensor) -> Tensor:
+    """Mean cosine of unit rows with the coordinates `top` zeroed and the rows renormalised."""
+    rest = rows.index_fill(1, top, 0.0)
+    length = torch.linalg.vector_norm(rest, dim=-1, dtype=torch.float64)
+    alive = length > 1e-6
+    weights = torch.where(alive, 1 / length, 0.0).to(rest.dtype)
+    n = int(alive.sum())
+    total = (weights @ rest).double() if rest.dtype == torch.float64 else (weights.double() @ rest.double())
+    return (total.square().sum() - n) / (n * (n - 1)) if n > 1 else total.new_tensor(torch.nan)
+
+
+def _grams(x: Tensor, norms: Tensor, directed: Tensor, keep: Tensor, spectral: Tensor) -> dict[str, Tensor]:
+    """The float64 Gram matrices behind the three spectral metrics, on the CPU."""
+    sinks = torch.nonzero(~keep).flatten()
+    chosen = spectral[directed[spectral]]
+    positions = torch.cat([chosen, sinks])
+    lengths = norms[positions]
+    rows = x[positions].double() / torch.where(lengths > 0, lengths, 1.0).unsqueeze(-1)
+    gram = (rows @ rows.T).cpu()
+    lengths = lengths.cpu()
+    cosines = gram[: len(chosen), : len(chosen)]
+    return {
+        "effective_rank": _centred(cosines),
+        "entropy_rank": cosines,
+        "effective_rank_with_sink": gram * lengths.unsqueeze(0) * lengths.unsqueeze(1),
+    }
+
+
+def ranks(key: str, gram: Tensor) -> float:
+    """The spectral metric `key` from the Gram matrix that `measure` kept for it."""
+    values = _eigenvalues(gram)
+    if key == "entropy_rank":
+        return float(_entropy(values))
+    return float(_spectral_values(values, centred=key == "effective_rank"))
+
+
+@functools.lru_cache(maxsize=32)
+def gaussian_null(key: Literal["effective_rank", "entropy_rank"], n: int, d: int, draws: int = 4) -> float:
+    """What isotropic Gaussian rows of the same (n, d) would score: the ceiling that the shape allows.
+
+    Mean over `draws` seeded clouds; range as the metric's.
+    """
+    generator = torch.Generator().manual_seed(20260217)
+    metric: Callable[[Tensor], Tensor] = {"effective_rank": effective_rank, "entropy_rank": entropy_rank}[key]
+    clouds = (torch.randn(n, d, generator=generator, dtype=torch.float64) for _ in range(draws))
+    return float(torch.stack([metric(cloud) for cloud in clouds]).mean())
+
+
+# --- shared arithmetic ------------------------------------------------------------------------------
+
+
+def _checked(states: Tensor) -> Tensor:
+    if states.ndim < 2 or 0 in states.shape[-2:]:
+        raise ValueError(f"states must be (..., n, d) with n, d ≥ 1, got {tuple(states.shape)}")
+    if not states.is_floating_point():
+        raise ValueError(f"states must be floating point, got {states.dtype}")
+    if not bool(torch.isfinite(states).all()):
+        raise ValueError(f"{int((~torch.isfinite(states)).sum())} values of the states are not finite")
+    return states.detach().cpu().double()
+
+
+def _each(states: Tensor, quantity: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a function of one float64 cloud (n, d) to every cloud of (..., n, d)."""
+    clouds = _checked(states)
+    flat = clouds.reshape(-1, *clouds.shape[-2:])
+    results = torch.stack([quantity(cloud) for cloud in flat])
+    return results.reshape((*clouds.shape[:-2], *results.shape[1:]))
+
+
+def _directions(x: Tensor) -> Tensor:
+    """Unit rows; rows without a direction are left out. Scaled first, so that no square overflows."""
+    scale = x.abs().max()
+    norms = (x / torch.where(scale > 0, scale, 1.0)).norm(dim=-1)
+    kept = norms > 1e-6 * norms.square().mean().sqrt()
+    scaled = x[kept] / torch.where(scale > 0, scale, 1.0)
+    return scaled / norms[kept].unsqueeze(-1)
+
+
+def _mean_cosine(units: Tensor) -> Tensor:
+    n = len(units)
+    total = units.sum(0).square().sum()
+    return (total - n) / (n * (n - 1)) if n > 1 else total.new_tensor(torch.nan)
+
+
+def _contributions(units: Tensor) -> Tensor:
+    n = len(units)
+    parts = units.sum(0).square() - units.square().sum(0)
+    return parts / (n * (n - 1)) if n > 1 else torch.full_like(parts, torch.nan)
+
+
+def _share(top: Tensor, mean: Tensor) -> Tensor:
+    return torch.where(mean >= SHARE_FLOOR, top / mean, torch.nan)
+
+
+@functools.lru_cache(maxsize=8)
+def _upper(n: int, device: torch.device) -> Tensor:
+    rows, columns = torch.triu_indices(n, n, 1, device=device)
+    return rows * n + columns
+
+
+def _pairs(units: Tensor) -> Tensor:
+    """Cosines of all pairs i<j as one vector (n(n−1)/2,)."""
+    n = len(units)
+    if n < 2:
+        return units.new_full((1,), torch.nan)
+    return torch.take(units @ units.T, _upper(n, units.device))
+
+
+def _quantile(values: Tensor, q: float) -> Tensor:
+    """Exact quantile with linear interpolation; torch.quantile refuses more than 2^24 values."""
+    ordered = values.sort().values
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low].lerp(ordered[high], place - low)
+
+
+def _fine_counts(pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Bin of every pair and the counts, in 200·64 bins on [−1, 1]; monotone in the cosine."""
+    size = BINS * _FINE
+    codes = ((pairs + 1) * (size / 2)).nan_to_num().to(torch.int32).clamp_(0, size - 1)
+    return codes, torch.bincount(codes, minlength=size)
+
+
+def _coarse(counts: Tensor) -> Tensor:
+    return counts.view(BINS, _FINE).sum(1)
+
+
+def _counts_and_quantiles(pairs: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Histogram and exact quantiles without sorting all pairs: only the bins that hold them are sorted."""
+    codes, counts = _fine_counts(pairs)
+    places = [q * (len(pairs) - 1) for q in QUANTILES]
+    orders = torch.tensor([k for p in places for k in (int(p), min(int(p) + 1, len(pairs) - 1))])
+    orders = orders.to(pairs.device)
+    cumulative = counts.cumsum(0)
+    bins = torch.searchsorted(cumulative, orders, right=True)
+    wanted = torch.zeros(len(counts), dtype=torch.bool, device=pairs.device)
+    wanted[bins] = True
+    candidates = pairs[wanted[codes.long()]].sort().values
+    before = cumulative - torch.where(wanted, counts, 0).cumsum(0)  # pairs below, outside the wanted bins
+    found = candidates[orders - before[bins]].double()
+    quantiles = [found[2 * i].lerp(found[2 * i + 1], p - int(p)) for i, p in enumerate(places)]
+    return _coarse(counts), quantiles
+
+
+def _gram(units: Tensor) -> Tensor:
+    return units @ units.T
+
+
+def _centred(gram: Tensor) -> Tensor:
+    """Gram matrix of the rows minus their mean."""
+    rows = gram.mean(0, keepdim=True)
+    return gram - rows - rows.T + gram.mean()
+
+
+def _eigenvalues(gram: Tensor) -> Tensor:
+    """Eigenvalues, ascending; what rounding makes negative is 0."""
+    return torch.linalg.eigvalsh(gram).clamp_min(0)
+
+
+def _spectral(gram: Tensor) -> Tensor:
+    return _spectral_values(_eigenvalues(gram), centred=True)
+
+
+def _spectral_values(eigenvalues: Tensor, *, centred: bool) -> Tensor:
+    """exp H(σ/Σσ), σ = sqrt(λ). Centring has a null direction whose rounding noise would count as a σ."""
+    values = eigenvalues[1:] if centred else eigenvalues
+    return _entropy(values.sqrt())
+
+
+def _entropy(weights: Tensor) -> Tensor:
+    """Exponential of the Shannon entropy of non-negative weights; NaN if they are all 0."""
+    total = weights.sum()
+    if len(weights) == 0 or not bool(total > 0):
+        return torch.full((), torch.nan, dtype=torch.float64)
+    p = weights / total
+    return torch.exp(-torch.special.xlogy(p, p).sum())

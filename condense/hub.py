@@ -1,0 +1,170 @@
+"""Checkpoints by hub id: which files, how large, is there room, and what went wrong. Nothing unasked.
+
+Only the top-level files a measurement needs are fetched: config, tokenizer, generation config and the
+safetensors weights (never a second copy in another format).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from condense.errors import CondenseError, RunError, UnavailableError
+
+_SMALL = (
+    "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "*.model", "chat_template*", "tekken.json", "modules.json",
+    "adapter_config.json", "sentence_bert_config.json",
+)  # fmt: skip
+_MARGIN = 1.2
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A snapshot on disk and the commit it is of."""
+
+    path: Path
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a repository that would be fetched, with their sizes in bytes."""
+
+    files: tuple[tuple[str, int], ...]
+    revision: str | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(size for _, size in self.files)
+
+
+Announce = Callable[[str], None]
+
+
+def to_stderr(line: str) -> None:
+    """Say a line where progress goes."""
+    sys.stderr.write(f"{line}\n")
+
+
+def fetch(
+    repo: str,
+    revision: str | None,
+    token: str | None,
+    offline: bool,
+    *,
+    allow_pickle: bool = False,
+    code: bool = False,
+    weights: bool = True,
+    tokenizer_only: bool = False,
+    announce: Announce = to_stderr,
+) -> Fetched:
+    """Fetch what is needed of a repository into the hub's own cache and return the folder.
+
+    Prints size and free disk first. UnavailableError tells missing, gated, private and offline apart;
+    RunError if the disk is too small.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    if offline or constants.HF_HUB_OFFLINE:
+        with _explained(repo):
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        return Fetched(folder, folder.name)
+    listing = list_files(repo, revision, token, allow_pickle, code, weights and not tokenizer_only)
+    names = [name for name, _ in listing.files]
+    _check_room(repo, listing, Path(constants.HF_HUB_CACHE), announce)
+    with _explained(repo):
+        folder = Path(snapshot_download(repo, revision=listing.revision, token=token, allow_patterns=names))
+    return Fetched(folder, listing.revision)
+
+
+def list_files(
+    repo: str, revision: str | None, token: str | None, allow_pickle: bool, code: bool, weights: bool = True
+) -> Listing:
+    """What `fetch` would download: names and sizes."""
+    from huggingface_hub import HfApi
+
+    with _explained(repo):
+        info = HfApi(token=token).model_info(repo, revision=revision, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
+    chosen = needed(tuple(sizes), allow_pickle, code, weights)
+    return Listing(tuple((name, sizes[name]) for name in chosen), info.sha)
+
+
+def needed(names: Sequence[str], allow_pickle: bool = False, code: bool = False, weights: bool = True) -> list[str]:
+    """Of the top-level files of a repository, those that a measurement reads."""
+    patterns = [*_SMALL, *(("*.py",) if code else ())]
+    chosen = {name for name in names for pattern in patterns if fnmatch.fnmatch(name, pattern)}
+    if weights:
+        whole = [name for name in names if name in ("model.safetensors", "adapter_model.safetensors")]
+        shards = [name for name in names if fnmatch.fnmatch(name, "model-*-of-*.safetensors")]
+        index = [name for name in names if name == "model.safetensors.index.json"]
+        pickles = [name for name in names if fnmatch.fnmatch(name, "pytorch_model*.bin*")]
+        chosen |= set(whole or [*shards, *index] or (pickles if allow_pickle else []))
+    return sorted(chosen)
+
+
+def _check_room(repo: str, listing: Listing, cache: Path, announce: Announce) -> None:
+    place = cache
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    announce(f"{repo}: {len(listing.files)} files, {_bytes(listing.size)}; free disk {_bytes(free)} in {place}")
+    if free < _MARGIN * listing.size:
+        raise RunError(
+            f"not enough disk for {repo}: {_bytes(listing.size)} needed, {_bytes(free)} free in {place}",
+            "free some space or set HF_HOME to another disk",
+        )
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+@contextlib.contextmanager
+def _explained(repo: str) -> Iterator[None]:
+    """Turn the hub client's failures into one line each that says what to do."""
+    try:
+        yield
+    except CondenseError:
+        raise
+    except Exception as error:  # the client raises kinds of four libraries; explain() tells them apart
+        raise explain(error, repo) from error
+
+
+def explain(error: Exception, repo: str) -> CondenseError:
+    """The line a user reads for a failure of the hub client."""
+    from huggingface_hub import errors
+
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 8:
+        chain.append(cause)
+
+    def any_of(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    if any_of(errors.GatedRepoError):
+        return UnavailableError(
+            f"{repo} is gated", f"accept its terms on huggingface.co/{repo}, then set HF_TOKEN or run: hf auth login"
+        )
+    if any_of(errors.RevisionNotFoundError):
+        return UnavailableError(f"{repo} has no such revision", "look at its branches and tags")
+    if any_of(errors.RepositoryNotFoundError):
+        return UnavailableError(
+            f"{repo} is not on the hub, or it is private", "check the spelling; for a private one set HF_TOKEN"
+        )
+    if any_of(errors.HFValidationError):
+        return UnavailableError(f"{repo!r} is neither a file, a folder nor a hub id")
+    if any_of(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
+        return UnavailableError(
+            f"{repo} is not in the local cache and the hub is not used or not reachable (offline)",
+            "check the spelling, give a folder, or go online without --offline and HF_HUB_OFFLINE",
+        )
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return UnavailableError(f"cannot reach the hub for {repo}: {line}", "try again, or use --offline with a cached model")

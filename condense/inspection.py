@@ -1,0 +1,191 @@
+"""What is in a checkpoint folder, before anything is loaded or built. Standard library only.
+
+Checkpoints are untrusted: names are checked, headers are read instead of tensors, and a config that
+does not fit the weights is refused here, where it costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from condense.errors import UnavailableError
+
+PICKLE_HINT = "ask its author for safetensors, or pass --allow-pickle if you trust it"
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+    "tekken.json",
+)  # fmt: skip
+_IMPLEMENTATION = re.compile(r"(attn|attention|experts|kernel)\w*_implementation\w*|_attn_implementation\w*")
+_BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)\.")
+_DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_MAX_HEADER = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A checkpoint folder on disk: its config and the files its weights are in."""
+
+    path: Path
+    config: dict[str, Any]
+    weights: tuple[Path, ...]
+    has_tokenizer: bool
+    contrastive: bool
+
+    @property
+    def is_pickle(self) -> bool:
+        """True if the weights can only be read by unpickling."""
+        return bool(self.weights) and self.weights[0].suffix != ".safetensors"
+
+
+def is_path(name: str) -> bool:
+    """True if MODEL is meant as a place on disk rather than a hub id."""
+    path = Path(name).expanduser()
+    looks = name.startswith((".", "/", "~")) or name.endswith((".gguf", ".safetensors", ".bin", ".pt", "/"))
+    return path.exists() or looks or name.count("/") > 1
+
+
+def open_folder(path: Path) -> Folder:
+    """Read the config and find the weights; UnavailableError for what is missing, unsafe or damaged."""
+    if not path.exists():
+        raise UnavailableError(f"no such file or directory: {path}", "give a hub id, a folder or a .gguf file")
+    if not path.is_dir():
+        raise UnavailableError(f"{path} is not a checkpoint folder or a .gguf file")
+    config = read_config(path)
+    return Folder(path, config, _weights(path), has_tokenizer(path), (path / "modules.json").exists())
+
+
+def has_tokenizer(path: Path) -> bool:
+    """True if a tokenizer's own files (not only its config) are in the folder."""
+    return any((path / name).exists() for name in _TOKENIZER_FILES)
+
+
+def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
+    """Parse and check config.json; it may neither name code to fetch nor ask for nonsense."""
+    file = path / name
+    if not file.exists():
+        raise UnavailableError(f"no {name} in {path}", "is it a Hugging Face checkpoint folder?")
+    _refuse_pointer(file)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError):
+        raise UnavailableError(f"{file} is not JSON", "the file is damaged: fetch it again") from None
+    if not isinstance(config, dict):
+        raise UnavailableError(f"{file} is not a JSON object")
+    for key, value in _walk(config):
+        if _IMPLEMENTATION.fullmatch(key) and isinstance(value, str) and "/" in value:
+            raise UnavailableError(
+                f"{name} asks for a remote kernel ({key} = {value})", "remove that key; condense runs no foreign code"
+            )
+        if key in _DEPTH_KEYS and isinstance(value, int) and value < 1:
+            raise UnavailableError(f"{name} asks for {value} layers ({key})", "the config is damaged")
+    return config
+
+
+def _walk(config: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield str(key), value
+            yield from _walk(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _walk(value)
+
+
+def _weights(path: Path) -> tuple[Path, ...]:
+    index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").exists():
+        return (path / "model.safetensors",)
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError, UnicodeDecodeError):
+            raise UnavailableError(f"{index} is not a shard index", "the file is damaged: fetch it again") from None
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or name in ("", "..", "."):
+                raise UnavailableError(f"{index.name} names a shard outside the folder: {name}")
+            if not (path / name).exists():
+                raise UnavailableError(f"shard {name} is missing in {path}", "the download is incomplete")
+        return tuple(path / name for name in names)
+    pickles = sorted(path.glob("pytorch_model*.bin"))
+    return tuple(pickles)
+
+
+def check_weights(folder: Folder, *, allow_pickle: bool = False) -> None:
+    """Read the headers of the weights: complete files, and as many layers as the config says."""
+    if not folder.weights:
+        raise UnavailableError(f"no weights in {folder.path}", "expected model.safetensors or its shards")
+    if folder.is_pickle:
+        if not allow_pickle:
+            raise UnavailableError(f"{folder.path} has pickled weights only ({folder.weights[0].name})", PICKLE_HINT)
+        for file in folder.weights:
+            _refuse_pointer(file)
+        return
+    names = [name for file in folder.weights for name in safetensors_header(file)]
+    _check_depth(names, folder.config)
+
+
+def safetensors_header(file: Path) -> dict[str, Any]:
+    """Names, types and shapes of the tensors of a safetensors file, from its header alone."""
+    _refuse_pointer(file)
+    broken = UnavailableError(f"{file.name} is truncated or not safetensors", "fetch the file again")
+    try:
+        with file.open("rb") as stream:
+            (size,) = struct.unpack("<Q", stream.read(8))
+            if size > _MAX_HEADER:
+                raise broken
+            header = json.loads(stream.read(size))
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    except (OSError, struct.error, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise broken from None
+    if file.stat().st_size < 8 + size + max(ends, default=0):
+        raise broken
+    return {key: entry for key, entry in header.items() if key != "__metadata__"}
+
+
+def _refuse_pointer(file: Path) -> None:
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(24)
+    except OSError as error:
+        raise UnavailableError(f"cannot read {file}: {error.strerror or error}") from None
+    if head.startswith(b"version https://git-lfs"):
+        raise UnavailableError(f"{file.name} is a Git LFS pointer, not the file itself", "run: git lfs pull")
+
+
+def _check_depth(names: list[str], config: dict[str, Any]) -> None:
+    """The number of blocks named in the weights must be the config's, in every list of blocks."""
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    asked = next((text[key] for key in _DEPTH_KEYS if isinstance(text.get(key), int)), None)
+    if asked is None or config.get("is_encoder_decoder") or config.get("num_hidden_groups"):
+        return
+    found: dict[str, int] = {}
+    for name in names:
+        match = _BLOCK.search(name)
+        if match and "vision" not in name and "visual" not in name:
+            prefix = name[: match.start(1)]
+            found[prefix] = max(found.get(prefix, 0), int(match.group(1)) + 1)
+    deepest = max(found.values(), default=None) if found else None
+    if deepest is not None and deepest != asked:
+        raise UnavailableError(
+            f"config.json says {asked} layers, the weights hold {deepest}",
+            "config and weights do not belong together; a truncated or half-random model is not measured",
+        )
+
+
+def sha256(files: tuple[Path, ...]) -> str:
+    """sha256 of a file, or of the sorted hashes of several (shards)."""
+    hashes = []
+    for file in files:
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while chunk := stream.read(2**22):
+                digest.update(chunk)
+        hashes.append(digest.hexdigest())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()

@@ -1,0 +1,154 @@
+"""Records to JSON and back, driven by the dataclasses themselves; files written whole or not at all.
+
+Standard library only. A float that is not finite is refused (`allow_nan=False`): an undefined number is
+None with a reason beside it, decided where it is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from condense.errors import RunError, UnavailableError, UsageError
+
+T = TypeVar("T")
+
+
+def encode(value: object) -> Any:
+    """Turn a record into JSON values; fields left at a default of None are omitted."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        pairs = ((field, getattr(value, field.name)) for field in fields)
+        return {f.name: encode(v) for f, v in pairs if not (v is None and f.default is None)}
+    if isinstance(value, Mapping):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [encode(item) for item in value]
+    return value
+
+
+def decode(kind: Any, data: Any, where: str = "") -> Any:
+    """Turn JSON values into a record of type `kind`; ValueError names the place that does not fit."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return data
+    if origin in (Union, types.UnionType):
+        return _decode_union(args, data, where)
+    if origin is Literal:
+        if data not in args:
+            raise ValueError(f"{where or 'value'} is {data!r}, not one of {', '.join(map(str, args))}")
+        return data
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _decode_record(kind, data, where)
+    if origin is tuple:
+        _expect(isinstance(data, list), where, "a list")
+        return tuple(decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        _expect(isinstance(data, dict), where, "an object")
+        return {key: decode(args[1], item, f"{where}.{key}") for key, item in data.items()}
+    return _decode_plain(kind, data, where)
+
+
+def _decode_plain(kind: Any, data: Any, where: str) -> Any:
+    if kind is float:
+        _expect(isinstance(data, int | float) and not isinstance(data, bool), where, "a number")
+        return float(data)
+    if kind is int:
+        _expect(isinstance(data, int) and not isinstance(data, bool), where, "a whole number")
+    elif kind in (str, bool):
+        _expect(isinstance(data, kind), where, "a string" if kind is str else "true or false")
+    else:
+        raise TypeError(f"no JSON form for {kind!r}")
+    return data
+
+
+def _decode_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
+    if data is None and type(None) in args:
+        return None
+    kinds = [kind for kind in args if kind is not type(None)]
+    if len(kinds) == 1:
+        return decode(kinds[0], data, where)
+    for kind in kinds:
+        if isinstance(kind, type) and type(data) is kind:
+            return data
+    raise ValueError(f"{where or 'value'} has the wrong type ({type(data).__name__})")
+
+
+def _decode_record(kind: type, data: Any, where: str) -> Any:
+    _expect(isinstance(data, dict), where, "an object")
+    hints = get_type_hints(kind)
+    values = {}
+    for field in dataclasses.fields(kind):
+        place = f"{where}.{field.name}" if where else field.name
+        if field.name in data:
+            values[field.name] = decode(hints[field.name], data[field.name], place)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{place} is missing")
+    return kind(**values)
+
+
+def _expect(holds: bool, where: str, what: str) -> None:
+    if not holds:
+        raise ValueError(f"{where or 'value'} is not {what}")
+
+
+def dumps(value: object) -> str:
+    """Write a record as JSON text; the same record gives the same bytes."""
+    return json.dumps(encode(value), allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a saved run of any schema; UnavailableError where the file is missing, broken or not one."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnavailableError(f"no such run file: {path}", "run condense analyze MODEL --json FILE") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnavailableError(f"cannot read {path}: {error}") from None
+    except ValueError:
+        raise UnavailableError(f"{path} is not JSON", "is it a file that condense wrote?") from None
+    if not isinstance(data, dict) or not isinstance(data.get("schema"), str):
+        raise UnavailableError(f"{path} is not a saved condense run (it has no schema)")
+    return data
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: beside it first, flushed, then renamed over it."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}", "choose another place") from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise _write_error(path, error) from None
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+
+
+def _write_error(path: Path, error: OSError) -> Exception:
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(f"disk full while writing {path}", "free some space and run again")
+    return UsageError(f"cannot write {path}: {error.strerror or error}", "choose another place")
