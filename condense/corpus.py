@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,3 +221,9 @@ def check_ids(ids: Tensor, rows: int) -> None:
             f"token id {largest} is beyond the embedding's {rows} rows",
             "tokenizer and model do not belong together: pass --tokenizer",
         )
+
+
+def without_names(windows: Windows) -> Windows:
+    """The same windows with numbers for names and no source path: nothing of the corpus is told."""
+    names = tuple(f"text {number}" for number in range(len(windows)))
+    return replace(windows, info=replace(windows.info, windows=names, source="not told"))

@@ -135,7 +135,7 @@ def mean_cosine(states: Tensor, mask: Tensor | None = None) -> Tensor:
     """How far token directions agree: the mean cosine over pairs of different tokens.
 
     Needs no matrix of pairs: its cost is O(S d). On one cone of mean cosine .5 or more its gradient is at
-    least .998 aligned with that of `angular`; on several cones less (.96 on two), the slopes differing by pair.
+    least .998 aligned with that of `angular`; on several cones less (.96 on two): the slopes differ by pair.
 
     Shapes: states (B, S, d), mask (B, S) -> scalar.
     Range: [-1 / (n-1), 1]; 1 if all directions agree, about 0 if they are random.

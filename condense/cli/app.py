@@ -1,0 +1,79 @@
+"""The door: `condense` and what holds for all its commands. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from condense.cli import analyze as analyzing
+from condense.cli import report as reporting
+from condense.cli import settings
+from condense.cli.running import MANNER, reported
+from condense.version import __version__
+
+app = typer.Typer(
+    name="condense",
+    help="The truth about how condensed a language model's token states are, and a treatment.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+)
+app.command("analyze")(analyzing.analyze)
+app.command("report")(reporting.report)
+app.command("demo")(analyzing.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"condense {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def everything(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Settings; else condense.toml or pyproject.toml here.")
+    ] = None,
+) -> None:
+    """Set what holds for all commands; options come from flags, then the environment, then the settings file."""
+    MANNER.quiet, MANNER.debug = quiet, debug
+    with reported():
+        context.default_map = settings.defaults(_keys(context), settings.read_file(settings.find_file(config)))
+
+
+def _keys(context: typer.Context) -> dict[str, dict[str, str]]:
+    """For each command, the keys that a settings file may hold and the parameters they set."""
+    group: Any = context.command
+    return {name: _options(command) for name, command in group.commands.items()}
+
+
+def _options(command: Any) -> dict[str, str]:
+    keys = {}
+    for parameter in command.params:
+        for flag in getattr(parameter, "opts", ()):
+            if flag.startswith("--"):
+                keys[flag[2:].replace("-", "_")] = parameter.name
+    return keys
+
+
+def main() -> None:
+    """Run the command line; the console script and `python -m condense` call this."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+    app()

@@ -1,0 +1,90 @@
+"""The files a command writes: checked before any work, written whole, never over somebody else's file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from condense.errors import UsageError
+from condense.records import Diagnosis
+from condense.serial import write_text
+
+NAMES = {"json": "diagnosis.json", "html": "report.html", "md": "report.md", "csv": "layers.csv"}
+_OURS = (b'{"schema":"condense.', b'content="condense', b"site,stack,index,depth", b"# condense")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a diagnosis is to be written, by kind."""
+
+    json: Path | None = None
+    html: Path | None = None
+    md: Path | None = None
+    csv: Path | None = None
+    plotlyjs: Literal["inline", "cdn", "none"] = "inline"
+
+    def paths(self) -> list[Path]:
+        """All files that will be written."""
+        return [path for path in (self.json, self.html, self.md, self.csv) if path is not None]
+
+    def write(self, diagnosis: Diagnosis) -> list[Path]:
+        """Write what was asked for and return the files."""
+        from condense.page.markdown import diagnosis_markdown
+        from condense.page.table import layers_csv
+
+        if self.json:
+            diagnosis.to_json(self.json)
+        if self.csv:
+            write_text(self.csv, layers_csv(diagnosis))
+        if self.md:
+            write_text(self.md, diagnosis_markdown(diagnosis))
+        if self.html:
+            diagnosis.to_html(self.html, plotlyjs=self.plotlyjs)
+        return self.paths()
+
+
+def plan_outputs(
+    folder: Path | None,
+    files: dict[str, Path | None],
+    *,
+    force: bool,
+    plotlyjs: Literal["inline", "cdn", "none"] = "inline",
+) -> Outputs:
+    """Join -o DIR and the single files; UsageError if one cannot be written or is not ours to replace."""
+    chosen = {kind: files.get(kind) or (folder / name if folder else None) for kind, name in NAMES.items()}
+    if folder is not None:
+        check_folder(folder, force=force)
+    for path in chosen.values():
+        if path is not None:
+            check_file(path, force=force)
+    return Outputs(**chosen, plotlyjs=plotlyjs)
+
+
+def check_folder(folder: Path, *, force: bool) -> None:
+    """Refuse a folder that is a file, or holds anything and was not forced."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, not a folder", "choose another --output")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise UsageError(f"{folder} is not empty", "choose another --output, or pass --force to write into it")
+
+
+def check_file(path: Path, *, force: bool) -> None:
+    """Refuse a place that cannot be written, or a file that condense did not write."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", "give a file name")
+    parent = next(place for place in path.absolute().parents if place.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: {parent} is not writable", "choose another place")
+    if path.exists() and not force and not _is_ours(path):
+        raise UsageError(f"{path} exists and was not written by condense", "choose another name, or pass --force")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return False
+    return not head or any(mark in head for mark in _OURS)

@@ -1,0 +1,140 @@
+"""What every command does around its work: one line for a failure, progress on stderr, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from condense.errors import CondenseError
+from condense.page.escape import for_terminal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERRUPTED = 130
+INTERNAL = 4
+
+
+@dataclass
+class Manner:
+    """How this run talks: `quiet` shows no progress, `debug` shows tracebacks."""
+
+    quiet: bool = False
+    debug: bool = False
+
+
+MANNER = Manner()
+
+
+def say(line: str) -> None:
+    """A line on stderr, with whatever came from outside made harmless."""
+    sys.stderr.write(for_terminal(line) + "\n")
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Turn every failure into one or two lines on stderr and the exit code of the contract."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        say("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except Exception as error:
+        if MANNER.debug:
+            traceback.print_exc()
+        raise typer.Exit(_explain(error)) from None
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, CondenseError):
+        say(f"condense: {error}")
+        if error.hint:
+            say(f"  {error.hint}")
+        return error.exit_code
+    if _is_out_of_memory(error):
+        say("condense: out of memory")
+        say("  lower --batch-size or --max-length, or use --dtype bfloat16 or --device cpu")
+        return INTERNAL
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    say(f"condense: internal error ({type(error).__name__}): {line}")
+    say("  run again with --debug for the traceback, and please report it")
+    return INTERNAL
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def console() -> Console:
+    """Where results go: stdout, 80 columns when it is not a terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, emoji=False, markup=False, soft_wrap=False)
+
+
+def quieten_libraries() -> None:
+    """Progress and chatter of the model libraries would fight ours; failures still arrive as exceptions."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import logging
+    import warnings
+
+    if not MANNER.debug:
+        warnings.simplefilter("ignore")
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+OnText = Callable[[int, int], None]
+
+
+@contextlib.contextmanager
+def working(title: str) -> Iterator[None]:
+    """A spinner on stderr while something of unknown length happens."""
+    if MANNER.quiet:
+        yield
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True, markup=False, emoji=False).status(Text(for_terminal(title))):
+        yield
+
+
+@contextlib.contextmanager
+def counting(title: str) -> Iterator[OnText]:
+    """A progress bar on stderr with the time left; yields the callback on_text(done, total)."""
+    if MANNER.quiet:
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=30), MofNCompleteColumn(),
+        TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(for_terminal(title), total=None)
+
+        def on_text(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield on_text

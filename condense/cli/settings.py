@@ -1,0 +1,80 @@
+"""Defaults from a file and the environment: default < condense.toml < CONDENSE_<SECTION>__<KEY> < flag."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from condense.errors import UsageError
+
+PREFIX = "CONDENSE_"
+FLAGS_ONLY = ("trust_remote_code", "allow_pickle", "token")
+
+
+def find_file(named: Path | None) -> Path | None:
+    """The settings file: the one named, else condense.toml, else a pyproject.toml with [tool.condense], here."""
+    if named is not None:
+        if not named.exists():
+            raise UsageError(f"no such settings file: {named}")
+        return named
+    if Path("condense.toml").exists():
+        return Path("condense.toml")
+    project = Path("pyproject.toml")
+    return project if project.exists() and "condense" in _parsed(project).get("tool", {}) else None
+
+
+def read_file(path: Path | None) -> dict[str, Any]:
+    """The sections of a settings file ({} without one)."""
+    if path is None:
+        return {}
+    data = _parsed(path)
+    if path.name == "pyproject.toml":
+        data = data.get("tool", {}).get("condense", {})
+    return data
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+
+
+def defaults(
+    commands: Mapping[str, Mapping[str, str]], file: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+) -> dict[str, dict[str, Any]]:
+    """Defaults per command and parameter, from a file's sections and the environment.
+
+    commands: for each command its keys (`max_length`) and the parameters they set. UsageError names an
+    unknown key and the nearest known one.
+    """
+    found: dict[str, dict[str, Any]] = {name: {} for name in commands}
+    for section, keys in commands.items():
+        table = file.get(section, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"[{section}] in the settings file is not a table")
+        for key, value in table.items():
+            name = key.replace("-", "_")
+            if section == "check" and isinstance(value, dict):
+                continue  # tables of assertions, read by the gate itself
+            if name in FLAGS_ONLY:
+                raise UsageError(f"{key} is only taken as a flag, never from a file", f"pass --{key.replace('_', '-')}")
+            found[section][_known(name, keys, f"[{section}]")] = value
+    for variable, text in environment.items():
+        section, separator, key = variable.removeprefix(PREFIX).lower().partition("__")
+        if variable.startswith(PREFIX) and separator and section in commands:
+            found[section][_known(key, commands[section], variable)] = text
+    return found
+
+
+def _known(name: str, keys: Mapping[str, str], where: str) -> str:
+    if name in keys:
+        return keys[name]
+    near = difflib.get_close_matches(name, list(keys), n=1)
+    raise UsageError(f"unknown key {name!r} in {where}", f"did you mean {near[0]}?" if near else "see condense --help")

@@ -1,0 +1,1 @@
+"""Pages: records in, text out; no arithmetic but scaling for drawing."""

@@ -1,0 +1,248 @@
+"""Charts as plain values: what is drawn, and the same as a plotly figure. No numbers are made here.
+
+A `Chart` says what is to be seen; `plotly_figure` turns it into plotly JSON and `condense.page.sketch` into
+a static SVG. Colours are names (`@accent`) that the page resolves for the light, dark and printed skin, so
+that a chart is described once. `plotly.graph_objects` is not needed and not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from condense.page.escape import for_terminal
+
+Values = Sequence[float | None]
+DASHES = {"solid": "solid", "dash": "dash", "dot": "dot", "longdash": "longdash", "dashdot": "dashdot"}
+SYMBOLS = {"circle": "circle", "square": "square", "diamond": "diamond", "triangle": "triangle-up", "none": ""}
+PATTERNS = ("", "/", "x", ".", "\\")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The horizontal axis: one place per label, `gap` empty places before the last `apart` of them."""
+
+    labels: tuple[str, ...]
+    ticks: tuple[str, ...]
+    title: str = "depth"
+    apart: int = 0
+    gap: int = 0
+
+    def position(self, index: int) -> int:
+        """Where the place with this index is drawn."""
+        return index + (self.gap if index >= len(self.labels) - self.apart else 0)
+
+    @property
+    def places(self) -> list[str]:
+        """All places in order; the gap is made of invisible ones (zero-width names, each its own)."""
+        inner = len(self.labels) - self.apart
+        return [*self.labels[:inner], *("\u200b" * (i + 1) for i in range(self.gap)), *self.labels[inner:]]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve: values along the axis (None where undefined), an optional interval, how it is drawn."""
+
+    name: str
+    values: Values
+    ink: str = "accent"
+    low: Values | None = None
+    high: Values | None = None
+    dash: str = "solid"
+    symbol: str = "none"
+    width: float = 2.0
+    digits: int = 3
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A heatmap: one column of values per place on the axis, rows from `bottom` to `top`."""
+
+    columns: tuple[Values, ...]
+    bottom: float
+    top: float
+    name: str
+    peak: float
+
+    def row_centres(self) -> list[float]:
+        """The middle of each row."""
+        rows = len(self.columns[0]) if self.columns else 0
+        step = (self.top - self.bottom) / rows if rows else 0.0
+        return [round(self.bottom + (row + 0.5) * step, 6) for row in range(rows)]
+
+
+@dataclass(frozen=True)
+class Shade:
+    """A stretch of the axis set off from the rest, with a word on what it is."""
+
+    first: int
+    last: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What one drawing shows: curves, stacked bars or cells over one axis."""
+
+    id: str
+    axis: Axis
+    y_title: str
+    series: tuple[Series, ...] = ()
+    bars: tuple[Series, ...] = ()
+    cells: Cells | None = None
+    y_range: tuple[float, float] | None = None
+    log: bool = False
+    edges: tuple[tuple[float, str], ...] = ()
+    shade: Shade | None = None
+    height: int = 360
+
+
+def plotly_figure(chart: Chart) -> dict[str, Any]:
+    """The chart as plotly JSON `{id, height, data, layout}`, colours still by name."""
+    data = [_cells(chart.cells, chart.axis)] if chart.cells else []
+    data += [_bar(bar, rank, chart.axis) for rank, bar in enumerate(chart.bars)]
+    for series in chart.series:
+        data += _curve(series, chart)
+    return {"id": chart.id, "height": chart.height, "data": data, "layout": _layout(chart)}
+
+
+def _curve(series: Series, chart: Chart) -> list[dict[str, Any]]:
+    """The traces of a curve: its interval band, the line over the joined places, a marker where set apart."""
+    axis, inner = chart.axis, len(chart.axis.labels) - chart.axis.apart
+    band = _band(series, axis, inner)
+    line = {
+        "color": f"@{series.ink}", "width": series.width, "dash": DASHES[series.dash],
+    }  # fmt: skip
+    mode = "lines" if series.symbol == "none" else "lines+markers"
+    traces = [_trace(series, chart, 0, inner) | {"mode": mode, "line": line}]
+    if chart.cells:  # a halo, so that the line is seen on cells of any colour
+        halo = {"mode": "lines", "line": line | {"color": "@paper", "width": series.width + 3}, "hoverinfo": "skip"}
+        traces.insert(0, {k: v for k, v in (traces[0] | halo).items() if k not in ("hovertemplate", "customdata")})
+    if axis.apart:
+        traces.append(_trace(series, chart, inner, len(axis.labels)) | {"mode": "markers"})
+    return [*band, *traces]
+
+
+def _trace(series: Series, chart: Chart, start: int, stop: int) -> dict[str, Any]:
+    symbol = SYMBOLS[series.symbol] or "circle"
+    apart = start > 0
+    interval = series.low is not None and series.high is not None
+    number = f"%{{y:.{series.digits}f}}"
+    if interval:
+        number += f" [%{{customdata[0]:.{series.digits}f}}, %{{customdata[1]:.{series.digits}f}}]"
+    trace = {
+        "type": "scatter", "x": list(chart.axis.labels[start:stop]), "y": _short(series.values[start:stop]),
+        "name": _label(series.name), "showlegend": False, "connectgaps": False,
+        "hovertemplate": number,
+        "marker": {
+            "symbol": f"{symbol}-open" if apart else symbol, "size": 9 if apart else 5, "color": f"@{series.ink}",
+            "line": {"color": f"@{series.ink}", "width": 1.75 if apart else 0},
+        },
+    }  # fmt: skip
+    if interval:
+        pairs = zip(_short((series.low or ())[start:stop]), _short((series.high or ())[start:stop]), strict=True)
+        trace["customdata"] = [list(pair) for pair in pairs]
+    return trace
+
+
+def _band(series: Series, axis: Axis, inner: int) -> list[dict[str, Any]]:
+    if series.low is None or series.high is None:
+        return []
+    shape = {
+        "type": "scatter", "x": list(axis.labels[:inner]), "mode": "lines", "hoverinfo": "skip", "showlegend": False,
+        "line": {"width": 0, "color": f"@{series.ink}"},
+    }  # fmt: skip
+    return [
+        shape | {"y": _short(series.low[:inner])},
+        shape | {"y": _short(series.high[:inner]), "fill": "tonexty", "fillcolor": f"@{series.ink}/0.22"},
+    ]
+
+
+def _bar(bar: Series, rank: int, axis: Axis) -> dict[str, Any]:
+    """A layer of stacked bars; told apart by a pattern as well as by colour."""
+    return {
+        "type": "bar", "x": list(axis.labels), "y": _short(bar.values), "name": _label(bar.name), "showlegend": False,
+        "hovertemplate": f"%{{y:.{bar.digits}f}}",
+        "marker": {
+            "color": f"@{bar.ink}", "line": {"width": 0},
+            "pattern": {"shape": PATTERNS[rank % len(PATTERNS)] if bar.symbol != "none" else "", "size": 5,
+                        "solidity": 0.28, "fgcolor": "@paper", "fillmode": "overlay"},
+        },
+    }  # fmt: skip
+
+
+def _cells(cells: Cells, axis: Axis) -> dict[str, Any]:
+    rows = [_short([column[row] for column in cells.columns]) for row in range(len(cells.columns[0]))]
+    return {
+        "type": "heatmap", "x": list(axis.labels), "y": cells.row_centres(), "z": rows, "zmin": 0, "zmax": cells.peak,
+        "colorscale": "@scale", "showscale": False, "hoverongaps": False, "name": _label(cells.name),
+        "hovertemplate": "cosine %{y:.2f}: %{z:.1f} % of pairs",
+    }  # fmt: skip
+
+
+def _layout(chart: Chart) -> dict[str, Any]:
+    axis = chart.axis
+    places = axis.places
+    right = 62 if chart.edges else 12
+    title = {"text": _label(chart.y_title), "font": {"size": 12, "color": "@muted"}, "standoff": 8}
+    return {
+        "margin": {"l": 52, "r": right, "t": 18, "b": 42}, "paper_bgcolor": "@clear", "plot_bgcolor": "@clear",
+        "font": {"family": "@sans", "size": 12, "color": "@ink"}, "showlegend": False, "barmode": "relative",
+        "bargap": 0.18, "dragmode": False, "hovermode": "closest" if chart.cells else "x unified",
+        "hoverlabel": {"bgcolor": "@paper", "bordercolor": "@rule", "font": {"color": "@ink", "size": 12}},
+        "xaxis": {
+            "type": "category", "categoryorder": "array", "categoryarray": places, "fixedrange": True,
+            "range": [-0.7, len(places) - 0.3], "showgrid": False, "zeroline": False, "ticks": "outside",
+            "ticklen": 4, "tickcolor": "@rule", "linecolor": "@rule", "showline": True, "tickangle": 0,
+            "tickvals": [label for label, tick in zip(axis.labels, axis.ticks, strict=True) if tick],
+            "ticktext": [tick for tick in axis.ticks if tick], "tickfont": {"color": "@muted"},
+            "title": {"text": _label(axis.title), "font": {"size": 12, "color": "@muted"}, "standoff": 6},
+        },
+        "yaxis": {
+            "type": "log" if chart.log else "linear", "title": title, "gridcolor": "@grid", "zeroline": False,
+            "fixedrange": True, "tickfont": {"color": "@muted"}, "nticks": 6,
+            **({"dtick": 1, "exponentformat": "none"} if chart.log else {}),
+            **({"range": list(chart.y_range)} if chart.y_range else {"rangemode": "normal" if chart.log else "tozero"}),
+        },
+        "shapes": _shapes(chart), "annotations": _annotations(chart),
+    }  # fmt: skip
+
+
+def _shapes(chart: Chart) -> list[dict[str, Any]]:
+    shapes: list[dict[str, Any]] = [
+        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "layer": "below",
+         "line": {"color": "@edge", "width": 1, "dash": "dot"}}
+        for value, _ in chart.edges
+    ]  # fmt: skip
+    if chart.shade:
+        shapes.append(
+            {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "x0": chart.shade.first - 0.5,
+             "x1": chart.shade.last + 0.5, "fillcolor": "@shade", "line": {"width": 0}, "layer": "below"}
+        )  # fmt: skip
+    return shapes
+
+
+def _annotations(chart: Chart) -> list[dict[str, Any]]:
+    plain = {"showarrow": False, "font": {"size": 11, "color": "@muted"}}
+    notes: list[dict[str, Any]] = [
+        plain | {"xref": "paper", "x": 1, "xanchor": "left", "xshift": 4, "y": value, "yanchor": "middle", "text": _label(label)}
+        for value, label in chart.edges
+    ]  # fmt: skip
+    if chart.shade:
+        notes.append(
+            plain | {"yref": "paper", "y": 1, "yanchor": "bottom", "x": chart.shade.last + 0.5, "xanchor": "right",
+                     "text": _label(chart.shade.label)}
+        )  # fmt: skip
+    return notes
+
+
+def _short(values: Values) -> list[float | None]:
+    """Five significant digits are enough for drawing."""
+    return [None if value is None else float(f"{value:.5g}") for value in values]
+
+
+def _label(text: str) -> str:
+    """Text that plotly shows as it is: it would take <b>, <a> and <br> for markup."""
+    return escape(for_terminal(text))
