@@ -85,14 +85,16 @@ def find_stacks(model: nn.Module) -> tuple[Stack, ...]:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The transformers model inside PEFT, data-parallel or compiled wrappers."""
+    inner: Any = model
     for _ in range(4):
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        elif isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "config"):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-    return model
+        if hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif isinstance(getattr(inner, "module", None), nn.Module) and not hasattr(inner, "config"):
+            inner = inner.module
+        elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
+            inner = inner._orig_mod
+    found: nn.Module = inner
+    return found
 
 
 def _part(model: nn.Module, getter: str) -> nn.Module | None:

@@ -92,9 +92,7 @@ def random_twin(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
     with _reported(checkpoint.info.id):
         model = _random(type(checkpoint.model), config, seed)
     model = model.to(device=checkpoint.model.device, dtype=checkpoint.model.dtype).eval()
-    info = replace(
-        checkpoint.info, source_format="random", weights_sha256=_random_sha256(config, seed), revision=None
-    )
+    info = replace(checkpoint.info, source_format="random", weights_sha256=_random_sha256(config, seed), revision=None)
     return replace(checkpoint, model=model, info=info)
 
 
@@ -316,7 +314,9 @@ def _info(
     return ModelInfo(
         id=name,
         revision=revision,
-        weights_sha256=_random_sha256(model.config, options.seed) if random else inspection.sha256(_origin(name, folder)),
+        weights_sha256=_random_sha256(model.config, options.seed)
+        if random
+        else inspection.sha256(_origin(name, folder)),
         architecture=type(model).__name__,
         objective=objective(model),
         parameters=sum(p.numel() for p in model.parameters()),

@@ -186,7 +186,7 @@ def _tokenize(tokenizer: Any, document: Document, needed: int) -> _Tokens:
 
 
 def _round_robin(kept: list[_Tokens], content: int, wanted: int) -> Iterator[tuple[_Tokens, int, int]]:
-    """(document, number, start) of the windows: first ones of all documents, then second ones, …"""
+    """Yield (document, number, start) of the windows: all documents' first ones, then their second ones."""
     count, number = 0, 0
     while count < wanted:
         start = number * content

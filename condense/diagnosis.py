@@ -10,8 +10,8 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,10 +22,10 @@ from condense.capture import Stack, find_stacks, self_check
 from condense.checkpoint import Checkpoint, objective, random_twin
 from condense.corpus import Windows, check_ids
 from condense.intervals import CONFIDENCE, RESAMPLES
-from condense.measuring import TextReading, read_texts
+from condense.measuring import read_texts
 from condense.metrics import METRICS
 from condense.quality import MASK_RATE, make_scorer, summarise
-from condense.records import DIAGNOSIS_SCHEMA, Diagnosis, ModelInfo, StackSummary
+from condense.records import DIAGNOSIS_SCHEMA, Diagnosis, Estimate, ModelInfo, StackSummary
 from condense.verdict import BANDS, Bands, Facts, judge
 from condense.version import __version__
 
@@ -56,87 +56,90 @@ def analyze(
     model = checkpoint.model
     was_training = model.training
     model.eval()
+    settings = _Settings(batch_size, spectral_tokens, seed, bands, command)
     try:
-        found = _measure(checkpoint, windows, batch_size, spectral_tokens, seed, bands, command, on_text)
+        reference = _measure(random_twin(checkpoint, seed), windows, settings, None, on_text) if twin else None
+        return _measure(checkpoint, windows, settings, reference, on_text)
     finally:
         model.train(was_training)
-    if not twin:
-        return found
-    other = random_twin(checkpoint, seed)
-    measured = _measure(other, windows, batch_size, spectral_tokens, seed, bands, command, on_text)
-    return replace(found, twin=measured)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a measurement is told, besides the model and the windows."""
+
+    batch_size: int | None
+    spectral_tokens: int
+    seed: int
+    bands: Bands
+    command: str
 
 
 def _measure(
-    checkpoint: Checkpoint,
-    windows: Windows,
-    batch_size: int | None,
-    spectral_tokens: int,
-    seed: int,
-    bands: Bands,
-    command: str,
-    on_text: OnText | None,
+    checkpoint: Checkpoint, windows: Windows, settings: _Settings, twin: Diagnosis | None, on_text: OnText | None
 ) -> Diagnosis:
-    model, started = checkpoint.model, time.perf_counter()
+    model, seed, started = checkpoint.model, settings.seed, time.perf_counter()
     check_ids(windows.ids, model.get_input_embeddings().num_embeddings)
     stacks = find_stacks(model)
     self_check(model, stacks, windows.ids[:1].to(model.device))
     scorer = make_scorer(model, stacks, checkpoint.info.objective, windows, seed, checkpoint.head_missing)
-    sites = [site for stack in stacks for site in stack.sites()]
-    tallies = [tally.SiteTally(site) for site in sites]
+    tallies = [tally.SiteTally(site) for stack in stacks for site in stack.sites()]
     scores = []
     for reading in read_texts(
         model, stacks, windows, scorer,
-        indices=list(range(len(windows))), batch_size=batch_size or default_batch_size(model),
-        spectral_tokens=spectral_tokens, seed=seed,
+        indices=list(range(len(windows))), batch_size=settings.batch_size or default_batch_size(model),
+        spectral_tokens=settings.spectral_tokens, seed=seed,
     ):  # fmt: skip
-        _add(tallies, reading, spectral_tokens)
+        for place, measured in zip(tallies, reading.sites, strict=True):
+            place.add(measured, settings.spectral_tokens)
         if reading.score is not None:
             scores.append(reading.score)
         if on_text is not None:
             on_text(reading.index + 1, len(windows))
-    quality = summarise(scorer, scores, windows)
-    summaries = {stack.name: _summary(stack, tallies, checkpoint.info, windows, seed, bands) for stack in stacks}
+    summaries = {stack.name: _summary(stack, tallies, checkpoint.info, settings, twin) for stack in stacks}
     main = summaries.pop(stacks[-1].name)
     seconds = time.perf_counter() - started
     return Diagnosis(
         schema=DIAGNOSIS_SCHEMA,
         condense=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command,
+        command=settings.command,
         model=checkpoint.info,
         corpus=windows.info,
-        protocol=protocol(windows, checkpoint.info, spectral_tokens, seed),
+        protocol=protocol(windows, checkpoint.info, settings.spectral_tokens, seed),
         environment=environment(model),
         timing={"measure_seconds": seconds, "seconds_per_text": seconds / max(1, len(windows))},
-        quality=quality,
+        quality=summarise(scorer, scores, windows),
         sites=tuple(place.reading() for place in tallies),
         deep=main.deep,
         trend=main.trend,
         paper=main.paper,
         verdict=main.verdict,
         stacks=summaries,
+        twin=twin,
     )
 
 
-def _add(tallies: list[tally.SiteTally], reading: TextReading, spectral_tokens: int) -> None:
-    for place, measured in zip(tallies, reading.sites, strict=True):
-        place.add(measured, spectral_tokens)
-
-
 def _summary(
-    stack: Stack, tallies: list[tally.SiteTally], info: ModelInfo, windows: Windows, seed: int, bands: Bands
+    stack: Stack, tallies: list[tally.SiteTally], info: ModelInfo, settings: _Settings, twin: Diagnosis | None
 ) -> StackSummary:
     own = [place for place in tallies if place.site.stack == stack.name]
-    deep, trend = tally.deep(own, seed), tally.trend(own)
+    deep, trend = tally.deep(own, settings.seed), tally.trend(own)
     inner = [place.reading() for place in own if place.site.name != "output"]
     facts = Facts(
         model=info.id, parameters=info.parameters, contrastive=info.contrastive, objective=info.objective,
-        texts=len(windows), stack=stack.name, deep=deep, trend=trend, labels=[r.label for r in inner],
+        texts=len(own[0].paper), stack=stack.name, deep=deep, trend=trend, labels=[r.label for r in inner],
         curves={key: [r.metrics[key].value for r in inner] for key in METRICS},
         top_dimensions=[top.dimension for top in inner[-1].top_dimensions],
+        twin=_deep_of(twin, stack.name),
     )  # fmt: skip
-    return StackSummary(deep, trend, tally.paper(own), judge(facts, bands))
+    return StackSummary(deep, trend, tally.paper(own), judge(facts, settings.bands))
+
+
+def _deep_of(twin: Diagnosis | None, stack: str) -> Mapping[str, Estimate] | None:
+    if twin is None:
+        return None
+    return twin.stacks[stack].deep if stack in twin.stacks else twin.deep
 
 
 def default_batch_size(model: Any) -> int:
@@ -189,4 +192,4 @@ def _in_memory(model: Any) -> Checkpoint:
         dtype=str(model.dtype).removeprefix("torch."),
         source_format="in memory",
     )
-    return Checkpoint(model, None, info, None)  # type: ignore[arg-type]
+    return Checkpoint(model, None, info, None)

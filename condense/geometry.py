@@ -360,7 +360,8 @@ def _directions(x: Tensor) -> Tensor:
     norms = (x / torch.where(scale > 0, scale, 1.0)).norm(dim=-1)
     kept = norms > 1e-6 * norms.square().mean().sqrt()
     scaled = x[kept] / torch.where(scale > 0, scale, 1.0)
-    return scaled / norms[kept].unsqueeze(-1)
+    units: Tensor = scaled / norms[kept].unsqueeze(-1)
+    return units
 
 
 def _mean_cosine(units: Tensor) -> Tensor:
@@ -382,7 +383,8 @@ def _share(top: Tensor, mean: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=8)
 def _upper(n: int, device: torch.device) -> Tensor:
     rows, columns = torch.triu_indices(n, n, 1, device=device)
-    return rows * n + columns
+    flat: Tensor = rows * n + columns
+    return flat
 
 
 def _pairs(units: Tensor) -> Tensor:
@@ -442,7 +444,8 @@ def _centred(gram: Tensor) -> Tensor:
 
 def _eigenvalues(gram: Tensor) -> Tensor:
     """Eigenvalues, ascending; what rounding makes negative is 0."""
-    return torch.linalg.eigvalsh(gram).clamp_min(0)
+    values: Tensor = torch.linalg.eigvalsh(gram)
+    return values.clamp_min(0)
 
 
 def _spectral(gram: Tensor) -> Tensor:
@@ -450,7 +453,7 @@ def _spectral(gram: Tensor) -> Tensor:
 
 
 def _spectral_values(eigenvalues: Tensor, *, centred: bool) -> Tensor:
-    """exp H(σ/Σσ), σ = sqrt(λ). Centring has a null direction whose rounding noise would count as a σ."""
+    """Exp H(σ/Σσ), σ = sqrt(λ). Centring has a null direction whose rounding noise would count as a σ."""
     values = eigenvalues[1:] if centred else eigenvalues
     return _entropy(values.sqrt())
 

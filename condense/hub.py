@@ -167,4 +167,6 @@ def explain(error: Exception, repo: str) -> CondenseError:
             "check the spelling, give a folder, or go online without --offline and HF_HUB_OFFLINE",
         )
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return UnavailableError(f"cannot reach the hub for {repo}: {line}", "try again, or use --offline with a cached model")
+    return UnavailableError(
+        f"cannot reach the hub for {repo}: {line}", "try again, or use --offline with a cached model"
+    )

@@ -161,7 +161,8 @@ def _refuse_pointer(file: Path) -> None:
 
 def _check_depth(names: list[str], config: dict[str, Any]) -> None:
     """The number of blocks named in the weights must be the config's, in every list of blocks."""
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, dict) else config
     asked = next((text[key] for key in _DEPTH_KEYS if isinstance(text.get(key), int)), None)
     if asked is None or config.get("is_encoder_decoder") or config.get("num_hidden_groups"):
         return

@@ -187,5 +187,3 @@ def _correlations(curve: Sequence[float]) -> tuple[Spearman, Kendall]:
     depth = range(len(curve))
     rho, tau = scipy.stats.spearmanr(depth, curve), scipy.stats.kendalltau(depth, curve)
     return Spearman(float(rho.statistic), float(rho.pvalue)), Kendall(float(tau.statistic), float(tau.pvalue))
-
-

@@ -68,6 +68,7 @@ class Facts:
     labels: Sequence[str]
     curves: Mapping[str, Sequence[float | None]]
     top_dimensions: Sequence[int] = ()
+    twin: Mapping[str, Estimate] | None = None
 
     def value(self, key: str) -> float | None:
         """The deep value of a metric."""
@@ -77,6 +78,10 @@ class Facts:
     def command(self, verb: str, rest: str = "") -> str:
         """A command line on this model that can be pasted into a shell."""
         return f"condense {verb} {shlex.quote(self.model)} {rest}".strip()
+
+    def closer_look(self) -> str:
+        """The next measurement that would tell more: the random twin, or the user's own text after it."""
+        return self.command("analyze", "--random-twin" if self.twin is None else "--text your-text.txt")
 
 
 def judge(facts: Facts, bands: Bands = BANDS) -> Verdict:
@@ -89,6 +94,7 @@ def judge(facts: Facts, bands: Bands = BANDS) -> Verdict:
         _main_finding(facts, cone, rank, attribution, bands),
         *_sink_finding(facts, attribution, bands),
         *_rank_finding(facts, rank, attribution),
+        *_twin_finding(facts),
         *_borderline_finding(facts, borderline),
         *_advice(facts, level),
     )
@@ -191,10 +197,13 @@ def _main_finding(facts: Facts, cone: Cone, rank: Rank, attribution: str, bands:
 def _seen(facts: Facts) -> str:
     """The numbers behind the main finding, for any attribution."""
     without, cross = facts.value("mean_cosine_without_top_dimensions"), facts.value("cross_text_cosine")
-    parts = [f"over the deepest half of the blocks two tokens of a text have a mean cosine of {_number(facts, 'mean_cosine')}"]
+    mean = _number(facts, "mean_cosine")
+    parts = [f"over the deepest half of the blocks two tokens of a text have a mean cosine of {mean}"]
     if without is not None:
         dims = ", ".join(map(str, facts.top_dimensions))
-        parts.append(f"{without:.2f} without each text's three strongest dimensions" + (f" (mostly {dims})" if dims else ""))
+        parts.append(
+            f"{without:.2f} without each text's three strongest dimensions" + (f" (mostly {dims})" if dims else "")
+        )
     if cross is not None:
         parts.append(f"{cross:.2f} between tokens of different texts")
     rank = facts.deep.get("effective_rank")
@@ -231,7 +240,7 @@ def _rogue(facts: Facts, cone: Cone) -> _Parts:
         "Three coordinates with a large common offset dominate every cosine; behind them the tokens point in different "
         "directions. Such dimensions often carry task knowledge, so this is an explanation, not a defect, and a "
         "dispersion loss may merely rescale them.",
-        facts.command("analyze", "--random-twin"),
+        facts.closer_look(),
         "Timkey & van Schijndel 2021, arXiv:2109.04404; Rudman et al. 2023, arXiv:2310.17715",
     )
 
@@ -264,7 +273,7 @@ def _collapse(facts: Facts, cone: Cone) -> _Parts:
         "warning",
         "Directions are not alike, yet few of them are used. Dispersion loss pushes directions apart and does not "
         "target this.",
-        facts.command("analyze", "--random-twin"),
+        facts.closer_look(),
         "Roy & Vetterli 2007; Godey et al. 2024, arXiv:2404.07648",
     )
 
@@ -297,9 +306,12 @@ def _sink_finding(facts: Facts, attribution: str, bands: Bands) -> list[Finding]
             )
     return [
         Finding(
-            "attention-sink", "info", "One token carries massive activations (an attention sink)", seen,
-            "Any number that keeps this token describes the token, not the text. condense leaves position 0 and special "
-            "tokens out of every primary number and prints the naive ones beside them, with the suffix _with_sink.",
+            "attention-sink",
+            "info",
+            "One token carries massive activations (an attention sink)",
+            seen,
+            "Any number that keeps this token describes the token, not the text. condense leaves position 0 and "
+            "special tokens out of every primary number and prints the naive ones beside them, with the suffix _with_sink.",
             facts.command("analyze", "--csv layers.csv"),
             "Sun et al. 2024, arXiv:2402.17762; Xiao et al. 2024, arXiv:2309.17453",
         )  # fmt: skip
@@ -322,12 +334,34 @@ def _rank_finding(facts: Facts, rank: Rank, attribution: str) -> list[Finding]:
     estimate = facts.deep["effective_rank"]
     return [
         Finding(
-            f"rank-{rank}", "warning", f"The effective rank is {rank}",
+            f"rank-{rank}",
+            "warning",
+            f"The effective rank is {rank}",
             f"{estimate.value:.0f} directions, {estimate.null_ratio:.0%} of what random directions of this shape have",
-            "Fewer directions than the width allows are in use, once the common direction is taken away. Rank also falls "
-            "late in ordinary training, so compare with the random twin and an earlier checkpoint.",
-            facts.command("analyze", "--random-twin"),
+            "Fewer directions than the width allows are in use, once the common direction is taken away. Rank also "
+            "falls late in ordinary training, so compare with the random twin and an earlier checkpoint.",
+            facts.closer_look(),
             "Roy & Vetterli 2007; Li et al. 2025, arXiv:2509.23024",
+        )  # fmt: skip
+    ]
+
+
+def _twin_finding(facts: Facts) -> list[Finding]:
+    own, twin = facts.value("mean_cosine"), facts.twin["mean_cosine"].value if facts.twin else None
+    if own is None or twin is None:
+        return []
+    more = own > twin
+    return [
+        Finding(
+            "random-twin",
+            "info",
+            f"{'More' if more else 'Less'} condensed than the same model with random weights",
+            f"deep mean cosine {own:.2f} here, {twin:.2f} with random weights",
+            "It became so in training, which by itself is no defect."
+            if more
+            else "Random weights are condensed already; training has spread the states.",
+            facts.closer_look(),
+            "random initialisation as reference: docs/metrics.md",
         )  # fmt: skip
     ]
 
@@ -337,17 +371,25 @@ def _borderline_finding(facts: Facts, borderline: bool) -> list[Finding]:
     if borderline:
         findings.append(
             Finding(
-                "borderline", "info", "The interval straddles the edge of a band", _seen(facts),
+                "borderline",
+                "info",
+                "The interval straddles the edge of a band",
+                _seen(facts),
                 "With these texts the word could be the neighbouring one. More texts narrow the interval.",
-                facts.command("analyze", f"--num-texts {4 * facts.texts}"), "convention of condense",
+                facts.command("analyze", f"--num-texts {4 * facts.texts}"),
+                "convention of condense",
             )  # fmt: skip
         )
     if facts.texts < MIN_TEXTS:
         findings.append(
             Finding(
-                "few-texts", "warning", f"Only {facts.texts} texts were measured", f"{facts.texts} windows",
+                "few-texts",
+                "warning",
+                f"Only {facts.texts} texts were measured",
+                f"{facts.texts} windows",
                 f"Below {MIN_TEXTS} texts an interval says little, and every gate on it is inconclusive.",
-                facts.command("analyze", "--num-texts 32"), "convention of condense",
+                facts.command("analyze", "--num-texts 32"),
+                "convention of condense",
             )  # fmt: skip
         )
     return findings
@@ -358,28 +400,38 @@ def _advice(facts: Facts, level: Level) -> list[Finding]:
     if facts.contrastive:
         advice.append(
             Finding(
-                "contrastive", "info", "Already trained with a contrastive objective", "sentence-transformers layout",
-                "Contrastive training spreads what it needs to spread; a dispersion loss on top may undo it. Do not treat.",
-                facts.command("analyze", "--json baseline.json"), "Wang & Isola 2020, arXiv:2005.10242",
+                "contrastive",
+                "info",
+                "Already trained with a contrastive objective",
+                "sentence-transformers layout",
+                "Contrastive training spreads what it needs to; a dispersion loss on top may undo it. Do not treat.",
+                facts.command("analyze", "--json baseline.json"),
+                "Wang & Isola 2020, arXiv:2005.10242",
             )  # fmt: skip
         )
     if facts.parameters > BILLION:
         advice.append(
             Finding(
-                "large-model", "info", "Above one billion parameters the published gain shrinks",
+                "large-model",
+                "info",
+                "Above one billion parameters the published gain shrinks",
                 f"{facts.parameters / BILLION:.1f} billion parameters",
-                "Condensation and the gain from dispersing were reported for small models; larger ones resist by themselves.",
-                facts.command("analyze", "--random-twin"), LIU,
+                "Condensation, and a gain from dispersing, were reported for small models; larger ones resist.",
+                facts.closer_look(),
+                LIU,
             )  # fmt: skip
         )
     advice.append(
         Finding(
-            "geometry-is-not-quality", "info", "Geometry is not quality", _trend_words(facts),
-            "Across model families geometry barely ranks models (rho about 0.2), the bands are a convention, and a rising "
-            "curve is a trend, not a severity: random weights score +1. Treat only with a control arm.",
-            facts.command("analyze", "--random-twin") if level in ("ok", "watch") else facts.command(
-                "treat", "--coefficient 0.1 -o treated/"
-            ),
+            "geometry-is-not-quality",
+            "info",
+            "Geometry is not quality",
+            _trend_words(facts),
+            "Across model families geometry barely ranks models (rho about 0.2), the bands are a convention, and a "
+            "rising curve is a trend, not a severity: random weights score +1. Treat only with a control arm.",
+            facts.closer_look()
+            if level in ("ok", "watch")
+            else facts.command("treat", "--coefficient 0.1 -o treated/"),
             "Rudman & Eickhoff 2024, arXiv:2305.19358; Machina & Mercer 2024",
         )  # fmt: skip
     )

@@ -77,7 +77,8 @@ def analyze(
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where the report goes.", rich_help_panel=options.OUTPUT)
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Where the report goes.", rich_help_panel=options.OUTPUT),
     ] = DEMO_DIR,
     num_texts: options.NumTexts = 32,
     force: options.Force = False,
@@ -151,9 +152,7 @@ def _measured(checkpoint: Checkpoint, windows: Windows, batch: int | None, seed:
     command = shlex.join(["condense", *sys.argv[1:]])
     title = "measuring, then its random twin" if twin else "measuring"
     with counting(title) as on_text:
-        return measure(
-            checkpoint, windows, batch_size=batch, seed=seed, twin=twin, command=command, on_text=on_text
-        )
+        return measure(checkpoint, windows, batch_size=batch, seed=seed, twin=twin, command=command, on_text=on_text)
 
 
 def _finish(diagnosis: Diagnosis, outputs: Outputs) -> None:
@@ -163,5 +162,3 @@ def _finish(diagnosis: Diagnosis, outputs: Outputs) -> None:
     show_diagnosis(diagnosis, console())
     for path in written:
         say(f"wrote {path}")
-
-

@@ -46,7 +46,8 @@ def everything(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings; else condense.toml or pyproject.toml here.")
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Settings; else condense.toml or pyproject.toml here."),
     ] = None,
 ) -> None:
     """Set what holds for all commands; options come from flags, then the environment, then the settings file."""

@@ -11,9 +11,13 @@ MODEL, CORPUS, OUTPUT, SAFETY = "Model", "Corpus", "Output", "Dangerous, off unl
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="Hub id, checkpoint folder, adapter folder or .gguf file.", show_default=False),
+    typer.Argument(
+        metavar="MODEL", help="Hub id, checkpoint folder, adapter folder or .gguf file.", show_default=False
+    ),
 ]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.", rich_help_panel=MODEL)]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.", rich_help_panel=MODEL)
+]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16", "auto"],
     typer.Option("--dtype", help="Arithmetic of the forward pass; auto takes the checkpoint's.", rich_help_panel=MODEL),
@@ -31,7 +35,9 @@ TokenizerName = Annotated[
 ]
 Token = Annotated[
     str | None,
-    typer.Option("--token", envvar="HF_TOKEN", help="Hub token for gated models.", show_default=False, rich_help_panel=MODEL),
+    typer.Option(
+        "--token", envvar="HF_TOKEN", help="Hub token for gated models.", show_default=False, rich_help_panel=MODEL
+    ),
 ]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Use only what is on this disk.", show_default=False, rich_help_panel=MODEL)
@@ -43,13 +49,19 @@ RandomInit = Annotated[
 RandomTwin = Annotated[
     bool,
     typer.Option(
-        "--random-twin", help="Measure the same config with random weights too.", show_default=False, rich_help_panel=MODEL
+        "--random-twin",
+        help="Measure the same config with random weights too.",
+        show_default=False,
+        rich_help_panel=MODEL,
     ),
 ]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
-        "--trust-remote-code", help="Run Python code that the checkpoint ships.", show_default=False, rich_help_panel=SAFETY
+        "--trust-remote-code",
+        help="Run Python code that the checkpoint ships.",
+        show_default=False,
+        rich_help_panel=SAFETY,
     ),
 ]
 AllowPickle = Annotated[
@@ -96,16 +108,20 @@ OutputDir = Annotated[
     ),
 ]  # fmt: skip
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the run as JSON.", show_default=False, rich_help_panel=OUTPUT)
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the run as JSON.", show_default=False, rich_help_panel=OUTPUT),
 ]
 HtmlFile = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Write the report.", show_default=False, rich_help_panel=OUTPUT)
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write the report.", show_default=False, rich_help_panel=OUTPUT),
 ]
 MdFile = Annotated[
-    Path | None, typer.Option("--md", metavar="FILE", help="Write a Markdown summary.", show_default=False, rich_help_panel=OUTPUT)
+    Path | None,
+    typer.Option("--md", metavar="FILE", help="Write a Markdown summary.", show_default=False, rich_help_panel=OUTPUT),
 ]
 CsvFile = Annotated[
-    Path | None, typer.Option("--csv", metavar="FILE", help="Write the layer table.", show_default=False, rich_help_panel=OUTPUT)
+    Path | None,
+    typer.Option("--csv", metavar="FILE", help="Write the layer table.", show_default=False, rich_help_panel=OUTPUT),
 ]
 PlotlyJs = Annotated[
     Literal["inline", "cdn", "none"],

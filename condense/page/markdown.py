@@ -16,7 +16,12 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     lines += _verdict(diagnosis.verdict)
     for name, stack in diagnosis.stacks.items():
         lines += [f"## {name} stack", "", *_verdict(stack.verdict)]
-    lines += ["## Quality on the same windows", "", *(f"- {line}" for line in map(for_markdown, quality_lines(diagnosis))), ""]
+    lines += [
+        "## Quality on the same windows",
+        "",
+        *(f"- {line}" for line in map(for_markdown, quality_lines(diagnosis))),
+        "",
+    ]
     lines += _table(diagnosis.sites)
     lines += _provenance(diagnosis)
     return "\n".join(lines) + "\n"
@@ -37,7 +42,12 @@ def _verdict(verdict: Verdict) -> list[str]:
             f"  - next: `{for_code(finding.next)}`",
             f"  - source: {for_markdown(finding.source)}",
         ]
-    return [*lines, "", "The bands are a convention (no validated threshold is published); geometry is not quality.", ""]
+    return [
+        *lines,
+        "",
+        "The bands are a convention (no validated threshold is published); geometry is not quality.",
+        "",
+    ]
 
 
 def _table(sites: tuple[SiteReading, ...]) -> list[str]:

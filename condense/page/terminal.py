@@ -121,8 +121,8 @@ def _panel(verdict: Verdict, prefix: str = "") -> RenderableType:
         Text("The bands are a convention: no validated threshold is published."),
         Text("next: ", style="bold").append(for_terminal(first.next), style="bold cyan"),
     ]
-    return Panel(Group(*lines), title=Text(LEVELS[verdict.level], style=f"bold {colour}"), border_style=colour or "none",
-                 title_align="left", padding=(0, 1))  # fmt: skip
+    title = Text(LEVELS[verdict.level], style=f"bold {colour}")
+    return Panel(Group(*lines), title=title, border_style=colour or "none", title_align="left", padding=(0, 1))
 
 
 def _finding(finding: Finding) -> RenderableType:

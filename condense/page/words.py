@@ -58,4 +58,7 @@ def quality_lines(diagnosis: Diagnosis) -> list[str]:
         f"perplexity: {estimate(quality.perplexity, 2)}",
     ]
     bits = quality.bits_per_byte
-    return [*lines, f"bits per byte: {estimate(bits)}" if bits.value is not None else f"bits per byte: none ({bits.reason})"]
+    return [
+        *lines,
+        f"bits per byte: {estimate(bits)}" if bits.value is not None else f"bits per byte: none ({bits.reason})",
+    ]
