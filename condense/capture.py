@@ -119,22 +119,20 @@ def _is_causal(model: nn.Module, config: Any) -> bool:
 
 
 def _stack(name: str, root: nn.Module, config: Any) -> Stack:
-    names = _DEPTHS[name] if getattr(config, "is_encoder_decoder", False) else _DEPTHS["decoder"][2:]
-    depth = next((v for key in names if isinstance(v := getattr(config, key, None), int)), None)
+    depths = [v for key in _DEPTHS[name] if isinstance(v := getattr(config, key, None), int) and v > 0]
     lists = [part for part in root.modules() if isinstance(part, nn.ModuleList) and len(part) > 0]
-    if depth is None:
-        depth = max((len(part) for part in lists), default=0)
     nested = {id(inner) for part in lists for inner in part.modules() if inner is not part}
     outermost = [part for part in lists if id(part) not in nested]
-    fitting = [part for part in outermost if len(part) == depth] or [
-        part for part in outermost if depth > 0 and depth % len(part) == 0
-    ]
+    depths = depths or [max((len(part) for part in outermost), default=0)]
+    exact = [(depth, part) for depth in depths for part in outermost if len(part) == depth]
+    shared = [(depth, part) for depth in depths[:1] for part in outermost if depth % len(part) == 0]
+    fitting = [(depth, part) for depth, part in exact or shared if depth == (exact or shared)[0][0]]
     if not fitting:
         raise UnavailableError(
-            f"no list of {depth} blocks found in {type(root).__name__}",
+            f"no list of {depths[0]} blocks found in {type(root).__name__}",
             "condense measures models whose blocks hand on one (batch, tokens, width) residual stream",
         )
-    blocks = max(fitting, key=lambda part: sum(p.numel() for p in part.parameters()))
+    depth, blocks = max(fitting, key=lambda fit: sum(p.numel() for p in fit[1].parameters()))
     return Stack(name, root, tuple(blocks), depth)
 
 

@@ -113,7 +113,7 @@ def total_variance(states: Tensor) -> Tensor:
 
     states (..., n, d) -> (...), ≥ 0. tr Cov(X)/d. Grows with the residual norm: not comparable across depth.
     """
-    return _each(states, lambda x: x.var(0).mean())
+    return _each(states, lambda x: (x - x.mean(0)).square().sum() / (len(x) - 1) / x.shape[1])
 
 
 def median_norm(states: Tensor) -> Tensor:
@@ -255,8 +255,8 @@ def _measure(
     parts = (s.square() - energy) / (n * (n - 1))
     top = parts.topk(min(TOP, x.shape[1]))
     mean = parts.sum()
-    rest = raw - raw.mean(0, dtype=torch.float64).to(raw.dtype)
-    spread = rest.square().sum(dtype=torch.float64)
+    wide = raw.double()  # squares of float32 overflow from 1e19 on
+    spread = (wide - wide.mean(0)).square().sum()
     middle = _quantile(norms[keep], 0.5)
     pairs = _pairs(rows)
     squares = pairs.double()
@@ -443,9 +443,10 @@ def _centred(gram: Tensor) -> Tensor:
 
 
 def _eigenvalues(gram: Tensor) -> Tensor:
-    """Eigenvalues, ascending; what rounding makes negative is 0."""
+    """Eigenvalues, ascending; what is only rounding is 0, for the square roots of n − d such would add up."""
     values: Tensor = torch.linalg.eigvalsh(gram)
-    return values.clamp_min(0)
+    floor = len(gram) * torch.finfo(gram.dtype).eps * values.abs().max() if len(gram) else 0.0
+    return torch.where(values > floor, values, 0.0)
 
 
 def _spectral(gram: Tensor) -> Tensor:

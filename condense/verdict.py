@@ -311,7 +311,7 @@ def _sink_finding(facts: Facts, attribution: str, bands: Bands) -> list[Finding]
             "One token carries massive activations (an attention sink)",
             seen,
             "Any number that keeps this token describes the token, not the text. condense leaves position 0 and "
-            "special tokens out of every primary number and prints the naive ones beside them, with the suffix _with_sink.",
+            "special tokens out of every primary number and prints the naive ones beside them (_with_sink).",
             facts.command("analyze", "--csv layers.csv"),
             "Sun et al. 2024, arXiv:2402.17762; Xiao et al. 2024, arXiv:2309.17453",
         )  # fmt: skip

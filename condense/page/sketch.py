@@ -1,0 +1,206 @@
+"""A chart as a small static SVG: seen at once, without JavaScript, and wherever plotly is left out."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from condense.page.charts import Chart, Series, Values
+from condense.page.escape import for_terminal
+
+WIDTH = 720
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 18, 42
+STROKES = {"solid": "", "dash": "7 5", "dot": "2 4", "longdash": "12 5", "dashdot": "9 4 2 4"}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a place on the axis and a value are drawn, in pixels."""
+
+    x: Callable[[float], float]
+    y: Callable[[float], float]
+    left: float
+    right: float
+    top: float
+    bottom: float
+    low: float
+    high: float
+
+
+def sketch(chart: Chart) -> str:
+    """The chart as SVG whose colours are the page's CSS variables."""
+    frame = _frame(chart)
+    parts = [*_ground(chart, frame), *_cells(chart, frame), *_bars(chart, frame)]
+    for series in chart.series:
+        parts += _curve(series, chart, frame)
+    return (
+        f'<svg class="sketch" viewBox="0 0 {WIDTH} {chart.height}" aria-hidden="true" focusable="false">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _frame(chart: Chart) -> Frame:
+    right = WIDTH - (66 if chart.edges else RIGHT)
+    bottom = chart.height - BOTTOM
+    low, high = chart.y_range or _range(chart)
+    places = len(chart.axis.places)
+    step = (right - LEFT) / (places + 0.4)
+
+    def scaled(value: float) -> float:
+        value = math.log10(value) if chart.log and value > 0 else value
+        return bottom - (value - low) / ((high - low) or 1.0) * (bottom - TOP)
+
+    return Frame(lambda i: LEFT + (i + 0.7) * step, scaled, LEFT, right, TOP, bottom, low, high)
+
+
+def _range(chart: Chart) -> tuple[float, float]:
+    values = [v for s in chart.series for v in (*s.values, *(s.low or ()), *(s.high or ())) if v is not None]
+    for places in zip(*(bar.values for bar in chart.bars), strict=True):
+        values += [sum(v for v in places if v and v > 0), sum(v for v in places if v and v < 0)]
+    if chart.log:
+        logs = [math.log10(v) for v in values if v > 0] or [0.0, 1.0]
+        return min(logs) - 0.1, max(logs) + 0.1
+    return min(0.0, *values, 0.0) * 1.04, max(values, default=1.0) * 1.04 or 1.0
+
+
+def _ground(chart: Chart, f: Frame) -> Iterator[str]:
+    """The shade, the grid with its numbers, the edges of the bands, the axis with its ticks."""
+    if chart.shade:
+        a, b = f.x(chart.shade.first - 0.5), f.x(chart.shade.last + 0.5)
+        yield f'<rect x="{a:.1f}" y="{f.top}" width="{b - a:.1f}" height="{f.bottom - f.top}" fill="var(--shade)"/>'
+        yield _text(b, f.top - 5, chart.shade.label, "end")
+    for value in _ticks(chart, f):
+        y = f.y(value)
+        yield _line(f.left, y, f.right, y, "grid")
+        yield _text(f.left - 7, y + 4, f"{value:g}", "end")
+    for value, label in chart.edges:
+        yield _line(f.left, f.y(value), f.right, f.y(value), "edge", "2 3")
+        yield _text(f.right + 5, f.y(value) + 4, label, "start")
+    yield _line(f.left, f.bottom, f.right, f.bottom, "rule")
+    for index, tick in enumerate(chart.axis.ticks):
+        if tick:
+            x = f.x(chart.axis.position(index))
+            yield _line(x, f.bottom, x, f.bottom + 4, "rule")
+            yield _text(x, f.bottom + 18, tick, "middle")
+    yield _text((f.left + f.right) / 2, chart.height - 5, chart.axis.title, "middle")
+    middle = (f.top + f.bottom) / 2
+    yield (
+        f'<text transform="translate(13 {middle:.0f}) rotate(-90)" text-anchor="middle" fill="var(--muted)">'
+        f"{escape(for_terminal(chart.y_title))}</text>"
+    )
+
+
+def _ticks(chart: Chart, f: Frame) -> list[float]:
+    if chart.log:
+        return [10.0**k for k in range(math.ceil(f.low), math.floor(f.high) + 1)]
+    rough = (f.high - f.low) / 5
+    unit = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 1.0
+    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.999)
+    return [round(k * step, 10) for k in range(math.ceil(f.low / step), math.floor(f.high / step) + 1)]
+
+
+def _curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
+    inner = len(chart.axis.labels) - chart.axis.apart
+    points = [(f.x(chart.axis.position(i)), None if v is None else f.y(v)) for i, v in enumerate(series.values)]
+    if series.low is not None and series.high is not None:
+        yield _band(series.low[:inner], series.high[:inner], series.ink, f)
+    path = _path(points[:inner])
+    dash = f' stroke-dasharray="{STROKES[series.dash]}"' if STROKES[series.dash] else ""
+    halo = f'<path d="{path}" fill="none" stroke="var(--paper)" stroke-width="{series.width + 3}"/>' if chart.cells else ""
+    yield f'{halo}<path d="{path}" fill="none" stroke="var(--{series.ink})" stroke-width="{series.width}"{dash}/>'
+    for index, (x, y) in enumerate(points):
+        if y is not None and (index >= inner or series.symbol != "none"):
+            yield _mark(x, y, series, index >= inner)
+
+
+def _path(points: Sequence[tuple[float, float | None]]) -> str:
+    """Lines through the defined points, broken where one is missing."""
+    words, pen = [], "M"
+    for x, y in points:
+        if y is None:
+            pen = "M"
+        else:
+            words.append(f"{pen}{x:.1f} {y:.1f}")
+            pen = "L"
+    return "".join(words)
+
+
+def _band(low: Values, high: Values, ink: str, f: Frame) -> str:
+    both = [(i, a, b) for i, (a, b) in enumerate(zip(low, high, strict=True)) if a is not None and b is not None]
+    there = [f"{f.x(i):.1f},{f.y(b):.1f}" for i, _, b in both]
+    back = [f"{f.x(i):.1f},{f.y(a):.1f}" for i, a, _ in reversed(both)]
+    return f'<polygon points="{" ".join(there + back)}" fill="var(--{ink})" fill-opacity=".22"/>'
+
+
+def _mark(x: float, y: float, series: Series, apart: bool) -> str:
+    r = 4.5 if apart else 2.6
+    paint = f'fill="{"var(--paper)" if apart else f"var(--{series.ink})"}" stroke="var(--{series.ink})"'
+    paint += f' stroke-width="{1.75 if apart else 0}"'
+    if series.symbol == "diamond":
+        return f'<path d="M{x:.1f} {y - r:.1f}l{r} {r}l{-r} {r}l{-r} {-r}z" {paint}/>'
+    if series.symbol == "square":
+        return f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}" {paint}/>'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" {paint}/>'
+
+
+def _bars(chart: Chart, f: Frame) -> Iterator[str]:
+    width = (f.x(1) - f.x(0)) * 0.82
+    for index in range(len(chart.axis.labels) if chart.bars else 0):
+        x, up, down = f.x(chart.axis.position(index)) - width / 2, 0.0, 0.0
+        for bar in chart.bars:
+            value = bar.values[index] or 0.0
+            base = up if value >= 0 else down
+            a, b = f.y(max(base, base + value)), f.y(min(base, base + value))
+            up, down = (up + value, down) if value >= 0 else (up, down + value)
+            if b > a:
+                yield (
+                    f'<rect x="{x:.1f}" y="{a:.1f}" width="{width:.1f}" height="{b - a:.1f}" fill="var(--{bar.ink})" '
+                    f'stroke="var(--paper)" stroke-width=".7"/>'
+                )
+
+
+def _cells(chart: Chart, f: Frame) -> Iterator[str]:
+    """The heatmap as images of one pixel per cell: paper where nothing is, the accent where most is."""
+    cells, axis = chart.cells, chart.axis
+    if cells is None or not cells.columns:
+        return
+    inner = len(axis.labels) - axis.apart
+    top, bottom = f.y(cells.top), f.y(cells.bottom)
+    for start, stop in ((0, inner), (inner, len(axis.labels))):
+        if stop > start:
+            a, b = f.x(axis.position(start) - 0.5), f.x(axis.position(stop - 1) + 0.5)
+            yield (
+                f'<image x="{a:.1f}" y="{top:.1f}" width="{b - a:.1f}" height="{bottom - top:.1f}" '
+                f'preserveAspectRatio="none" style="image-rendering:pixelated" '
+                f'href="data:image/png;base64,{_png(cells.columns[start:stop], cells.peak)}"/>'
+            )
+
+
+def _png(columns: Sequence[Values], peak: float) -> str:
+    """A palette PNG whose transparency falls as the value rises to `peak`; base64."""
+    rows = len(columns[0])
+    lines = b"".join(
+        b"\0" + bytes(min(63, round(63 * min(1.0, (column[rows - 1 - row] or 0.0) / peak))) for column in columns)
+        for row in range(rows)
+    )
+    palette = b"".join(bytes((30, 118, 165)) for _ in range(64))
+    alpha = bytes(round(255 * (level / 63) ** 0.8) for level in range(64))
+    header = struct.pack(">IIBBBBB", len(columns), rows, 8, 3, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"PLTE", palette), (b"tRNS", alpha), (b"IDAT", zlib.compress(lines, 6)), (b"IEND", b"")
+    data = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + data).decode("ascii")
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, ink: str, dash: str = "") -> str:
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="var(--{ink})"{dashes}/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    words = escape(for_terminal(text))
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--muted)">{words}</text>'
