@@ -18,16 +18,32 @@ if TYPE_CHECKING:
     from condense.corpus import Windows as Windows
     from condense.corpus import windows as windows
     from condense.diagnosis import analyze as analyze
+    from condense.disperser import Disperser as Disperser
+    from condense.disperser import DispersionConfig as DispersionConfig
     from condense.errors import CondenseError as CondenseError
+    from condense.outcomes import Plan as Plan
+    from condense.outcomes import Treatment as Treatment
     from condense.records import Diagnosis as Diagnosis
+    from condense.trainer import CondensationMonitor as CondensationMonitor
+    from condense.trainer import DispersionMixin as DispersionMixin
+    from condense.trainer import DispersionTrainer as DispersionTrainer
+    from condense.treatment import treat as treat
 
 _ROOMS = {
     "Checkpoint": "checkpoint",
+    "CondensationMonitor": "trainer",
     "CondenseError": "errors",
     "Diagnosis": "records",
+    "Disperser": "disperser",
+    "DispersionConfig": "disperser",
+    "DispersionMixin": "trainer",
+    "DispersionTrainer": "trainer",
+    "Plan": "outcomes",
+    "Treatment": "outcomes",
     "Windows": "corpus",
     "analyze": "diagnosis",
     "load": "checkpoint",
+    "treat": "treatment",
     "windows": "corpus",
 }
 _MODULES = ("dispersion", "geometry")

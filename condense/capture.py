@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condense.errors import UnavailableError
+from condense.errors import RunError, UnavailableError
 from condense.records import Site as SiteName
 
 PROBE_TOKENS = 64
+OVERFLOW = "float16 overflows in many models: use --dtype float32 or bfloat16; else the weights are damaged"
 _DEPTHS = {
     "encoder": ("encoder_layers", "num_layers", "num_hidden_layers"),
     "decoder": ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers"),
@@ -35,6 +36,11 @@ class Site:
     stack: str
     index: int
     blocks: int
+
+    @property
+    def label(self) -> str:
+        """Short name of the site: `embedding`, `block 7`, `output`."""
+        return f"block {self.index}" if self.name == "block" else self.name
 
     @property
     def depth(self) -> float:
@@ -202,6 +208,13 @@ def run(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor, **options: Any
     )
 
 
+def specials_of(stack: Stack, stacks: tuple[Stack, ...], special: Tensor) -> Tensor:
+    """Which positions of a stack hold special tokens: in a decoder that reads shifted ids they are shifted too."""
+    if len(stacks) == 1 or stack.name != "decoder":
+        return special
+    return torch.cat([torch.ones_like(special[:, :1]), special[:, :-1]], dim=1)
+
+
 def shifted(ids: Tensor, config: Any) -> Tensor:
     """Decoder inputs of an encoder–decoder model: ids moved right behind the start token."""
     start = next(
@@ -215,6 +228,26 @@ def shifted(ids: Tensor, config: Any) -> Tensor:
     return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], dim=1)
 
 
+def input_device(model: Any) -> torch.device:
+    """Where token ids go: the device of the embeddings, also where a model is spread or its weights offloaded."""
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    place: torch.device = next((embeddings or model).parameters()).device
+    if place.type != "meta":
+        return place
+    hook = getattr(embeddings, "_hf_hook", None)
+    return torch.device(getattr(hook, "execution_device", None) or "cpu")
+
+
+def embedding_rows(model: Any) -> int:
+    """Number of token ids that the model has an embedding for; UnavailableError where it reads none."""
+    try:
+        return int(model.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError) as error:
+        raise UnavailableError(
+            f"{type(model).__name__} does not read token ids", "condense measures language models"
+        ) from error
+
+
 @torch.inference_mode()
 def self_check(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> None:
     """Compare the hooked sites with `output_hidden_states` on the first tokens of ids (1, S).
@@ -226,10 +259,23 @@ def self_check(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> None
     with contextlib.ExitStack() as hooks:
         for stack in stacks:
             hooks.enter_context(watching(stack, lambda site, states: seen[site.stack].append(states.clone())))
-        output = run(model, stacks, ids[:1, :PROBE_TOKENS], output_hidden_states=True)
+        try:
+            output = run(model, stacks, ids[:1, :PROBE_TOKENS], output_hidden_states=True)
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+            raise UnavailableError(
+                f"{type(model).__name__} does not run on token ids alone: {(str(error).splitlines() or [''])[0][:160]}",
+                "this architecture is not supported; nothing was measured",
+            ) from error
     for stack in stacks:
+        _check_finite(stack, seen[stack.name])
         key = "hidden_states" if len(stacks) == 1 else f"{stack.name}_hidden_states"
         _compare(stack, seen[stack.name], getattr(output, key, None))
+
+
+def _check_finite(stack: Stack, states: list[Tensor]) -> None:
+    for site, found in zip(stack.sites(), states, strict=False):
+        if not bool(torch.isfinite(found).all()):
+            raise RunError(f"text 0 at {site.label} ({stack.name}): states are not finite", OVERFLOW)
 
 
 def _compare(stack: Stack, ours: list[Tensor], theirs: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +21,14 @@ import torch
 from condense import gguf, hub, inspection
 from condense.capture import find_stacks
 from condense.errors import CondenseError, RunError, UnavailableError, UsageError
-from condense.inspection import Folder
+from condense.inspection import Folder, safetensors_header
 from condense.records import ModelInfo, Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_OLD_BUFFERS = (".attn.bias", ".masked_bias", ".attention.bias", ".inv_freq", ".position_ids")
 _IGNORED_HEADS = ("pooler", "cls.seq_relationship", "discriminator_predictions")
 
 
@@ -34,7 +36,8 @@ _IGNORED_HEADS = ("pooler", "cls.seq_relationship", "discriminator_predictions")
 class Checkpoint:
     """A model with its tokenizer and what is known of where they come from.
 
-    `head_missing` says why there is no language-modelling head to score with, or is None.
+    `head_missing` says why there is no language-modelling head to score with, or is None; `source_dtype` and
+    `use_cache` are what the checkpoint itself says, for saving it again.
     """
 
     model: PreTrainedModel
@@ -42,6 +45,8 @@ class Checkpoint:
     info: ModelInfo
     positions: int | None
     head_missing: str | None = None
+    source_dtype: str = "float32"
+    use_cache: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,11 @@ def load(model: str | Path, **options: Any) -> Checkpoint:
     chosen = Options(**options)
     name = str(model)
     folder, info_format, revision = _locate(name, chosen)
-    adapter = folder.path if (folder.path / "adapter_config.json").exists() and not folder.weights else None
+    adapter = folder.path if (folder.path / "adapter_config.json").exists() else None
+    if adapter and folder.weights:
+        raise UnavailableError(
+            f"{folder.path} holds both a model's weights and an adapter", "move one of them to a folder of its own"
+        )
     base = _base_folder(folder, chosen) if adapter else folder
     if not chosen.random_init:
         inspection.check_weights(base, allow_pickle=chosen.allow_pickle)
@@ -83,7 +92,11 @@ def load(model: str | Path, **options: Any) -> Checkpoint:
     info = _info(name, loaded, base, chosen, info_format, revision, notes)
     if adapter:
         info = replace(info, source_format="adapter", weights_sha256=_adapter_sha256(adapter, info.weights_sha256))
-    return Checkpoint(loaded, tokenizer, info, _positions(loaded.config), head_missing)
+    return Checkpoint(
+        loaded, tokenizer, info, _positions(loaded.config), head_missing,
+        source_dtype=str(base.config.get("dtype") or base.config.get("torch_dtype") or "float32"),
+        use_cache=bool(base.config.get("use_cache", True)),
+    )  # fmt: skip
 
 
 def random_twin(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
@@ -163,6 +176,7 @@ def _tokenizer_folder(folder: Folder, base: Folder, name: str) -> Path:
 def _config(folder: Folder, options: Options) -> Any:
     from transformers import AutoConfig
 
+    _check_quantisation(folder)
     if folder.config.get("auto_map") and not options.trust_remote_code:
         known = _known(folder.config.get("model_type"))
         if not known:
@@ -176,6 +190,23 @@ def _config(folder: Folder, options: Options) -> Any:
     if hasattr(config, "use_cache"):
         config.use_cache = False
     return config
+
+
+def _check_quantisation(folder: Folder) -> None:
+    """A quantisation that transformers does not know would be skipped, and packed integers taken for weights."""
+    inner = folder.config.get("text_config")
+    tables = [folder.config, inner if isinstance(inner, dict) else {}]
+    for asked in (table.get("quantization_config") for table in tables):
+        if asked is None:
+            continue
+        from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+        method = asked.get("quant_method") if isinstance(asked, dict) else asked
+        if not isinstance(method, str) or method not in {"bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING}:
+            raise UnavailableError(
+                f"{folder.path.name} is quantised by a method that is not known ({method!r})",
+                "use the checkpoint it was made from, or a .gguf of it",
+            )
 
 
 def _known(model_type: Any) -> bool:
@@ -215,21 +246,39 @@ def _build(folder: Folder, options: Options) -> tuple[PreTrainedModel, str | Non
     _refuse_unexpected(model, problems["unexpected_keys"], folder)
     missing = [key for key in problems["missing_keys"] if not any(part in key for part in _IGNORED_HEADS)]
     reason = f"the checkpoint holds no weights for its head ({missing[0]})" if missing else None
+    if kind.__name__ == "AutoModel":
+        reason = "config.json names no class with a head that transformers has (architectures)"
     _refuse_not_finite(model)
     return model, reason, ()
 
 
 def _from_pretrained(kind: Any, folder: Folder, config: Any, options: Options) -> tuple[Any, dict[str, Any]]:
     more: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
-    model, problems = kind.from_pretrained(
-        str(folder.path), config=config, dtype=_dtype(config, options), output_loading_info=True,
-        use_safetensors=not folder.is_pickle, trust_remote_code=options.trust_remote_code,
-        local_files_only=True, **more,
-    )  # fmt: skip
-    mismatched = problems.get("mismatched_keys")
-    if mismatched:
-        raise UnavailableError(f"weights of another shape than the config says: {sorted(map(str, mismatched))[0]}")
+    try:
+        model, problems = kind.from_pretrained(
+            str(folder.path), config=config, dtype=_dtype(config, options), output_loading_info=True,
+            use_safetensors=not folder.is_pickle, trust_remote_code=options.trust_remote_code,
+            local_files_only=True, **more,
+        )  # fmt: skip
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise UnavailableError(
+            f"the weights have other shapes than config.json says{_first_misfit(kind, config, folder)}",
+            "config and weights do not belong together",
+        ) from error
     return model.eval(), {key: sorted(problems.get(key, ())) for key in ("missing_keys", "unexpected_keys")}
+
+
+def _first_misfit(kind: Any, config: Any, folder: Folder) -> str:
+    """Name and shapes of the first weight that does not fit, from the headers and a model without storage."""
+    with torch.device("meta"):
+        built = {name: list(tensor.shape) for name, tensor in _from_config(kind, config).state_dict().items()}
+    headers = {} if folder.is_pickle else {n: e for f in folder.weights for n, e in safetensors_header(f).items()}
+    for name, entry in headers.items():
+        if name in built and entry.get("shape") != built[name]:
+            return f": {name} is {entry.get('shape')}, not {built[name]}"
+    return ""
 
 
 def _core_missing(model: Any, missing: list[str]) -> list[str]:
@@ -247,7 +296,11 @@ def _in_blocks(model: Any, key: str) -> bool:
 
 
 def _refuse_unexpected(model: Any, unexpected: list[str], folder: Folder) -> None:
-    """Weights that the model has no place for are refused inside the block list: then the config lies."""
+    """Weights that the model has no place for are refused inside the block list: then the config lies.
+
+    Extra prediction layers and the buffers that older releases saved beside the weights are no such lie.
+    """
+    unexpected = [key for key in inspection.without_prediction_layers(unexpected) if not key.endswith(_OLD_BUFFERS)]
     lists = {name.rpartition(".")[0] for name, module in model.named_modules() if _is_block(model, module)}
     bare = {name.removeprefix(f"{model.base_model_prefix}.") for name in lists}
     inside = [key for key in unexpected if any(key.startswith(f"{name}.") for name in lists | bare)]
@@ -271,18 +324,41 @@ def _refuse_not_finite(model: Any) -> None:
 def _random(kind: Any, config: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        build = getattr(kind, "_from_config", None) or kind.from_config
-        return build(config).float().eval()
+        return _from_config(kind, config).float().eval()
+
+
+def _from_config(kind: Any, config: Any) -> Any:
+    build = getattr(kind, "_from_config", None) or kind.from_config  # a model class, or AutoModel
+    return build(config)
 
 
 def _merged(model: Any, adapter: Path) -> Any:
     try:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
     except ImportError:
         raise UnavailableError("an adapter needs the package peft", "pip install '.[peft]'") from None
-    if not (adapter / "adapter_model.safetensors").exists():
-        raise UnavailableError(f"no adapter_model.safetensors in {adapter}", inspection.PICKLE_HINT)
-    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().eval()
+    file = adapter / "adapter_model.safetensors"
+    if not file.exists():
+        raise UnavailableError(f"no {file.name} in {adapter}", "ask its author for safetensors")
+    own = set(safetensors_header(file))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what peft warns of (keys that do not fit) is refused below
+        wrapped = PeftModel.from_pretrained(model, str(adapter))
+    if not hasattr(wrapped, "merge_and_unload"):
+        kind = getattr(wrapped.active_peft_config.peft_type, "value", "this kind")
+        raise UnavailableError(
+            f"an adapter of type {kind} cannot be merged into the weights", "LoRA and its relatives can be measured"
+        )
+    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    astray = sorted((expected - own) | {name for name in own - expected if "lora_" in name})
+    if astray:  # peft only warns, and the base would be measured in the adapter's name
+        raise UnavailableError(
+            f"{len(astray)} weights of the adapter do not fit its base, first {astray[0]}",
+            "is the base the one that it was trained on? (base_model_name_or_path in adapter_config.json)",
+        )
+    merged = wrapped.merge_and_unload().eval()
+    _refuse_not_finite(merged)
+    return merged
 
 
 def _dtype(config: Any, options: Options) -> torch.dtype:
@@ -339,11 +415,9 @@ def objective(model: Any) -> Objective:
     name = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         return "seq2seq"
-    if "MaskedLM" in name or name.endswith("ForPreTraining"):
-        return "masked"
-    if model.get_output_embeddings() is not None:
-        return "causal"
-    return "none"
+    if model.get_output_embeddings() is None:
+        return "none"
+    return "masked" if "MaskedLM" in name or name.endswith("ForPreTraining") else "causal"
 
 
 def _positions(config: Any) -> int | None:
@@ -386,6 +460,9 @@ def _reported(name: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError):
         raise RunError(f"out of memory while loading {name}", "use --dtype bfloat16 or a smaller model") from None
     except ImportError as error:
-        raise UnavailableError(f"{name} needs a package that is missing: {first_line(error)}") from error
+        raise UnavailableError(
+            f"{name} needs a package that is missing: {first_line(error)}",
+            "install it, or use a checkpoint that does not need it (if quantised: the one it was made from)",
+        ) from error
     except Exception as error:  # loaders raise dozens of kinds; --debug shows the cause
         raise UnavailableError(f"{name} cannot be loaded: {first_line(error)}") from error

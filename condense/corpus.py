@@ -74,17 +74,20 @@ def windows(
     min(512, positions)); positions: the longest input the model takes. UsageError for a length that the
     model or the documents cannot give, UnavailableError for text that cannot be read.
     """
+    if num_texts < 1:
+        raise UsageError(f"--num-texts {num_texts} asks for no text", "use 8 or more")
     length = _length(max_length, positions)
-    before, after = _specials(tokenizer)
+    before, after = added_specials(tokenizer)
     content = length - len(before) - len(after)
     if content < 2:
         raise UsageError(f"--max-length {length} leaves no room for text", "use at least 8 tokens")
     digest = hashlib.sha256()
     kept, skipped, longest = _long_enough(tokenizer, _documents(text, text_column), num_texts, content, digest)
     if not kept:
-        fits = longest + len(before) + len(after)
+        name, size = longest
+        fits = size + len(before) + len(after)
         raise UsageError(
-            f"no document is long enough: the longest gives {fits} tokens, --max-length is {length}",
+            f"no document is long enough: the longest ({name}) gives {fits} tokens, --max-length is {length}",
             f"lower --max-length to {max(8, fits)} or less, or give longer documents",
         )
     rows = list(_round_robin(kept, content, num_texts))
@@ -130,10 +133,12 @@ def _documents(text: Any, column: str) -> Iterator[Document]:
 def _label(text: Any) -> str:
     if text is None:
         return f"condense probe {PROBE_VERSION}"
+    if str(text) == "-":
+        return "standard input"
     return str(text) if isinstance(text, str | Path) else "documents in memory"
 
 
-def _specials(tokenizer: Any) -> tuple[list[int], list[int]]:
+def added_specials(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Special tokens that the tokenizer puts before and after a text by default."""
     bare = tokenizer("a b", add_special_tokens=False)["input_ids"]
     full = tokenizer("a b")["input_ids"]
@@ -145,10 +150,10 @@ def _specials(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 def _long_enough(
     tokenizer: Any, documents: Iterator[Document], wanted: int, content: int, digest: Any
-) -> tuple[list[_Tokens], int, int]:
+) -> tuple[list[_Tokens], int, tuple[str, int]]:
     """Read documents until `wanted` are long enough; count the shorter ones and the longest of them."""
     kept: list[_Tokens] = []
-    skipped = longest = 0
+    skipped, longest = 0, ("none", 0)
     for document in documents:
         data = document.text.encode("utf-8", errors="replace")
         digest.update(len(data).to_bytes(8, "big") + data)
@@ -156,7 +161,8 @@ def _long_enough(
         if len(tokens.ids) >= content:
             kept.append(tokens)
         else:
-            skipped, longest = skipped + 1, max(longest, len(tokens.ids))
+            skipped += 1
+            longest = max(longest, (document.name, len(tokens.ids)), key=lambda known: known[1])
         if len(kept) == wanted:
             break
     return kept, skipped, longest

@@ -1,7 +1,8 @@
 """analyze(): model x windows -> Diagnosis, streaming.
 
-The straight line: capture finds the sites, measuring reads each text inside the hooks, tally sums up,
-verdict reads the numbers. Nothing here knows a formula.
+The straight line: capture finds the sites, measuring reads each text inside the hooks (or journal knows it
+from a run that fell, or another of the ranks has read it), tally sums up, verdict reads the numbers.
+Nothing here knows a formula.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,13 +19,15 @@ from typing import Any
 import torch
 
 from condense import geometry, tally
-from condense.capture import Stack, find_stacks, self_check
+from condense.capture import Stack, embedding_rows, find_stacks, input_device, self_check
 from condense.checkpoint import Checkpoint, objective, random_twin
 from condense.corpus import Windows, check_ids
 from condense.intervals import CONFIDENCE, RESAMPLES
-from condense.measuring import read_texts
+from condense.journal import Journal, open_journal, resumed
+from condense.measuring import OnNote, TextReading, read_texts
 from condense.metrics import METRICS
-from condense.quality import MASK_RATE, make_scorer, summarise
+from condense.quality import MASK_RATE, Scorer, make_scorer, summarise
+from condense.ranks import ALONE, Ranks, together
 from condense.records import DIAGNOSIS_SCHEMA, Diagnosis, Estimate, ModelInfo, StackSummary
 from condense.verdict import BANDS, Bands, Facts, judge
 from condense.version import __version__
@@ -43,59 +46,72 @@ def analyze(
     bands: Bands = BANDS,
     command: str = "",
     on_text: OnText | None = None,
+    on_note: OnNote | None = None,
+    journal: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Diagnosis:
     """Measure a model's token states at every site and say what they look like, and why.
 
     checkpoint: from `load`, or a transformers model in memory; windows: from `condense.windows`.
-    batch_size: texts per forward pass (None chooses); twin: measure the same architecture with random
-    weights too; on_text(done, total) is called after each text. RunError for non-finite states,
-    UnavailableError for an architecture without one (B, S, d) residual stream or ids beyond the embedding.
+    batch_size: texts per forward pass (None chooses; halved where memory runs out); twin: measure the same
+    architecture with random weights too; on_text(done, total) is called after each text, on_note(line) for
+    what a user should know. journal: keep what is measured in the cache until all is done, and go on from
+    there after a fall; ranks: the processes that share the texts, each of which has to call this.
+    RunError for non-finite states or too little memory, UnavailableError for an architecture without one
+    (B, S, d) residual stream or ids beyond the embedding.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = _in_memory(checkpoint)
     model = checkpoint.model
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    settings = _Settings(batch_size, spectral_tokens, seed, bands, command)
+    journals: list[Journal] = []
+    settings = _Settings(
+        batch_size, spectral_tokens, seed, bands, command, on_text, on_note, journals if journal else None, ranks
+    )
     try:
-        reference = _measure(random_twin(checkpoint, seed), windows, settings, None, on_text) if twin else None
-        return _measure(checkpoint, windows, settings, reference, on_text)
+        with together(ranks):
+            reference = _measure(random_twin(checkpoint, seed), windows, settings, None) if twin else None
+            diagnosis = _measure(checkpoint, windows, settings, reference)
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
+    for finished in journals:
+        finished.remove()
+    return diagnosis
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """What a measurement is told, besides the model and the windows."""
+    """What a measurement is told, besides the model and the windows; `journals` collects those it opens."""
 
     batch_size: int | None
     spectral_tokens: int
     seed: int
     bands: Bands
     command: str
+    on_text: OnText | None
+    on_note: OnNote | None
+    journals: list[Journal] | None
+    ranks: Ranks
 
 
-def _measure(
-    checkpoint: Checkpoint, windows: Windows, settings: _Settings, twin: Diagnosis | None, on_text: OnText | None
-) -> Diagnosis:
+def _measure(checkpoint: Checkpoint, windows: Windows, settings: _Settings, twin: Diagnosis | None) -> Diagnosis:
     model, seed, started = checkpoint.model, settings.seed, time.perf_counter()
-    check_ids(windows.ids, model.get_input_embeddings().num_embeddings)
+    check_ids(windows.ids, embedding_rows(model))
     stacks = find_stacks(model)
-    self_check(model, stacks, windows.ids[:1].to(model.device))
+    self_check(model, stacks, windows.ids[:1].to(input_device(model)))
     scorer = make_scorer(model, stacks, checkpoint.info.objective, windows, seed, checkpoint.head_missing)
     tallies = [tally.SiteTally(site) for stack in stacks for site in stack.sites()]
     scores = []
-    for reading in read_texts(
-        model, stacks, windows, scorer,
-        indices=list(range(len(windows))), batch_size=settings.batch_size or default_batch_size(model),
-        spectral_tokens=settings.spectral_tokens, seed=seed,
-    ):  # fmt: skip
+    own = _own_readings(checkpoint, stacks, windows, scorer, settings)
+    for reading in settings.ranks.gathered(own, len(windows)):
         for place, measured in zip(tallies, reading.sites, strict=True):
             place.add(measured, settings.spectral_tokens)
         if reading.score is not None:
             scores.append(reading.score)
-        if on_text is not None:
-            on_text(reading.index + 1, len(windows))
+        if settings.on_text is not None:
+            settings.on_text(reading.index + 1, len(windows))
     summaries = {stack.name: _summary(stack, tallies, checkpoint.info, settings, twin) for stack in stacks}
     main = summaries.pop(stacks[-1].name)
     seconds = time.perf_counter() - started
@@ -107,7 +123,7 @@ def _measure(
         model=checkpoint.info,
         corpus=windows.info,
         protocol=protocol(windows, checkpoint.info, settings.spectral_tokens, seed),
-        environment=environment(model),
+        environment=environment(model, settings.ranks.size),
         timing={"measure_seconds": seconds, "seconds_per_text": seconds / max(1, len(windows))},
         quality=summarise(scorer, scores, windows),
         sites=tuple(place.reading() for place in tallies),
@@ -120,6 +136,43 @@ def _measure(
     )
 
 
+def _own_readings(
+    checkpoint: Checkpoint, stacks: tuple[Stack, ...], windows: Windows, scorer: Scorer, settings: _Settings
+) -> Iterator[TextReading]:
+    """Readings of this rank's texts in order: from the journal as far as there is one, else measured."""
+    size = settings.batch_size or default_batch_size(checkpoint.model)
+    journal, known = None, set[int]()
+    if settings.journals is not None:
+        journal = open_journal(_journal_key(checkpoint, windows, settings, size))
+    if journal is not None and settings.journals is not None:
+        settings.journals.append(journal)
+        known = journal.known(len(windows))
+        if known and settings.on_note is not None:
+            settings.on_note(f"resuming: {len(known)} of {len(windows)} texts were measured before")
+
+    def measure(indices: list[int]) -> Iterator[TextReading]:
+        return read_texts(
+            checkpoint.model, stacks, windows, scorer, indices=indices, batch_size=size,
+            spectral_tokens=settings.spectral_tokens, seed=settings.seed, on_note=settings.on_note,
+        )  # fmt: skip
+
+    return resumed(journal, known, settings.ranks.texts(len(windows)), size, measure)
+
+
+def _journal_key(checkpoint: Checkpoint, windows: Windows, settings: _Settings, batch_size: int) -> dict[str, Any]:
+    """Everything that can change a bit of a reading. One text at a time, the number of ranks cannot."""
+    info, around = checkpoint.info, environment(checkpoint.model)
+    return {
+        "condense": __version__,
+        "weights": info.weights_sha256,
+        "architecture": info.architecture,
+        "windows": windows.info.windows_sha256,
+        "protocol": protocol(windows, info, settings.spectral_tokens, settings.seed)["hash"],
+        "batch": f"{batch_size} of {settings.ranks.size}" if batch_size > 1 else "1",
+        **{key: around[key] for key in ("torch", "transformers", "device", "attention", "threads")},
+    }
+
+
 def _summary(
     stack: Stack, tallies: list[tally.SiteTally], info: ModelInfo, settings: _Settings, twin: Diagnosis | None
 ) -> StackSummary:
@@ -130,7 +183,7 @@ def _summary(
         model=info.id, parameters=info.parameters, contrastive=info.contrastive, objective=info.objective,
         texts=len(own[0].paper), stack=stack.name, deep=deep, trend=trend, labels=[r.label for r in inner],
         curves={key: [r.metrics[key].value for r in inner] for key in METRICS},
-        top_dimensions=[top.dimension for top in inner[-1].top_dimensions],
+        top_dimensions=tally.deep_dimensions(own),
         twin=_deep_of(twin, stack.name),
     )  # fmt: skip
     return StackSummary(deep, trend, tally.paper(own), judge(facts, settings.bands))
@@ -165,8 +218,8 @@ def protocol(windows: Windows, info: ModelInfo, spectral_tokens: int, seed: int)
     return {"hash": digest, **settings}
 
 
-def environment(model: Any) -> dict[str, Any]:
-    """Versions and device of this run."""
+def environment(model: Any, world_size: int = 1) -> dict[str, Any]:
+    """Versions, device and number of processes of this run."""
     import transformers
 
     return {
@@ -177,7 +230,7 @@ def environment(model: Any) -> dict[str, Any]:
         "device": str(model.device),
         "attention": str(getattr(model.config, "_attn_implementation", "") or "default"),
         "threads": torch.get_num_threads(),
-        "world_size": 1,
+        "world_size": world_size,
     }
 
 

@@ -51,9 +51,7 @@ def angular(states: Tensor, mask: Tensor | None = None, *, tau: float = 1.0, cla
     return _mean_over_sequences(states, mask, lambda rows: _over_cosines(rows, rule))
 
 
-def orthogonal(
-    states: Tensor, mask: Tensor | None = None, *, margin: float = 0.5, clamp: float = 0.1
-) -> Tensor:
+def orthogonal(states: Tensor, mask: Tensor | None = None, *, margin: float = 0.5, clamp: float = 0.1) -> Tensor:
     """How far token pairs stay below a right angle: the mean squared shortfall; obtuse pairs are left alone.
 
     The clamp is that of `angular`, and so is the blindness once every cosine exceeds 1 - clamp.
@@ -95,9 +93,7 @@ def decorrelation(states: Tensor, mask: Tensor | None = None) -> Tensor:
     return _mean_over_sequences(states, mask, lambda rows: _over_cosines(rows, rule), centre=True)
 
 
-def l2_repel(
-    states: Tensor, mask: Tensor | None = None, *, tau: float = 1.0, norm_weight: float = 0.1
-) -> Tensor:
+def l2_repel(states: Tensor, mask: Tensor | None = None, *, tau: float = 1.0, norm_weight: float = 0.1) -> Tensor:
     """How close together the token vectors lie, norms included, plus a price on their size.
 
     Degenerate at large norms: once squared distances exceed a few d * tau the softmax over pairs rests on the
@@ -191,9 +187,7 @@ class _KnownGradient(torch.autograd.Function):
         return (outer * gradient).to(ctx.dtype), None, None
 
 
-def _mean_over_sequences(
-    states: Tensor, mask: Tensor | None, formula: _Formula, centre: bool = False
-) -> Tensor:
+def _mean_over_sequences(states: Tensor, mask: Tensor | None, formula: _Formula, centre: bool = False) -> Tensor:
     if states.ndim != 3 or not states.is_floating_point():
         raise ValueError(f"states must be floats (B, S, d), got {states.dtype} {tuple(states.shape)}")
     if mask is not None and mask.shape != states.shape[:2]:

@@ -24,10 +24,14 @@ _HEAD = 4096
 
 @dataclass(frozen=True)
 class Document:
-    """One text with a name that says where it came from (`probe/encyclopaedic-1`, `notes.txt`, `a.jsonl:17`)."""
+    """One text with a name that says where it came from (`probe/encyclopaedic-1`, `notes.txt`, `a.jsonl:17`).
+
+    A chat record keeps its `messages` (role, content); its text is their contents, a line each.
+    """
 
     name: str
     text: str
+    messages: tuple[tuple[str, str], ...] | None = None
 
 
 def probe() -> list[Document]:
@@ -74,7 +78,7 @@ def dataset(name: str, config: str | None, split: str | None, column: str) -> It
     except Exception as error:  # the hub client raises many kinds; all mean that the data is not to be had
         raise UnavailableError(f"dataset {name} cannot be loaded: {_line(error)}") from None
     for index, row in enumerate(rows):
-        yield Document(f"{name}/{chosen}:{index}", _cell(row, column, name))
+        yield _document(f"{name}/{chosen}:{index}", row, column, name)
 
 
 def _line(error: Exception) -> str:
@@ -108,6 +112,24 @@ def _decoded(name: str, data: bytes) -> str:
     return data.decode("utf-8-sig", errors="replace")
 
 
+def _document(name: str, record: Any, column: str, where: str) -> Document:
+    """A record as a document; one without the text column may be a chat (messages, or prompt and completion)."""
+    if isinstance(record, dict) and column not in record:
+        messages = _messages(record)
+        if messages:
+            return Document(name, "\n".join(content for _, content in messages), messages)
+    return Document(name, _cell(record, column, where))
+
+
+def _messages(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    turns = record.get("messages")
+    if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
+        return tuple((str(turn.get("role", "user")), str(turn.get("content") or "")) for turn in turns)
+    if isinstance(record.get("prompt"), str) and isinstance(record.get("completion"), str):
+        return (("user", record["prompt"]), ("assistant", record["completion"]))
+    return ()
+
+
 def _cell(record: Any, column: str, where: str) -> str:
     if isinstance(record, str):
         return record
@@ -124,7 +146,7 @@ def _some(name: str, records: Iterable[tuple[int, Any]], column: str) -> Iterato
     empty = True
     for number, record in records:
         empty = False
-        yield Document(f"{name}:{number}", _cell(record, column, name))
+        yield _document(f"{name}:{number}", record, column, name)
     if empty:
         raise UnavailableError(f"{name} is empty")
 
@@ -149,13 +171,16 @@ def _json(path: Path, column: str) -> Iterator[Document]:
 def _loads(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UnavailableError(f"{where} is not JSON") from None
 
 
 def _csv(path: Path, column: str) -> Iterator[Document]:
     csv.field_size_limit(2**31 - 1)
-    rows = csv.DictReader(io.StringIO(_decoded(path.name, _bytes(path)), newline=""))
+    text = _decoded(path.name, _bytes(path))
+    if not text.strip():
+        raise UnavailableError(f"{path.name} is empty")
+    rows = csv.DictReader(io.StringIO(text, newline=""))
     return _some(path.name, enumerate(rows, 2), column)
 
 

@@ -37,3 +37,10 @@ class RunError(CondenseError):
     """The run itself failed: non-finite states, out of memory, disk full."""
 
     exit_code = 4
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for what Python, torch and the allocators below it raise when memory runs out."""
+    text = str(error).lower()
+    said = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in text for part in said))

@@ -13,8 +13,8 @@ direction) is NaN; states that are not finite raise ValueError.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -25,6 +25,8 @@ QUANTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
 TOP = 3
 SPECTRAL_TOKENS = 256
 SHARE_FLOOR = 0.05
+RANKS = ("effective_rank", "entropy_rank", "effective_rank_with_sink")
+_ROWS = 128  # rows of the Gram matrix that are computed at once
 _FINE = 64  # sub-bins per histogram bin: quantiles are looked up there, then sorted exactly
 
 
@@ -206,11 +208,31 @@ def paper_mean_cosine(states: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """The metrics of one text at one site, and what is pooled over texts.
+class Spectra:
+    """What the spectral metrics of one text at one site are computed from, later and together.
 
-    `values` has one entry per scalar key; the spectral ones are missing until `ranks` is asked,
-    because eigenvalues of many sites are cheaper together. `paper` is `paper_mean_cosine`.
+    `gram` float64 on the CPU: cosines of the `chosen` spectral rows, then of position 0 and the specials;
+    `lengths` are the norms of all these rows.
+    """
+
+    gram: Tensor
+    lengths: Tensor
+    chosen: int
+
+    def matrix(self, key: str) -> Tensor:
+        """The Gram matrix whose eigenvalues give the spectral metric `key`."""
+        if key == "effective_rank_with_sink":
+            return self.gram * self.lengths.unsqueeze(0) * self.lengths.unsqueeze(1)
+        cosines = self.gram[: self.chosen, : self.chosen]
+        return cosines if key == "entropy_rank" else _centred(cosines)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The metrics of one text at one site, and what is pooled over texts; every tensor on the CPU.
+
+    `values` has one entry per scalar key; the spectral ones are missing until `settled`, because
+    eigenvalues of many sites are cheaper together. `paper` is `paper_mean_cosine`.
     """
 
     values: dict[str, float]
@@ -219,11 +241,20 @@ class Measurement:
     unit_sum: Tensor
     contributions: Tensor
     histogram: Tensor
-    grams: dict[str, Tensor]
+    spectra: Spectra | None = None
+
+    @property
+    def grams(self) -> dict[str, Tensor]:
+        """The Gram matrices that still wait for `ranks`, by key."""
+        return {key: self.spectra.matrix(key) for key in RANKS} if self.spectra else {}
+
+    def settled(self, found: Mapping[str, float]) -> Measurement:
+        """The same with its spectral metrics, no longer holding the Gram matrix."""
+        return replace(self, values={**self.values, **found}, spectra=None)
 
 
 def measure(states: Tensor, keep: Tensor | None = None, spectral: Tensor | None = None) -> Measurement:
-    """Every metric of one text at one site from one Gram matrix.
+    """Every metric of one text at one site, all pairs from one Gram matrix.
 
     states (m, d), all positions; keep (m,) bool, the tokens that count (default: all); spectral (k,)
     indices into the positions, used by the spectral metrics (default: the first 256 kept ones).
@@ -232,57 +263,73 @@ def measure(states: Tensor, keep: Tensor | None = None, spectral: Tensor | None 
     x = states.detach()
     x = (x.cpu() if x.device.type == "mps" else x).to(torch.promote_types(x.dtype, torch.float32))
     keep = torch.ones(len(x), dtype=torch.bool, device=x.device) if keep is None else keep.to(x.device)
-    norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+    norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)  # squares of float32 overflow from 1e19 on
     if not bool(torch.isfinite(norms).all()):
         raise ValueError(f"{int((~torch.isfinite(x)).any(-1).sum())} of {len(x)} states are not finite")
     directed = norms > 1e-6 * norms.square().mean().sqrt()
-    units = x / norms.where(directed, torch.ones_like(norms)).unsqueeze(-1).to(x.dtype)
-    kept = keep & directed
-    if int(kept.sum()) < 2:
+    kept = torch.nonzero(keep & directed).flatten()
+    if len(kept) < 2:
         raise ValueError("fewer than two tokens with a direction")
-    spectral = torch.nonzero(keep).flatten()[:SPECTRAL_TOKENS] if spectral is None else spectral.to(x.device)
-    return _measure(x, norms, units, keep, kept, directed, spectral)
-
-
-def _measure(
-    x: Tensor, norms: Tensor, units: Tensor, keep: Tensor, kept: Tensor, directed: Tensor, spectral: Tensor
-) -> Measurement:
-    rows, raw = units[kept], x[keep]
-    n, everyone = len(rows), units[directed]
+    units = x / torch.where(directed, norms, 1.0).to(x.dtype).unsqueeze(-1)
+    rows, aside = units.index_select(0, kept), units[directed & ~keep]
     s = rows.sum(0, dtype=torch.float64)
-    s_all = everyone.sum(0, dtype=torch.float64)
-    energy = rows.square().sum(0, dtype=torch.float64)
-    parts = (s.square() - energy) / (n * (n - 1))
-    top = parts.topk(min(TOP, x.shape[1]))
-    mean = parts.sum()
-    wide = raw.double()  # squares of float32 overflow from 1e19 on
-    spread = (wide - wide.mean(0)).square().sum()
-    middle = _quantile(norms[keep], 0.5)
-    pairs = _pairs(rows)
-    squares = pairs.double()
+    parts = (s.square() - rows.square().sum(0, dtype=torch.float64)) / (len(rows) * (len(rows) - 1))
+    everyone, everything = s + aside.sum(0, dtype=torch.float64), len(rows) + len(aside)
+    cosines, counts = _pair_values(rows, parts.sum())
     values = {
-        "mean_cosine": mean,
-        "cosine_std": (squares - mean).square().mean().sqrt(),
-        "participation_ratio": 1 / squares.square().mean(),
-        "relative_variance": spread / norms[keep].square().sum(),
-        "total_variance": spread / (len(raw) - 1) / raw.shape[1],
-        "median_norm": middle,
-        "sink_ratio": norms.max() / middle,
-        "mean_cosine_with_sink": (s_all.square().sum() - len(everyone)) / (len(everyone) * (len(everyone) - 1)),
-        "top_dimension_share": _share(top.values.sum(), mean),
-        "mean_cosine_without_top_dimensions": _without(rows, top.indices),
+        **_length_values(x, norms, keep),
+        **_part_values(rows, parts),
+        **cosines,
+        "mean_cosine_with_sink": (everyone.square().sum() - everything) / (everything * (everything - 1)),
+        "paper": everyone.square().sum() / len(x) ** 2,
     }
-    counts, quantiles = _counts_and_quantiles(pairs)
-    values |= {f"cosine_q{round(100 * q):02d}": v for q, v in zip(QUANTILES, quantiles, strict=True)}
+    numbers = dict(zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True))
+    spectral = torch.nonzero(keep).flatten()[:SPECTRAL_TOKENS] if spectral is None else spectral.to(x.device)
     return Measurement(
-        values={key: float(value) for key, value in values.items()},
-        paper=float(s_all.square().sum()) / len(x) ** 2,
-        count=n,
+        paper=numbers.pop("paper"),
+        values=numbers,
+        count=len(rows),
         unit_sum=s.cpu(),
         contributions=parts.cpu(),
         histogram=counts.cpu(),
-        grams=_grams(x, norms, directed, keep, spectral),
+        spectra=_spectra(x, norms, spectral[directed[spectral]], torch.nonzero(~keep).flatten()),
     )
+
+
+def _length_values(x: Tensor, norms: Tensor, keep: Tensor) -> dict[str, Tensor]:
+    """The metrics of raw rows. In float64 the energy minus that of the mean loses nothing that float32 had."""
+    counted = torch.nonzero(keep).flatten()
+    lengths, n = norms[counted], len(counted)
+    energy = lengths.square().sum()
+    mean = x.index_select(0, counted).sum(0, dtype=torch.float64) / n
+    spread = (energy - n * mean.square().sum()).clamp_min(0.0)
+    middle = _quantile(lengths, 0.5)
+    return {
+        "relative_variance": spread / energy,
+        "total_variance": spread / (n - 1) / x.shape[1],
+        "median_norm": middle,
+        "sink_ratio": norms.max() / middle,
+    }
+
+
+def _part_values(rows: Tensor, parts: Tensor) -> dict[str, Tensor]:
+    """The metrics that come from the contributions of single coordinates to the mean cosine."""
+    top = parts.topk(min(TOP, len(parts)))
+    mean = parts.sum()
+    return {
+        "mean_cosine": mean,
+        "top_dimension_share": _share(top.values.sum(), mean),
+        "mean_cosine_without_top_dimensions": _without(rows, top.indices),
+    }
+
+
+def _pair_values(rows: Tensor, mean: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The metrics of all pairs i<j, and their histogram; the spread is summed about the mean, free of cancellation."""
+    pairs = _pairs(rows)
+    counts, quantiles = _counts_and_quantiles(pairs)
+    variance = pairs.sub_(mean.to(pairs.dtype)).square_().mean(dtype=torch.float64)
+    values = {f"cosine_q{round(100 * q):02d}": v for q, v in zip(QUANTILES, quantiles, strict=True)}
+    return values | {"cosine_std": variance.sqrt(), "participation_ratio": 1 / (variance + mean.square())}, counts
 
 
 def _without(rows: Tensor, top: Tensor) -> Tensor:
@@ -290,27 +337,17 @@ def _without(rows: Tensor, top: Tensor) -> Tensor:
     rest = rows.index_fill(1, top, 0.0)
     length = torch.linalg.vector_norm(rest, dim=-1, dtype=torch.float64)
     alive = length > 1e-6
-    weights = torch.where(alive, 1 / length, 0.0).to(rest.dtype)
     n = int(alive.sum())
-    total = (weights @ rest).double() if rest.dtype == torch.float64 else (weights.double() @ rest.double())
+    total = rest.mul_(torch.where(alive, 1 / length, 0.0).to(rest.dtype).unsqueeze(-1)).sum(0, dtype=torch.float64)
     return (total.square().sum() - n) / (n * (n - 1)) if n > 1 else total.new_tensor(torch.nan)
 
 
-def _grams(x: Tensor, norms: Tensor, directed: Tensor, keep: Tensor, spectral: Tensor) -> dict[str, Tensor]:
-    """The float64 Gram matrices behind the three spectral metrics, on the CPU."""
-    sinks = torch.nonzero(~keep).flatten()
-    chosen = spectral[directed[spectral]]
+def _spectra(x: Tensor, norms: Tensor, chosen: Tensor, sinks: Tensor) -> Spectra:
+    """The float64 Gram matrix behind the three spectral metrics, on the CPU."""
     positions = torch.cat([chosen, sinks])
     lengths = norms[positions]
-    rows = x[positions].double() / torch.where(lengths > 0, lengths, 1.0).unsqueeze(-1)
-    gram = (rows @ rows.T).cpu()
-    lengths = lengths.cpu()
-    cosines = gram[: len(chosen), : len(chosen)]
-    return {
-        "effective_rank": _centred(cosines),
-        "entropy_rank": cosines,
-        "effective_rank_with_sink": gram * lengths.unsqueeze(0) * lengths.unsqueeze(1),
-    }
+    rows = x.index_select(0, positions).double().div_(torch.where(lengths > 0, lengths, 1.0).unsqueeze(-1))
+    return Spectra((rows @ rows.T).cpu(), lengths.cpu(), len(chosen))
 
 
 def ranks(key: str, gram: Tensor) -> float:
@@ -388,11 +425,19 @@ def _upper(n: int, device: torch.device) -> Tensor:
 
 
 def _pairs(units: Tensor) -> Tensor:
-    """Cosines of all pairs i<j as one vector (n(n−1)/2,)."""
-    n = len(units)
+    """Cosines of all pairs i<j as one vector (n(n−1)/2,), in no particular order; only the upper part is computed."""
+    n, filled = len(units), 0
     if n < 2:
         return units.new_full((1,), torch.nan)
-    return torch.take(units @ units.T, _upper(n, units.device))
+    pairs = units.new_empty(n * (n - 1) // 2)
+    for start in range(0, n, _ROWS):
+        rows, later = units[start : start + _ROWS], units[start + _ROWS :]
+        size = len(rows) * len(later)
+        torch.mm(rows, later.T, out=pairs[filled : filled + size].view(len(rows), len(later)))
+        corner = torch.take(rows @ rows.T, _upper(len(rows), units.device))
+        pairs[filled + size : filled + size + len(corner)] = corner
+        filled += size + len(corner)
+    return pairs
 
 
 def _quantile(values: Tensor, q: float) -> Tensor:
@@ -407,7 +452,7 @@ def _quantile(values: Tensor, q: float) -> Tensor:
 def _fine_counts(pairs: Tensor) -> tuple[Tensor, Tensor]:
     """Bin of every pair and the counts, in 200·64 bins on [−1, 1]; monotone in the cosine."""
     size = BINS * _FINE
-    codes = ((pairs + 1) * (size / 2)).nan_to_num().to(torch.int32).clamp_(0, size - 1)
+    codes = torch.add(pairs, 1).mul_(size / 2).nan_to_num_().clamp_(0, size - 1).to(torch.int32)
     return codes, torch.bincount(codes, minlength=size)
 
 
@@ -425,7 +470,7 @@ def _counts_and_quantiles(pairs: Tensor) -> tuple[Tensor, list[Tensor]]:
     bins = torch.searchsorted(cumulative, orders, right=True)
     wanted = torch.zeros(len(counts), dtype=torch.bool, device=pairs.device)
     wanted[bins] = True
-    candidates = pairs[wanted[codes.long()]].sort().values
+    candidates = pairs[torch.nonzero(wanted.index_select(0, codes)).flatten()].sort().values
     before = cumulative - torch.where(wanted, counts, 0).cumsum(0)  # pairs below, outside the wanted bins
     found = candidates[orders - before[bins]].double()
     quantiles = [found[2 * i].lerp(found[2 * i + 1], p - int(p)) for i, p in enumerate(places)]

@@ -6,6 +6,8 @@ an ordinary float32 checkpoint that loads in under a second.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 import struct
 import tempfile
@@ -66,10 +68,15 @@ def _convert(file: Path, work: Path, metadata: dict[str, Any]) -> None:
         import gguf  # noqa: F401
     except ImportError:
         raise UnavailableError("a .gguf checkpoint needs the package gguf", "pip install '.[gguf]'") from None
+    place: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+    with contextlib.redirect_stderr(io.StringIO()):  # the reader draws a progress bar that cannot be switched off
+        _dequantise(file, work, place, metadata)
+
+
+def _dequantise(file: Path, work: Path, place: dict[str, Any], metadata: dict[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    place: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), trust_remote_code=False, **place)
         model = AutoModelForCausalLM.from_pretrained(

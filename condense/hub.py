@@ -127,6 +127,16 @@ def _bytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
+def push(folder: Path, repo: str, token: str | None) -> None:
+    """Upload a folder to a repository of the hub, which is made if need be (private)."""
+    from huggingface_hub import HfApi
+
+    with _explained(repo):
+        client = HfApi(token=token)
+        client.create_repo(repo, private=True, exist_ok=True)
+        client.upload_folder(repo_id=repo, folder_path=str(folder))
+
+
 @contextlib.contextmanager
 def _explained(repo: str) -> Iterator[None]:
     """Turn the hub client's failures into one line each that says what to do."""

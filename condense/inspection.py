@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,13 @@ _TOKENIZER_FILES = (
 _IMPLEMENTATION = re.compile(r"(attn|attention|experts|kernel)\w*_implementation\w*|_attn_implementation\w*")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)\.")
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_STACK_DEPTH_KEYS = {
+    "encoder": ("encoder_layers", "num_encoder_layers", *_DEPTH_KEYS),
+    "decoder": ("decoder_layers", "num_decoder_layers", *_DEPTH_KEYS),
+}
+_MAX_DEPTH = 2000  # beyond every published model; building more costs minutes before anything can be checked
+_OTHER_TOWER = re.compile("vision|visual|image|audio")
+_PREDICTION_LAYER = re.compile(r"^(.*\.\d+\.)(?:eh_proj|enorm|hnorm)\.")
 _MAX_HEADER = 100 * 2**20
 
 
@@ -74,18 +81,29 @@ def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
     _refuse_pointer(file)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError):
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError):
         raise UnavailableError(f"{file} is not JSON", "the file is damaged: fetch it again") from None
     if not isinstance(config, dict):
         raise UnavailableError(f"{file} is not a JSON object")
     for key, value in _walk(config):
-        if _IMPLEMENTATION.fullmatch(key) and isinstance(value, str) and "/" in value:
+        if _IMPLEMENTATION.fullmatch(key) and any("/" in text for text in _strings(value)):  # may be set per part
             raise UnavailableError(
                 f"{name} asks for a remote kernel ({key} = {value})", "remove that key; condense runs no foreign code"
             )
-        if key in _DEPTH_KEYS and isinstance(value, int) and value < 1:
+        if isinstance(value, int) and _is_impossible(key, value):
             raise UnavailableError(f"{name} asks for {value} layers ({key})", "the config is damaged")
     return config
+
+
+def _is_impossible(key: str, depth: int) -> bool:
+    every = {key for keys in _STACK_DEPTH_KEYS.values() for key in keys}
+    return (key in _DEPTH_KEYS and depth < 1) or (key in every and not 0 <= depth <= _MAX_DEPTH)
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, dict | list):
+        return [text for inner in (value.values() if isinstance(value, dict) else value) for text in _strings(inner)]
+    return [value] if isinstance(value, str) else []
 
 
 def _walk(config: Any) -> Iterator[tuple[str, Any]]:
@@ -105,7 +123,7 @@ def _weights(path: Path) -> tuple[Path, ...]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError, UnicodeDecodeError):
+        except (ValueError, KeyError, AttributeError, TypeError, UnicodeDecodeError, RecursionError):
             raise UnavailableError(f"{index} is not a shard index", "the file is damaged: fetch it again") from None
         for name in names:
             if not isinstance(name, str) or Path(name).name != name or name in ("", "..", "."):
@@ -142,7 +160,7 @@ def safetensors_header(file: Path) -> dict[str, Any]:
                 raise broken
             header = json.loads(stream.read(size))
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    except (OSError, struct.error, ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (OSError, struct.error, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         raise broken from None
     if file.stat().st_size < 8 + size + max(ends, default=0):
         raise broken
@@ -160,24 +178,57 @@ def _refuse_pointer(file: Path) -> None:
 
 
 def _check_depth(names: list[str], config: dict[str, Any]) -> None:
-    """The number of blocks named in the weights must be the config's, in every list of blocks."""
+    """The number of blocks named in the weights must be the config's, in every stack."""
+    found = _found_depths(without_prediction_layers(names))
+    if config.get("num_hidden_groups"):  # one block is called many times: its number says nothing of the depth
+        return
+    for stack, asked in _asked_depths(config).items():
+        depths = [depth for prefix, depth in found.items() if stack in ("", _stack_of(prefix))]
+        if asked and depths and not asked & set(depths):
+            which = f" {stack}" if stack else ""
+            raise UnavailableError(
+                f"config.json says {min(asked)}{which} layers, the weights hold {max(depths)}",
+                "config and weights do not belong together; a truncated or half-random model is not measured",
+            )
+
+
+def _asked_depths(config: dict[str, Any]) -> dict[str, set[int]]:
+    """Per stack ("" where there is one) the depths that the config may mean."""
+
+    def values(table: dict[str, Any], keys: tuple[str, ...]) -> list[int]:
+        return [table[key] for key in keys if isinstance(table.get(key), int)]
+
+    if config.get("is_encoder_decoder"):
+        own = {stack: inner if isinstance(inner := config.get(stack), dict) else config for stack in _STACK_DEPTH_KEYS}
+        return {stack: set(values(own[stack], keys)[:1]) for stack, keys in _STACK_DEPTH_KEYS.items()}
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) else config
-    asked = next((text[key] for key in _DEPTH_KEYS if isinstance(text.get(key), int)), None)
-    if asked is None or config.get("is_encoder_decoder") or config.get("num_hidden_groups"):
-        return
+    return {"": set(values(text, _DEPTH_KEYS)[:1]) | set(values(text, ("decoder_layers",)))}
+
+
+def _found_depths(names: Iterable[str]) -> dict[str, int]:
+    """For every list of blocks that is named in the weights (by its prefix), how many it holds."""
     found: dict[str, int] = {}
     for name in names:
         match = _BLOCK.search(name)
-        if match and "vision" not in name and "visual" not in name:
+        if match and not _OTHER_TOWER.search(name):
             prefix = name[: match.start(1)]
             found[prefix] = max(found.get(prefix, 0), int(match.group(1)) + 1)
-    deepest = max(found.values(), default=None) if found else None
-    if deepest is not None and deepest != asked:
-        raise UnavailableError(
-            f"config.json says {asked} layers, the weights hold {deepest}",
-            "config and weights do not belong together; a truncated or half-random model is not measured",
-        )
+    return found
+
+
+def _stack_of(prefix: str) -> str:
+    return next((part for part in prefix.split(".") if part in _STACK_DEPTH_KEYS), "")
+
+
+def without_prediction_layers(names: Iterable[str]) -> list[str]:
+    """Names of weights without the extra layers that predict further tokens (DeepSeek-V3, GLM-4.5).
+
+    They stand behind the blocks in the same list, and transformers does not build them.
+    """
+    listed = list(names)
+    extra = tuple({match.group(1) for name in listed if (match := _PREDICTION_LAYER.match(name))})
+    return [name for name in listed if not extra or not name.startswith(extra)]
 
 
 def sha256(files: tuple[Path, ...]) -> str:

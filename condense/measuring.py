@@ -7,20 +7,22 @@ together after its forward pass, one matrix per thread.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from condense import geometry
-from condense.capture import Site, Stack, run, watching
+from condense.capture import OVERFLOW, Site, Stack, input_device, run, specials_of, watching
 from condense.corpus import Windows
-from condense.errors import RunError
+from condense.errors import RunError, is_out_of_memory
 from condense.geometry import Measurement
 from condense.quality import Score, Scorer
+
+OnNote = Callable[[str], None]
 
 
 @dataclass
@@ -57,63 +59,130 @@ def read_texts(
     batch_size: int,
     spectral_tokens: int,
     seed: int,
+    on_note: OnNote | None = None,
 ) -> Iterator[TextReading]:
-    """Yield a reading for each text of `indices`, in order. RunError if states are not finite."""
-    keep = kept_positions(windows.special)
-    for start in range(0, len(indices), batch_size):
-        batch = indices[start : start + batch_size]
-        ids = windows.ids[batch].to(_device(model))
-        readings = [TextReading(index) for index in batch]
-        positions = [spectral_positions(keep[i], spectral_tokens, seed, i) for i in batch]
+    """Yield a reading for each text of `indices`, in order.
 
-        def receive(site: Site, states: Tensor, batch: list[int] = batch, readings: Any = readings,
-                    positions: Any = positions, ids: Tensor = ids) -> None:  # fmt: skip
-            for row, index in enumerate(batch):
-                readings[row].sites.append(_measured(site, states[row], keep[index], positions[row], index))
-                if site.name == "output" and scorer.head is not None and not scorer.reason:
-                    special = windows.special[index].to(ids.device)
-                    readings[row].score = scorer.from_states(states[row], ids[row], special)
+    Where memory runs out the batch is halved, for good, and the same texts are read again. RunError if
+    states are not finite, or if there is no memory for a single text.
+    """
+    reader = _Reader(model, stacks, windows, scorer, spectral_tokens, seed)
+    start = 0
+    with _RankWorkers() as workers:
+        while start < len(indices):
+            batch = indices[start : start + batch_size]
+            readings = _attempt(reader, workers, batch)
+            if readings is None:
+                batch_size = _halved(len(batch), windows, on_note)
+                continue
+            yield from readings
+            start += len(batch)
+
+
+def _attempt(reader: _Reader, workers: _RankWorkers, batch: list[int]) -> list[TextReading] | None:
+    """The settled readings of a batch, or None where memory ran out; nothing of the attempt is left then."""
+    try:
+        readings = reader.read(batch)
+        for reading in readings:
+            workers.settle(reading)
+        return readings
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _halved(size: int, windows: Windows, on_note: OnNote | None) -> int:
+    if size == 1:
+        raise RunError(
+            f"out of memory on a single text of {windows.info.length} tokens",
+            "lower --max-length, or use --dtype bfloat16 or --device cpu (--batch-size is 1 already)",
+        )
+    if on_note is not None:
+        on_note(f"out of memory with {size} texts at once; going on with {size // 2} (--batch-size {size // 2})")
+    return size // 2
+
+
+@dataclass
+class _Reader:
+    """One forward pass over a batch of texts, and what its hooks hand over."""
+
+    model: Any
+    stacks: tuple[Stack, ...]
+    windows: Windows
+    scorer: Scorer
+    spectral_tokens: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        special = self.windows.special
+        self.keeps = {stack.name: kept_positions(specials_of(stack, self.stacks, special)) for stack in self.stacks}
+
+    def read(self, batch: list[int]) -> list[TextReading]:
+        """The readings of a batch, their spectral metrics still to be settled."""
+        ids = self.windows.ids[batch].to(input_device(self.model))
+        readings = [TextReading(index) for index in batch]
+        chosen = {
+            name: [spectral_positions(keep[i], self.spectral_tokens, self.seed, i) for i in batch]
+            for name, keep in self.keeps.items()
+        }
+
+        def receive(site: Site, states: Tensor) -> None:
+            for reading, own, token_ids, positions in zip(readings, states, ids, chosen[site.stack], strict=True):
+                keep = self.keeps[site.stack][reading.index]
+                reading.sites.append(_measured(site, own, keep, positions, reading.index))
+                if site.name == "output" and self.scorer.head is not None and not self.scorer.reason:
+                    reading.score = self.scorer.from_states(own, token_ids, self.windows.special[reading.index])
 
         with contextlib.ExitStack() as hooks:
-            for stack in stacks:
+            for stack in self.stacks:
                 hooks.enter_context(watching(stack, receive))
-            run(model, stacks, ids)
-        for reading, row in zip(readings, ids, strict=True):
-            if scorer.head is None and not scorer.reason:
-                reading.score = scorer.from_model(reading.index, row, windows.special[reading.index].to(row.device))
-            _take_ranks(reading)
-        yield from readings
-
-
-def _device(model: Any) -> torch.device:
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    parameter = next((embeddings or model).parameters())
-    device: torch.device = parameter.device
-    return device
+            run(self.model, self.stacks, ids)
+        if self.scorer.head is None and not self.scorer.reason:
+            for reading, row in zip(readings, ids, strict=True):
+                special = self.windows.special[reading.index].to(row.device)
+                reading.score = self.scorer.from_model(reading.index, row, special)
+        return readings
 
 
 def _measured(site: Site, states: Tensor, keep: Tensor, positions: Tensor, index: int) -> Measurement:
     try:
         return geometry.measure(states, keep, positions)
     except ValueError as error:
-        place = f"{site.name} {site.index}" if site.name == "block" else site.name
-        raise RunError(
-            f"text {index} at {place} ({site.stack}): {error}",
-            "float16 overflows in many models: use --dtype float32 or bfloat16; else the weights are damaged",
-        ) from None
+        raise RunError(f"text {index} at {site.label} ({site.stack}): {error}", OVERFLOW) from None
 
 
-def _take_ranks(reading: TextReading) -> None:
-    """Replace the Gram matrices of a reading by their spectral metrics, one matrix per thread."""
-    jobs = [(place, key, gram) for place in reading.sites for key, gram in place.grams.items()]
-    threads = torch.get_num_threads()
+class _RankWorkers:
+    """Spectral metrics of many small matrices: one worker per core, each with one thread, for a whole run.
+
+    Small matrices do not gain from several threads, and two workers with two threads each fight over the
+    cores. torch keeps its number of threads per thread and MKL for all, so every worker sets it and the
+    calling thread puts it back.
+    """
+
+    def __init__(self) -> None:
+        self._threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self._threads, "condense-ranks")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self._threads)
+
+    def settle(self, reading: TextReading) -> None:
+        """Replace the Gram matrices of a reading by their spectral metrics."""
+        try:
+            reading.sites = list(self._pool.map(_settled, reading.sites))
+        finally:
+            torch.set_num_threads(self._threads)
+
+
+def _settled(measured: Measurement) -> Measurement:
+    if measured.spectra is None:
+        return measured
     torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            results = list(pool.map(lambda job: geometry.ranks(job[1], job[2]), jobs))
-    finally:
-        torch.set_num_threads(threads)
-    for (place, key, _), value in zip(jobs, results, strict=True):
-        place.values[key] = value
-    for place in reading.sites:
-        place.grams.clear()
+    return measured.settled({key: geometry.ranks(key, measured.spectra.matrix(key)) for key in geometry.RANKS})

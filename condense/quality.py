@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from condense.capture import PROBE_TOKENS, Stack, run
+from condense.capture import PROBE_TOKENS, Stack, input_device, run
 from condense.corpus import Windows
 from condense.intervals import bootstrap_interval, mean_interval
 from condense.records import Estimate, Objective, Quality
 
 MASK_RATE = 0.15
-_BLOCK = 128
+_BLOCK = 128  # positions whose logits are held at once
+_ROWS, _WORDS = 512, 4096  # the same for a plain head: positions, words
 LABELS: dict[Objective, str] = {
     "causal": "next-token loss",
     "masked": "pseudo-loss on a seeded 15 % mask",
@@ -53,13 +54,20 @@ class Scorer:
 
     def from_states(self, states: Tensor, ids: Tensor, special: Tensor) -> Score:
         """Score one text from its last hidden states (S, d); ids, special (S,). Causal, with a head."""
-        assert self.head is not None
+        if self.head is None:
+            raise ValueError("this model is scored as a whole: use from_model")
         nats = torch.zeros((), dtype=torch.float64)
-        for start in range(0, len(ids) - 1, _BLOCK):
-            stop = min(start + _BLOCK, len(ids) - 1)
-            logits = self.head(states[start:stop])
-            nats += _nats(logits, ids[start + 1 : stop + 1], ~special[start + 1 : stop + 1])
-        return Score(float(nats), int((~special[1:]).sum()))
+        weight = _plain_weight(self.head, states)
+        rows = _BLOCK if weight is None else _ROWS
+        targets, counted = ids[1:].to(states.device), ~special[1:].to(states.device)
+        for start in range(0, len(ids) - 1, rows):
+            span = slice(start, min(start + rows, len(ids) - 1))
+            if weight is None:
+                nats += _nats(self.head(states[span]), targets[span], counted[span])
+            else:
+                losses = _online_losses(states[span], weight, targets[span])
+                nats += losses[counted[span]].cpu().sum(dtype=torch.float64)
+        return Score(float(nats), int(counted.sum()))
 
     def from_model(self, index: int, ids: Tensor, special: Tensor) -> Score:
         """Score one text (S,) with a forward pass of the whole model."""
@@ -67,7 +75,7 @@ class Scorer:
             chosen = mask_positions(special.cpu(), self.seed, index).to(ids.device)
             masked = ids.clone()
             masked[chosen] = int(self.mask_token_id or 0)
-            logits = self.model(input_ids=masked.unsqueeze(0)).logits[0, chosen]
+            logits = _logits(self.model(input_ids=masked.unsqueeze(0)))[0, chosen]
             return Score(float(_nats(logits, ids[chosen], torch.ones_like(chosen, dtype=torch.bool))), len(chosen))
         logits = self.model(input_ids=ids.unsqueeze(0)).logits[0, :-1]
         nats = torch.zeros((), dtype=torch.float64)
@@ -85,9 +93,41 @@ def mask_positions(special: Tensor, seed: int, index: int) -> Tensor:
     return ordinary[torch.randperm(len(ordinary), generator=generator)[:count]].sort().values
 
 
+def _logits(output: Any) -> Tensor:
+    """Logits over the vocabulary; a pre-training head (BERT's) has another beside them."""
+    logits: Tensor = output.prediction_logits if hasattr(output, "prediction_logits") else output.logits
+    return logits
+
+
 def _nats(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-    losses = functional.cross_entropy(logits.float(), targets, reduction="none")
-    return losses[counted].sum(dtype=torch.float64).cpu()
+    losses = functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+    return losses[counted.to(logits.device)].cpu().sum(dtype=torch.float64)  # MPS has no float64
+
+
+def _plain_weight(head: nn.Module, states: Tensor) -> Tensor | None:
+    """The weight (V, d) of a head that is nothing but a matrix product where the states are; None for any other."""
+    if type(head) is not nn.Linear or head.bias is not None or hasattr(head, "_hf_hook"):
+        return None
+    hooked = head._forward_hooks or head._forward_pre_hooks
+    fits = head.weight.device == states.device and head.weight.dtype == states.dtype
+    return head.weight if fits and not hooked else None
+
+
+def _online_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood per position, the log-sum-exp taken over blocks of the vocabulary as they come.
+
+    A block of logits stays in the processor's cache: the whole (S, V) matrix, larger than most models'
+    states together, is never written. states (S, d), weight (V, d), targets (S,) -> (S,) float32.
+    """
+    highest = torch.full((len(states),), -math.inf, device=states.device)
+    total = torch.zeros_like(highest)
+    for start in range(0, len(weight), _WORDS):
+        logits = (states @ weight[start : start + _WORDS].T).float()
+        rising = torch.maximum(highest, logits.amax(1))
+        total = total * (highest - rising).exp_() + logits.sub_(rising.unsqueeze(1)).exp_().sum(1)
+        highest = rising
+    chosen = torch.linalg.vecdot(states.float(), weight[targets].float()).to(states.dtype)  # rounded as the rest
+    return highest + total.log() - chosen.float()
 
 
 @torch.inference_mode()
@@ -108,7 +148,7 @@ def make_scorer(
         }[objective]
         return Scorer(model, objective, None, None, seed, reason)
     head = model.get_output_embeddings()
-    ids = windows.ids[:1, :PROBE_TOKENS].to(model.device)
+    ids = windows.ids[:1, :PROBE_TOKENS].to(input_device(model))
     states = run(model, stacks, ids).last_hidden_state
     expected = model(input_ids=ids).logits.float()
     try:

@@ -219,12 +219,12 @@ class Diagnosis:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return the JSON text (`condense.diagnosis/1`) and write it to `path` when one is given."""
-        return _saved(dumps(self), path)
+        return saved(dumps(self), path)
 
     @classmethod
     def from_json(cls, source: str | Path | Mapping[str, Any]) -> Diagnosis:
         """Read a diagnosis from a file, JSON text or parsed JSON; UnavailableError if it is not one."""
-        data = _parsed(source)
+        data = parsed(source)
         if data.get("schema") != DIAGNOSIS_SCHEMA:
             raise UnavailableError(f"schema is {data.get('schema')!r}, expected {DIAGNOSIS_SCHEMA!r}")
         try:
@@ -247,7 +247,7 @@ class Diagnosis:
         """Return the report as one HTML page and write it to `path` when one is given."""
         from condense.page.html import diagnosis_page
 
-        return _saved(diagnosis_page(self, plotlyjs=plotlyjs), path)
+        return saved(diagnosis_page(self, plotlyjs=plotlyjs), path)
 
 
 def _row(site: SiteReading) -> dict[str, Any]:
@@ -265,7 +265,8 @@ def _row(site: SiteReading) -> dict[str, Any]:
     return row
 
 
-def _saved(text: str, path: str | Path | None) -> str:
+def saved(text: str, path: str | Path | None) -> str:
+    """Return the text, after writing it to `path` when one is given."""
     from condense.serial import write_text
 
     if path is not None:
@@ -273,7 +274,8 @@ def _saved(text: str, path: str | Path | None) -> str:
     return text
 
 
-def _parsed(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+def parsed(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return parsed JSON of a file, of JSON text, or as it is; UnavailableError if it is neither."""
     import json
 
     from condense.serial import read_json

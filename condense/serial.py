@@ -112,7 +112,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UnavailableError(f"no such run file: {path}", "run condense analyze MODEL --json FILE") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UnavailableError(f"cannot read {path}: {error}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UnavailableError(f"{path} is not JSON", "is it a file that condense wrote?") from None
     if not isinstance(data, dict) or not isinstance(data.get("schema"), str):
         raise UnavailableError(f"{path} is not a saved condense run (it has no schema)")

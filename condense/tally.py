@@ -99,6 +99,12 @@ class SiteTally:
             histogram=Histogram(tuple(self._histogram.tolist())),
         )
 
+    def contributions(self) -> Tensor:
+        """What each coordinate adds to the mean cosine, mean over texts, (d,)."""
+        if self._parts is None:
+            raise ValueError("no text was measured")
+        return self._parts / len(self.paper)
+
     def _cross_text(self) -> float | None:
         if self._total is None:
             return None
@@ -113,9 +119,7 @@ class SiteTally:
         return value if np.isfinite(value) else None
 
     def _top(self) -> tuple[TopDimension, ...]:
-        if self._parts is None:
-            return ()
-        mean = self._parts / len(self.paper)
+        mean = self.contributions()
         total = float(mean.sum())
         top = mean.topk(min(geometry.TOP, len(mean)))
         share = total >= geometry.SHARE_FLOOR
@@ -139,6 +143,13 @@ def deep(tallies: Sequence[SiteTally], seed: int) -> dict[str, Estimate]:
     blocks = [place for place in tallies if place.site.name == "block"]
     half = [place for place in blocks if place.site.index > place.site.blocks // 2]
     return {key: _deep(half, key, seed) for key in METRICS}
+
+
+def deep_dimensions(tallies: Sequence[SiteTally]) -> list[int]:
+    """The coordinates that add most to the mean cosine over the deepest half of the blocks, strongest first."""
+    half = [place for place in tallies if place.site.name == "block" and place.site.index > place.site.blocks // 2]
+    parts = torch.stack([place.contributions() for place in half]).mean(0)
+    return [int(k) for k in parts.topk(min(geometry.TOP, len(parts))).indices]
 
 
 def _deep(half: Sequence[SiteTally], key: str, seed: int) -> Estimate:

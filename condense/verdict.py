@@ -79,6 +79,10 @@ class Facts:
         """A command line on this model that can be pasted into a shell."""
         return f"condense {verb} {shlex.quote(self.model)} {rest}".strip()
 
+    def treatment(self) -> str:
+        """The treatment to try; a model that was trained to be spread is looked at instead."""
+        return self.closer_look() if self.contrastive else self.command("treat", "--coefficient 0.1 -o treated/")
+
     def closer_look(self) -> str:
         """The next measurement that would tell more: the random twin, or the user's own text after it."""
         return self.command("analyze", "--random-twin" if self.twin is None else "--text your-text.txt")
@@ -92,7 +96,7 @@ def judge(facts: Facts, bands: Bands = BANDS) -> Verdict:
     level = _level(cone, rank, attribution, borderline)
     findings = (
         _main_finding(facts, cone, rank, attribution, bands),
-        *_sink_finding(facts, attribution, bands),
+        *_sink_finding(facts, cone, bands),
         *_rank_finding(facts, rank, attribution),
         *_twin_finding(facts),
         *_borderline_finding(facts, borderline),
@@ -132,11 +136,11 @@ def attribute(facts: Facts, cone: Cone, rank: Rank, bands: Bands) -> str:
     if cone == "low" and rank != "low" and (_sink_cosine(facts, bands) or sink_hides_rank(facts, bands)):
         return SINK
     without = facts.value("mean_cosine_without_top_dimensions")
-    if cone != "low" and without is not None and 1 - without / mean >= bands.rogue_share:
+    if cone != "low" and without is not None and mean > 0 and 1 - without / mean >= bands.rogue_share:
         return ROGUE
     if cone in ("high", "severe"):
         cross = facts.value("cross_text_cosine")
-        return COMMON if cross is not None and cross / mean >= bands.common_share else CONTEXT
+        return COMMON if cross is not None and mean > 0 and cross / mean >= bands.common_share else CONTEXT
     return COLLAPSE if rank == "low" else NOT
 
 
@@ -251,7 +255,7 @@ def _common(facts: Facts, cone: Cone) -> _Parts:
         "severe" if cone == "severe" else "warning",
         "Tokens of different texts share the direction too, so it carries no information about either. This is what "
         "dispersion loss removes; whether that helps the model is a separate question that a control arm answers.",
-        facts.command("treat", "--coefficient 0.1 -o treated/"),
+        facts.treatment(),
         f"{LIU}; Ethayarajh 2019, arXiv:1909.00512",
     )
 
@@ -262,7 +266,7 @@ def _context(facts: Facts, cone: Cone) -> _Parts:
         "severe" if cone == "severe" else "warning",
         "Each text collapses towards a direction of its own: the tokens of a context are hard to tell apart, though "
         "the texts are not.",
-        facts.command("treat", "--coefficient 0.1 -o treated/"),
+        facts.treatment(),
         LIU,
     )
 
@@ -288,10 +292,11 @@ def _not(facts: Facts, cone: Cone) -> _Parts:
     )
 
 
-def _sink_finding(facts: Facts, attribution: str, bands: Bands) -> list[Finding]:
+def _sink_finding(facts: Facts, cone: Cone, bands: Bands) -> list[Finding]:
     ratios = [(v, i) for i, v in enumerate(facts.curves.get("sink_ratio", ())) if v is not None]
     peak, place = max(ratios, default=(0.0, 0))
-    if peak <= bands.sink_ratio and not sink_hides_rank(facts, bands):
+    # a cone alone takes the uncentred rank below the centred one, so the rank tells of a sink only without a cone
+    if peak <= bands.sink_ratio and not (cone == "low" and sink_hides_rank(facts, bands)):
         return []
     naive, honest = facts.curves.get("effective_rank_with_sink", ()), facts.curves.get("effective_rank", ())
     seen = f"the longest state is {peak:.0f} times the median at {facts.labels[place]}"
@@ -429,9 +434,7 @@ def _advice(facts: Facts, level: Level) -> list[Finding]:
             _trend_words(facts),
             "Across model families geometry barely ranks models (rho about 0.2), the bands are a convention, and a "
             "rising curve is a trend, not a severity: random weights score +1. Treat only with a control arm.",
-            facts.closer_look()
-            if level in ("ok", "watch")
-            else facts.command("treat", "--coefficient 0.1 -o treated/"),
+            facts.closer_look() if level in ("ok", "watch") else facts.treatment(),
             "Rudman & Eickhoff 2024, arXiv:2305.19358; Machina & Mercer 2024",
         )  # fmt: skip
     )

@@ -158,7 +158,6 @@ def _measured(checkpoint: Checkpoint, windows: Windows, batch: int | None, seed:
 def _finish(diagnosis: Diagnosis, outputs: Outputs) -> None:
     from condense.page.terminal import show_diagnosis
 
-    written = outputs.write(diagnosis)
     show_diagnosis(diagnosis, console())
-    for path in written:
+    for path in outputs.write(diagnosis):
         say(f"wrote {path}")

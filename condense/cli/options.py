@@ -138,3 +138,26 @@ NoText = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]  # fmt: skip
+
+RUN = "Run"
+NoCache = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache", help="Keep no journal: a run that falls starts again from the first text.", show_default=False,
+        rich_help_panel=RUN,
+    ),
+]  # fmt: skip
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Say what would run, be downloaded, take time and memory; do nothing.", show_default=False,
+        rich_help_panel=RUN,
+    ),
+]  # fmt: skip
+ExpectWorld = Annotated[
+    int | None,
+    typer.Option(
+        "--expect-world", min=1, metavar="N", help="Fail unless torchrun started N processes.", show_default=False,
+        rich_help_panel=RUN,
+    ),
+]  # fmt: skip

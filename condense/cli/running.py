@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -12,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from condense.errors import CondenseError
+from condense.errors import CondenseError, is_out_of_memory
 from condense.page.escape import for_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 INTERNAL = 4
 
 
@@ -38,13 +39,43 @@ def say(line: str) -> None:
     sys.stderr.write(for_terminal(line) + "\n")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: what is being written is taken back, as for Ctrl-C."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C; SIGINT does too where a script's background job would have ignored it."""
+    try:
+        old = {
+            signal.SIGTERM: signal.signal(signal.SIGTERM, _terminate),
+            signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        }
+    except ValueError:  # not in the main thread: the caller owns the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
     """Turn every failure into one or two lines on stderr and the exit code of the contract."""
     try:
-        yield
+        with _signals():
+            yield
     except (typer.Exit, typer.Abort):
         raise
+    except Terminated:
+        say("terminated")
+        raise typer.Exit(TERMINATED) from None
     except KeyboardInterrupt:
         say("interrupted")
         raise typer.Exit(INTERRUPTED) from None
@@ -63,7 +94,7 @@ def _explain(error: Exception) -> int:
         if error.hint:
             say(f"  {error.hint}")
         return error.exit_code
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         say("condense: out of memory")
         say("  lower --batch-size or --max-length, or use --dtype bfloat16 or --device cpu")
         return INTERNAL
@@ -71,11 +102,6 @@ def _explain(error: Exception) -> int:
     say(f"condense: internal error ({type(error).__name__}): {line}")
     say("  run again with --debug for the traceback, and please report it")
     return INTERNAL
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def console() -> Console:
@@ -145,3 +171,45 @@ def counting(title: str) -> Iterator[OnText]:
             progress.update(task, completed=done, total=total)
 
         yield on_text
+
+
+OnPhase = Callable[[str], None]
+OnStep = Callable[[int, int, dict[str, float]], None]
+
+
+@contextlib.contextmanager
+def stage_progress() -> Iterator[tuple[OnPhase, OnText, OnStep]]:
+    """Progress of a run of several phases on stderr: a new bar for each, with the time left."""
+    if MANNER.quiet:
+        yield lambda phase: None, lambda done, total: None, lambda step, steps, logs: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+        def on_phase(phase: str) -> None:
+            if progress.tasks:
+                progress.stop_task(progress.tasks[-1].id)
+            progress.add_task(for_terminal(phase), total=None, note="")
+
+        def on_text(done: int, total: int) -> None:
+            progress.update(progress.tasks[-1].id, completed=done, total=total)
+
+        def on_step(step: int, steps: int, logs: dict[str, float]) -> None:
+            ce, cosine = logs.get("ce_loss", logs.get("loss", 0.0)), logs.get("mean_cosine", float("nan"))
+            note = f"CE {ce:.3f}  cosine {cosine:.3f}"
+            progress.update(progress.tasks[-1].id, completed=step, total=steps, note=note)
+
+        yield on_phase, on_text, on_step

@@ -60,17 +60,24 @@ def defaults(
         if not isinstance(table, dict):
             raise UsageError(f"[{section}] in the settings file is not a table")
         for key, value in table.items():
-            name = key.replace("-", "_")
+            name = _asked(key.replace("-", "_"))
             if section == "check" and isinstance(value, dict):
                 continue  # tables of assertions, read by the gate itself
-            if name in FLAGS_ONLY:
-                raise UsageError(f"{key} is only taken as a flag, never from a file", f"pass --{key.replace('_', '-')}")
             found[section][_known(name, keys, f"[{section}]")] = value
     for variable, text in environment.items():
         section, separator, key = variable.removeprefix(PREFIX).lower().partition("__")
         if variable.startswith(PREFIX) and separator and section in commands:
-            found[section][_known(key, commands[section], variable)] = text
+            found[section][_known(_asked(key), commands[section], variable)] = text
     return found
+
+
+def _asked(name: str) -> str:
+    """A key, unless it is one that must be typed: what is dangerous is not taken from surroundings."""
+    if name in FLAGS_ONLY:
+        raise UsageError(
+            f"{name} is only taken as a flag, never from a file or the environment", f"pass --{name.replace('_', '-')}"
+        )
+    return name
 
 
 def _known(name: str, keys: Mapping[str, str], where: str) -> str:

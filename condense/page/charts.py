@@ -97,6 +97,7 @@ class Chart:
     edges: tuple[tuple[float, str], ...] = ()
     shade: Shade | None = None
     height: int = 360
+    width: int = 1000
 
 
 def plotly_figure(chart: Chart) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def _cells(cells: Cells, axis: Axis) -> dict[str, Any]:
     return {
         "type": "heatmap", "x": list(axis.labels), "y": cells.row_centres(), "z": rows, "zmin": 0, "zmax": cells.peak,
         "colorscale": "@scale", "showscale": False, "hoverongaps": False, "name": _label(cells.name),
-        "hovertemplate": "cosine %{y:.2f}: %{z:.1f} % of pairs",
+        "hovertemplate": "%{x}, cosine %{y:.2f}: %{z:.1f} % of pairs<extra></extra>",
     }  # fmt: skip
 
 
@@ -196,13 +197,14 @@ def _layout(chart: Chart) -> dict[str, Any]:
             "type": "category", "categoryorder": "array", "categoryarray": places, "fixedrange": True,
             "range": [-0.7, len(places) - 0.3], "showgrid": False, "zeroline": False, "ticks": "outside",
             "ticklen": 4, "tickcolor": "@rule", "linecolor": "@rule", "showline": True, "tickangle": 0,
+            "spikecolor": "@edge", "spikethickness": 1, "spikedash": "solid",
             "tickvals": [label for label, tick in zip(axis.labels, axis.ticks, strict=True) if tick],
             "ticktext": [tick for tick in axis.ticks if tick], "tickfont": {"color": "@muted"},
             "title": {"text": _label(axis.title), "font": {"size": 12, "color": "@muted"}, "standoff": 6},
         },
         "yaxis": {
             "type": "log" if chart.log else "linear", "title": title, "gridcolor": "@grid", "zeroline": False,
-            "fixedrange": True, "tickfont": {"color": "@muted"}, "nticks": 6,
+            "fixedrange": True, "ticks": "", "tickfont": {"color": "@muted"}, "nticks": 6,
             **({"dtick": 1, "exponentformat": "none"} if chart.log else {}),
             **({"range": list(chart.y_range)} if chart.y_range else {"rangemode": "normal" if chart.log else "tozero"}),
         },
@@ -227,7 +229,8 @@ def _shapes(chart: Chart) -> list[dict[str, Any]]:
 def _annotations(chart: Chart) -> list[dict[str, Any]]:
     plain = {"showarrow": False, "font": {"size": 11, "color": "@muted"}}
     notes: list[dict[str, Any]] = [
-        plain | {"xref": "paper", "x": 1, "xanchor": "left", "xshift": 4, "y": value, "yanchor": "middle", "text": _label(label)}
+        plain | {"xref": "paper", "x": 1, "xanchor": "left", "xshift": 4, "y": value, "yanchor": "middle",
+                 "text": _label(label)}
         for value, label in chart.edges
     ]  # fmt: skip
     if chart.shade:
@@ -239,8 +242,8 @@ def _annotations(chart: Chart) -> list[dict[str, Any]]:
 
 
 def _short(values: Values) -> list[float | None]:
-    """Five significant digits are enough for drawing."""
-    return [None if value is None else float(f"{value:.5g}") for value in values]
+    """Four significant digits are enough for drawing."""
+    return [None if value is None else float(f"{value:.4g}") for value in values]
 
 
 def _label(text: str) -> str:

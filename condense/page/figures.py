@@ -63,7 +63,7 @@ def stack_views(diagnosis: Diagnosis) -> list[StackView]:
 
 def figures(view: StackView, prefix: str) -> list[Figure]:
     """The figures of one stack; `prefix` makes their ids unique on the page."""
-    if not view.sites:
+    if not view.blocks:
         return []
     axis, deepest = depth_axis(view.sites), _deepest(view)
     return [
@@ -136,9 +136,9 @@ def _cone(view: StackView, id: str, axis: Axis, deepest: Shade | None) -> Figure
     )
     series = (
         *_twin(view, "mean_cosine"),
-        _series(view, "mean_cosine_with_sink", "with the sink token kept", "plum", dash="dot", width=2.5),
-        _series(view, "mean_cosine_without_top_dimensions", "without each text’s top 3 dimensions", "warm", dash="longdash",
-                symbol="diamond", band=True),
+        _series(view, "mean_cosine_with_sink", "with the sink token kept", "plum", dash="dot", width=5),
+        _series(view, "mean_cosine_without_top_dimensions", "without each text’s top 3 dimensions", "warm",
+                dash="longdash", symbol="diamond", band=True),
         _series(view, "mean_cosine", "mean cosine", "accent", symbol="circle", band=True, width=2.5),
     )  # fmt: skip
     lowest = min((v for s in series for v in s.values if v is not None), default=0.0)
@@ -162,6 +162,12 @@ def _cone_words(view: StackView) -> str:
     top = _extreme(without, max)
     if top is not None:
         words += f" Without each text’s three strongest dimensions it is never above {number(without[top], 2)}."
+    gaps = [
+        abs(a - b) for a, b in zip(_values(view.blocks, "mean_cosine_with_sink"), values, strict=True)
+        if a is not None and b is not None
+    ]  # fmt: skip
+    if gaps:
+        words += f" Keeping the sink token moves it by at most {number(max(gaps), 2 if max(gaps) >= 0.01 else 3)}."
     twin = view.twin_deep.get("mean_cosine", NOTHING).value
     if twin is not None:
         words += f" The same architecture with random weights has {number(twin, 2)} over its deepest half."
@@ -173,10 +179,10 @@ def _rank(view: StackView, id: str, axis: Axis, deepest: Shade | None) -> Figure
     series = (
         Series("Gaussian null: random directions of the same shape", nulls, "ink", dash="dashdot", width=1.5, digits=1),
         *_twin(view, "effective_rank", 1),
-        _series(view, "effective_rank", "effective rank", "accent", symbol="circle", band=True, width=2.5, digits=1),
+        _series(view, "entropy_rank", "entropy rank", "warm", dash="longdash", symbol="diamond", band=True, digits=1),
         _series(view, "effective_rank_with_sink", "effective rank, naive: sink kept, not centred", "plum", dash="dot",
                 width=2.5, digits=1),
-        _series(view, "entropy_rank", "entropy rank", "warm", dash="longdash", symbol="diamond", band=True, digits=1),
+        _series(view, "effective_rank", "effective rank", "accent", symbol="circle", band=True, width=2.5, digits=1),
     )  # fmt: skip
     chart = Chart(id, axis, "directions", series, shade=deepest, height=380)
     deep = view.deep.get("effective_rank", NOTHING)
@@ -187,9 +193,8 @@ def _rank(view: StackView, id: str, axis: Axis, deepest: Shade | None) -> Figure
         naive = _values(view.blocks, "effective_rank_with_sink")
         low = _extreme(naive, min)
         if low is not None:
-            words += (
-                f" A naive rank that keeps the sink token would say {number(naive[low], 0)} at {view.blocks[low].label}."
-            )
+            words += f" A naive rank that keeps the sink token would say {number(naive[low], 0)}"
+            words += f" at {view.blocks[low].label}."
     return Figure(chart, "How many directions are in use?", words)
 
 
@@ -202,18 +207,19 @@ def _relative(view: StackView, id: str, axis: Axis) -> Figure:
     words = "The relative variance is not defined."
     if values[0] is not None and values[-1] is not None:
         words = (
-            f"The share of energy that is not in the mean goes from {number(values[0], 2)} at the {view.blocks[0].label} "
-            f"to {number(values[-1], 2)} at {view.blocks[-1].label}."
+            f"The share of energy that is not in the mean goes from {number(values[0], 2)} at the "
+            f"{view.blocks[0].label} to {number(values[-1], 2)} at {view.blocks[-1].label}."
         )
-    chart = Chart(id, axis, "share of energy outside the mean", series, y_range=(0, 1.02), height=320)
-    return Figure(chart, "How much is not the mean?", words, wide=False)
+    chart = Chart(id, axis, "share of energy outside the mean", series, y_range=(0, 1.02), height=320, width=520)
+    return Figure(chart, "How much lies outside the mean?", words, wide=False)
 
 
 def _growth(view: StackView, id: str, axis: Axis) -> Figure:
     series = (
         _series(view, "total_variance", "variance per dimension", "accent", symbol="circle", digits=2),
         _series(view, "median_norm", "median norm", "warm", dash="longdash", symbol="diamond", digits=1),
-        _series(view, "sink_ratio", "sink ratio: longest state over the median", "plum", dash="dot", symbol="square", digits=1),
+        _series(view, "sink_ratio", "sink ratio: longest state over the median", "plum", dash="dot", symbol="square",
+                digits=1),
     )  # fmt: skip
     norms, sinks = _values(view.blocks, "median_norm"), _values(view.blocks, "sink_ratio")
     peak = _extreme(sinks, max)
@@ -222,7 +228,7 @@ def _growth(view: StackView, id: str, axis: Axis) -> Figure:
         words = f"The median state grows from a length of {norms[0]:.3g} to {norms[-1]:.3g}. "
     if peak is not None:
         words += f"The longest state is {number(sinks[peak], 0)} times the median at {view.blocks[peak].label}."
-    chart = Chart(id, axis, "logarithmic scale", series, log=True, height=320)
+    chart = Chart(id, axis, "logarithmic scale", tuple(reversed(series)), log=True, height=320, width=520)
     return Figure(chart, "How long do the states grow?", words or "The norms are not defined.", wide=False)
 
 
@@ -244,11 +250,11 @@ def _histogram(view: StackView, id: str, axis: Axis) -> Figure:
     first = max(0, min(used, default=0) - 2) // 5 * 5
     last = min(HEAT_BINS, -(-(max(used, default=HEAT_BINS - 1) + 3) // 5) * 5)
     cells = tuple([share or None for share in column[first:last]] for column in columns)
+    ends = (-1 + first * width, -1 + last * width)
     peaks = sorted(max(column) for column in columns)
     chart = Chart(
         id, axis, "cosine", (_series(view, "mean_cosine", "mean cosine", "ink", width=2.5),),
-        cells=Cells(cells, -1 + first * width, -1 + last * width, "pairs", round(peaks[len(peaks) // 2] * 1.25, 1) or 1.0),
-        y_range=(-1 + first * width, -1 + last * width), height=400,
+        cells=Cells(cells, *ends, "pairs", round(peaks[len(peaks) // 2] * 1.25, 1) or 1.0), y_range=ends, height=400,
     )  # fmt: skip
     end = view.blocks[-1]
     q05, q50, q95 = (end.metrics.get(f"cosine_q{q}", NOTHING).value for q in ("05", "50", "95"))
@@ -296,7 +302,11 @@ def _dimension_words(view: StackView) -> str:
     share = view.deep.get("top_dimension_share", NOTHING).value
     first = end.top_dimensions[0]
     words = f"At {end.label} the strongest dimensions are {names}"
-    words += f"; number {first.dimension} alone makes {percent(first.share)} of the mean cosine there." if first.share else "."
+    words += (
+        f"; number {first.dimension} alone makes {percent(first.share)} of the mean cosine there."
+        if first.share
+        else "."
+    )
     if share is not None:
         words += f" Over the deepest half, each text’s own top three make {percent(share)}."
     return words

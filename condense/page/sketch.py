@@ -13,8 +13,8 @@ from html import escape
 from condense.page.charts import Chart, Series, Values
 from condense.page.escape import for_terminal
 
-WIDTH = 720
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 18, 42
+HATCHES = ("", "M0 5L5 0", "M0 5L5 0M0 0L5 5", "M2.5 2.5h.6v.6", "M0 0L5 5")
 STROKES = {"solid": "", "dash": "7 5", "dot": "2 4", "longdash": "12 5", "dashdot": "9 4 2 4"}
 
 
@@ -39,13 +39,13 @@ def sketch(chart: Chart) -> str:
     for series in chart.series:
         parts += _curve(series, chart, frame)
     return (
-        f'<svg class="sketch" viewBox="0 0 {WIDTH} {chart.height}" aria-hidden="true" focusable="false">'
+        f'<svg class="sketch" viewBox="0 0 {chart.width} {chart.height}" aria-hidden="true" focusable="false">'
         f"{''.join(parts)}</svg>"
     )
 
 
 def _frame(chart: Chart) -> Frame:
-    right = WIDTH - (66 if chart.edges else RIGHT)
+    right = chart.width - (66 if chart.edges else RIGHT)
     bottom = chart.height - BOTTOM
     low, high = chart.y_range or _range(chart)
     places = len(chart.axis.places)
@@ -77,17 +77,17 @@ def _ground(chart: Chart, f: Frame) -> Iterator[str]:
     for value in _ticks(chart, f):
         y = f.y(value)
         yield _line(f.left, y, f.right, y, "grid")
-        yield _text(f.left - 7, y + 4, f"{value:g}", "end")
+        yield _text(f.left - 7, y + 4, f"{value:g}".replace("-", "−"), "end")
     for value, label in chart.edges:
         yield _line(f.left, f.y(value), f.right, f.y(value), "edge", "2 3")
-        yield _text(f.right + 5, f.y(value) + 4, label, "start")
+        yield _text(f.right + 5, f.y(value) + 4, label, "start", "side")
     yield _line(f.left, f.bottom, f.right, f.bottom, "rule")
     for index, tick in enumerate(chart.axis.ticks):
         if tick:
             x = f.x(chart.axis.position(index))
             yield _line(x, f.bottom, x, f.bottom + 4, "rule")
             yield _text(x, f.bottom + 18, tick, "middle")
-    yield _text((f.left + f.right) / 2, chart.height - 5, chart.axis.title, "middle")
+    yield _text((f.left + f.right) / 2, chart.height - 5, chart.axis.title, "middle", "title")
     middle = (f.top + f.bottom) / 2
     yield (
         f'<text transform="translate(13 {middle:.0f}) rotate(-90)" text-anchor="middle" fill="var(--muted)">'
@@ -111,11 +111,15 @@ def _curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
         yield _band(series.low[:inner], series.high[:inner], series.ink, f)
     path = _path(points[:inner])
     dash = f' stroke-dasharray="{STROKES[series.dash]}"' if STROKES[series.dash] else ""
-    halo = f'<path d="{path}" fill="none" stroke="var(--paper)" stroke-width="{series.width + 3}"/>' if chart.cells else ""
+    halo = (
+        f'<path d="{path}" fill="none" stroke="var(--paper)" stroke-width="{series.width + 3}"/>' if chart.cells else ""
+    )
     yield f'{halo}<path d="{path}" fill="none" stroke="var(--{series.ink})" stroke-width="{series.width}"{dash}/>'
-    for index, (x, y) in enumerate(points):
-        if y is not None and (index >= inner or series.symbol != "none"):
-            yield _mark(x, y, series, index >= inner)
+    if series.symbol != "none":
+        yield _dots([(x, y) for x, y in points[:inner] if y is not None], series)
+    for x, y in points[inner:]:
+        if y is not None:
+            yield _mark(x, y, series)
 
 
 def _path(points: Sequence[tuple[float, float | None]]) -> str:
@@ -137,10 +141,19 @@ def _band(low: Values, high: Values, ink: str, f: Frame) -> str:
     return f'<polygon points="{" ".join(there + back)}" fill="var(--{ink})" fill-opacity=".22"/>'
 
 
-def _mark(x: float, y: float, series: Series, apart: bool) -> str:
-    r = 4.5 if apart else 2.6
-    paint = f'fill="{"var(--paper)" if apart else f"var(--{series.ink})"}" stroke="var(--{series.ink})"'
-    paint += f' stroke-width="{1.75 if apart else 0}"'
+def _dots(points: Sequence[tuple[float, float]], series: Series) -> str:
+    """Small filled marks on a line: one path for all of them."""
+    if series.symbol == "diamond":
+        path = "".join(f"M{x:.1f} {y - 3:.1f}l3 3-3 3-3-3z" for x, y in points)
+        return f'<path d="{path}" fill="var(--{series.ink})"/>'
+    cap = "square" if series.symbol == "square" else "round"
+    path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
+    return f'<path d="{path}" stroke="var(--{series.ink})" stroke-width="5.2" stroke-linecap="{cap}"/>'
+
+
+def _mark(x: float, y: float, series: Series) -> str:
+    """The open mark of a place that is set apart."""
+    r, paint = 4.5, f'fill="var(--paper)" stroke="var(--{series.ink})" stroke-width="1.75"'
     if series.symbol == "diamond":
         return f'<path d="M{x:.1f} {y - r:.1f}l{r} {r}l{-r} {r}l{-r} {-r}z" {paint}/>'
     if series.symbol == "square":
@@ -149,19 +162,25 @@ def _mark(x: float, y: float, series: Series, apart: bool) -> str:
 
 
 def _bars(chart: Chart, f: Frame) -> Iterator[str]:
+    """Stacked bars, a path per layer; told apart by a pattern as well as by colour."""
+    places = range(len(chart.axis.labels))
     width = (f.x(1) - f.x(0)) * 0.82
-    for index in range(len(chart.axis.labels) if chart.bars else 0):
-        x, up, down = f.x(chart.axis.position(index)) - width / 2, 0.0, 0.0
-        for bar in chart.bars:
+    up, down = [0.0 for _ in places], [0.0 for _ in places]
+    for rank, bar in enumerate(chart.bars):
+        path = ""
+        for index in places:
             value = bar.values[index] or 0.0
-            base = up if value >= 0 else down
-            a, b = f.y(max(base, base + value)), f.y(min(base, base + value))
-            up, down = (up + value, down) if value >= 0 else (up, down + value)
-            if b > a:
-                yield (
-                    f'<rect x="{x:.1f}" y="{a:.1f}" width="{width:.1f}" height="{b - a:.1f}" fill="var(--{bar.ink})" '
-                    f'stroke="var(--paper)" stroke-width=".7"/>'
-                )
+            pile = up if value >= 0 else down
+            x, y, pile[index] = f.x(chart.axis.position(index)) - width / 2, f.y(pile[index]), pile[index] + value
+            path += f"M{x:.1f} {y:.1f}h{width:.1f}V{f.y(pile[index]):.1f}h{-width:.1f}z" if value else ""
+        yield f'<path d="{path}" fill="var(--{bar.ink})" stroke="var(--paper)" stroke-width=".7"/>'
+        marks = HATCHES[rank % len(HATCHES)] if bar.symbol != "none" else ""
+        if marks:
+            name = f"{chart.id}-hatch-{rank}"
+            yield (
+                f'<pattern id="{name}" width="5" height="5" patternUnits="userSpaceOnUse"><path d="{marks}" '
+                f'stroke="var(--paper)" stroke-linecap="square"/></pattern><path d="{path}" fill="url(#{name})"/>'
+            )
 
 
 def _cells(chart: Chart, f: Frame) -> Iterator[str]:
@@ -201,6 +220,6 @@ def _line(x1: float, y1: float, x2: float, y2: float, ink: str, dash: str = "") 
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="var(--{ink})"{dashes}/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> str:
     words = escape(for_terminal(text))
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--muted)">{words}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}" fill="var(--muted)">{words}</text>'

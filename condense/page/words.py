@@ -62,3 +62,12 @@ def quality_lines(diagnosis: Diagnosis) -> list[str]:
         *lines,
         f"bits per byte: {estimate(bits)}" if bits.value is not None else f"bits per byte: none ({bits.reason})",
     ]
+
+
+def signed(of: Estimate, digits: int = 3) -> str:
+    """A difference with its sign and interval; a dash where it is undefined."""
+    if of.value is None:
+        return DASH
+    if of.low is None or of.high is None:
+        return f"{of.value:+.{digits}f}"
+    return f"{of.value:+.{digits}f} [{of.low:+.{digits}f}, {of.high:+.{digits}f}]"

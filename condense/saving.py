@@ -1,0 +1,106 @@
+"""Write a treated checkpoint: beside its place first, complete, then renamed; nothing of the user's is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from condense.checkpoint import DTYPES, Checkpoint
+from condense.errors import RunError, UsageError
+from condense.outcomes import Plan, Treatment
+from condense.serial import write_text
+
+CHECKPOINTS_KEPT = 3  # two by rotation, one while it is written
+
+
+def disk_needed(parameters: int, plan: Plan) -> int:
+    """Bytes on disk at the worst moment: two saved arms and, with --save-steps, training checkpoints."""
+    model = 4 * parameters
+    states = 3 * model * CHECKPOINTS_KEPT if plan.save_steps else 0
+    return model * (2 if plan.control else 1) + states
+
+
+def work_folder(target: Path) -> Path:
+    """Where a run lives until it succeeds: `OUT.work` beside OUT."""
+    return target.with_name(f"{target.name}.work")
+
+
+def prepare(target: Path, *, resume: bool, force: bool, dry_run: bool = False) -> Path:
+    """Check OUT and OUT.work before any work and return OUT.work. UsageError if either is in the way."""
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file, not a folder", "choose another --output")
+    if target.is_dir() and any(target.iterdir()) and not force:
+        raise UsageError(f"{target} is not empty", "choose another --output, or pass --force to replace it")
+    work = work_folder(target)
+    parent = next(place for place in work.absolute().parents if place.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"cannot write {target}: {parent} is not writable", "choose another --output")
+    if resume and not work.is_dir():
+        raise UsageError(f"there is nothing to resume: {work} does not exist", "run without --resume")
+    if work.exists() and not resume:
+        if not force:
+            raise UsageError(
+                f"{work} is left from an interrupted run", "pass --resume to go on, or --force to start anew"
+            )
+        if not dry_run:
+            shutil.rmtree(work)
+    if not dry_run:
+        work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def check_room(work: Path, needed: int) -> None:
+    """RunError if the disk has not the room that the run needs."""
+    free = shutil.disk_usage(work).free
+    if free < needed:
+        raise RunError(
+            f"not enough disk: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free at {work}",
+            "free some space or choose another --output",
+        )
+
+
+def save_model(model: Any, source: Checkpoint, folder: Path, *, merge: bool, adapter: Path) -> None:
+    """Save a trained model as an ordinary checkpoint in the source's dtype, with tokenizer and generation config.
+
+    LoRA adapters are merged; without `merge` they are also kept in `adapter` as they are.
+    """
+    if hasattr(model, "merge_and_unload"):
+        if not merge:
+            model.save_pretrained(str(adapter))
+        model = model.merge_and_unload()
+    model.config.use_cache = source.use_cache
+    model = model.to(dtype=DTYPES.get(source.source_dtype, torch.float32))
+    try:
+        model.save_pretrained(str(folder))
+        source.tokenizer.save_pretrained(str(folder))
+    except Exception as error:  # safetensors reports a full disk by an exception of its own
+        if "no space left" in str(error).lower():
+            raise RunError(f"disk full while saving to {folder}", "free some space, then --resume") from error
+        raise
+
+
+def stage(treatment: Treatment, work: Path, target: Path) -> None:
+    """Complete the treated model folder with card, JSON and reports, rename it into place, drop the work folder."""
+    from condense.page.card import model_card
+    from condense.page.treatment_markdown import treatment_markdown
+
+    model = work / "treated" / "model"
+    adapter = work / "treated" / "adapter"
+    if adapter.is_dir():
+        adapter.rename(model / "adapter")
+    write_text(model / "README.md", model_card(treatment))
+    write_text(model / "report.md", treatment_markdown(treatment))
+    treatment.to_html(model / "report.html")
+    treatment.to_json(model / "condense.json")
+    old = None
+    if target.exists():
+        old = target.with_name(f".{target.name}.old-{os.getpid()}")
+        target.rename(old)
+    model.rename(target)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)

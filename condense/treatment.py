@@ -1,0 +1,331 @@
+"""treat(): arms on the same windows, before / control / treated, and what can be said of the loss.
+
+The straight line: split the text, make rows, train control and treated from the same weights, save, reload
+and measure each on validation and probe windows, take the paired difference, judge it. What is measured is
+the saved and reloaded file. Everything lives in `OUT.work/` until it is renamed into place.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from condense import checkpoint as checkpoints
+from condense.assessment import assess
+from condense.checkpoint import Checkpoint
+from condense.cloud import project, token_states
+from condense.corpus import Windows, windows
+from condense.diagnosis import analyze
+from condense.documents import Document
+from condense.effects import difference
+from condense.errors import UnavailableError, UsageError
+from condense.outcomes import TREATMENT_SCHEMA, Arm, Overhead, Plan, Schedule, Treatment
+from condense.overhead import measure_overhead
+from condense.saving import disk_needed, prepare, save_model, stage
+from condense.serial import decode, encode, write_text
+from condense.training import OnStep, Trained, collator, dispersion_config, train
+from condense.training_text import (
+    Rows,
+    Split,
+    keeps_documents_apart,
+    packed_rows,
+    padded_rows,
+    split,
+    validation_windows,
+)
+from condense.version import __version__
+
+MAX_TOKENS = 2_000_000
+TOKENS_PER_STEP = 131_072
+ROW_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a caller is told while a treatment runs; every callback may be left out."""
+
+    on_plan: Callable[[Plan, Schedule, Overhead], None] = lambda plan, schedule, overhead: None
+    on_phase: Callable[[str], None] = lambda phase: None
+    on_text: Callable[[int, int], None] = lambda done, total: None
+    on_step: OnStep = lambda step, steps, logs: None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all arms share."""
+
+    model: str
+    options: dict[str, Any]
+    plan: Plan
+    schedule: Schedule
+    rows: Rows
+    masked: bool
+    validation: Windows
+    probe: Windows
+    work: Path
+    resume: bool
+    watch: Watch
+
+
+def treat(
+    model: str | Path,
+    text: str | Path | Iterable[str] | Iterable[Document],
+    output: str | Path,
+    plan: Plan | None = None,
+    *,
+    text_column: str = "text",
+    resume: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    command: str = "",
+    watch: Watch | None = None,
+    **options: Any,
+) -> Treatment | None:
+    """Fine-tune with dispersion loss beside cross-entropy, beside a control arm, and report the difference.
+
+    model: as for `load`, with its keyword options; text: a path or documents; output: the folder that becomes
+    the treated checkpoint with README.md, condense.json, report.html and report.md. Returns None for a dry
+    run. UsageError for an output that is not empty, UnavailableError for a model or text that cannot be used,
+    RunError for a run that failed; `training.InterruptedRunError` after a signal, with a checkpoint saved.
+    """
+    plan, watch, started = plan or Plan(), watch or Watch(), time.perf_counter()
+    target = Path(output)
+    work = prepare(target, resume=resume, force=force, dry_run=dry_run)
+    options = {**options, "dtype": "float32"}
+    watch.on_phase("loading")
+    opened = checkpoints.load(model, **options)
+    job, overhead = _job(str(model), opened, text, text_column, plan, options, work, resume, watch)
+    watch.on_plan(plan, job.schedule, overhead)
+    if dry_run:
+        return None
+    _fingerprint(job)
+    arms, clouds = _arms(job, opened)
+    drawn, shares = project(clouds)
+    arms = {name: replace(arm, cloud=drawn[name]) for name, arm in arms.items()}
+    against = "control" if "control" in arms else "before"
+    effect = difference(arms["treated"].validation, arms[against].validation, against, plan.seed)
+    treatment = Treatment(
+        schema=TREATMENT_SCHEMA,
+        condense=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        model=str(model),
+        output=str(target),
+        plan=plan,
+        schedule=job.schedule,
+        arms=arms,
+        effect=effect,
+        probe_effect=difference(arms["treated"].probe, arms[against].probe, against, plan.seed),
+        overhead=overhead,
+        verdict=assess(plan, str(model), arms, effect),
+        timing={"total_seconds": time.perf_counter() - started},
+        cloud_site=f"block {site_index_of(arms['treated'])}",
+        cloud_variance=shares,
+    )
+    stage(treatment, work, target)
+    return treatment
+
+
+def site_index_of(arm: Arm) -> int:
+    """The block whose token cloud is drawn."""
+    return max(1, round(0.75 * arm.validation.sites[-1].index))
+
+
+def _job(
+    name: str, opened: Checkpoint, text: Any, column: str, plan: Plan, options: dict[str, Any], work: Path,
+    resume: bool, watch: Watch,
+) -> tuple[_Job, Overhead]:  # fmt: skip
+    if opened.info.objective not in ("causal", "masked"):
+        raise UnavailableError(
+            f"{name} has no language-modelling objective to train ({opened.info.architecture})",
+            "condense treats causal and masked language models",
+        )
+    if opened.head_missing:
+        raise UnavailableError(f"{name} cannot be trained: {opened.head_missing}")
+    masked = opened.info.objective == "masked"
+    watch.on_phase("reading text")
+    parts = split(_documents(text, column), plan.seed)
+    length = (
+        min(plan.max_length or ROW_LENGTH, opened.positions or ROW_LENGTH) if not plan.max_length else plan.max_length
+    )
+    if opened.positions and length > opened.positions:
+        raise UsageError(
+            f"--max-length {length} is beyond the model's {opened.positions} positions", "use a shorter one"
+        )
+    rows = _rows(opened, parts, length, masked)
+    validation = validation_windows(opened.tokenizer, parts.validation, plan.num_texts, opened.positions)
+    probe = windows(opened.tokenizer, num_texts=plan.num_texts, positions=opened.positions)
+    schedule = _schedule(plan, rows, parts, opened)
+    batch = collator(opened.tokenizer, masked, plan.seed)([rows[i] for i in range(min(schedule.batch_size, len(rows)))])
+    watch.on_phase("timing a step with and without the loss")
+    overhead = measure_overhead(opened.model, batch, dispersion_config(plan, abs(plan.coefficient) or 0.1))
+    schedule = _estimated(plan, schedule, overhead, opened)
+    job = _Job(name, options, plan, schedule, rows, masked, validation, probe, work, resume, watch)
+    return job, overhead
+
+
+def _documents(text: Any, column: str) -> Iterable[Document]:
+    from condense.documents import read
+
+    if isinstance(text, str | Path):
+        return read(text, column)
+    return (item if isinstance(item, Document) else Document(f"text:{i}", item) for i, item in enumerate(text))
+
+
+def _rows(opened: Checkpoint, parts: Split, length: int, masked: bool) -> Rows:
+    if masked:
+        rows = padded_rows(opened.tokenizer, parts.train, length, masked=True)
+    elif keeps_documents_apart(opened.model):
+        rows = packed_rows(opened.tokenizer, parts.train, length)
+    else:
+        rows = padded_rows(opened.tokenizer, parts.train, length)
+    if len(rows) == 0:
+        raise UsageError(
+            f"the training text does not fill one row of {length} tokens", "lower --max-length or give more text"
+        )
+    return rows
+
+
+def _schedule(plan: Plan, rows: Rows, parts: Split, opened: Checkpoint) -> Schedule:
+    """Steps, batch and accumulation from the budget: one pass, at most 2 M tokens, unless told otherwise."""
+    length = rows.length
+    batch = plan.per_device_train_batch_size or 1
+    accumulation = plan.gradient_accumulation_steps or 1
+    pass_tokens = len(rows) * length
+    budget = plan.train_tokens or min(pass_tokens, MAX_TOKENS)
+    if plan.per_device_train_batch_size is None and plan.gradient_accumulation_steps is None:
+        per_step = min(TOKENS_PER_STEP, max(length, budget // 50))
+        accumulation = max(1, per_step // length)
+    steps = plan.max_steps or max(1, budget // (batch * accumulation * length))
+    return Schedule(
+        rows=len(rows),
+        row_length=length,
+        steps=steps,
+        tokens_per_step=batch * accumulation * length,
+        train_tokens=steps * batch * accumulation * length,
+        batch_size=batch,
+        accumulation=accumulation,
+        packed=rows.packed,
+        train_documents=len(parts.train),
+        validation_documents=len(parts.validation),
+        train_sha256=parts.train_sha256,
+        validation_sha256=parts.validation_sha256,
+        disk_bytes=disk_needed(opened.info.parameters, plan),
+    )
+
+
+def _estimated(plan: Plan, schedule: Schedule, overhead: Overhead, opened: Checkpoint) -> Schedule:
+    per_row = overhead.seconds_per_step
+    trained = [per_row["treated"]] + ([per_row["control"]] if plan.control else [])
+    seconds = sum(trained) * schedule.steps * schedule.accumulation
+    peak = max(overhead.peak_memory_bytes.values(), default=0)
+    states = 0 if plan.use_peft else 3 * 4 * opened.info.parameters  # gradients and two Adam moments, float32
+    return replace(schedule, seconds=seconds, memory_bytes=peak + states if peak else None)
+
+
+def _fingerprint(job: _Job) -> None:
+    """Refuse to resume a run whose settings, model or text are others; write them down at the start."""
+    path = job.work / "fingerprint.json"
+    mine = json.dumps(
+        {
+            "plan": asdict(job.plan), "model": job.model, "condense": __version__, "rows": len(job.rows),
+            "train": job.schedule.train_sha256, "validation": job.schedule.validation_sha256,
+            "probe": job.probe.info.windows_sha256,
+        },
+        sort_keys=True,
+    )  # fmt: skip
+    if path.exists() and path.read_text(encoding="utf-8") != mine:
+        raise UsageError(
+            f"{job.work} holds a run with other settings, model or text", "resume with the same ones, or pass --force"
+        )
+    write_text(path, mine)
+
+
+def _arms(job: _Job, opened: Checkpoint) -> tuple[dict[str, Arm], dict[str, torch.Tensor]]:
+    """Before, control and treated, each measured; finished ones of an interrupted run are read back."""
+    arms: dict[str, Arm] = {}
+    clouds: dict[str, torch.Tensor] = {}
+    names = ["before", *(["control"] if job.plan.control else []), "treated"]
+    for name in names:
+        done = job.work / name / "arm.json"
+        cloud = job.work / name / "cloud.pt"
+        if job.resume and done.exists() and cloud.exists():
+            arms[name] = decode(Arm, json.loads(done.read_text(encoding="utf-8")))
+            clouds[name] = torch.load(cloud, weights_only=True)
+            continue
+        if name == "before":
+            current, trained = opened, None
+        else:
+            trained = _trained(job, opened, name)
+            current = checkpoints.load(job.work / name / "model", device=str(opened.model.device))
+        arms[name], clouds[name] = _measured(job, current, name, trained)
+        done.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(clouds[name], cloud)
+        write_text(done, json.dumps(encode(arms[name]), allow_nan=False))
+    return arms, clouds
+
+
+def _trained(job: _Job, opened: Checkpoint, name: str) -> Trained:
+    """Train one arm from the source weights and save it."""
+    job.watch.on_phase(f"training {name}")
+    torch.manual_seed(job.plan.seed)
+    source = checkpoints.load(job.model, **job.options)
+    model: Any = source.model
+    if job.plan.use_peft:
+        model = adapted(model, job.plan)
+    folder = job.work / name
+    trained = train(
+        model, source.tokenizer, job.rows, job.plan, job.schedule,
+        coefficient=job.plan.coefficient if name == "treated" else 0.0,
+        folder=folder, masked=job.masked, resume=job.resume, on_step=job.watch.on_step,
+    )  # fmt: skip
+    save_model(model, source, folder / "model", merge=job.plan.merge_adapter, adapter=folder / "adapter")
+    for old in folder.glob("checkpoint-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    del model, source
+    gc.collect()
+    return trained
+
+
+def adapted(model: Any, plan: Plan) -> Any:
+    """The model with LoRA adapters; only they are trained."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UnavailableError("--use-peft needs the package peft", "pip install '.[peft]'") from None
+    targets: Any = plan.lora_target_modules
+    targets = targets if targets == "all-linear" else targets.split(",")
+    config = LoraConfig(
+        r=plan.lora_r, lora_alpha=plan.lora_alpha, lora_dropout=plan.lora_dropout, target_modules=targets
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError(
+            f"LoRA cannot be applied: {str(error).splitlines()[0][:200]}", "see --lora-target-modules"
+        ) from None
+
+
+def _measured(job: _Job, current: Checkpoint, name: str, trained: Trained | None) -> tuple[Arm, torch.Tensor]:
+    job.watch.on_phase(f"measuring {name} on the validation text")
+    named = replace(current, info=replace(current.info, id=job.model if name == "before" else f"{job.model} ({name})"))
+    validation = analyze(named, job.validation, seed=job.plan.seed, on_text=job.watch.on_text)
+    job.watch.on_phase(f"measuring {name} on the probe text")
+    probe = analyze(named, job.probe, seed=job.plan.seed, on_text=job.watch.on_text)
+    cloud = token_states(current.model, job.validation)
+    arm = Arm(validation, probe)
+    if trained is not None:
+        arm = replace(
+            arm, curve=trained.curve, seconds=trained.seconds, trained_tokens=job.schedule.train_tokens,
+            penalty_to_ce=trained.penalty_to_ce if name == "treated" else None,
+        )  # fmt: skip
+    return arm, cloud
