@@ -465,4 +465,9 @@ def _reported(name: str) -> Iterator[None]:
             "install it, or use a checkpoint that does not need it (if quantised: the one it was made from)",
         ) from error
     except Exception as error:  # loaders raise dozens of kinds; --debug shows the cause
+        if "weights_only" in str(error):  # its advice is to switch the protection off
+            raise UnavailableError(
+                f"the pickled weights of {name} are damaged or hold more than tensors; nothing of them was run",
+                "ask its author for safetensors",
+            ) from error
         raise UnavailableError(f"{name} cannot be loaded: {first_line(error)}") from error

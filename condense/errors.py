@@ -14,6 +14,8 @@ class CondenseError(Exception):
     """A failure the user can act on: what happened, and in `hint` what to do about it."""
 
     exit_code = 4
+    shared = False
+    """True if every process of a run raises it, so that the first can speak for all."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         """Keep the message (what happened) and the hint (what to do), each one line."""

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import shutil
 import struct
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from condense import inspection
-from condense.cache import cache_folder
+from condense.cache import cache_folder, cache_root
 from condense.errors import UnavailableError
 
 _VERSION = "1"
+_BLOCK = re.compile(r"blk\.(\d+)\.")
 _TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
           12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
           32: "BF16"}  # fmt: skip
@@ -26,7 +29,7 @@ _TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5
 
 def quantisation(file: Path) -> str:
     """Name of the file's quantisation (`Q4_1`, …) from its own metadata, or `unknown`."""
-    return _TYPES.get(_metadata(file).get("general.file_type", -1), "unknown quantisation")
+    return _TYPES.get(read_metadata(file).get("general.file_type", -1), "unknown quantisation")
 
 
 def converted(file: Path, trust_remote_code: bool = False) -> Path:
@@ -36,31 +39,72 @@ def converted(file: Path, trust_remote_code: bool = False) -> Path:
     """
     if not file.exists():
         raise UnavailableError(f"no such file or directory: {file}")
-    metadata = _metadata(file)
-    digest = inspection.sha256((file,))
-    target = cache_folder("gguf") / f"{digest}-{_VERSION}"
+    metadata = read_metadata(file)
+    target = _target(file)
     if (target / "complete").exists():
         return target
+    cache_folder("gguf")
     work = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
     try:
         _convert(file, work, metadata)
         (work / "complete").write_text(f"{file.name}\n", encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        work.replace(target)
+        if not (target / "complete").exists():  # another process may have been quicker
+            shutil.rmtree(target, ignore_errors=True)
+            work.replace(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
 
 
-def _metadata(file: Path) -> dict[str, Any]:
+def _target(file: Path) -> Path:
+    return cache_root() / "gguf" / f"{inspection.sha256((file,))}-{_VERSION}"
+
+
+def already_converted(file: Path) -> Path | None:
+    """The folder that `converted` would give at once, or None where it would have to convert."""
+    target = _target(file)
+    return target if (target / "complete").exists() else None
+
+
+def read_metadata(file: Path) -> dict[str, Any]:
+    """The file's own key-value pairs; UnavailableError where it is not a whole GGUF."""
     try:
         from transformers.integrations.gguf.reader import read_gguf_metadata
     except ImportError as error:
         raise UnavailableError(f"cannot read .gguf files: {error}", "pip install '.[gguf]'") from None
+    inspection.refuse_pointer(file)
     try:
-        return dict(read_gguf_metadata(str(file))[0])
+        metadata, names = read_gguf_metadata(str(file))
+        whole = _is_whole(file)
     except (struct.error, ValueError, OverflowError, MemoryError, UnicodeDecodeError, OSError, EOFError):
-        raise UnavailableError(f"{file.name} is truncated or not GGUF", "fetch the file again") from None
+        whole = False
+    if not whole:
+        raise UnavailableError(f"{file.name} is truncated or not GGUF", "fetch the file again")
+    _check_depth(file, metadata, names)
+    return dict(metadata)
+
+
+def _is_whole(file: Path) -> bool:
+    """False if the tensors that the header lists end behind the end of the file."""
+    from transformers.integrations.gguf.reader import GgufHeader
+
+    try:
+        header = GgufHeader.from_file(str(file))
+    except (ValueError, TypeError, ArithmeticError):  # a type of tensor that the reader has no size for
+        return True
+    ends = [tensor.offset + tensor.nbytes for tensor in header.tensors]
+    size: int = header.data_start + max(ends, default=0)
+    return file.stat().st_size >= size
+
+
+def _check_depth(file: Path, metadata: dict[str, Any], names: Iterable[str]) -> None:
+    """The number of blocks that the file says it has must be the number it holds: both are built from."""
+    asked = metadata.get(f"{metadata.get('general.architecture')}.block_count")
+    found = {int(match.group(1)) for name in names if (match := _BLOCK.match(name))}
+    if isinstance(asked, int) and found and asked != max(found) + 1:
+        raise UnavailableError(
+            f"{file.name} says {asked} blocks, it holds {max(found) + 1}", "the file is damaged: fetch it again"
+        )
 
 
 def _convert(file: Path, work: Path, metadata: dict[str, Any]) -> None:
@@ -79,13 +123,19 @@ def _dequantise(file: Path, work: Path, place: dict[str, Any], metadata: dict[st
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), trust_remote_code=False, **place)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), dtype=torch.float32, trust_remote_code=False,
+        model, problems = AutoModelForCausalLM.from_pretrained(
+            str(file.parent), dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
             quantization_config=GgufConfig(dequantize=True), **place,
         )  # fmt: skip
     except Exception as error:  # the reader raises many kinds; all mean that this file cannot be used
         kind = metadata.get("general.architecture", "unknown")
         line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UnavailableError(f"{file.name} (architecture {kind}) cannot be converted: {line}") from error
+    missing = sorted(problems["missing_keys"])
+    if missing:
+        raise UnavailableError(
+            f"{len(missing)} weights are missing in {file.name}, first {missing[0]}",
+            "a half-random model is not measured: fetch the file again",
+        )
     model.save_pretrained(str(work))
     tokenizer.save_pretrained(str(work))

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from condense.errors import CondenseError, RunError, UnavailableError
+from condense.inspection import PICKLE_HINT
 
 _SMALL = (
     "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
@@ -78,6 +81,8 @@ def fetch(
         return Fetched(folder, folder.name)
     listing = list_files(repo, revision, token, allow_pickle, code, weights and not tokenizer_only)
     names = [name for name, _ in listing.files]
+    if weights and not tokenizer_only and not any(name.endswith((".safetensors", ".bin")) for name in names):
+        raise UnavailableError(f"{repo} has no safetensors weights", PICKLE_HINT)
     _check_room(repo, listing, Path(constants.HF_HUB_CACHE), announce)
     with _explained(repo):
         folder = Path(snapshot_download(repo, revision=listing.revision, token=token, allow_patterns=names))
@@ -95,6 +100,32 @@ def list_files(
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
     chosen = needed(tuple(sizes), allow_pickle, code, weights)
     return Listing(tuple((name, sizes[name]) for name in chosen), info.sha)
+
+
+def missing(repo: str, listing: Listing) -> tuple[tuple[str, int], ...]:
+    """Of a listing, the files that are not in the hub's cache yet."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return tuple(
+        (name, size) for name, size in listing.files
+        if not isinstance(try_to_load_from_cache(repo, name, revision=listing.revision), str)
+    )  # fmt: skip
+
+
+def remote_config(repo: str, revision: str | None, token: str | None) -> dict[str, Any]:
+    """config.json of a repository, read without keeping it; {} where it has none or it is not an object."""
+    from huggingface_hub import HfFileSystem
+
+    with _explained(repo):
+        try:
+            text = HfFileSystem(token=token).cat_file(f"{repo}@{revision or 'main'}/config.json")
+        except FileNotFoundError:
+            return {}
+    try:
+        config = json.loads(text)
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def needed(names: Sequence[str], allow_pickle: bool = False, code: bool = False, weights: bool = True) -> list[str]:
@@ -163,6 +194,8 @@ def explain(error: Exception, repo: str) -> CondenseError:
         return UnavailableError(
             f"{repo} is gated", f"accept its terms on huggingface.co/{repo}, then set HF_TOKEN or run: hf auth login"
         )
+    if any_of(errors.DisabledRepoError):
+        return UnavailableError(f"{repo} is disabled on the hub", f"see huggingface.co/{repo}")
     if any_of(errors.RevisionNotFoundError):
         return UnavailableError(f"{repo} has no such revision", "look at its branches and tags")
     if any_of(errors.RepositoryNotFoundError):
@@ -176,6 +209,9 @@ def explain(error: Exception, repo: str) -> CondenseError:
             f"{repo} is not in the local cache and the hub is not used or not reachable (offline)",
             "check the spelling, give a folder, or go online without --offline and HF_HUB_OFFLINE",
         )
+    answers = [link.response.status_code for link in chain if isinstance(link, errors.HfHubHTTPError)]
+    if set(answers) & {401, 403}:
+        return UnavailableError(f"the hub refuses access to {repo} ({answers[0]})", "check HF_TOKEN: hf auth login")
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return UnavailableError(
         f"cannot reach the hub for {repo}: {line}", "try again, or use --offline with a cached model"

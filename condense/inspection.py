@@ -22,7 +22,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
     "tekken.json",
 )  # fmt: skip
-_IMPLEMENTATION = re.compile(r"(attn|attention|experts|kernel)\w*_implementation\w*|_attn_implementation\w*")
+_IMPLEMENTATION = re.compile(r"\w*implementation\w*")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)\.")
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _STACK_DEPTH_KEYS = {
@@ -55,7 +55,14 @@ def is_path(name: str) -> bool:
     """True if MODEL is meant as a place on disk rather than a hub id."""
     path = Path(name).expanduser()
     looks = name.startswith((".", "/", "~")) or name.endswith((".gguf", ".safetensors", ".bin", ".pt", "/"))
-    return path.exists() or looks or name.count("/") > 1
+    return looks or name.count("/") > 1 or _exists(path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def open_folder(path: Path) -> Folder:
@@ -69,8 +76,11 @@ def open_folder(path: Path) -> Folder:
 
 
 def has_tokenizer(path: Path) -> bool:
-    """True if a tokenizer's own files (not only its config) are in the folder."""
-    return any((path / name).exists() for name in _TOKENIZER_FILES)
+    """True if a tokenizer's own files (not only its config) are in the folder; refuses what git left of one."""
+    found = [path / name for name in _TOKENIZER_FILES if (path / name).exists()]
+    for file in found:
+        refuse_pointer(file)
+    return bool(found)
 
 
 def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
@@ -78,7 +88,7 @@ def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
     file = path / name
     if not file.exists():
         raise UnavailableError(f"no {name} in {path}", "is it a Hugging Face checkpoint folder?")
-    _refuse_pointer(file)
+    refuse_pointer(file)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError):
@@ -143,7 +153,7 @@ def check_weights(folder: Folder, *, allow_pickle: bool = False) -> None:
         if not allow_pickle:
             raise UnavailableError(f"{folder.path} has pickled weights only ({folder.weights[0].name})", PICKLE_HINT)
         for file in folder.weights:
-            _refuse_pointer(file)
+            refuse_pointer(file)
         return
     names = [name for file in folder.weights for name in safetensors_header(file)]
     _check_depth(names, folder.config)
@@ -151,7 +161,7 @@ def check_weights(folder: Folder, *, allow_pickle: bool = False) -> None:
 
 def safetensors_header(file: Path) -> dict[str, Any]:
     """Names, types and shapes of the tensors of a safetensors file, from its header alone."""
-    _refuse_pointer(file)
+    refuse_pointer(file)
     broken = UnavailableError(f"{file.name} is truncated or not safetensors", "fetch the file again")
     try:
         with file.open("rb") as stream:
@@ -167,7 +177,8 @@ def safetensors_header(file: Path) -> dict[str, Any]:
     return {key: entry for key, entry in header.items() if key != "__metadata__"}
 
 
-def _refuse_pointer(file: Path) -> None:
+def refuse_pointer(file: Path) -> None:
+    """Refuse a file that git would have replaced by the real one: UnavailableError with the command."""
     try:
         with file.open("rb") as stream:
             head = stream.read(24)

@@ -54,17 +54,20 @@ def decode(data: bytes) -> TextReading:
     if head["score"] is not None:
         reading.score = Score(*head["score"])
     for values, paper, count, width in head["sites"]:
-        parts = []
-        for kind, length in (("<f8", width), ("<f8", width), ("<i8", BINS)):
-            parts.append(torch.from_numpy(np.frombuffer(data, kind, length, at).copy()))
-            at += 8 * length
-        reading.sites.append(Measurement(values, paper, count, *parts))
+        ends = [at + 8 * width, at + 16 * width, at + 16 * width + 8 * BINS]
+        total, parts = _tensor(data, "<f8", at, ends[0]), _tensor(data, "<f8", ends[0], ends[1])
+        reading.sites.append(Measurement(values, paper, count, total, parts, _tensor(data, "<i8", ends[1], ends[2])))
+        at = ends[2]
     return reading
 
 
 def _bytes(tensor: Tensor) -> bytes:
     kind = "<i8" if tensor.dtype == torch.int64 else "<f8"
     return bytes(tensor.numpy().astype(kind, copy=False).tobytes())
+
+
+def _tensor(data: bytes, kind: str, start: int, end: int) -> Tensor:
+    return torch.from_numpy(np.frombuffer(data[start:end], kind).copy())
 
 
 class Journal:

@@ -106,11 +106,11 @@ def _nats(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
 
 def _plain_weight(head: nn.Module, states: Tensor) -> Tensor | None:
     """The weight (V, d) of a head that is nothing but a matrix product where the states are; None for any other."""
-    if type(head) is not nn.Linear or head.bias is not None or hasattr(head, "_hf_hook"):
+    plain = type(head) is nn.Linear and getattr(head, "bias", None) is None and not hasattr(head, "_hf_hook")
+    weight = getattr(head, "weight", None)
+    if not plain or head._forward_hooks or head._forward_pre_hooks or not isinstance(weight, Tensor):
         return None
-    hooked = head._forward_hooks or head._forward_pre_hooks
-    fits = head.weight.device == states.device and head.weight.dtype == states.dtype
-    return head.weight if fits and not hooked else None
+    return weight if weight.device == states.device and weight.dtype == states.dtype else None
 
 
 def _online_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -126,8 +126,9 @@ def _online_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         rising = torch.maximum(highest, logits.amax(1))
         total = total * (highest - rising).exp_() + logits.sub_(rising.unsqueeze(1)).exp_().sum(1)
         highest = rising
-    chosen = torch.linalg.vecdot(states.float(), weight[targets].float()).to(states.dtype)  # rounded as the rest
-    return highest + total.log() - chosen.float()
+    chosen = (states.float() * weight[targets].float()).sum(1).to(states.dtype)  # rounded as the rest
+    losses: Tensor = highest + total.log() - chosen.float()
+    return losses
 
 
 @torch.inference_mode()

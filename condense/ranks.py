@@ -56,6 +56,7 @@ class Ranks:
                 raise RunError("another process of this run is gone", "its own message is above") from error
             failure = next((each for each in parts if isinstance(each, CondenseError)), None)
             if failure is not None:
+                failure.shared = True
                 raise failure
             yield from (decode(each) for each in parts if each)
 
@@ -91,7 +92,10 @@ def ranks_of(environment: Mapping[str, str] = os.environ) -> Ranks:
 def expect(ranks: Ranks, world: int | None) -> None:
     """Refuse to run with another number of processes than was expected (`accelerate launch --cpu` starts one)."""
     if world is not None and ranks.size != world:
-        raise UsageError(f"{ranks.size} processes run, --expect-world is {world}", f"torchrun --nproc_per_node {world}")
+        hint = f"start it with: torchrun --nproc_per_node {world}"
+        error = UsageError(f"{ranks.size} processes run, --expect-world is {world}", hint)
+        error.shared = True
+        raise error
 
 
 def device_of(asked: str, environment: Mapping[str, str] = os.environ) -> str:

