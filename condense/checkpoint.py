@@ -290,9 +290,12 @@ def _core_missing(model: Any, missing: list[str]) -> list[str]:
 
 
 def _in_blocks(model: Any, key: str) -> bool:
+    return any(key.startswith(f"{name}.") for name in _block_names(model))
+
+
+def _block_names(model: Any) -> list[str]:
     owned = {id(module) for stack in find_stacks(model) for module in stack.modules}
-    prefixes = [name for name, module in model.named_modules() if id(module) in owned]
-    return any(key.startswith(f"{name}.") for name in prefixes)
+    return [name for name, module in model.named_modules() if id(module) in owned]
 
 
 def _refuse_unexpected(model: Any, unexpected: list[str], folder: Folder) -> None:
@@ -301,7 +304,7 @@ def _refuse_unexpected(model: Any, unexpected: list[str], folder: Folder) -> Non
     Extra prediction layers and the buffers that older releases saved beside the weights are no such lie.
     """
     unexpected = [key for key in inspection.without_prediction_layers(unexpected) if not key.endswith(_OLD_BUFFERS)]
-    lists = {name.rpartition(".")[0] for name, module in model.named_modules() if _is_block(model, module)}
+    lists = {name.rpartition(".")[0] for name in _block_names(model)}
     bare = {name.removeprefix(f"{model.base_model_prefix}.") for name in lists}
     inside = [key for key in unexpected if any(key.startswith(f"{name}.") for name in lists | bare)]
     if inside:
@@ -309,10 +312,6 @@ def _refuse_unexpected(model: Any, unexpected: list[str], folder: Folder) -> Non
             f"{len(inside)} weights of {folder.path.name} have no place in the model, first {inside[0]}",
             "config and weights do not belong together; a truncated model is not measured",
         )
-
-
-def _is_block(model: Any, module: Any) -> bool:
-    return any(module is block for stack in find_stacks(model) for block in stack.modules)
 
 
 def _refuse_not_finite(model: Any) -> None:
@@ -446,8 +445,10 @@ def _adapter_sha256(adapter: Path, base: str | None) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, short enough for a terminal."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:240]
+    if isinstance(error, KeyError):  # its message is the bare key
+        return f"nothing is known of {error}"[:240]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:240]
 
 
 @contextlib.contextmanager
@@ -467,7 +468,7 @@ def _reported(name: str) -> Iterator[None]:
     except Exception as error:  # loaders raise dozens of kinds; --debug shows the cause
         if "weights_only" in str(error):  # its advice is to switch the protection off
             raise UnavailableError(
-                f"the pickled weights of {name} are damaged or hold more than tensors; nothing of them was run",
+                f"the pickled weights of {name} cannot be loaded: damaged, or not only tensors; none of it was run",
                 "ask its author for safetensors",
             ) from error
         raise UnavailableError(f"{name} cannot be loaded: {first_line(error)}") from error

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from condense import dispersion
 from condense.capture import Site, Stack, find_stacks, unwrapped
 from condense.errors import RunError, UnavailableError
+from condense.outcomes import Plan
 
 _RANGES = ("all", "late", "early", "last")
 _SPECIAL = ("bos", "eos", "pad", "sep", "cls", "decoder_start")
@@ -34,9 +35,9 @@ _GIVEN = ("input_ids", "attention_mask", "position_ids")
 
 @dataclass(frozen=True)
 class DispersionConfig:
-    """What is dispersed and how strongly; the one home of the defaults.
+    """What is dispersed and how strongly; the defaults are those of `condense treat` (`Plan`).
 
-    coefficient   >= 0, multiplies the mean over sites of the loss; 0 measures without pushing.
+    coefficient   multiplies the mean over sites of the loss; 0 measures without pushing, below 0 condenses.
     loss          a name in `condense.dispersion.LOSSES`, with its `constants` (`{"tau": 0.5}`).
     layers        `all` blocks, the `late` (deepest) or `early` half, the `last` one, or numbers 1..L
                   ("3,7,-1" or a sequence; -1 is the last). In an encoder-decoder: of each stack.
@@ -46,19 +47,19 @@ class DispersionConfig:
     special_ids   token ids left out; None takes those that the model's config names.
     """
 
-    coefficient: float = 0.1
-    loss: str = "angular"
-    layers: str | Sequence[int] = "all"
-    paper_sites: bool = False
-    max_tokens: int = 256
-    seed: int = 0
+    coefficient: float = Plan.coefficient
+    loss: str = Plan.loss
+    layers: str | Sequence[int] = Plan.layers
+    paper_sites: bool = Plan.paper_sites
+    max_tokens: int = Plan.max_tokens
+    seed: int = Plan.seed
     special_ids: Sequence[int] | None = None
     constants: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         """ValueError for a value out of range, an unknown loss or a constant that the loss does not have."""
-        if not 0 <= self.coefficient < float("inf"):
-            raise ValueError(f"coefficient must be finite and not negative, got {self.coefficient}")
+        if not abs(self.coefficient) < float("inf"):
+            raise ValueError(f"coefficient must be finite, got {self.coefficient}")
         if self.loss not in dispersion.LOSSES:
             raise ValueError(f"loss must be one of {', '.join(dispersion.LOSSES)}, got {self.loss!r}")
         if self.max_tokens < 0 or self.max_tokens == 1:

@@ -92,9 +92,8 @@ def _is_whole(file: Path) -> bool:
         header = GgufHeader.from_file(str(file))
     except (ValueError, TypeError, ArithmeticError):  # a type of tensor that the reader has no size for
         return True
-    ends = [tensor.offset + tensor.nbytes for tensor in header.tensors]
-    size: int = header.data_start + max(ends, default=0)
-    return file.stat().st_size >= size
+    ends = [header.data_start + tensor.offset + tensor.nbytes for tensor in header.tensors]
+    return file.stat().st_size >= max(ends, default=0)
 
 
 def _check_depth(file: Path, metadata: dict[str, Any], names: Iterable[str]) -> None:

@@ -228,7 +228,7 @@ class Treatment:
 
         return pandas.DataFrame(self.rows())
 
-    def to_html(self, path: str | Path | None = None, *, plotlyjs: str = "inline") -> str:
+    def to_html(self, path: str | Path | None = None, *, plotlyjs: Literal["inline", "cdn", "none"] = "inline") -> str:
         """Return the report as one HTML page and write it to `path` when one is given."""
         from condense.page.treatment_html import treatment_page
 

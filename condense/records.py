@@ -243,7 +243,7 @@ class Diagnosis:
         """Return the layer table as plain rows: site, stack, index, depth, each metric with its interval."""
         return [_row(site) for site in self.sites]
 
-    def to_html(self, path: str | Path | None = None, *, plotlyjs: str = "inline") -> str:
+    def to_html(self, path: str | Path | None = None, *, plotlyjs: Literal["inline", "cdn", "none"] = "inline") -> str:
         """Return the report as one HTML page and write it to `path` when one is given."""
         from condense.page.html import diagnosis_page
 

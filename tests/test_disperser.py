@@ -238,8 +238,9 @@ def test_the_states_are_taken_before_the_final_norm(batch: dict[str, Tensor]) ->
     assert abs(values[True, "as is"] - values[True, "rescaled"]) > 1e-3
 
 
-def test_paper_sites_are_hidden_states_one_to_last(batch: dict[str, Tensor]) -> None:
-    model = llama()
+@pytest.mark.parametrize("make", [llama, opt])
+def test_paper_sites_are_hidden_states_one_to_last(make: Callable[[], nn.Module], batch: dict[str, Tensor]) -> None:
+    model = make()
     with Disperser(model, paper_sites=True) as disperser:
         states = model(**batch, output_hidden_states=True).hidden_states[1:]
         disperser.penalty()
@@ -593,7 +594,7 @@ def test_what_padding_holds_does_not_matter(batch: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("wrong,words", [
-    ({"coefficient": -1.0}, "coefficient"), ({"coefficient": math.nan}, "coefficient"), ({"loss": "entropy"}, "loss"),
+    ({"coefficient": math.inf}, "coefficient"), ({"coefficient": math.nan}, "coefficient"), ({"loss": "entropy"}, "loss"),
     ({"max_tokens": 1}, "max_tokens"), ({"layers": "deep"}, "layers"), ({"layers": "0"}, "layers"),
     ({"layers": []}, "layers"), ({"constants": {"margin": 1.0}}, "margin"),
     ({"loss": "mean_cosine", "constants": {"tau": 1.0}}, "none at all"),

@@ -19,6 +19,7 @@ from condense.cache import cache_root
 from condense.corpus import Windows, windows
 from condense.diagnosis import analyze
 from condense.errors import RunError, is_out_of_memory
+from condense.geometry import Measurement
 from condense.journal import Journal, decode, encode, open_journal, resumed
 from condense.measuring import TextReading
 from condense.records import Diagnosis
@@ -52,14 +53,14 @@ def records() -> list[Path]:
     return sorted((cache_root() / "journal").glob("*/*.bin"))
 
 
-class Fall(Exception):
+class FellError(Exception):
     """The run falls here."""
 
 
 def falling(after: int) -> Callable[[int, int], None]:
     def on_text(done: int, total: int) -> None:
         if done == after:
-            raise Fall
+            raise FellError
 
     return on_text
 
@@ -87,7 +88,9 @@ def same(a: TextReading, b: TextReading) -> bool:
         (a.index, a.score) == (b.index, b.score)
         and all(repr(x.values) == repr(y.values) for x, y in zip(a.sites, b.sites, strict=True))
         and all((x.paper, x.count) == (y.paper, y.count) for x, y in zip(a.sites, b.sites, strict=True))
-        and all(torch.equal(getattr(x, k), getattr(y, k)) for x, y in zip(a.sites, b.sites, strict=True) for k in tensors)
+        and all(
+            torch.equal(getattr(x, k), getattr(y, k)) for x, y in zip(a.sites, b.sites, strict=True) for k in tensors
+        )
     )
 
 
@@ -165,10 +168,12 @@ def test_batches_are_those_of_an_uninterrupted_run() -> None:
 def test_a_run_that_fell_ends_with_the_same_bytes(opened: Callable[[str], Any], name: str, batch: int | None) -> None:
     checkpoint, notes, seen = opened(name), [], []
     expected = lasting(measure(checkpoint, batch_size=batch))
-    with pytest.raises(Fall):
+    with pytest.raises(FellError):
         measure(checkpoint, batch_size=batch, journal=True, on_text=falling(4))
     assert len(records()) == 4
-    resumed_run = measure(checkpoint, batch_size=batch, journal=True, on_note=notes.append, on_text=lambda *a: seen.append(a))
+    resumed_run = measure(
+        checkpoint, batch_size=batch, journal=True, on_note=notes.append, on_text=lambda *a: seen.append(a)
+    )
     assert lasting(resumed_run) == expected
     assert notes == [f"resuming: 4 of {TEXTS} texts were measured before"]
     assert seen == [(k + 1, TEXTS) for k in range(TEXTS)]
@@ -176,7 +181,7 @@ def test_a_run_that_fell_ends_with_the_same_bytes(opened: Callable[[str], Any], 
 
 
 def test_only_what_is_missing_is_measured_again(opened: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Fall):
+    with pytest.raises(FellError):
         measure(opened("gpt2"), journal=True, on_text=falling(4))
     read: list[int] = []
     original = measuring._Reader.read
@@ -192,7 +197,7 @@ def test_only_what_is_missing_is_measured_again(opened: Callable[[str], Any], mo
 
 def test_a_damaged_record_is_measured_again(opened: Callable[[str], Any]) -> None:
     expected = lasting(measure(opened("gpt2")))
-    with pytest.raises(Fall):
+    with pytest.raises(FellError):
         measure(opened("gpt2"), journal=True, on_text=falling(5))
     records()[1].write_bytes(b"torn")
     notes: list[str] = []
@@ -210,7 +215,7 @@ def test_the_twin_resumes_too(opened: Callable[[str], Any]) -> None:
         if len(calls) > TEXTS:
             fell(done, total)
 
-    with pytest.raises(Fall):
+    with pytest.raises(FellError):
         measure(opened("gpt2"), twin=True, journal=True, on_text=second)
     assert len(records()) == TEXTS + 2
     assert lasting(measure(opened("gpt2"), twin=True, journal=True)) == expected
@@ -218,7 +223,7 @@ def test_the_twin_resumes_too(opened: Callable[[str], Any]) -> None:
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 2}])
 def test_other_settings_have_another_journal(opened: Callable[[str], Any], change: dict[str, Any]) -> None:
-    with pytest.raises(Fall):
+    with pytest.raises(FellError):
         measure(opened("gpt2"), journal=True, on_text=falling(3))
     notes: list[str] = []
     measure(opened("gpt2"), journal=True, on_note=notes.append, **change)
@@ -227,7 +232,7 @@ def test_other_settings_have_another_journal(opened: Callable[[str], Any], chang
 
 def test_a_model_in_memory_keeps_no_journal(opened: Callable[[str], Any]) -> None:
     checkpoint = opened("gpt2")
-    with pytest.raises(Fall):
+    with pytest.raises(FellError):
         analyze(checkpoint.model, texts_of(checkpoint), journal=True, on_text=falling(3))
     assert records() == []
 
@@ -276,8 +281,12 @@ def test_a_killed_run_resumes_and_leaves_no_bit_behind(tiny: Callable[[str], Pat
     assert json.dumps(kept[0]) == json.dumps(kept[1])
 
 
-@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")])
-def test_signals_leave_nothing_torn(tiny: Callable[[str], Path], tmp_path: Path, number: int, code: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_signals_leave_nothing_torn(
+    tiny: Callable[[str], Path], tmp_path: Path, number: int, code: int, said: str
+) -> None:
     done = command(3, number, *arguments_for(tiny("gpt2"), "-o", str(tmp_path / "out"), "--no-cache"))
     assert done.returncode == code, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
@@ -315,7 +324,10 @@ def test_out_of_memory_halves_the_batch(
     notes: list[str] = []
     assert lasting(measure(opened("gpt2"), batch_size=4, on_note=notes.append)) == expected
     assert sizes == [4, 2, *[1] * TEXTS]
-    assert [note.split(";")[0] for note in notes] == ["out of memory with 4 texts at once", "out of memory with 2 texts at once"]
+    assert [note.split(";")[0] for note in notes] == [
+        "out of memory with 4 texts at once",
+        "out of memory with 2 texts at once",
+    ]
 
 
 def test_memory_that_runs_out_within_a_hook(opened: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +344,9 @@ def test_memory_that_runs_out_within_a_hook(opened: Callable[[str], Any], monkey
     assert lasting(measure(opened("gpt2"), batch_size=2)) == expected
 
 
-def test_no_memory_for_one_text_advises_the_flags(opened: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_one_text_advises_the_flags(
+    opened: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*args: Any, **more: Any) -> Any:
         raise torch.OutOfMemoryError("out of memory")
 
@@ -354,12 +368,10 @@ def test_threads_are_put_back(opened: Callable[[str], Any]) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with pytest.raises(Fall):
+        with pytest.raises(FellError):
             measure(opened("gpt2"), on_text=falling(2))
         assert torch.get_num_threads() == 2
         measure(opened("gpt2"))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
-
-

@@ -437,7 +437,8 @@ KEYS = ("probe_mean_cosine", "probe_effective_rank", "probe_relative_variance")
 def monitored(folder: Path, monitor: CondensationMonitor, steps: int = 4, **changes: Any) -> Trainer:
     dispersion = {"coefficient": changes.pop("coefficient", 1.0)}
     trainer = DispersionTrainer(
-        model=llama(), args=TrainingArguments(**arguments(folder, 4, 1, max_steps=steps, **changes)),
+        model=llama(attention_dropout=0.1),
+        args=TrainingArguments(**arguments(folder, 4, 1, max_steps=steps, **changes)),
         train_dataset=rows(LENGTHS + LENGTHS), data_collator=collate, dispersion=dispersion, callbacks=[monitor],
     )  # fmt: skip
     trainer.train()

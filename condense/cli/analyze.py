@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +11,17 @@ import typer
 
 from condense.cli import options, planning
 from condense.cli.outputs import Outputs, plan_outputs
-from condense.cli.running import MANNER, console, counting, quieten_libraries, reported, say, say_first, working
+from condense.cli.running import (
+    MANNER,
+    command_line,
+    console,
+    counting,
+    quieten_libraries,
+    reported,
+    say,
+    say_first,
+    working,
+)
 from condense.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:

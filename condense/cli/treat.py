@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from condense.cli import options
-from condense.cli.running import MANNER, console, quieten_libraries, reported, say, stage_progress
+from condense.cli.running import MANNER, command_line, console, quieten_libraries, reported, say, stage_progress
 from condense.errors import UsageError
 from condense.outcomes import LossName, Plan
 

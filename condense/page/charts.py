@@ -16,34 +16,50 @@ from condense.page.escape import for_terminal
 
 Values = Sequence[float | None]
 DASHES = {"solid": "solid", "dash": "dash", "dot": "dot", "longdash": "longdash", "dashdot": "dashdot"}
+POINTS = "none"  # the dash of a series that is points only
 SYMBOLS = {"circle": "circle", "square": "square", "diamond": "diamond", "triangle": "triangle-up", "none": ""}
 PATTERNS = ("", "/", "x", ".", "\\")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The horizontal axis: one place per label, `gap` empty places before the last `apart` of them."""
+    """The horizontal axis: one place per label, `gap` empty places before the last `apart` of them.
 
-    labels: tuple[str, ...]
-    ticks: tuple[str, ...]
+    With `at` it is a line of numbers from the first to the last of `span` instead, and has no labels.
+    """
+
+    labels: tuple[str, ...] = ()
+    ticks: tuple[str, ...] = ()
     title: str = "depth"
     apart: int = 0
     gap: int = 0
+    at: tuple[float, ...] = ()
+    span: tuple[float, float] | None = None
 
-    def position(self, index: int) -> int:
+    @property
+    def inner(self) -> int:
+        """How many places come before those that are set apart."""
+        return len(self.at or self.labels) - self.apart
+
+    def position(self, index: int) -> float:
         """Where the place with this index is drawn."""
-        return index + (self.gap if index >= len(self.labels) - self.apart else 0)
+        if self.at:
+            return self.at[index]
+        return index + (self.gap if index >= self.inner else 0)
 
     @property
     def places(self) -> list[str]:
         """All places in order; the gap is made of invisible ones (zero-width names, each its own)."""
-        inner = len(self.labels) - self.apart
+        inner = self.inner
         return [*self.labels[:inner], *("\u200b" * (i + 1) for i in range(self.gap)), *self.labels[inner:]]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: values along the axis (None where undefined), an optional interval, how it is drawn."""
+    """One curve: values along the axis (None where undefined), an optional interval, how it is drawn.
+
+    With the dash `POINTS` no line joins the values; `whiskers` draws the interval of places set apart too.
+    """
 
     name: str
     values: Values
@@ -54,6 +70,7 @@ class Series:
     symbol: str = "none"
     width: float = 2.0
     digits: int = 3
+    whiskers: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,10 @@ class Shade:
 
 @dataclass(frozen=True)
 class Chart:
-    """What one drawing shows: curves, stacked bars or cells over one axis."""
+    """What one drawing shows: curves, stacked bars or cells over one axis.
+
+    `zone` tints the values between two; `equal` gives a unit the same length on both axes.
+    """
 
     id: str
     axis: Axis
@@ -96,6 +116,8 @@ class Chart:
     log: bool = False
     edges: tuple[tuple[float, str], ...] = ()
     shade: Shade | None = None
+    zone: tuple[float, float] | None = None
+    equal: bool = False
     height: int = 360
     width: int = 1000
 
@@ -111,7 +133,9 @@ def plotly_figure(chart: Chart) -> dict[str, Any]:
 
 def _curve(series: Series, chart: Chart) -> list[dict[str, Any]]:
     """The traces of a curve: its interval band, the line over the joined places, a marker where set apart."""
-    axis, inner = chart.axis, len(chart.axis.labels) - chart.axis.apart
+    axis, inner = chart.axis, chart.axis.inner
+    if series.dash == POINTS:
+        return [_points(series, axis)]
     band = _band(series, axis, inner)
     line = {
         "color": f"@{series.ink}", "width": series.width, "dash": DASHES[series.dash],
@@ -122,8 +146,33 @@ def _curve(series: Series, chart: Chart) -> list[dict[str, Any]]:
         halo = {"mode": "lines", "line": line | {"color": "@paper", "width": series.width + 3}, "hoverinfo": "skip"}
         traces.insert(0, {k: v for k, v in (traces[0] | halo).items() if k not in ("hovertemplate", "customdata")})
     if axis.apart:
-        traces.append(_trace(series, chart, inner, len(axis.labels)) | {"mode": "markers"})
+        whiskers = _whiskers(series, inner) if series.whiskers else {}
+        traces.append(_trace(series, chart, inner, len(axis.labels)) | {"mode": "markers"} | whiskers)
     return [*band, *traces]
+
+
+def _points(series: Series, axis: Axis) -> dict[str, Any]:
+    """A cloud of points that no line joins; nothing is said of a single one."""
+    return {
+        "type": "scatter", "mode": "markers", "x": _short(axis.at), "y": _short(series.values), "showlegend": False,
+        "name": _label(series.name), "hoverinfo": "skip",
+        "marker": {"symbol": SYMBOLS[series.symbol] or "circle", "size": 2 * series.width, "opacity": 0.55,
+                   "color": f"@{series.ink}", "line": {"width": 0}},
+    }  # fmt: skip
+
+
+def _whiskers(series: Series, inner: int) -> dict[str, Any]:
+    """The interval of places that are set apart, as plotly's error bars."""
+    if series.low is None or series.high is None:
+        return {}
+    ends = list(zip(series.values[inner:], series.low[inner:], series.high[inner:], strict=True))
+    return {
+        "error_y": {
+            "type": "data", "symmetric": False, "color": f"@{series.ink}", "thickness": 1.5, "width": 4,
+            "array": _short([None if v is None or high is None else high - v for v, _, high in ends]),
+            "arrayminus": _short([None if v is None or low is None else v - low for v, low, _ in ends]),
+        }
+    }  # fmt: skip
 
 
 def _trace(series: Series, chart: Chart, start: int, stop: int) -> dict[str, Any]:
@@ -134,7 +183,8 @@ def _trace(series: Series, chart: Chart, start: int, stop: int) -> dict[str, Any
     if interval:
         number += f" [%{{customdata[0]:.{series.digits}f}}, %{{customdata[1]:.{series.digits}f}}]"
     trace = {
-        "type": "scatter", "x": list(chart.axis.labels[start:stop]), "y": _short(series.values[start:stop]),
+        "type": "scatter", "x": list((chart.axis.at or chart.axis.labels)[start:stop]),
+        "y": _short(series.values[start:stop]),
         "name": _label(series.name), "showlegend": False, "connectgaps": False,
         "hovertemplate": number,
         "marker": {
@@ -152,8 +202,8 @@ def _band(series: Series, axis: Axis, inner: int) -> list[dict[str, Any]]:
     if series.low is None or series.high is None:
         return []
     shape = {
-        "type": "scatter", "x": list(axis.labels[:inner]), "mode": "lines", "hoverinfo": "skip", "showlegend": False,
-        "line": {"width": 0, "color": f"@{series.ink}"},
+        "type": "scatter", "x": list((axis.at or axis.labels)[:inner]), "mode": "lines", "hoverinfo": "skip",
+        "showlegend": False, "line": {"width": 0, "color": f"@{series.ink}"},
     }  # fmt: skip
     return [
         shape | {"y": _short(series.low[:inner])},
@@ -184,31 +234,45 @@ def _cells(cells: Cells, axis: Axis) -> dict[str, Any]:
 
 
 def _layout(chart: Chart) -> dict[str, Any]:
-    axis = chart.axis
-    places = axis.places
     right = 62 if chart.edges else 12
     title = {"text": _label(chart.y_title), "font": {"size": 12, "color": "@muted"}, "standoff": 8}
     return {
         "margin": {"l": 52, "r": right, "t": 18, "b": 42}, "paper_bgcolor": "@clear", "plot_bgcolor": "@clear",
         "font": {"family": "@sans", "size": 12, "color": "@ink"}, "showlegend": False, "barmode": "relative",
-        "bargap": 0.18, "dragmode": False, "hovermode": "closest" if chart.cells else "x unified",
+        "bargap": 0.18, "dragmode": False, "hovermode": "closest" if chart.cells or chart.equal else "x unified",
         "hoverlabel": {"bgcolor": "@paper", "bordercolor": "@rule", "font": {"color": "@ink", "size": 12}},
         "xaxis": {
-            "type": "category", "categoryorder": "array", "categoryarray": places, "fixedrange": True,
-            "range": [-0.7, len(places) - 0.3], "showgrid": False, "zeroline": False, "ticks": "outside",
-            "ticklen": 4, "tickcolor": "@rule", "linecolor": "@rule", "showline": True, "tickangle": 0,
-            "spikecolor": "@edge", "spikethickness": 1, "spikedash": "solid",
-            "tickvals": [label for label, tick in zip(axis.labels, axis.ticks, strict=True) if tick],
-            "ticktext": [tick for tick in axis.ticks if tick], "tickfont": {"color": "@muted"},
-            "title": {"text": _label(axis.title), "font": {"size": 12, "color": "@muted"}, "standoff": 6},
+            **(_numbers(chart) if chart.axis.at else _places(chart.axis)), "fixedrange": True,
+            "showgrid": chart.equal, "zeroline": False, "ticks": "outside", "ticklen": 4, "tickcolor": "@rule",
+            "linecolor": "@rule", "showline": True, "tickangle": 0, "spikecolor": "@edge", "spikethickness": 1,
+            "spikedash": "solid", "tickfont": {"color": "@muted"},
+            "title": {"text": _label(chart.axis.title), "font": {"size": 12, "color": "@muted"}, "standoff": 6},
         },
         "yaxis": {
             "type": "log" if chart.log else "linear", "title": title, "gridcolor": "@grid", "zeroline": False,
             "fixedrange": True, "ticks": "", "tickfont": {"color": "@muted"}, "nticks": 6,
             **({"dtick": 1, "exponentformat": "none"} if chart.log else {}),
+            **({"scaleanchor": "x", "scaleratio": 1, "constrain": "domain"} if chart.equal else {}),
             **({"range": list(chart.y_range)} if chart.y_range else {"rangemode": "normal" if chart.log else "tozero"}),
         },
         "shapes": _shapes(chart), "annotations": _annotations(chart),
+    }  # fmt: skip
+
+
+def _places(axis: Axis) -> dict[str, Any]:
+    places = axis.places
+    return {
+        "type": "category", "categoryorder": "array", "categoryarray": places, "range": [-0.7, len(places) - 0.3],
+        "tickvals": [label for label, tick in zip(axis.labels, axis.ticks, strict=True) if tick],
+        "ticktext": [tick for tick in axis.ticks if tick],
+    }  # fmt: skip
+
+
+def _numbers(chart: Chart) -> dict[str, Any]:
+    span = chart.axis.span or (min(chart.axis.at), max(chart.axis.at))
+    return {
+        "type": "linear", "range": list(span), "nticks": 5 if chart.equal else 7,
+        **({"constrain": "domain", "gridcolor": "@grid"} if chart.equal else {}),
     }  # fmt: skip
 
 
@@ -222,6 +286,11 @@ def _shapes(chart: Chart) -> list[dict[str, Any]]:
         shapes.append(
             {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "x0": chart.shade.first - 0.5,
              "x1": chart.shade.last + 0.5, "fillcolor": "@shade", "line": {"width": 0}, "layer": "below"}
+        )  # fmt: skip
+    if chart.zone:
+        shapes.append(
+            {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": chart.zone[0], "y1": chart.zone[1],
+             "fillcolor": "@zone", "line": {"width": 0}, "layer": "below"}
         )  # fmt: skip
     return shapes
 

@@ -162,12 +162,13 @@ def provenance(diagnosis: Diagnosis) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Environment", diagnosis.environment), ("Timing", diagnosis.timing),
     )  # fmt: skip
     return [
-        (name, [(k.replace("_", " "), _written(v)) for k, v in values.items() if v not in (None, (), [])])
+        (name, [(k.replace("_", " "), written(v)) for k, v in values.items() if v not in (None, (), [])])
         for name, values in groups
     ]
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """A value of a record as the provenance shows it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -175,42 +176,43 @@ def _written(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u202f")
     if isinstance(value, tuple | list):
-        return ", ".join(map(_written, value))
+        return ", ".join(map(written, value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_written(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {written(item)}" for key, item in value.items())
     return str(value)
 
 
 # --- glossary ------------------------------------------------------------------------------------------
 
 
-def _term(key: str, title: str, meaning: str, source: str, formula: str = "") -> Metric:
+def term(key: str, title: str, meaning: str, source: str, formula: str = "") -> Metric:
+    """A term of the glossary that is not a metric."""
     return Metric(key, title, "", None, None, None, meaning, formula, source)
 
 
 _TERMS = (
-    _term("window", "text, window",
-          "A run of exactly max-length tokens of one document. Documents are never glued together.",
-          "convention of condense"),
-    _term("deepest-half", "deepest half",
-          "The later half of the blocks. A deep number is the median over them; the verdict reads only these.",
-          "convention of condense", "blocks ⌊L/2⌋+1 to L"),
-    _term("attention-sink", "attention sink",
-          "A token, usually the first, that attention heads look at when they have nothing to look at. Its state is "
-          "huge and would hide all others, so position 0 and special tokens are left out of every primary number.",
-          "Xiao et al. 2024, arXiv:2309.17453; Sun et al. 2024, arXiv:2402.17762"),
-    _term("rogue-dimension", "rogue dimension",
-          "A coordinate with a large offset common to all tokens, which makes every cosine large although the other "
-          "coordinates differ.", "Timkey & van Schijndel 2021, arXiv:2109.04404"),
-    _term("gaussian-null", "Gaussian null",
-          "The same number for random Gaussian rows of the same shape: what no structure at all would give. A rank is "
-          "read against it, never alone.", "convention of condense"),
-    _term("random-twin", "random twin",
-          "The same architecture with random weights. What training added is the difference to it.",
-          "convention of condense"),
-    _term("interval", "95 % interval",
-          "A t interval over the texts (bootstrap over the texts for deep numbers): how far the number may move with "
-          "other texts of the same kind. Below 8 texts it says little.", "Student 1908; Efron 1979"),
+    term("window", "text, window",
+         "A run of exactly max-length tokens of one document. Documents are never glued together.",
+         "convention of condense"),
+    term("deepest-half", "deepest half",
+         "The later half of the blocks. A deep number is the median over them; the verdict reads only these.",
+         "convention of condense", "blocks ⌊L/2⌋+1 to L"),
+    term("attention-sink", "attention sink",
+         "A token, usually the first, that attention heads look at when they have nothing to look at. Its state is "
+         "huge and would hide all others, so position 0 and special tokens are left out of every primary number.",
+         "Xiao et al. 2024, arXiv:2309.17453; Sun et al. 2024, arXiv:2402.17762"),
+    term("rogue-dimension", "rogue dimension",
+         "A coordinate with a large offset common to all tokens, which makes every cosine large although the other "
+         "coordinates differ.", "Timkey & van Schijndel 2021, arXiv:2109.04404"),
+    term("gaussian-null", "Gaussian null",
+         "The same number for random Gaussian rows of the same shape: what no structure at all would give. A rank is "
+         "read against it, never alone.", "convention of condense"),
+    term("random-twin", "random twin",
+         "The same architecture with random weights. What training added is the difference to it.",
+         "convention of condense"),
+    term("interval", "95 % interval",
+         "A t interval over the texts (bootstrap over the texts for deep numbers): how far the number may move with "
+         "other texts of the same kind. Below 8 texts it says little.", "Student 1908; Efron 1979"),
 )  # fmt: skip
 
 

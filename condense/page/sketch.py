@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from condense.page.charts import Chart, Series, Values
+from condense.page.charts import POINTS, Chart, Series, Values
 from condense.page.escape import for_terminal
 
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 18, 42
@@ -48,14 +48,19 @@ def _frame(chart: Chart) -> Frame:
     right = chart.width - (66 if chart.edges else RIGHT)
     bottom = chart.height - BOTTOM
     low, high = chart.y_range or _range(chart)
-    places = len(chart.axis.places)
-    step = (right - LEFT) / (places + 0.4)
+    first, last = chart.axis.span or (min(chart.axis.at, default=0), max(chart.axis.at, default=1))
+    step = (right - LEFT) / (len(chart.axis.places) + 0.4)
+
+    def along(place: float) -> float:
+        if chart.axis.at:
+            return LEFT + (place - first) / ((last - first) or 1.0) * (right - LEFT)
+        return LEFT + (place + 0.7) * step
 
     def scaled(value: float) -> float:
         value = math.log10(value) if chart.log and value > 0 else value
         return bottom - (value - low) / ((high - low) or 1.0) * (bottom - TOP)
 
-    return Frame(lambda i: LEFT + (i + 0.7) * step, scaled, LEFT, right, TOP, bottom, low, high)
+    return Frame(along, scaled, LEFT, right, TOP, bottom, low, high)
 
 
 def _range(chart: Chart) -> tuple[float, float]:
@@ -74,6 +79,12 @@ def _ground(chart: Chart, f: Frame) -> Iterator[str]:
         a, b = f.x(chart.shade.first - 0.5), f.x(chart.shade.last + 0.5)
         yield f'<rect x="{a:.1f}" y="{f.top}" width="{b - a:.1f}" height="{f.bottom - f.top}" fill="var(--shade)"/>'
         yield _text(b, f.top - 5, chart.shade.label, "end")
+    if chart.zone:
+        high, low = f.y(chart.zone[1]), f.y(chart.zone[0])
+        yield (
+            f'<rect x="{f.left}" y="{high:.1f}" width="{f.right - f.left}" height="{low - high:.1f}" '
+            'fill="var(--zone)"/>'
+        )
     for value in _ticks(chart, f):
         y = f.y(value)
         yield _line(f.left, y, f.right, y, "grid")
@@ -82,11 +93,12 @@ def _ground(chart: Chart, f: Frame) -> Iterator[str]:
         yield _line(f.left, f.y(value), f.right, f.y(value), "edge", "2 3")
         yield _text(f.right + 5, f.y(value) + 4, label, "start", "side")
     yield _line(f.left, f.bottom, f.right, f.bottom, "rule")
-    for index, tick in enumerate(chart.axis.ticks):
-        if tick:
-            x = f.x(chart.axis.position(index))
-            yield _line(x, f.bottom, x, f.bottom + 4, "rule")
-            yield _text(x, f.bottom + 18, tick, "middle")
+    for place, tick in _marked(chart):
+        x = f.x(place)
+        if chart.equal:
+            yield _line(x, f.top, x, f.bottom, "grid")
+        yield _line(x, f.bottom, x, f.bottom + 4, "rule")
+        yield _text(x, f.bottom + 18, tick, "middle")
     yield _text((f.left + f.right) / 2, chart.height - 5, chart.axis.title, "middle", "title")
     middle = (f.top + f.bottom) / 2
     yield (
@@ -95,20 +107,37 @@ def _ground(chart: Chart, f: Frame) -> Iterator[str]:
     )
 
 
+def _marked(chart: Chart) -> list[tuple[float, str]]:
+    """The places of the axis that have a tick, and its text."""
+    axis = chart.axis
+    if not axis.at:
+        return [(axis.position(index), tick) for index, tick in enumerate(axis.ticks) if tick]
+    low, high = axis.span or (min(axis.at), max(axis.at))
+    return [(value, f"{value:g}".replace("-", "−")) for value in _round(low, high, 4 if chart.equal else 6)]
+
+
 def _ticks(chart: Chart, f: Frame) -> list[float]:
     if chart.log:
         return [10.0**k for k in range(math.ceil(f.low), math.floor(f.high) + 1)]
-    rough = (f.high - f.low) / 5
+    return _round(f.low, f.high, 5)
+
+
+def _round(low: float, high: float, steps: int) -> list[float]:
+    """Round numbers from low to high, about `steps` apart."""
+    rough = (high - low) / steps
     unit = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 1.0
     step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.999)
-    return [round(k * step, 10) for k in range(math.ceil(f.low / step), math.floor(f.high / step) + 1)]
+    return [round(k * step, 10) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
-    inner = len(chart.axis.labels) - chart.axis.apart
+    inner = chart.axis.inner
     points = [(f.x(chart.axis.position(i)), None if v is None else f.y(v)) for i, v in enumerate(series.values)]
     if series.low is not None and series.high is not None:
         yield _band(series.low[:inner], series.high[:inner], series.ink, f)
+    if series.dash == POINTS:
+        yield _scatter(points, series)
+        return
     path = _path(points[:inner])
     dash = f' stroke-dasharray="{STROKES[series.dash]}"' if STROKES[series.dash] else ""
     halo = (
@@ -117,9 +146,30 @@ def _curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
     yield f'{halo}<path d="{path}" fill="none" stroke="var(--{series.ink})" stroke-width="{series.width}"{dash}/>'
     if series.symbol != "none":
         yield _dots([(x, y) for x, y in points[:inner] if y is not None], series)
+    for x, low, high in _whiskers(series, chart, f):
+        yield f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="var(--{series.ink})" stroke-width="1.5"/>'
     for x, y in points[inner:]:
         if y is not None:
             yield _mark(x, y, series)
+
+
+def _whiskers(series: Series, chart: Chart, f: Frame) -> Iterator[tuple[float, float, float]]:
+    """Where the intervals of the places that are set apart begin and end."""
+    if not series.whiskers or series.low is None or series.high is None:
+        return
+    for index in range(chart.axis.inner, len(series.values)):
+        low, high = series.low[index], series.high[index]
+        if low is not None and high is not None:
+            yield f.x(chart.axis.position(index)), f.y(low), f.y(high)
+
+
+def _scatter(points: Sequence[tuple[float, float | None]], series: Series) -> str:
+    """Points that no line joins, in one path."""
+    path = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in points if y is not None)
+    return (
+        f'<path d="{path}" stroke="var(--{series.ink})" stroke-width="{2 * series.width}" stroke-linecap="round" '
+        'stroke-opacity=".55"/>'
+    )
 
 
 def _path(points: Sequence[tuple[float, float | None]]) -> str:

@@ -77,7 +77,7 @@
   }
   function draw(figure, ink, place = document.getElementById(figure.id)) {
     const layout = resolved(figure.layout, ink);
-    if (printing) Object.assign(layout, { width: place.closest("figure.half") ? 325 : 680, height: figure.height * 0.72, autosize: false });
+    if (printing) Object.assign(layout, { width: place.closest(".panels") ? 215 : place.closest("figure.half") ? 325 : 680, height: figure.height * 0.72, autosize: false });
     else layout.autosize = true;
     if (!place.classList.contains("js-plotly-plot")) place.replaceChildren();
     return window.Plotly.react(place, resolved(figure.data, ink), layout, config);

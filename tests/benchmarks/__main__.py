@@ -1,0 +1,42 @@
+"""`make bench`, or `python -m tests.benchmarks [rows] [--texts N] [--length S]`: prints a table, row by row."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from tests.benchmarks import costs, whole
+
+ROWS = {
+    "forward": (costs.forward, "analyze per text over the plain LM forward, interleaved"),
+    "parts": (costs.parts, "where the time of a text goes"),
+    "memory": (whole.memory, "peak memory of whole runs, each in a process of its own"),
+    "start": (whole.start, "from the start of the process until measuring begins, second run of the .gguf"),
+    "estimate": (whole.estimate, "what --dry-run says against what a run takes"),
+    "batches": (costs.batches, "batch of 1 against batch of 4"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(ROWS)}; default: all")
+    parser.add_argument("--texts", type=int, default=32)
+    parser.add_argument("--length", type=int, default=512)
+    options = parser.parse_args()
+    if unknown := set(options.rows) - set(ROWS):
+        parser.error(f"no row {', '.join(unknown)}")
+    load = os.getloadavg()
+    print(f"{os.cpu_count()} cores, load {load[0]:.1f} {load[1]:.1f} {load[2]:.1f} before", flush=True)
+    if load[0] > 0.5:
+        print("the machine is busy: ratios below are not to be trusted", file=sys.stderr)
+    for name in options.rows or ROWS:
+        run, title = ROWS[name]
+        print(f"\n{name}: {title}", flush=True)
+        for label, value in run(options.texts, options.length):
+            print(f"  {label:<44} {value}", flush=True)
+    print(f"\nload {os.getloadavg()[0]:.1f} after")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The rows that are measured inside this process, on one loaded model."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from condense import geometry, measuring, quality
+from condense.checkpoint import Checkpoint, load
+from condense.cli.analyze import demo_file
+from condense.corpus import Windows, windows
+from condense.diagnosis import analyze
+from condense.documents import probe
+from condense.metrics import PER_TEXT
+
+Rows = Iterator[tuple[str, str]]
+
+
+@functools.cache
+def checkpoint() -> Checkpoint:
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    return load(demo_file(), device="cpu")
+
+
+def long_texts(count: int) -> list[str]:
+    """As many different documents as wanted, each of several passages of the probe text."""
+    passages = [document.text for document in probe()]
+    size = len(passages)
+    return [
+        "\n\n".join(passages[(k + step * (1 + k // size)) % size] for step in range(6)) for k in range(count)
+    ]  # fmt: skip
+
+
+def texts(count: int, length: int) -> Windows:
+    return windows(checkpoint().tokenizer, long_texts(count), num_texts=count, max_length=length)
+
+
+@torch.inference_mode()
+def plain(ids: torch.Tensor) -> float:
+    """Seconds of a plain LM forward pass with all its logits."""
+    start = time.perf_counter()
+    checkpoint().model(input_ids=ids)
+    return time.perf_counter() - start
+
+
+def forward(count: int, length: int) -> Rows:
+    """After each text of a real run the same text goes through the plain model, so that both see the same machine."""
+    chosen = texts(count, length)
+    for _ in range(3):
+        plain(chosen.ids[:1])
+    forwards: list[float] = []
+    per_text: list[float] = []
+    marks = [time.perf_counter()]
+
+    def on_text(done: int, total: int) -> None:
+        per_text.append(time.perf_counter() - marks[-1])
+        forwards.append(plain(chosen.ids[done - 1 : done]))
+        marks.append(time.perf_counter())
+
+    analyze(checkpoint(), chosen, on_text=on_text, journal=True)
+    end = time.perf_counter() - marks[-1]
+    everything = sum(per_text) + end
+    ratios = sorted(a / b for a, b in zip(per_text[1:], forwards[1:], strict=True))
+    middle, base = statistics.median(per_text[1:]), statistics.median(forwards[1:])
+    yield "texts x tokens, float32, one at a time", f"{count} x {length}"
+    yield "plain LM forward, median per text", f"{base:.3f} s"
+    yield "analyze, median per text", f"{middle:.3f} s"
+    yield "ratio of the medians", f"{middle / base:.3f}"
+    yield "ratio of the 5 % fastest of each", f"{_fast(per_text) / _fast(forwards):.3f}"
+    yield (
+        "ratio text by text: median (quartiles)",
+        (f"{statistics.median(ratios):.3f} ({ratios[len(ratios) // 4]:.3f} to {ratios[3 * len(ratios) // 4]:.3f})"),
+    )
+    yield "before the first text / after the last", f"{per_text[0] - middle:.2f} s / {end:.2f} s"
+    yield "whole run over the forward passes alone", f"{everything / sum(forwards):.3f}"
+
+
+def _fast(values: list[float]) -> float:
+    return sorted(values)[len(values) // 20]
+
+
+PARTS = {
+    "cosines of all pairs (Gram, upper part)": (geometry, "_pairs"),
+    "histogram and exact quantiles": (geometry, "_counts_and_quantiles"),
+    "float64 Gram of the spectral rows": (geometry, "_spectra"),
+    "all of measure()": (geometry, "measure"),
+    "eigenvalues": (measuring._RankWorkers, "settle"),
+    "head and loss": (quality.Scorer, "from_states"),
+    "everything": (measuring, "_attempt"),
+}
+
+
+def parts(count: int, length: int) -> Rows:
+    """Seconds per text inside each part; the plain forward is interleaved for the ratio."""
+    chosen = texts(min(count, 12), length)
+    spent: dict[str, float] = defaultdict(float)
+    forwards: list[float] = []
+    plain(chosen.ids[:1])
+    with contextlib.ExitStack() as stack:
+        for name, (owner, attribute) in PARTS.items():
+            stack.enter_context(_timed(owner, attribute, name, spent))
+        analyze(checkpoint(), chosen, on_text=lambda k, n: forwards.append(plain(chosen.ids[k - 1 : k])))
+    per = {name: seconds / len(chosen) for name, seconds in spent.items()}
+    base, inner = sum(forwards) / len(forwards), list(PARTS)[:3]
+    per["norms, sums, contributions, the rest of it"] = per["all of measure()"] - sum(per[name] for name in inner)
+    measured = per["all of measure()"] + per["eigenvalues"] + per["head and loss"]
+    per["forward pass of the blocks"] = per["everything"] - measured
+    order = [*inner, "norms, sums, contributions, the rest of it", "eigenvalues", "head and loss"]
+    yield "plain LM forward with logits", f"{1e3 * base:7.1f} ms  1.000"
+    for name in [*order, "forward pass of the blocks", "everything"]:
+        yield name, f"{1e3 * per[name]:7.1f} ms  {per[name] / base:.3f}"
+
+
+@contextlib.contextmanager
+def _timed(owner: Any, attribute: str, name: str, spent: dict[str, float]) -> Iterator[None]:
+    original: Callable[..., Any] = getattr(owner, attribute)
+
+    def timed(*args: Any, **more: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return original(*args, **more)
+        finally:
+            spent[name] += time.perf_counter() - start
+
+    setattr(owner, attribute, timed)
+    try:
+        yield
+    finally:
+        setattr(owner, attribute, original)
+
+
+def batches(count: int, length: int) -> Rows:
+    """Largest difference over texts, sites and metrics, relative to the metric's size (at least 1e-3)."""
+    chosen = texts(min(count, 8), length)
+    one, four = (analyze(checkpoint(), chosen, batch_size=size) for size in (1, 4))
+    worst: dict[str, float] = {}
+    for a, b in zip(one.sites, four.sites, strict=True):
+        for key in PER_TEXT:
+            pairs = zip(a.metrics[key].per_text or (), b.metrics[key].per_text or (), strict=True)
+            apart = [abs(x - y) / max(abs(x), 1e-3) for x, y in pairs if x is not None and y is not None]
+            worst[key] = max([worst.get(key, 0.0), *apart])
+    losses = zip(one.quality.loss.per_text or (), four.quality.loss.per_text or (), strict=True)
+    nats = [abs((x or 0) - (y or 0)) for x, y in losses]
+    key = max(worst, key=lambda name: worst[name])
+    yield "largest relative difference of any metric", f"{worst[key]:.1e} ({key})"
+    yield "largest difference of the loss, nats per token", f"{max(nats):.1e}"
+    if math.isclose(worst[key], 0.0):
+        yield "equal to the last bit", "yes"
