@@ -23,13 +23,12 @@ from condense.capture import find_stacks
 from condense.errors import CondenseError, RunError, UnavailableError, UsageError
 from condense.inspection import Folder, safetensors_header
 from condense.records import ModelInfo, Objective
+from condense.soundness import built_from, check_loaded, check_quantisation, first_misfit, refuse_not_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_OLD_BUFFERS = (".attn.bias", ".masked_bias", ".attention.bias", ".inv_freq", ".position_ids")
-_IGNORED_HEADS = ("pooler", "cls.seq_relationship", "discriminator_predictions")
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def _tokenizer_folder(folder: Folder, base: Folder, name: str) -> Path:
 def _config(folder: Folder, options: Options) -> Any:
     from transformers import AutoConfig
 
-    _check_quantisation(folder)
+    check_quantisation(folder)
     if folder.config.get("auto_map") and not options.trust_remote_code:
         known = _known(folder.config.get("model_type"))
         if not known:
@@ -190,23 +189,6 @@ def _config(folder: Folder, options: Options) -> Any:
     if hasattr(config, "use_cache"):
         config.use_cache = False
     return config
-
-
-def _check_quantisation(folder: Folder) -> None:
-    """A quantisation that transformers does not know would be skipped, and packed integers taken for weights."""
-    inner = folder.config.get("text_config")
-    tables = [folder.config, inner if isinstance(inner, dict) else {}]
-    for asked in (table.get("quantization_config") for table in tables):
-        if asked is None:
-            continue
-        from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
-
-        method = asked.get("quant_method") if isinstance(asked, dict) else asked
-        if not isinstance(method, str) or method not in {"bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING}:
-            raise UnavailableError(
-                f"{folder.path.name} is quantised by a method that is not known ({method!r})",
-                "use the checkpoint it was made from, or a .gguf of it",
-            )
 
 
 def _known(model_type: Any) -> bool:
@@ -237,18 +219,9 @@ def _build(folder: Folder, options: Options) -> tuple[PreTrainedModel, str | Non
     if options.random_init:
         return _random(kind, config, options.seed).to(_dtype(config, options)).eval(), None, ("random weights",)
     model, problems = _from_pretrained(kind, folder, config, options)
-    core = _core_missing(model, problems["missing_keys"])
-    if core:
-        raise UnavailableError(
-            f"{len(core)} weights are missing in {folder.path.name}, first {core[0]}",
-            "a half-random model is not measured: fetch the checkpoint again, or pass --random-init",
-        )
-    _refuse_unexpected(model, problems["unexpected_keys"], folder)
-    missing = [key for key in problems["missing_keys"] if not any(part in key for part in _IGNORED_HEADS)]
-    reason = f"the checkpoint holds no weights for its head ({missing[0]})" if missing else None
+    reason = check_loaded(model, problems, folder)
     if kind.__name__ == "AutoModel":
         reason = "config.json names no class with a head that transformers has (architectures)"
-    _refuse_not_finite(model)
     return model, reason, ()
 
 
@@ -264,71 +237,16 @@ def _from_pretrained(kind: Any, folder: Folder, config: Any, options: Options) -
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise UnavailableError(
-            f"the weights have other shapes than config.json says{_first_misfit(kind, config, folder)}",
+            f"the weights have other shapes than config.json says{first_misfit(kind, config, folder)}",
             "config and weights do not belong together",
         ) from error
     return model.eval(), {key: sorted(problems.get(key, ())) for key in ("missing_keys", "unexpected_keys")}
 
 
-def _first_misfit(kind: Any, config: Any, folder: Folder) -> str:
-    """Name and shapes of the first weight that does not fit, from the headers and a model without storage."""
-    with torch.device("meta"):
-        built = {name: list(tensor.shape) for name, tensor in _from_config(kind, config).state_dict().items()}
-    headers = {} if folder.is_pickle else {n: e for f in folder.weights for n, e in safetensors_header(f).items()}
-    for name, entry in headers.items():
-        if name in built and entry.get("shape") != built[name]:
-            return f": {name} is {entry.get('shape')}, not {built[name]}"
-    return ""
-
-
-def _core_missing(model: Any, missing: list[str]) -> list[str]:
-    """Missing weights of the stacks themselves: everything but heads and poolers."""
-    prefix = f"{model.base_model_prefix}."
-    has_head = model.base_model is not model
-    inner = [key for key in missing if not any(part in key for part in _IGNORED_HEADS)]
-    return [key for key in inner if key.startswith(prefix) or not has_head or _in_blocks(model, key)]
-
-
-def _in_blocks(model: Any, key: str) -> bool:
-    return any(key.startswith(f"{name}.") for name in _block_names(model))
-
-
-def _block_names(model: Any) -> list[str]:
-    owned = {id(module) for stack in find_stacks(model) for module in stack.modules}
-    return [name for name, module in model.named_modules() if id(module) in owned]
-
-
-def _refuse_unexpected(model: Any, unexpected: list[str], folder: Folder) -> None:
-    """Weights that the model has no place for are refused inside the block list: then the config lies.
-
-    Extra prediction layers and the buffers that older releases saved beside the weights are no such lie.
-    """
-    unexpected = [key for key in inspection.without_prediction_layers(unexpected) if not key.endswith(_OLD_BUFFERS)]
-    lists = {name.rpartition(".")[0] for name in _block_names(model)}
-    bare = {name.removeprefix(f"{model.base_model_prefix}.") for name in lists}
-    inside = [key for key in unexpected if any(key.startswith(f"{name}.") for name in lists | bare)]
-    if inside:
-        raise UnavailableError(
-            f"{len(inside)} weights of {folder.path.name} have no place in the model, first {inside[0]}",
-            "config and weights do not belong together; a truncated model is not measured",
-        )
-
-
-def _refuse_not_finite(model: Any) -> None:
-    for name, tensor in model.named_parameters():
-        if tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
-            raise UnavailableError(f"weights of {name} are not finite", "the checkpoint is damaged or diverged")
-
-
 def _random(kind: Any, config: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _from_config(kind, config).float().eval()
-
-
-def _from_config(kind: Any, config: Any) -> Any:
-    build = getattr(kind, "_from_config", None) or kind.from_config  # a model class, or AutoModel
-    return build(config)
+        return built_from(kind, config).float().eval()
 
 
 def _merged(model: Any, adapter: Path) -> Any:
@@ -356,7 +274,7 @@ def _merged(model: Any, adapter: Path) -> Any:
             "is the base the one that it was trained on? (base_model_name_or_path in adapter_config.json)",
         )
     merged = wrapped.merge_and_unload().eval()
-    _refuse_not_finite(merged)
+    refuse_not_finite(merged)
     return merged
 
 

@@ -594,7 +594,8 @@ def test_what_padding_holds_does_not_matter(batch: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("wrong,words", [
-    ({"coefficient": math.inf}, "coefficient"), ({"coefficient": math.nan}, "coefficient"), ({"loss": "entropy"}, "loss"),
+    ({"coefficient": math.inf}, "coefficient"), ({"coefficient": math.nan}, "coefficient"),
+    ({"loss": "entropy"}, "loss"),
     ({"max_tokens": 1}, "max_tokens"), ({"layers": "deep"}, "layers"), ({"layers": "0"}, "layers"),
     ({"layers": []}, "layers"), ({"constants": {"margin": 1.0}}, "margin"),
     ({"loss": "mean_cosine", "constants": {"tau": 1.0}}, "none at all"),

@@ -191,7 +191,9 @@ def test_a_loss_function_of_ones_own(tmp_path: Path, whole: dict[str, Tensor]) -
 
 
 def test_evaluation_has_no_penalty(tmp_path: Path) -> None:
-    args = TrainingArguments(**arguments(tmp_path, 4, 1, max_steps=2, eval_strategy="steps", eval_steps=1))
+    args = TrainingArguments(
+        **arguments(tmp_path, 4, 1, max_steps=2, logging_steps=2, eval_strategy="steps", eval_steps=1)
+    )
     trainer = DispersionTrainer(
         model=llama(), args=args, train_dataset=rows(), eval_dataset=rows((8, 8)), data_collator=collate,
         dispersion=PENALTY,
@@ -201,7 +203,8 @@ def test_evaluation_has_no_penalty(tmp_path: Path) -> None:
     trainer.model.eval()
     with torch.no_grad():
         assert measured[-1] == pytest.approx(float(trainer.model(**collate(rows((8, 8)))).loss), abs=1e-5)
-    assert not any("eval_mean_cosine" in entry for entry in trainer.state.log_history)
+    readings = [entry for entry in trainer.state.log_history if "mean_cosine" in entry]
+    assert len(readings) == 1 and "loss" in readings[0]  # not beside an evaluation between two logs
     assert trainer.evaluate()["eval_loss"] == measured[-1]
     assert not trainer.disperser.attached
 

@@ -149,13 +149,10 @@ def test_fits_a_phone(browser: Any, report: Path) -> None:
 
 
 def test_a_unit_is_equally_long_on_both_axes_of_the_cloud(browser: Any, report: Path) -> None:
-    length = "(id, axis) => { const a = document.getElementById(id)._fullLayout[axis]; return Math.abs(a.l2p(1) - a.l2p(0)); }"
+    length = "([id, axis]) => (a => Math.abs(a.l2p(1) - a.l2p(0)))(document.getElementById(id)._fullLayout[axis])"
     with Opened(browser, report, viewport={"width": 1280, "height": 900}) as opened:
-        lengths = [
-            opened.page.evaluate(f"([i, a]) => ({length})(i, a)", [f"chart-cloud-{rank}", axis])
-            for rank in range(3)
-            for axis in ("xaxis", "yaxis")
-        ]
+        places = [[f"chart-cloud-{rank}", axis] for rank in range(3) for axis in ("xaxis", "yaxis")]
+        lengths = [opened.page.evaluate(length, place) for place in places]
         assert lengths == pytest.approx([lengths[0]] * 6, rel=1e-3)
 
 
