@@ -19,7 +19,6 @@ from condense.cache import cache_root
 from condense.corpus import Windows, windows
 from condense.diagnosis import analyze
 from condense.errors import RunError, is_out_of_memory
-from condense.geometry import Measurement
 from condense.journal import Journal, decode, encode, open_journal, resumed
 from condense.measuring import TextReading
 from condense.records import Diagnosis

@@ -66,21 +66,22 @@ def _effect(treatment: Treatment) -> Card:
 
 def _quality(treatment: Treatment) -> Card:
     key, unit, of = measured(treatment)
-    held = treatment.verdict.quality_held
+    question, held = "What did it cost in language modelling?", treatment.verdict.quality_held
+    if of.value is None:
+        return Card("quality", question, "not known", interval=of.reason or "not measured in both arms")
     reference = treatment.arms.get(treatment.effect.against)
     base = quality(reference.validation, key).value if reference else None
-    if held is None or of.value is None or base is None:
-        return Card("quality", "What did it cost?", "not known", interval=_sentence(of.reason))
-    bound = treatment.plan.quality_tolerance * base
-    over = of.low is not None and of.low > bound
-    word = "held" if held else "not held" if over else "not shown to be held"
-    note = f"tinted: held, up to {number(bound, 4)} ({100 * treatment.plan.quality_tolerance:g} % of {number(base, 3)})"
-    gauge = _gauge(of, bound, (-math.inf, bound), "better", "worse", note)
-    share = typeset(f"{100 * of.value / base:+.2f} %") if base else ""
-    return Card(
-        "quality", "What did it cost in language modelling?", word, signed_value(of.value, 4), f"{unit} ({share})",
-        _interval(of, 4), _probe(treatment.probe_effect.quality.get(key, NOTHING), 4), gauge,
-    )  # fmt: skip
+    word, gauge = "not known" if held is None else "held", None
+    if base:
+        tolerance = treatment.plan.quality_tolerance
+        bound = tolerance * base
+        if held is False:
+            word = "not held" if of.low is not None and of.low > bound else "not shown to be held"
+        note = f"tinted: held, up to {number(bound, 4)} ({100 * tolerance:g} % of {number(base, 3)})"
+        gauge = _gauge(of, bound, (-math.inf, bound), "better", "worse", note)
+        unit += typeset(f" ({100 * of.value / base:+.2f} %)")
+    also = _probe(treatment.probe_effect.quality.get(key, NOTHING), 4)
+    return Card("quality", question, word, signed_value(of.value, 4), unit, _interval(of, 4), also, gauge)
 
 
 def _opened(treatment: Treatment) -> Card:
@@ -99,7 +100,7 @@ def _opened(treatment: Treatment) -> Card:
 
 
 def _against(treatment: Treatment) -> str:
-    return "its control" if treatment.effect.against == "control" else f"the model {treatment.effect.against}"
+    return "its control" if treatment.effect.against == "control" else treatment.effect.against
 
 
 def measured(treatment: Treatment) -> tuple[str, str, Estimate]:
@@ -148,7 +149,3 @@ def _interval(of: Estimate, digits: int) -> str:
     if of.low is None or of.high is None:
         return "no interval"
     return typeset(f"95 % interval {of.low:+.{digits}f} to {of.high:+.{digits}f}")
-
-
-def _sentence(reason: str | None) -> str:
-    return reason or "not measured in both arms"

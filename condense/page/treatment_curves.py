@@ -101,7 +101,7 @@ def _ce_words(treatment: Treatment, logged: Logged) -> str:
     if {"control", "treated"} <= set(logged):
         ends = [_last(logged[name]) for name in ("treated", "control")]
         gap = None if None in ends else (ends[0] or 0.0) - (ends[1] or 0.0)
-        words += f" The loss costs {gap:+.3f} nats per token by then." if gap is not None else ""
+        words += f" By then treated − control is {gap:+.3f} nats per token." if gap is not None else ""
     return words
 
 

@@ -113,7 +113,7 @@ def _row(title: str, of: Sequence[Estimate], change: Estimate, digits: int) -> R
     cells = tuple(typeset(number(estimate.value, digits)) for estimate in of)
     text = signed_value(change.value, digits) or "–"
     known = change.low is not None and change.high is not None
-    bounds = f"{change.low:+.{digits}f} to {change.high:+.{digits}f}" if known else ""
+    bounds = f"{change.low:+.{digits}f}\u00a0to {change.high:+.{digits}f}" if known else ""
     return Row(title, cells, text, typeset(bounds), change.value is not None and excludes_zero(change))
 
 

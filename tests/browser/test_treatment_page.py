@@ -142,18 +142,14 @@ def test_opens_without_a_request_an_error_or_an_axe_violation(browser: Any, repo
         assert opened.trouble == []
 
 
-def test_fits_a_phone(browser: Any, report: Path) -> None:
+def test_fits_a_phone_and_a_unit_of_the_cloud_is_equally_long_on_both_axes(browser: Any, report: Path) -> None:
+    length = "([id, axis]) => (a => Math.abs(a.l2p(1) - a.l2p(0)))(document.getElementById(id)._fullLayout[axis])"
     with Opened(browser, report, viewport={"width": 390, "height": 844}) as opened:
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert opened.trouble == []
-
-
-def test_a_unit_is_equally_long_on_both_axes_of_the_cloud(browser: Any, report: Path) -> None:
-    length = "([id, axis]) => (a => Math.abs(a.l2p(1) - a.l2p(0)))(document.getElementById(id)._fullLayout[axis])"
-    with Opened(browser, report, viewport={"width": 1280, "height": 900}) as opened:
         places = [[f"chart-cloud-{rank}", axis] for rank in range(3) for axis in ("xaxis", "yaxis")]
         lengths = [opened.page.evaluate(length, place) for place in places]
         assert lengths == pytest.approx([lengths[0]] * 6, rel=1e-3)
+        assert opened.trouble == []
 
 
 def test_prints_from_a_dark_screen(browser: Any, report: Path) -> None:
@@ -162,8 +158,10 @@ def test_prints_from_a_dark_screen(browser: Any, report: Path) -> None:
         assert opened.trouble == []
 
 
-def test_the_layer_table_is_reached_and_sorted_by_key(browser: Any, report: Path) -> None:
-    with Opened(browser, report) as opened:
+def test_the_layer_table_is_reached_and_sorted_by_key(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(treatment_page(treatment(), plotlyjs="none"), encoding="utf-8")
+    with Opened(browser, path, wait="svg.sketch") as opened:
         head = opened.page.locator("#table-0 thead tr:last-child th").nth(4)
         head.locator("button").press("Enter")
         assert head.get_attribute("aria-sort") == "descending"
