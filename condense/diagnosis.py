@@ -178,11 +178,11 @@ def _summary(
 ) -> StackSummary:
     own = [place for place in tallies if place.site.stack == stack.name]
     deep, trend = tally.deep(own, settings.seed), tally.trend(own)
-    inner = [place.reading() for place in own if place.site.name != "output"]
+    read = [place.reading() for place in own]
     facts = Facts(
         model=info.id, parameters=info.parameters, contrastive=info.contrastive, objective=info.objective,
-        texts=len(own[0].paper), stack=stack.name, deep=deep, trend=trend, labels=[r.label for r in inner],
-        curves={key: [r.metrics[key].value for r in inner] for key in METRICS},
+        texts=len(own[0].paper), stack=stack.name, deep=deep, trend=trend, labels=[r.label for r in read],
+        curves={key: [r.metrics[key].value for r in read] for key in METRICS},
         top_dimensions=tally.deep_dimensions(own),
         twin=_deep_of(twin, stack.name),
     )  # fmt: skip

@@ -263,63 +263,55 @@ def measure(states: Tensor, keep: Tensor | None = None, spectral: Tensor | None 
     x = states.detach()
     x = (x.cpu() if x.device.type == "mps" else x).to(torch.promote_types(x.dtype, torch.float32))
     keep = torch.ones(len(x), dtype=torch.bool, device=x.device) if keep is None else keep.to(x.device)
-    norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)  # squares of float32 overflow from 1e19 on
-    if not bool(torch.isfinite(norms).all()):
+    wide = x.double()  # the sums: without rounding, and squares of float32 overflow from 1e19 on
+    lengths = torch.linalg.vector_norm(wide, dim=-1)
+    if not bool(torch.isfinite(lengths).all()):
         raise ValueError(f"{int((~torch.isfinite(x)).any(-1).sum())} of {len(x)} states are not finite")
-    directed = norms > 1e-6 * norms.square().mean().sqrt()
+    directed = lengths > 1e-6 * lengths.square().mean().sqrt()
     kept = torch.nonzero(keep & directed).flatten()
-    if len(kept) < 2:
+    n = len(kept)
+    if n < 2:
         raise ValueError("fewer than two tokens with a direction")
-    units = x / torch.where(directed, norms, 1.0).to(x.dtype).unsqueeze(-1)
-    rows, aside = units.index_select(0, kept), units[directed & ~keep]
-    s = rows.sum(0, dtype=torch.float64)
-    parts = (s.square() - rows.square().sum(0, dtype=torch.float64)) / (len(rows) * (len(rows) - 1))
-    everyone, everything = s + aside.sum(0, dtype=torch.float64), len(rows) + len(aside)
-    cosines, counts = _pair_values(rows, parts.sum())
+    inverse = torch.where(directed, 1 / lengths, 0.0)
+    inner = inverse * keep
+    s, everyone, raw = torch.stack([inner, inverse, keep.double()]) @ wide
+    parts = (s.square() - inner.square() @ wide.square()) / (n * (n - 1))
+    top = parts.topk(min(TOP, len(parts)))
+    rows = x.index_select(0, kept) * inverse[kept].to(x.dtype).unsqueeze(-1)
+    mean, everything = parts.sum(), int(directed.sum())
+    cosines, counts = _pair_values(rows, mean)
     values = {
-        **_length_values(x, norms, keep),
-        **_part_values(rows, parts),
-        **cosines,
+        "mean_cosine": mean,
+        "top_dimension_share": _share(top.values.sum(), mean),
+        "mean_cosine_without_top_dimensions": _without(wide, lengths, keep & directed, top.indices),
         "mean_cosine_with_sink": (everyone.square().sum() - everything) / (everything * (everything - 1)),
         "paper": everyone.square().sum() / len(x) ** 2,
+        **_length_values(lengths, keep, raw),
+        **cosines,
     }
     numbers = dict(zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True))
     spectral = torch.nonzero(keep).flatten()[:SPECTRAL_TOKENS] if spectral is None else spectral.to(x.device)
     return Measurement(
         paper=numbers.pop("paper"),
         values=numbers,
-        count=len(rows),
+        count=n,
         unit_sum=s.cpu(),
         contributions=parts.cpu(),
         histogram=counts.cpu(),
-        spectra=_spectra(x, norms, spectral[directed[spectral]], torch.nonzero(~keep).flatten()),
+        spectra=_spectra(wide, lengths, spectral[directed[spectral]], torch.nonzero(~keep).flatten()),
     )
 
 
-def _length_values(x: Tensor, norms: Tensor, keep: Tensor) -> dict[str, Tensor]:
-    """The metrics of raw rows. In float64 the energy minus that of the mean loses nothing that float32 had."""
-    counted = torch.nonzero(keep).flatten()
-    lengths, n = norms[counted], len(counted)
-    energy = lengths.square().sum()
-    mean = x.index_select(0, counted).sum(0, dtype=torch.float64) / n
-    spread = (energy - n * mean.square().sum()).clamp_min(0.0)
-    middle = _quantile(lengths, 0.5)
+def _length_values(lengths: Tensor, keep: Tensor, raw: Tensor) -> dict[str, Tensor]:
+    """The metrics of raw rows, of which `raw` is the sum. In float64 the difference loses nothing float32 had."""
+    counted = lengths[keep]
+    n, energy, middle = len(counted), counted.square().sum(), _quantile(counted, 0.5)
+    spread = (energy - raw.square().sum() / n).clamp_min(0.0)
     return {
         "relative_variance": spread / energy,
-        "total_variance": spread / (n - 1) / x.shape[1],
+        "total_variance": spread / (n - 1) / len(raw),
         "median_norm": middle,
-        "sink_ratio": norms.max() / middle,
-    }
-
-
-def _part_values(rows: Tensor, parts: Tensor) -> dict[str, Tensor]:
-    """The metrics that come from the contributions of single coordinates to the mean cosine."""
-    top = parts.topk(min(TOP, len(parts)))
-    mean = parts.sum()
-    return {
-        "mean_cosine": mean,
-        "top_dimension_share": _share(top.values.sum(), mean),
-        "mean_cosine_without_top_dimensions": _without(rows, top.indices),
+        "sink_ratio": lengths.max() / middle,
     }
 
 
@@ -332,22 +324,28 @@ def _pair_values(rows: Tensor, mean: Tensor) -> tuple[dict[str, Tensor], Tensor]
     return values | {"cosine_std": variance.sqrt(), "participation_ratio": 1 / (variance + mean.square())}, counts
 
 
-def _without(rows: Tensor, top: Tensor) -> Tensor:
-    """Mean cosine of unit rows with the coordinates `top` zeroed and the rows renormalised."""
-    rest = rows.index_fill(1, top, 0.0)
-    length = torch.linalg.vector_norm(rest, dim=-1, dtype=torch.float64)
-    alive = length > 1e-6
+def _without(wide: Tensor, lengths: Tensor, counted: Tensor, top: Tensor) -> Tensor:
+    """Mean cosine of the counted rows with the coordinates `top` zeroed."""
+    whole = lengths.square()
+    rest = whole - wide.index_select(1, top).square().sum(1)
+    alive = counted & (rest > 1e-12 * whole)
     n = int(alive.sum())
-    total = rest.mul_(torch.where(alive, 1 / length, 0.0).to(rest.dtype).unsqueeze(-1)).sum(0, dtype=torch.float64)
-    return (total.square().sum() - n) / (n * (n - 1)) if n > 1 else total.new_tensor(torch.nan)
+    total = (torch.where(alive, rest, 1.0).rsqrt() * alive) @ wide
+    others = total.square().sum() - total[top].square().sum()
+    return (others - n) / (n * (n - 1)) if n > 1 else total.new_tensor(torch.nan)
 
 
-def _spectra(x: Tensor, norms: Tensor, chosen: Tensor, sinks: Tensor) -> Spectra:
-    """The float64 Gram matrix behind the three spectral metrics, on the CPU."""
+def _spectra(wide: Tensor, lengths: Tensor, chosen: Tensor, sinks: Tensor) -> Spectra:
+    """The float64 Gram matrix behind the three spectral metrics, on the CPU; its upper right is a copy."""
     positions = torch.cat([chosen, sinks])
-    lengths = norms[positions]
-    rows = x.index_select(0, positions).double().div_(torch.where(lengths > 0, lengths, 1.0).unsqueeze(-1))
-    return Spectra((rows @ rows.T).cpu(), lengths.cpu(), len(chosen))
+    norms = lengths[positions]
+    rows = wide.index_select(0, positions).div_(torch.where(norms > 0, norms, 1.0).unsqueeze(-1))
+    half = len(rows) // 2
+    gram = rows.new_empty(len(rows), len(rows))
+    torch.mm(rows[half:], rows.T, out=gram[half:])
+    gram[:half, :half] = rows[:half] @ rows[:half].T
+    gram[:half, half:] = gram[half:, :half].T
+    return Spectra(gram.cpu(), norms.cpu(), len(chosen))
 
 
 def ranks(key: str, gram: Tensor) -> float:

@@ -30,8 +30,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from condense import geometry
 from condense.capture import Site, find_stacks, run, unwrapped, watching
-from condense.disperser import Disperser, DispersionConfig, chosen_blocks, read_documents, special_tokens
+from condense.disperser import Disperser, DispersionConfig, chosen_blocks
 from condense.errors import RunError, UsageError
+from condense.spans import read_documents, special_tokens
 
 FAINT, HEAVY = 1e-3, 0.5  # |penalty| / CE outside these deserves a warning
 

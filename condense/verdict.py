@@ -54,7 +54,7 @@ BANDS = Bands()
 class Facts:
     """What a verdict is drawn from: the depth summary of one stack and the curves over its sites.
 
-    `labels` names the sites embedding..block L, `curves` holds each metric at them, in depth order.
+    `labels` names the sites in depth order, the `output` last; `curves` holds each metric at them.
     """
 
     model: str
@@ -300,7 +300,7 @@ def _sink_finding(facts: Facts, cone: Cone, bands: Bands) -> list[Finding]:
         return []
     naive, honest = facts.curves.get("effective_rank_with_sink", ()), facts.curves.get("effective_rank", ())
     seen = f"the longest state is {peak:.0f} times the median at {facts.labels[place]}"
-    drop = _largest_drop(naive)
+    drop = _largest_drop(naive[: len(naive) - (list(facts.labels[-1:]) == ["output"])])
     if drop is not None and honest:
         a, b = naive[drop - 1], naive[drop]
         c, d = honest[drop - 1], honest[drop]

@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"serial", "cache", "schema", "dispersion", "geometry", "intervals", "documents", "inspection"},
     {"records", "outcomes"},
     {"capture", "corpus", "gguf", "hub", "verdict", "effects"},
-    {"soundness"},
+    {"soundness", "spans"},
     {"checkpoint", "quality", "disperser", "training_text", "assessment"},
     {"measuring", "overhead", "trainer", "training", "saving", "estimate"},
     {"tally", "journal", "cloud"},
@@ -39,7 +39,7 @@ HEAVY = {"torch", "transformers", "pandas", "sklearn", "scipy", "plotly", "datas
 # Which heavy packages a room may import when it is loaded; inside functions they are free.
 MAY_LOAD = {
     "torch": {
-        "dispersion", "geometry", "capture", "corpus", "soundness", "checkpoint", "quality", "disperser", "training_text",
+        "dispersion", "geometry", "capture", "corpus", "soundness", "spans", "checkpoint", "quality", "disperser", "training_text",
         "measuring", "overhead", "trainer", "cloud", "training", "saving", "tally", "diagnosis", "treatment",
         "journal", "ranks",
     },

@@ -24,8 +24,9 @@ from transformers import (
 )
 
 from condense import dispersion
-from condense.disperser import Disperser, DispersionConfig, chosen_blocks, find_documents, read_documents
+from condense.disperser import Disperser, DispersionConfig, chosen_blocks
 from condense.errors import RunError, UnavailableError
+from condense.spans import find_documents, read_documents
 
 
 @pytest.fixture(autouse=True)

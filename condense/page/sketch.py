@@ -100,9 +100,9 @@ def _ground(chart: Chart, f: Frame) -> Iterator[str]:
         yield _line(x, f.bottom, x, f.bottom + 4, "rule")
         yield _text(x, f.bottom + 18, tick, "middle")
     yield _text((f.left + f.right) / 2, chart.height - 5, chart.axis.title, "middle", "title")
-    middle = (f.top + f.bottom) / 2
+    left, middle = 9 if chart.axis.at else 13, (f.top + f.bottom) / 2
     yield (
-        f'<text transform="translate(13 {middle:.0f}) rotate(-90)" text-anchor="middle" fill="var(--muted)">'
+        f'<text transform="translate({left} {middle:.0f}) rotate(-90)" text-anchor="middle" fill="var(--muted)">'
         f"{escape(for_terminal(chart.y_title))}</text>"
     )
 
