@@ -39,8 +39,8 @@ HEAVY = {"torch", "transformers", "pandas", "sklearn", "scipy", "plotly", "datas
 # Which heavy packages a room may import when it is loaded; inside functions they are free.
 MAY_LOAD = {
     "torch": {
-        "dispersion", "geometry", "capture", "corpus", "soundness", "spans", "checkpoint", "quality", "disperser", "training_text",
-        "measuring", "overhead", "trainer", "cloud", "training", "saving", "tally", "diagnosis", "treatment",
+        "dispersion", "geometry", "capture", "corpus", "soundness", "spans", "checkpoint", "quality", "disperser",
+        "training_text", "measuring", "overhead", "trainer", "cloud", "training", "saving", "tally", "diagnosis", "treatment",
         "journal", "ranks",
     },
     "transformers": {"trainer", "training"},
@@ -157,7 +157,8 @@ def loaded_by(code: str) -> list[str]:
 def test_light_commands_load_nothing_heavy(arguments: list[str], saved_run: Path, tmp_path: Path) -> None:
     named = {"RUN": str(saved_run), "OUT": str(tmp_path / "out.md")}
     words = [named.get(word, word) for word in arguments]
-    code = f"from condense.cli.app import app\ntry:\n    app({words!r})\nexcept SystemExit as end:\n    assert not end.code"
+    call = f"try:\n    app({words!r})\nexcept SystemExit as end:\n    assert not end.code"
+    code = f"from condense.cli.app import app\n{call}"
     assert loaded_by(code) == []
 
 

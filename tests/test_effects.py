@@ -106,7 +106,8 @@ def arms_of(run, *names):
 def effect_of(cosine, bits, without=(0, 0, 0), against="control"):
     none = Estimate(0.0, 0.0, 0.0)
     deep = {"mean_cosine": Estimate(*cosine), "mean_cosine_without_top_dimensions": Estimate(*without)}
-    return Effect(against, True, {**deep, "effective_rank": none}, {"bits_per_byte": Estimate(*bits), "loss": none}, ())
+    quality = {"bits_per_byte": Estimate(*bits), "loss": none}
+    return Effect(against, True, {**deep, "effective_rank": none}, quality, ())
 
 
 FALL, STILL, WIDE, RISE = (-0.05, -0.06, -0.04), (0.0, -0.005, 0.005), (-0.02, -0.05, 0.01), (0.05, 0.04, 0.06)
@@ -130,7 +131,9 @@ def test_verdicts(run, cosine, bits_share, expected):
     assert outcome.id == expected
     assert outcome.quality_held == (bits_share[2] <= 0.005)
     for finding in outcome.findings:
-        assert finding.title and finding.seen and finding.why and finding.next.startswith("condense ") and finding.source
+        assert (
+            finding.title and finding.seen and finding.why and finding.next.startswith("condense ") and finding.source
+        )
 
 
 def test_without_control_or_texts_nothing_is_claimed(run):

@@ -88,7 +88,10 @@ def test_masked_rows_carry_the_tokenizers_specials(tokenizers):
         assert row["input_ids"][length - 1] == tokenizer.sep_token_id
 
 
-CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+CHAT = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 
 def test_only_the_answer_of_a_chat_counts(tokenizers):

@@ -71,9 +71,8 @@ def test_the_loss_spreads_and_the_arms_differ_only_in_it(treated):
 
 def test_a_second_run_gives_the_same_numbers(treated, tiny, texts, tmp_path):
     again = treat(tiny("llama"), texts, tmp_path / "out", PLAN, device="cpu")
-    first = treated[0]
-    assert again.arms["treated"].validation.model.weights_sha256 == first.arms["treated"].validation.model.weights_sha256
-    assert again.effect == first.effect
+    one, two = (run.arms["treated"].validation.model.weights_sha256 for run in (treated[0], again))
+    assert one == two and again.effect == treated[0].effect
 
 
 def test_card_and_reports_agree(treated):
@@ -95,7 +94,8 @@ def test_a_tiny_coefficient_is_no_success(tiny, texts, tmp_path):
 
 
 def test_toward_collapse(tiny, texts, tmp_path):
-    found = treat(tiny("llama"), texts, tmp_path / "out", replace(PLAN, coefficient=-5.0, loss="mean_cosine"), device="cpu")
+    plan = replace(PLAN, coefficient=-5.0, loss="mean_cosine")
+    found = treat(tiny("llama"), texts, tmp_path / "out", plan, device="cpu")
     assert found.effect.deep["mean_cosine"].value > 0.01 and found.verdict.id == "condensed-further"
 
 
@@ -134,7 +134,10 @@ def test_refusals_come_before_any_work(tiny, texts, tmp_path):
     assert (taken / "mine.txt").read_text() == "keep me"
 
 
-@pytest.mark.parametrize("bad", [{"tau": 0.0}, {"max_tokens": 1}, {"learning_rate": -1.0}, {"coefficient": float("nan")}])
+BAD = [{"tau": 0.0}, {"max_tokens": 1}, {"learning_rate": -1.0}, {"coefficient": float("nan")}]
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_plans_that_mean_nothing(bad):
     with pytest.raises(UsageError):
         Plan(**bad)
@@ -172,7 +175,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(treated, tiny, texts, tm
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    run = subprocess.run([*arguments, "-o", str(straight)], env=environment, capture_output=True, text=True, timeout=240)
+    how = {"env": environment, "capture_output": True, "text": True, "timeout": 240}
+    run = subprocess.run([*arguments, "-o", str(straight)], **how)
     assert run.returncode == 0, run.stderr
     process = subprocess.Popen([*arguments, "-o", str(stopped)], env=environment, stderr=subprocess.PIPE, text=True)
     begun = stopped.with_name("stopped.work") / "control"
@@ -185,9 +189,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(treated, tiny, texts, tm
         pytest.fail("the run ended before the signal came")
     assert process.returncode == 143, errors
     assert not stopped.exists() and begun.parent.exists()
-    run = subprocess.run(
-        [*arguments, "-o", str(stopped), "--resume"], env=environment, capture_output=True, text=True, timeout=240
-    )
+    run = subprocess.run([*arguments, "-o", str(stopped), "--resume"], **how)
     assert run.returncode == 0, run.stderr
     one, two = (Treatment.from_json(place / "condense.json") for place in (straight, stopped))
     for name in ("control", "treated"):
