@@ -25,16 +25,20 @@ PUBLISHED = (
 )
 
 
-def assess(plan: Plan, model: str, arms: Mapping[str, Arm], effect: Effect) -> Outcome:
-    """Verdict and findings of a treatment from the effect on the validation windows."""
+def assess(plan: Plan, model: str, arms: Mapping[str, Arm], effect: Effect, command: str = "") -> Outcome:
+    """Verdict and findings of a treatment from the effect on the validation windows.
+
+    command: the run's own command line, which the advice changes only where it must.
+    """
+    again = Again(command or f"condense treat {shlex.quote(model)} --text train.txt")
     held = quality_held(plan, arms, effect)
     opened = what_opened(plan, effect)
     verdict = verdict_of(plan, arms, effect, held)
     findings = (
-        _main(plan, model, arms, effect, verdict, held),
+        _main(plan, again, effect, verdict, held),
         _opening(effect, opened),
-        *_ratio(plan, model, arms),
-        *_scope(plan, arms, effect),
+        *_ratio(plan, again, arms),
+        *_scope(plan, again, arms, effect),
     )
     return Outcome(verdict, held, opened, findings)
 
@@ -104,9 +108,7 @@ _SEVERITY: dict[VerdictId, Literal["good", "warning", "info"]] = {
 }  # fmt: skip
 
 
-def _main(
-    plan: Plan, model: str, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId, held: bool | None
-) -> Finding:
+def _main(plan: Plan, again: Again, effect: Effect, verdict: VerdictId, held: bool | None) -> Finding:
     cosine = effect.deep["mean_cosine"]
     bits = effect.quality["bits_per_byte"]
     quality = (
@@ -128,20 +130,43 @@ def _main(
         _TITLES[verdict],
         seen,
         why,
-        _next(plan, model, arms, verdict),
+        _next(plan, again, verdict),
         f"{LIU}. {PUBLISHED}",
     )
 
 
-def _next(plan: Plan, model: str, arms: Mapping[str, Arm], verdict: VerdictId) -> str:
-    name = shlex.quote(model)
+def _next(plan: Plan, again: Again, verdict: VerdictId) -> str:
     if verdict == "no-measurable-effect":
-        return f"condense treat {name} --coefficient {10 * plan.coefficient:g} -o stronger/"
+        return again(coefficient=f"{10 * plan.coefficient:g}", output="stronger/")
     if verdict == "inconclusive":
-        return f"condense treat {name} --coefficient {plan.coefficient:g} --num-texts {4 * plan.num_texts} -o again/"
+        return again(num_texts=str(4 * plan.num_texts), output="again/")
     if verdict in ("dispersed-at-a-cost", "condensed-further"):
-        return f"condense treat {name} --coefficient {plan.coefficient / 3:.2g} -o gentler/"
-    return f"condense treat {name} --coefficient {plan.coefficient:g} --seed {plan.seed + 1} -o other-seed/"
+        return again(coefficient=f"{plan.coefficient / 3:.2g}", output="gentler/")
+    return again(seed=str(plan.seed + 1), output="other-seed/")
+
+
+class Again:
+    """A command line once more, with other values for some options."""
+
+    def __init__(self, command: str) -> None:
+        """Take the command apart; what belongs to one run only is left out."""
+        words = shlex.split(command)
+        self.words = [word for word in words if word not in ("--resume", "--force", "--dry-run", "--no-control")]
+
+    def __call__(self, **changes: str) -> str:
+        """The command with `--key value` for each change, in place of the value it had."""
+        words = list(self.words)
+        for key, value in changes.items():
+            flag = f"--{key.replace('_', '-')}"
+            names = (flag, flag.replace("-", "_").replace("__", "--", 1), *(("-o",) if key == "output" else ()))
+            place = next((i for i, word in enumerate(words) if word.partition("=")[0] in names), None)
+            if place is None:
+                words += [flag, value]
+            elif "=" in words[place]:
+                words[place] = f"{flag}={value}"
+            else:
+                words[place + 1 : place + 2] = [value]
+        return shlex.join(words)
 
 
 def _opening(effect: Effect, opened: Opened) -> Finding:
@@ -161,7 +186,7 @@ def _opening(effect: Effect, opened: Opened) -> Finding:
     )  # fmt: skip
 
 
-def _ratio(plan: Plan, model: str, arms: Mapping[str, Arm]) -> list[Finding]:
+def _ratio(plan: Plan, again: Again, arms: Mapping[str, Arm]) -> list[Finding]:
     ratio = arms["treated"].penalty_to_ce
     if ratio is None or RATIO_LOW <= ratio <= RATIO_HIGH:
         return []
@@ -176,13 +201,13 @@ def _ratio(plan: Plan, model: str, arms: Mapping[str, Arm]) -> list[Finding]:
             else "The penalty was large beside cross-entropy",
             f"|penalty| / cross-entropy was {ratio:.1e} on average",
             f"Below {RATIO_LOW:g} the loss hardly steers training; above {RATIO_HIGH:g} it competes with the task.",
-            f"condense treat {shlex.quote(model)} --coefficient {factor * plan.coefficient:g} -o again/",
+            again(coefficient=f"{factor * plan.coefficient:g}", output="again/"),
             LIU,
         )  # fmt: skip
     ]
 
 
-def _scope(plan: Plan, arms: Mapping[str, Arm], effect: Effect) -> list[Finding]:
+def _scope(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect) -> list[Finding]:
     before = arms["before"].validation
     notes = [
         Finding(
@@ -191,7 +216,7 @@ def _scope(plan: Plan, arms: Mapping[str, Arm], effect: Effect) -> list[Finding]
             "One training seed",
             f"seed {plan.seed}; intervals cover texts, not training seeds",
             "Another seed can give another difference; a claim needs at least three.",
-            f"condense treat {shlex.quote(before.model.id)} --seed {plan.seed + 1} -o other-seed/",
+            again(seed=str(plan.seed + 1), output="other-seed/"),
             LIU,
         )  # fmt: skip
     ]
@@ -203,7 +228,7 @@ def _scope(plan: Plan, arms: Mapping[str, Arm], effect: Effect) -> list[Finding]
                 "No control arm was trained",
                 "--no-control",
                 "What changed may be the loss or just more training; nothing here tells them apart.",
-                f"condense treat {shlex.quote(before.model.id)} --control -o with-control/",
+                again(output="with-control/"),
                 LIU,
             )  # fmt: skip
         )

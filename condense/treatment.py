@@ -126,7 +126,7 @@ def treat(
         effect=effect,
         probe_effect=difference(arms["treated"].probe, arms[against].probe, against, plan.seed),
         overhead=overhead,
-        verdict=assess(plan, str(model), arms, effect),
+        verdict=assess(plan, str(model), arms, effect, command),
         timing={"total_seconds": time.perf_counter() - started},
         cloud_site=f"block {site_index_of(arms['treated'])}",
         cloud_variance=shares,

@@ -81,7 +81,11 @@ class Facts:
 
     def treatment(self) -> str:
         """The treatment to try; a model that was trained to be spread is looked at instead."""
-        return self.closer_look() if self.contrastive else self.command("treat", "--coefficient 0.1 -o treated/")
+        return (
+            self.closer_look()
+            if self.contrastive
+            else self.command("treat", "--text train.txt --coefficient 0.1 -o treated/")
+        )
 
     def closer_look(self) -> str:
         """The next measurement that would tell more: the random twin, or the user's own text after it."""

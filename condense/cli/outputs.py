@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Literal
 
 from condense.errors import UsageError
+from condense.outcomes import Treatment
 from condense.records import Diagnosis
 from condense.serial import write_text
 
 NAMES = {"json": "diagnosis.json", "html": "report.html", "md": "report.md", "csv": "layers.csv"}
-_OURS = (b'{"schema":"condense.', b'content="condense', b"site,stack,index,depth", b"# condense")
+_OURS = (
+    b'{"schema":"condense.',
+    b'content="condense',
+    b"site,stack,index,depth",
+    b"arm,corpus,site,stack",
+    b"# condense",
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,21 @@ class Outputs:
             write_text(self.md, diagnosis_markdown(diagnosis))
         if self.html:
             diagnosis.to_html(self.html, plotlyjs=self.plotlyjs)
+        return self.paths()
+
+    def write_treatment(self, treatment: Treatment) -> list[Path]:
+        """Write what was asked for of a treatment and return the files."""
+        from condense.page.table import rows_csv
+        from condense.page.treatment_markdown import treatment_markdown
+
+        if self.json:
+            treatment.to_json(self.json)
+        if self.csv:
+            write_text(self.csv, rows_csv(treatment.rows()))
+        if self.md:
+            write_text(self.md, treatment_markdown(treatment))
+        if self.html:
+            treatment.to_html(self.html, plotlyjs=self.plotlyjs)
         return self.paths()
 
 

@@ -10,7 +10,12 @@ import typer
 from condense.cli import options
 from condense.cli.outputs import plan_outputs
 from condense.cli.running import console, reported, say
-from condense.records import Diagnosis
+from condense.errors import UnavailableError
+from condense.outcomes import TREATMENT_SCHEMA, Treatment
+from condense.page.terminal import show_diagnosis
+from condense.page.treatment_terminal import show_treatment
+from condense.records import DIAGNOSIS_SCHEMA, Diagnosis
+from condense.serial import read_json
 
 
 def report(
@@ -24,10 +29,19 @@ def report(
     """Show a saved run again, or write its report; needs neither the model nor torch."""
     with reported():
         outputs = plan_outputs(None, {"html": html, "md": md, "csv": csv}, force=force, plotlyjs=plotlyjs)
-        diagnosis = Diagnosis.from_json(run)
-        if not outputs.paths():
-            from condense.page.terminal import show_diagnosis
-
-            show_diagnosis(diagnosis, console())
-        for path in outputs.write(diagnosis):
+        data = read_json(run)
+        kind = data["schema"]
+        if kind == TREATMENT_SCHEMA:
+            treatment = Treatment.from_json(data)
+            written = outputs.write_treatment(treatment)
+            if not written:
+                show_treatment(treatment, console())
+        elif kind == DIAGNOSIS_SCHEMA:
+            diagnosis = Diagnosis.from_json(data)
+            written = outputs.write(diagnosis)
+            if not written:
+                show_diagnosis(diagnosis, console())
+        else:
+            raise UnavailableError(f"{run} is of an unknown kind ({kind})", "was it written by a newer condense?")
+        for path in written:
             say(f"wrote {path}")
