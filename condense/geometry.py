@@ -264,9 +264,7 @@ def measure(states: Tensor, keep: Tensor | None = None, spectral: Tensor | None 
     x = (x.cpu() if x.device.type == "mps" else x).to(torch.promote_types(x.dtype, torch.float32))
     keep = torch.ones(len(x), dtype=torch.bool, device=x.device) if keep is None else keep.to(x.device)
     wide = x.double()  # the sums: without rounding, and squares of float32 overflow from 1e19 on
-    lengths = torch.linalg.vector_norm(wide, dim=-1)
-    if not bool(torch.isfinite(lengths).all()):
-        raise ValueError(f"{int((~torch.isfinite(x)).any(-1).sum())} of {len(x)} states are not finite")
+    lengths = _finite_lengths(wide)
     directed = lengths > 1e-6 * lengths.square().mean().sqrt()
     kept = torch.nonzero(keep & directed).flatten()
     n = len(kept)
@@ -300,6 +298,13 @@ def measure(states: Tensor, keep: Tensor | None = None, spectral: Tensor | None 
         histogram=counts.cpu(),
         spectra=_spectra(wide, lengths, spectral[directed[spectral]], torch.nonzero(~keep).flatten()),
     )
+
+
+def _finite_lengths(x: Tensor) -> Tensor:
+    lengths = torch.linalg.vector_norm(x, dim=-1)
+    if not bool(torch.isfinite(lengths).all()):
+        raise ValueError(f"{int((~torch.isfinite(x)).any(-1).sum())} of {len(x)} states are not finite")
+    return lengths
 
 
 def _length_values(lengths: Tensor, keep: Tensor, raw: Tensor) -> dict[str, Tensor]:

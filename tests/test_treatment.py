@@ -116,6 +116,16 @@ def test_from_scratch_and_without_control(tiny, texts, tmp_path):
     assert found.arms["before"].validation.model.source_format == "random"
 
 
+def test_pretraining_with_the_loss_ends_in_a_wider_cone(tiny, texts, tmp_path):
+    """From random weights: the loss against cross-entropy only, same rows and steps; docs/treating.md has a larger run."""
+    plan = replace(PLAN, coefficient=1.0, max_steps=40, learning_rate=3e-3)
+    found = treat(tiny("gpt2"), texts, tmp_path / "out", plan, device="cpu", random_init=True)
+    effect = found.effect.deep["mean_cosine"]
+    assert effect.high < -0.01, "the treated model is less condensed than the control"
+    trained = [found.arms[name].validation.quality.bits_per_byte.value for name in ("before", "control", "treated")]
+    assert max(trained[1:]) < trained[0], "both arms learned"
+
+
 def test_refusals_come_before_any_work(tiny, texts, tmp_path):
     taken = tmp_path / "taken"
     taken.mkdir()

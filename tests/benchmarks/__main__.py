@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 
+import torch
+
 from tests.benchmarks import costs, whole
 
 ROWS = {
@@ -23,11 +25,16 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(ROWS)}; default: all")
     parser.add_argument("--texts", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--threads", type=int, help="1 on a busy machine: then the CPU time can be trusted")
     options = parser.parse_args()
     if unknown := set(options.rows) - set(ROWS):
         parser.error(f"no row {', '.join(unknown)}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)
     load = os.getloadavg()
-    print(f"{os.cpu_count()} cores, load {load[0]:.1f} {load[1]:.1f} {load[2]:.1f} before", flush=True)
+    threads = torch.get_num_threads()
+    print(f"{os.cpu_count()} cores, {threads} threads, load {load[0]:.1f} {load[1]:.1f} before", flush=True)
     if load[0] > 0.5:
         print("the machine is busy: ratios below are not to be trusted", file=sys.stderr)
     for name in options.rows or ROWS:

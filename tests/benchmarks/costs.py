@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,31 +60,52 @@ def forward(count: int, length: int) -> Rows:
     chosen = texts(count, length)
     for _ in range(3):
         plain(chosen.ids[:1])
-    forwards: list[float] = []
-    per_text: list[float] = []
-    marks = [time.perf_counter()]
+    forwards: list[Moment] = []
+    per_text: list[Moment] = []
+    begun = [Moment.now()]
 
     def on_text(done: int, total: int) -> None:
-        per_text.append(time.perf_counter() - marks[-1])
-        forwards.append(plain(chosen.ids[done - 1 : done]))
-        marks.append(time.perf_counter())
+        per_text.append(Moment.now() - begun[-1])
+        before = Moment.now()
+        plain(chosen.ids[done - 1 : done])
+        forwards.append(Moment.now() - before)
+        begun.append(Moment.now())
 
     analyze(checkpoint(), chosen, on_text=on_text, journal=True)
-    end = time.perf_counter() - marks[-1]
-    everything = sum(per_text) + end
-    ratios = sorted(a / b for a, b in zip(per_text[1:], forwards[1:], strict=True))
-    middle, base = statistics.median(per_text[1:]), statistics.median(forwards[1:])
+    end = Moment.now() - begun[-1]
+    walls, bases = [m.wall for m in per_text[1:]], [m.wall for m in forwards[1:]]
+    middle, base = statistics.median(walls), statistics.median(bases)
     yield "texts x tokens, float32, one at a time", f"{count} x {length}"
-    yield "plain LM forward, median per text", f"{base:.3f} s"
-    yield "analyze, median per text", f"{middle:.3f} s"
+    yield "plain LM forward / analyze, median per text", f"{base:.3f} s / {middle:.3f} s"
     yield "ratio of the medians", f"{middle / base:.3f}"
-    yield "ratio of the 5 % fastest of each", f"{_fast(per_text) / _fast(forwards):.3f}"
-    yield (
-        "ratio text by text: median (quartiles)",
-        (f"{statistics.median(ratios):.3f} ({ratios[len(ratios) // 4]:.3f} to {ratios[3 * len(ratios) // 4]:.3f})"),
-    )
-    yield "before the first text / after the last", f"{per_text[0] - middle:.2f} s / {end:.2f} s"
-    yield "whole run over the forward passes alone", f"{everything / sum(forwards):.3f}"
+    yield "ratio of the 5 % fastest of each", f"{_fast(walls) / _fast(bases):.3f}"
+    yield "ratio text by text: median (quartiles)", _quartiles([a / b for a, b in zip(walls, bases, strict=True)])
+    cpu = [a.cpu / b.cpu for a, b in zip(per_text[1:], forwards[1:], strict=True)]
+    yield "the same in CPU time (of use with 1 thread)", _quartiles(cpu)
+    yield "before the first text / after the last", f"{per_text[0].wall - middle:.2f} s / {end.wall:.2f} s"
+    whole = sum(m.wall for m in per_text) + end.wall
+    yield "whole run over the forward passes alone", f"{whole / sum(m.wall for m in forwards):.3f}"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Wall time and CPU time of this process, in seconds."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        return cls(time.perf_counter(), time.process_time())
+
+    def __sub__(self, other: Moment) -> Moment:
+        return Moment(self.wall - other.wall, self.cpu - other.cpu)
+
+
+def _quartiles(values: list[float]) -> str:
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 4], ordered[3 * len(ordered) // 4]
+    return f"{statistics.median(ordered):.3f} ({low:.3f} to {high:.3f})"
 
 
 def _fast(values: list[float]) -> float:
