@@ -18,7 +18,7 @@ from condense.errors import UnavailableError
 
 BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 _NAMES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
-_LIBRARIES = 180e6  # what a run loads beyond torch and transformers: tokenizer, model classes, scipy, pages
+_LIBRARIES = 240e6  # what a run loads beyond torch and transformers: tokenizer, model classes, scipy, pages
 _CONVERSION = 1.8  # a GGUF's float32 weights while it is converted: all tensors are held, then loaded
 _OPENING = 6.0  # seconds until the model's weights are read
 _DISK = 1e9  # bytes of weights per second, hashed, read and checked

@@ -301,7 +301,7 @@ def measure(states: Tensor, keep: Tensor | None = None, spectral: Tensor | None 
 
 
 def _finite_lengths(x: Tensor) -> Tensor:
-    lengths = torch.linalg.vector_norm(x, dim=-1)
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=-1)
     if not bool(torch.isfinite(lengths).all()):
         raise ValueError(f"{int((~torch.isfinite(x)).any(-1).sum())} of {len(x)} states are not finite")
     return lengths

