@@ -29,8 +29,9 @@ $(VENV)/test: $(VENV)/demo
 demo: $(VENV)/demo
 	$(BIN)/condense demo --output $(DEMO_DIR) --force
 
+# two workers, a file stays on one of them; threads that wait must not spin on a machine of two cores
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 bench: $(VENV)/test
 	$(BIN)/python -m tests.benchmarks

@@ -6,15 +6,18 @@ import contextlib
 import functools
 import math
 import statistics
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
-from condense import geometry, measuring, quality
+from condense import geometry, journal, measuring, quality
 from condense.checkpoint import Checkpoint, load
 from condense.cli.analyze import demo_file
 from condense.corpus import Windows, windows
@@ -71,7 +74,8 @@ def forward(count: int, length: int) -> Rows:
         forwards.append(Moment.now() - before)
         begun.append(Moment.now())
 
-    analyze(checkpoint(), chosen, on_text=on_text, journal=True)
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(journal, "cache_folder", lambda _: Path(folder)):
+        analyze(checkpoint(), chosen, on_text=on_text, journal=True)  # one of its own: nothing to resume from
     end = Moment.now() - begun[-1]
     walls, bases = [m.wall for m in per_text[1:]], [m.wall for m in forwards[1:]]
     middle, base = statistics.median(walls), statistics.median(bases)
