@@ -169,12 +169,18 @@ class Again:
         return shlex.join(words)
 
 
+def _rescaled(effect: Effect) -> float:
+    """Share of the fall that goes when the three strongest dimensions of each text are set aside."""
+    total, inner = (effect.deep[key].value for key in ("mean_cosine", "mean_cosine_without_top_dimensions"))
+    return 1 - (inner or 0.0) / total if total else 0.0
+
+
 def _opening(effect: Effect, opened: Opened) -> Finding:
     without = effect.deep["mean_cosine_without_top_dimensions"]
     words = {
         "cone opened": "The cone itself opened: the fall stays when the three strongest dimensions are set aside",
         "three dimensions rescaled": "Three dimensions were rescaled; behind them the cone is as it was",
-        "both": "In part the cone opened, in part three dimensions were rescaled",
+        "both": f"{_rescaled(effect):.0%} of the fall is three dimensions being rescaled; the rest is the cone opening",
         "neither": "Neither did the cone open nor were three dimensions rescaled",
     }
     return Finding(

@@ -83,6 +83,15 @@ def save_model(model: Any, source: Checkpoint, folder: Path, *, merge: bool, ada
         raise
 
 
+def _readable(folder: Path) -> None:
+    """Give every file the mode that the umask asks for; safetensors writes for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
+
+
 def stage(treatment: Treatment, work: Path, target: Path) -> None:
     """Complete the treated model folder with card, JSON and reports, rename it into place, drop the work folder."""
     from condense.page.card import model_card
@@ -96,6 +105,7 @@ def stage(treatment: Treatment, work: Path, target: Path) -> None:
     write_text(model / "report.md", treatment_markdown(treatment))
     treatment.to_html(model / "report.html")
     treatment.to_json(model / "condense.json")
+    _readable(model)
     old = None
     if target.exists():
         old = target.with_name(f".{target.name}.old-{os.getpid()}")

@@ -40,7 +40,8 @@ HEAVY = {"torch", "transformers", "pandas", "sklearn", "scipy", "plotly", "datas
 MAY_LOAD = {
     "torch": {
         "dispersion", "geometry", "capture", "corpus", "soundness", "spans", "checkpoint", "quality", "disperser",
-        "training_text", "measuring", "overhead", "trainer", "cloud", "training", "saving", "tally", "diagnosis", "treatment",
+        "training_text", "measuring", "overhead", "trainer", "cloud", "training", "saving", "tally", "diagnosis",
+        "treatment",
         "journal", "ranks",
     },
     "transformers": {"trainer", "training"},

@@ -117,7 +117,7 @@ def test_from_scratch_and_without_control(tiny, texts, tmp_path):
 
 
 def test_pretraining_with_the_loss_ends_in_a_wider_cone(tiny, texts, tmp_path):
-    """From random weights: the loss against cross-entropy only, same rows and steps; docs/treating.md has a larger run."""
+    """From random weights: the loss against cross-entropy only; docs/treating.md has a larger run."""
     plan = replace(PLAN, coefficient=1.0, max_steps=40, learning_rate=3e-3)
     found = treat(tiny("gpt2"), texts, tmp_path / "out", plan, device="cpu", random_init=True)
     effect = found.effect.deep["mean_cosine"]
