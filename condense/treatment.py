@@ -166,7 +166,7 @@ def _job(
     probe = windows(opened.tokenizer, num_texts=plan.num_texts, positions=opened.positions)
     schedule = _schedule(plan, rows, parts, opened)
     batch = collator(opened.tokenizer, masked, plan.seed)([rows[i] for i in range(min(schedule.batch_size, len(rows)))])
-    watch.on_phase("timing a step with and without the loss")
+    watch.on_phase("timing a step")
     overhead = measure_overhead(opened.model, batch, dispersion_config(plan, abs(plan.coefficient) or 0.1))
     schedule = _estimated(plan, schedule, overhead, opened)
     job = _Job(name, options, plan, schedule, rows, masked, validation, probe, work, resume, watch)
@@ -276,7 +276,7 @@ def _arms(job: _Job, opened: Checkpoint) -> tuple[dict[str, Arm], dict[str, torc
 
 def _trained(job: _Job, opened: Checkpoint, name: str) -> Trained:
     """Train one arm from the source weights and save it."""
-    job.watch.on_phase(f"training {name}")
+    job.watch.on_phase(f"{name}: training")
     torch.manual_seed(job.plan.seed)
     source = checkpoints.load(job.model, **job.options)
     model: Any = source.model
@@ -316,10 +316,10 @@ def adapted(model: Any, plan: Plan) -> Any:
 
 
 def _measured(job: _Job, current: Checkpoint, name: str, trained: Trained | None) -> tuple[Arm, torch.Tensor]:
-    job.watch.on_phase(f"measuring {name} on the validation text")
+    job.watch.on_phase(f"{name}: validation text")
     named = replace(current, info=replace(current.info, id=job.model if name == "before" else f"{job.model} ({name})"))
     validation = analyze(named, job.validation, seed=job.plan.seed, on_text=job.watch.on_text)
-    job.watch.on_phase(f"measuring {name} on the probe text")
+    job.watch.on_phase(f"{name}: probe text")
     probe = analyze(named, job.probe, seed=job.plan.seed, on_text=job.watch.on_text)
     cloud = token_states(current.model, job.validation)
     arm = Arm(validation, probe)

@@ -19,6 +19,7 @@ from condense.page.escape import for_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 INTERRUPTED, TERMINATED = 130, 143
 INTERNAL = 4
@@ -172,12 +173,8 @@ def working(title: str) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def counting(title: str) -> Iterator[OnText]:
-    """A progress bar on stderr with the time left; yields the callback on_text(done, total)."""
-    if MANNER.quiet:
-        yield lambda done, total: None
-        return
+def _bars() -> Progress:
+    """Bars with the time left, 80 columns wide at most; nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -189,12 +186,22 @@ def counting(title: str) -> Iterator[OnText]:
     )
 
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=30), MofNCompleteColumn(),
-        TextColumn("elapsed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=10), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}", markup=False),
     )  # fmt: skip
     screen = Console(stderr=True)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        task = progress.add_task(for_terminal(title), total=None)
+    return Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
+
+
+@contextlib.contextmanager
+def counting(title: str) -> Iterator[OnText]:
+    """A progress bar on stderr with the time left; yields the callback on_text(done, total)."""
+    if MANNER.quiet:
+        yield lambda done, total: None
+        return
+    with _bars() as progress:
+        task = progress.add_task(for_terminal(title), total=None, note="")
 
         def on_text(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
@@ -207,26 +214,18 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 
 @contextlib.contextmanager
-def stage_progress() -> Iterator[tuple[OnPhase, OnText, OnStep]]:
-    """Progress of a run of several phases on stderr: a new bar for each, with the time left."""
-    if MANNER.quiet:
-        yield lambda phase: None, lambda done, total: None, lambda step, steps, logs: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def stage_progress() -> Iterator[tuple[Console, OnPhase, OnText, OnStep]]:
+    """Progress of a run of several phases on stderr: a new bar for each, with the time left.
 
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    What is printed meanwhile goes to the console that is yielded first, or it would tear the bars.
+    """
+    if MANNER.quiet:
+        from rich.console import Console
+
+        quiet = Console(stderr=True, highlight=False)
+        yield quiet, lambda phase: None, lambda done, total: None, lambda step, steps, logs: None
+        return
+    with _bars() as progress:
 
         def on_phase(phase: str) -> None:
             if progress.tasks:
@@ -241,4 +240,4 @@ def stage_progress() -> Iterator[tuple[OnPhase, OnText, OnStep]]:
             note = f"CE {ce:.3f}  cosine {cosine:.3f}"
             progress.update(progress.tasks[-1].id, completed=step, total=steps, note=note)
 
-        yield on_phase, on_text, on_step
+        yield progress.console, on_phase, on_text, on_step

@@ -192,15 +192,14 @@ def _run(model: str, corpus: Any, output: Path, plan: Plan, *, offline: bool, **
     from condense.training import InterruptedRunError
     from condense.treatment import Watch, treat
 
-    def on_plan(plan: Plan, schedule: Schedule, overhead: Overhead) -> None:
-        from rich.console import Console
-
-        if not MANNER.quiet or chosen["dry_run"]:
-            show_plan(plan, schedule, overhead, Console(stderr=True, highlight=False))
-
     command = command_line()
     try:
-        with stage_progress() as (on_phase, on_text, on_step):
+        with stage_progress() as (screen, on_phase, on_text, on_step):
+
+            def on_plan(plan: Plan, schedule: Schedule, overhead: Overhead) -> None:
+                if not MANNER.quiet or chosen["dry_run"]:
+                    show_plan(plan, schedule, overhead, screen)
+
             watch = Watch(on_plan, on_phase, on_text, on_step)
             treatment = treat(model, corpus, output, plan, command=command, watch=watch, offline=offline, **chosen)
     except InterruptedRunError as stopped:
