@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condense.capture import Site, Stack, find_stacks, run, watching
+from condense.capture import Site, find_stacks, run, watching
 from condense.corpus import Windows
 from condense.measuring import kept_positions
 
@@ -32,7 +32,7 @@ def token_states(model: Any, windows: Windows, texts: int = TEXTS, tokens: int =
         found: list[Tensor] = []
 
         def receive(site: Site, states: Tensor, chosen: Tensor = chosen, found: list[Tensor] = found) -> None:
-            if site.name == "block" and site.index == site_index(stack):
+            if site.name == "block" and site.index == drawn_block(stack.blocks):
                 found.append(states[0, chosen.to(states.device)].double().cpu())
 
         with watching(stack, receive):
@@ -43,9 +43,9 @@ def token_states(model: Any, windows: Windows, texts: int = TEXTS, tokens: int =
     return units
 
 
-def site_index(stack: Stack) -> int:
+def drawn_block(blocks: int) -> int:
     """The block whose cloud is drawn: three quarters down."""
-    return max(1, round(0.75 * stack.blocks))
+    return max(1, round(0.75 * blocks))
 
 
 def project(

@@ -82,7 +82,7 @@ def windows(
     if content < 2:
         raise UsageError(f"--max-length {length} leaves no room for text", "use at least 8 tokens")
     digest = hashlib.sha256()
-    kept, skipped, longest = _long_enough(tokenizer, _documents(text, text_column), num_texts, content, digest)
+    kept, skipped, longest = _long_enough(tokenizer, documents_of(text, text_column), num_texts, content, digest)
     if not kept:
         name, size = longest
         fits = size + len(before) + len(after)
@@ -120,7 +120,8 @@ def _length(asked: int | None, positions: int | None) -> int:
     return asked
 
 
-def _documents(text: Any, column: str) -> Iterator[Document]:
+def documents_of(text: Any, column: str) -> Iterator[Document]:
+    """Documents of a path, of strings or documents in memory, or of the probe text for None."""
     if text is None:
         yield from probe()
     elif isinstance(text, str | Path):

@@ -53,16 +53,6 @@ def prepare(target: Path, *, resume: bool, force: bool, dry_run: bool = False) -
     return work
 
 
-def check_room(work: Path, needed: int) -> None:
-    """RunError if the disk has not the room that the run needs."""
-    free = shutil.disk_usage(work).free
-    if free < needed:
-        raise RunError(
-            f"not enough disk: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free at {work}",
-            "free some space or choose another --output",
-        )
-
-
 def save_model(model: Any, source: Checkpoint, folder: Path, *, merge: bool, adapter: Path) -> None:
     """Save a trained model as an ordinary checkpoint in the source's dtype, with tokenizer and generation config.
 

@@ -22,8 +22,8 @@ import torch
 from condense import checkpoint as checkpoints
 from condense.assessment import assess
 from condense.checkpoint import Checkpoint
-from condense.cloud import project, token_states
-from condense.corpus import Windows, windows
+from condense.cloud import drawn_block, project, token_states
+from condense.corpus import Windows, documents_of, windows
 from condense.diagnosis import analyze
 from condense.documents import Document
 from condense.effects import difference
@@ -128,16 +128,11 @@ def treat(
         overhead=overhead,
         verdict=assess(plan, str(model), arms, effect, command),
         timing={"total_seconds": time.perf_counter() - started},
-        cloud_site=f"block {site_index_of(arms['treated'])}",
+        cloud_site=f"block {drawn_block(arms['treated'].validation.sites[-1].index)}",
         cloud_variance=shares,
     )
     stage(treatment, work, target)
     return treatment
-
-
-def site_index_of(arm: Arm) -> int:
-    """The block whose token cloud is drawn."""
-    return max(1, round(0.75 * arm.validation.sites[-1].index))
 
 
 def _job(
@@ -153,10 +148,8 @@ def _job(
         raise UnavailableError(f"{name} cannot be trained: {opened.head_missing}")
     masked = opened.info.objective == "masked"
     watch.on_phase("reading text")
-    parts = split(_documents(text, column), plan.seed)
-    length = (
-        min(plan.max_length or ROW_LENGTH, opened.positions or ROW_LENGTH) if not plan.max_length else plan.max_length
-    )
+    parts = split(documents_of(text, column), plan.seed)
+    length = plan.max_length or min(ROW_LENGTH, opened.positions or ROW_LENGTH)
     if opened.positions and length > opened.positions:
         raise UsageError(
             f"--max-length {length} is beyond the model's {opened.positions} positions", "use a shorter one"
@@ -171,14 +164,6 @@ def _job(
     schedule = _estimated(plan, schedule, overhead, opened)
     job = _Job(name, options, plan, schedule, rows, masked, validation, probe, work, resume, watch)
     return job, overhead
-
-
-def _documents(text: Any, column: str) -> Iterable[Document]:
-    from condense.documents import read
-
-    if isinstance(text, str | Path):
-        return read(text, column)
-    return (item if isinstance(item, Document) else Document(f"text:{i}", item) for i, item in enumerate(text))
 
 
 def _rows(opened: Checkpoint, parts: Split, length: int, masked: bool) -> Rows:
