@@ -8,14 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
-from condense.errors import UnavailableError, UsageError
-from condense.records import Diagnosis, Estimate, Finding, parsed, saved
-from condense.serial import decode, dumps, encode
-
-if TYPE_CHECKING:
-    import pandas
+from condense.errors import UsageError
+from condense.records import Diagnosis, Estimate, Finding, PlotlyJs, Saved, saved
 
 TREATMENT_SCHEMA = "condense.treatment/1"
 LossName = Literal["angular", "orthogonal", "decorrelation", "l2_repel", "mean_cosine"]
@@ -172,8 +168,10 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Treatment:
+class Treatment(Saved):
     """What `treat` did and what came of it: before, control and treated on the same windows."""
+
+    SCHEMA: ClassVar[str] = TREATMENT_SCHEMA
 
     schema: str
     condense: str
@@ -192,27 +190,6 @@ class Treatment:
     cloud_site: str = ""
     cloud_variance: tuple[float, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, as saved."""
-        values: dict[str, Any] = encode(self)
-        return values
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Return the JSON text (`condense.treatment/1`) and write it to `path` when one is given."""
-        return saved(dumps(self), path)
-
-    @classmethod
-    def from_json(cls, source: str | Path | Mapping[str, Any]) -> Treatment:
-        """Read a treatment from a file, JSON text or parsed JSON; UnavailableError if it is not one."""
-        data = parsed(source)
-        if data.get("schema") != TREATMENT_SCHEMA:
-            raise UnavailableError(f"schema is {data.get('schema')!r}, expected {TREATMENT_SCHEMA!r}")
-        try:
-            treatment: Treatment = decode(cls, data)
-        except ValueError as error:
-            raise UnavailableError(f"not a valid {TREATMENT_SCHEMA}: {error}") from None
-        return treatment
-
     def rows(self) -> list[dict[str, Any]]:
         """The layer tables of all arms as plain rows, with the columns `arm` and `corpus` in front."""
         return [
@@ -222,14 +199,14 @@ class Treatment:
             for row in diagnosis.rows()
         ]
 
-    def to_frame(self) -> pandas.DataFrame:
-        """One row per arm, corpus and site; columns as `Diagnosis.to_frame`."""
-        import pandas
-
-        return pandas.DataFrame(self.rows())
-
-    def to_html(self, path: str | Path | None = None, *, plotlyjs: Literal["inline", "cdn", "none"] = "inline") -> str:
+    def to_html(self, path: str | Path | None = None, *, plotlyjs: PlotlyJs = "inline") -> str:
         """Return the report as one HTML page and write it to `path` when one is given."""
         from condense.page.treatment_html import treatment_page
 
         return saved(treatment_page(self, plotlyjs=plotlyjs), path)
+
+    def to_markdown(self, path: str | Path | None = None) -> str:
+        """Return the report as Markdown and write it to `path` when one is given."""
+        from condense.page.treatment_markdown import treatment_markdown
+
+        return saved(treatment_markdown(self), path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from condense.errors import UnavailableError
 from condense.serial import decode, dumps, encode
@@ -18,8 +18,57 @@ if TYPE_CHECKING:
     import pandas
 
 Site = Literal["embedding", "block", "output"]
+PlotlyJs = Literal["inline", "cdn", "none"]
 Objective = Literal["causal", "masked", "seq2seq", "none"]
 DIAGNOSIS_SCHEMA = "condense.diagnosis/1"
+
+
+class Saved:
+    """A run as it is saved: `SCHEMA` names its kind and version; the same record gives the same bytes.
+
+    The children are frozen dataclasses with a field `schema`.
+    """
+
+    SCHEMA: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, as saved."""
+        values: dict[str, Any] = encode(self)
+        return values
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Return the JSON text and write it to `path` when one is given."""
+        return saved(dumps(self), path)
+
+    @classmethod
+    def from_json(cls, source: str | Path | Mapping[str, Any]) -> Self:
+        """Read a run of this kind from a file, JSON text or parsed JSON; UnavailableError if it is not one."""
+        data = parsed(source)
+        if data.get("schema") != cls.SCHEMA:
+            raise UnavailableError(f"schema is {data.get('schema')!r}, expected {cls.SCHEMA!r}")
+        try:
+            run: Self = decode(cls, data)
+        except ValueError as error:
+            raise UnavailableError(f"not a valid {cls.SCHEMA}: {error}") from None
+        return run
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The run's table as a data frame; see `rows`."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The run's table as plain rows, which is what its CSV holds."""
+        raise NotImplementedError
+
+    def to_html(self, path: str | Path | None = None, *, plotlyjs: PlotlyJs = "inline") -> str:
+        """Return the report as one HTML page and write it to `path` when one is given."""
+        raise NotImplementedError
+
+    def to_markdown(self, path: str | Path | None = None) -> str:
+        """Return the report as Markdown and write it to `path` when one is given."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -191,8 +240,10 @@ class CorpusInfo:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Saved):
     """What `analyze` found: a reading per site, the depth summary, quality, and a verdict in words."""
+
+    SCHEMA: ClassVar[str] = DIAGNOSIS_SCHEMA
 
     schema: str
     condense: str
@@ -212,42 +263,21 @@ class Diagnosis:
     stacks: Mapping[str, StackSummary] = field(default_factory=dict)
     twin: Diagnosis | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, as saved."""
-        values: dict[str, Any] = encode(self)
-        return values
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Return the JSON text (`condense.diagnosis/1`) and write it to `path` when one is given."""
-        return saved(dumps(self), path)
-
-    @classmethod
-    def from_json(cls, source: str | Path | Mapping[str, Any]) -> Diagnosis:
-        """Read a diagnosis from a file, JSON text or parsed JSON; UnavailableError if it is not one."""
-        data = parsed(source)
-        if data.get("schema") != DIAGNOSIS_SCHEMA:
-            raise UnavailableError(f"schema is {data.get('schema')!r}, expected {DIAGNOSIS_SCHEMA!r}")
-        try:
-            diagnosis: Diagnosis = decode(cls, data)
-        except ValueError as error:
-            raise UnavailableError(f"not a valid {DIAGNOSIS_SCHEMA}: {error}") from None
-        return diagnosis
-
-    def to_frame(self) -> pandas.DataFrame:
-        """One row per site; a column per metric and for the bounds of its interval."""
-        import pandas
-
-        return pandas.DataFrame(self.rows())
-
     def rows(self) -> list[dict[str, Any]]:
         """Return the layer table as plain rows: site, stack, index, depth, each metric with its interval."""
         return [_row(site) for site in self.sites]
 
-    def to_html(self, path: str | Path | None = None, *, plotlyjs: Literal["inline", "cdn", "none"] = "inline") -> str:
+    def to_html(self, path: str | Path | None = None, *, plotlyjs: PlotlyJs = "inline") -> str:
         """Return the report as one HTML page and write it to `path` when one is given."""
         from condense.page.html import diagnosis_page
 
         return saved(diagnosis_page(self, plotlyjs=plotlyjs), path)
+
+    def to_markdown(self, path: str | Path | None = None) -> str:
+        """Return the report as Markdown and write it to `path` when one is given."""
+        from condense.page.markdown import diagnosis_markdown
+
+        return saved(diagnosis_markdown(self), path)
 
 
 def _row(site: SiteReading) -> dict[str, Any]:

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "condense"
 FLOORS: list[set[str]] = [
     {"version", "errors", "metrics"},
     {"serial", "cache", "schema", "dispersion", "geometry", "intervals", "documents", "inspection"},
-    {"records", "outcomes"},
+    {"records", "tasks", "outcomes", "trials"},
     {"capture", "corpus", "gguf", "hub", "verdict", "effects"},
     {"soundness", "spans"},
     {"checkpoint", "quality", "disperser", "training_text", "assessment"},
@@ -30,11 +30,12 @@ FLOORS: list[set[str]] = [
     {"cli", "__init__", "__main__"},
 ]
 SAME_FLOOR = {
-    ("serial", "errors"), ("outcomes", "records"), ("gguf", "inspection"), ("training", "trainer"),
+    ("serial", "errors"), ("outcomes", "records"), ("tasks", "records"), ("trials", "records"), ("trials", "tasks"),
+    ("trials", "outcomes"), ("gguf", "inspection"), ("training", "trainer"),
     ("verdict", "records"), ("inspection", "serial"), ("__main__", "cli"),
 }  # fmt: skip
 # Imports inside functions, upwards: a record that draws itself, a result that is written with its pages.
-LAZY_UPWARDS = {("records", "page"), ("outcomes", "page"), ("saving", "page"), ("__init__", "*")}
+LAZY_UPWARDS = {("records", "page"), ("outcomes", "page"), ("trials", "page"), ("saving", "page"), ("__init__", "*")}
 HEAVY = {"torch", "transformers", "pandas", "sklearn", "scipy", "plotly", "datasets", "peft", "accelerate", "trl"}
 # Which heavy packages a room may import when it is loaded; inside functions they are free.
 MAY_LOAD = {

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from condense.errors import UsageError
-from condense.outcomes import Treatment
-from condense.records import Diagnosis
+from condense.records import Saved
 from condense.serial import write_text
 
 NAMES = {"json": "diagnosis.json", "html": "report.html", "md": "report.md", "csv": "layers.csv"}
@@ -24,7 +23,7 @@ _OURS = (
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a diagnosis is to be written, by kind."""
+    """Where a run is to be written, by kind."""
 
     json: Path | None = None
     html: Path | None = None
@@ -36,34 +35,18 @@ class Outputs:
         """All files that will be written."""
         return [path for path in (self.json, self.html, self.md, self.csv) if path is not None]
 
-    def write(self, diagnosis: Diagnosis) -> list[Path]:
-        """Write what was asked for and return the files."""
-        from condense.page.markdown import diagnosis_markdown
-        from condense.page.table import layers_csv
-
-        if self.json:
-            diagnosis.to_json(self.json)
-        if self.csv:
-            write_text(self.csv, layers_csv(diagnosis))
-        if self.md:
-            write_text(self.md, diagnosis_markdown(diagnosis))
-        if self.html:
-            diagnosis.to_html(self.html, plotlyjs=self.plotlyjs)
-        return self.paths()
-
-    def write_treatment(self, treatment: Treatment) -> list[Path]:
-        """Write what was asked for of a treatment and return the files."""
+    def write(self, run: Saved) -> list[Path]:
+        """Write what was asked for of a run and return the files."""
         from condense.page.table import rows_csv
-        from condense.page.treatment_markdown import treatment_markdown
 
         if self.json:
-            treatment.to_json(self.json)
+            run.to_json(self.json)
         if self.csv:
-            write_text(self.csv, rows_csv(treatment.rows()))
+            write_text(self.csv, rows_csv(run.rows()))
         if self.md:
-            write_text(self.md, treatment_markdown(treatment))
+            run.to_markdown(self.md)
         if self.html:
-            treatment.to_html(self.html, plotlyjs=self.plotlyjs)
+            run.to_html(self.html, plotlyjs=self.plotlyjs)
         return self.paths()
 
 

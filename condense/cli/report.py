@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,8 +15,13 @@ from condense.errors import UnavailableError
 from condense.outcomes import TREATMENT_SCHEMA, Treatment
 from condense.page.terminal import show_diagnosis
 from condense.page.treatment_terminal import show_treatment
-from condense.records import DIAGNOSIS_SCHEMA, Diagnosis
+from condense.records import DIAGNOSIS_SCHEMA, Diagnosis, Saved
 from condense.serial import read_json
+
+_SHOWN: dict[str, tuple[type[Saved], Callable[[Any, Any], None]]] = {
+    DIAGNOSIS_SCHEMA: (Diagnosis, show_diagnosis),
+    TREATMENT_SCHEMA: (Treatment, show_treatment),
+}
 
 
 def report(
@@ -31,17 +37,12 @@ def report(
         outputs = plan_outputs(None, {"html": html, "md": md, "csv": csv}, force=force, plotlyjs=plotlyjs)
         data = read_json(run)
         kind = data["schema"]
-        if kind == TREATMENT_SCHEMA:
-            treatment = Treatment.from_json(data)
-            written = outputs.write_treatment(treatment)
-            if not written:
-                show_treatment(treatment, console())
-        elif kind == DIAGNOSIS_SCHEMA:
-            diagnosis = Diagnosis.from_json(data)
-            written = outputs.write(diagnosis)
-            if not written:
-                show_diagnosis(diagnosis, console())
-        else:
+        if kind not in _SHOWN:
             raise UnavailableError(f"{run} is of an unknown kind ({kind})", "was it written by a newer condense?")
+        record, show = _SHOWN[kind]
+        found = record.from_json(data)
+        written = outputs.write(found)
+        if not written:
+            show(found, console())
         for path in written:
             say(f"wrote {path}")

@@ -10,21 +10,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from condense.page.escape import for_terminal
 from condense.page.facts import AXES, GLOSSARY, LEVEL_WORDS, axes, provenance, quality, title
 from condense.page.figures import figures, stack_views
 from condense.page.layers import layer_table
 from condense.page.words import number, percent, subject
-from condense.records import Diagnosis
+from condense.records import Diagnosis, PlotlyJs
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
     from condense.page.charts import Chart
 
-PlotlyJs = Literal["inline", "cdn", "none"]
 TEMPLATES = Path(__file__).parent / "templates"
 CDN = "https://cdn.plot.ly"
 SANS = 'Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'

@@ -1,4 +1,4 @@
-"""The layer table as CSV: one row per site, a column per metric with its interval."""
+"""A run's table as CSV; every run gives its own rows."""
 
 from __future__ import annotations
 
@@ -7,12 +7,6 @@ import io
 from typing import Any
 
 from condense.page.escape import for_csv
-from condense.records import Diagnosis
-
-
-def layers_csv(diagnosis: Diagnosis) -> str:
-    """One row per site of a diagnosis, columns as `Diagnosis.to_frame`; undefined numbers are empty."""
-    return rows_csv(diagnosis.rows())
 
 
 def rows_csv(rows: list[dict[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from condense.outcomes import Treatment
 from condense.page.charts import Chart
 from condense.page.facts import LEVEL_WORDS
-from condense.page.html import PlotlyJs, render
+from condense.page.html import render
 from condense.page.treatment_cards import cards
 from condense.page.treatment_curves import cloud_panels, training_figures
 from condense.page.treatment_facts import (
@@ -27,6 +27,7 @@ from condense.page.treatment_facts import (
 from condense.page.treatment_figures import depth_figures
 from condense.page.treatment_layers import table_note, treatment_table
 from condense.page.words import subject
+from condense.records import PlotlyJs
 
 
 def treatment_page(treatment: Treatment, *, plotlyjs: PlotlyJs = "inline") -> str:
