@@ -13,7 +13,7 @@ from typing import Literal
 
 from condense.intervals import MIN_TEXTS
 from condense.outcomes import Arm, Effect, Outcome, Plan, VerdictId
-from condense.records import Estimate, Finding
+from condense.records import Estimate, Finding, Quality
 from condense.verdict import BILLION, LIU
 
 Opened = Literal["cone opened", "three dimensions rescaled", "both", "neither"]
@@ -32,7 +32,7 @@ def assess(plan: Plan, model: str, arms: Mapping[str, Arm], effect: Effect, comm
     """
     again = Again(command or f"condense treat {shlex.quote(model)} --text train.txt")
     held = quality_held(plan, arms, effect)
-    opened = what_opened(plan, effect)
+    opened = what_opened(plan.min_effect, effect.deep)
     verdict = verdict_of(plan, arms, effect, held)
     findings = (
         _main(plan, again, effect, verdict, held),
@@ -56,7 +56,12 @@ def verdict_of(plan: Plan, arms: Mapping[str, Arm], effect: Effect, held: bool |
     """The verdict's id; without a control arm, or below 8 texts, nothing is attributed to the loss."""
     if "control" not in arms or arms["treated"].validation.corpus.texts < MIN_TEXTS:
         return "inconclusive"
-    size = size_of(effect.deep["mean_cosine"], plan.min_effect)
+    return verdict_from(effect.deep["mean_cosine"], plan.min_effect, held)
+
+
+def verdict_from(cosine: Estimate, least: float, held: bool | None) -> VerdictId:
+    """The verdict's id from the difference in deep mean cosine and whether quality held."""
+    size = size_of(cosine, least)
     if size == "rise":
         return "condensed-further"
     if size == "fall":
@@ -65,33 +70,34 @@ def verdict_of(plan: Plan, arms: Mapping[str, Arm], effect: Effect, held: bool |
 
 
 def quality_held(plan: Plan, arms: Mapping[str, Arm], effect: Effect) -> bool | None:
-    """True if the upper bound of the change is within the tolerance of the reference's value; None if unknown.
-
-    Bits per byte where there are any, else the loss (masked models).
-    """
+    """True if the upper bound of the change is within the tolerance of the reference's value; None if unknown."""
     reference = arms.get(effect.against)
     if reference is None:
         return None
+    return held_within(effect.quality, reference.validation.quality, plan.quality_tolerance)
+
+
+def held_within(changes: Mapping[str, Estimate], reference: Quality, tolerance: float) -> bool | None:
+    """True if the upper bound of the change is within a share of the reference's value; None if unknown.
+
+    Bits per byte where there are any, else the loss (masked models).
+    """
     for key in ("bits_per_byte", "loss"):
-        change = effect.quality[key]
-        base = getattr(reference.validation.quality, key).value
-        if change.high is not None and base is not None:
-            return bool(change.high <= plan.quality_tolerance * base)
+        change, base = changes.get(key), getattr(reference, key).value
+        if change is not None and change.high is not None and base is not None:
+            return bool(change.high <= tolerance * base)
     return None
 
 
-def what_opened(plan: Plan, effect: Effect) -> Opened:
+def what_opened(least: float, deep: Mapping[str, Estimate]) -> Opened:
     """Did the cone open, or were three dimensions rescaled: the effect with and without the top three."""
-    whole = size_of(effect.deep["mean_cosine"], plan.min_effect) == "fall"
-    rest = size_of(effect.deep["mean_cosine_without_top_dimensions"], plan.min_effect) == "fall"
+    whole = size_of(deep["mean_cosine"], least) == "fall"
+    rest = size_of(deep["mean_cosine_without_top_dimensions"], least) == "fall"
     if not whole:
         return "cone opened" if rest else "neither"
     if not rest:
         return "three dimensions rescaled"
-    total, inner = (
-        effect.deep["mean_cosine"].value or 0.0,
-        effect.deep["mean_cosine_without_top_dimensions"].value or 0.0,
-    )
+    total, inner = (deep[key].value or 0.0 for key in ("mean_cosine", "mean_cosine_without_top_dimensions"))
     return "cone opened" if inner <= 0.5 * total else "both"
 
 
@@ -112,9 +118,9 @@ def _main(plan: Plan, again: Again, effect: Effect, verdict: VerdictId, held: bo
     cosine = effect.deep["mean_cosine"]
     bits = effect.quality["bits_per_byte"]
     quality = (
-        f"bits per byte {_signed(bits, 4)}" if bits.value is not None else f"loss {_signed(effect.quality['loss'], 4)}"
+        f"bits per byte {signed(bits, 4)}" if bits.value is not None else f"loss {signed(effect.quality['loss'], 4)}"
     )
-    seen = f"treated − {effect.against} on the validation text: deep mean cosine {_signed(cosine, 4)}, {quality}"
+    seen = f"treated − {effect.against} on the validation text: deep mean cosine {signed(cosine, 4)}, {quality}"
     if held is not None:
         seen += f"; quality {'held' if held else 'not shown to be held'} (tolerance {plan.quality_tolerance:.1%})"
     why = {
@@ -185,8 +191,8 @@ def _opening(effect: Effect, opened: Opened) -> Finding:
     }
     return Finding(
         "what-opened", "info", words[opened],
-        f"deep mean cosine {_signed(effect.deep['mean_cosine'], 4)}, without each text's three strongest dimensions "
-        f"{_signed(without, 4)}; effective rank {_signed(effect.deep['effective_rank'], 2)}",
+        f"deep mean cosine {signed(effect.deep['mean_cosine'], 4)}, without each text's three strongest dimensions "
+        f"{signed(without, 4)}; effective rank {signed(effect.deep['effective_rank'], 2)}",
         "A loss on cosines is satisfied most cheaply by rescaling the few dimensions that dominate them.",
         "condense report condense.json", "Timkey & van Schijndel 2021, arXiv:2109.04404",
     )  # fmt: skip
@@ -265,7 +271,8 @@ def _scope(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect) ->
     return notes
 
 
-def _signed(estimate: Estimate, digits: int) -> str:
+def signed(estimate: Estimate, digits: int = 4) -> str:
+    """A difference with its sign and interval, in plain characters."""
     if estimate.value is None:
         return "undefined"
     if estimate.low is None or estimate.high is None:

@@ -34,7 +34,8 @@ class Windows:
     """N texts of S token ids, ready to be measured.
 
     ids (N, S) int64; special (N, S) bool, the tokens the tokenizer added; `predicted_bytes` the UTF-8
-    bytes of the source span of the predicted tokens of each text (None without offsets).
+    bytes of the source span of the predicted tokens of each text (None without offsets); `passages` that span
+    itself, behind what of the text the model is given before it (empty where a BOS is given).
     """
 
     ids: Tensor
@@ -42,6 +43,7 @@ class Windows:
     predicted_bytes: tuple[int | None, ...]
     mask_token_id: int | None
     info: CorpusInfo
+    passages: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         """Number of texts."""
@@ -108,8 +110,12 @@ def windows(
         requested=num_texts,
         version=PROBE_VERSION if text is None else None,
     )
-    spans = tuple(_span_bytes(t, a, a + content, bool(before)) for t, _, a in rows)
-    return Windows(ids, special, spans, getattr(tokenizer, "mask_token_id", None), info)
+    passages = [_passage(t, a, a + content, bool(before)) for t, _, a in rows]
+    spans = tuple(None if p is None else len(p[1].encode("utf-8", errors="replace")) for p in passages)
+    return Windows(
+        ids, special, spans, getattr(tokenizer, "mask_token_id", None), info,
+        passages=tuple(p for p in passages if p is not None),
+    )  # fmt: skip
 
 
 def _length(asked: int | None, positions: int | None) -> int:
@@ -206,13 +212,15 @@ def _round_robin(kept: list[_Tokens], content: int, wanted: int) -> Iterator[tup
         number += 1
 
 
-def _span_bytes(tokens: _Tokens, start: int, end: int, has_prefix: bool) -> int | None:
-    """UTF-8 bytes between the end of the token before the first predicted one and the last one's end."""
+def _passage(tokens: _Tokens, start: int, end: int, has_prefix: bool) -> tuple[str, str] | None:
+    """What stands before the first predicted token in the window, and the text from there to the last one's end."""
     if tokens.ends is None:
         return None
     first = start if has_prefix else start + 1
-    begin = tokens.ends[first - 1] if first > 0 else 0
-    return len(tokens.document.text[begin : tokens.ends[end - 1]].encode("utf-8", errors="replace"))
+    text, ends = tokens.document.text, tokens.ends
+    opening = ends[start - 1] if start > 0 else 0
+    begin = ends[first - 1] if first > 0 else 0
+    return text[opening:begin], text[begin : ends[end - 1]]
 
 
 def _ids_sha256(ids: Tensor) -> str:

@@ -1,7 +1,8 @@
 """How much does one measurement differ from another? Paired by text where the windows are the same.
 
 Composite numbers are formed within each bootstrap resample: the texts are drawn once for both
-measurements, then the composite of each, then their difference. Covers texts, not training seeds.
+measurements, then the composite of each, then their difference. Several pairs (one per training seed) share the
+draw of the texts and are averaged within it. Covers texts, not training seeds.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from condense.intervals import Floats, bootstrap_interval, resampling_weights, weighted_means
+from condense.intervals import CONFIDENCE, Floats, resampling_weights, weighted_means
 from condense.metrics import METRICS, PER_TEXT
 from condense.outcomes import Effect, SiteEffect
-from condense.records import Diagnosis, Estimate, SiteReading
+from condense.records import Diagnosis, Estimate
 
-TAIL = 0.025
+TAIL = (1 - CONFIDENCE) / 2
+QUALITY_KEYS = ("loss", "bits_per_byte")
+Pairs = Sequence[tuple[Diagnosis, Diagnosis]]
+Statistic = Callable[[Floats], Floats]
 
 
 def difference(new: Diagnosis, old: Diagnosis, against: str, seed: int = 0) -> Effect:
@@ -24,74 +28,85 @@ def difference(new: Diagnosis, old: Diagnosis, against: str, seed: int = 0) -> E
     Paired where both were measured on the same windows (`windows_sha256`), else the texts of each are
     drawn for themselves and `paired` is False.
     """
-    paired = new.corpus.windows_sha256 == old.corpus.windows_sha256
+    paired = same_windows(new, old)
+    pairs = [(new, old)]
     return Effect(
         against=against,
         paired=paired,
-        deep={key: _deep(new, old, key, paired, seed) for key in METRICS},
-        quality={key: _quality(new, old, key, paired, seed) for key in ("loss", "bits_per_byte")},
-        sites=_sites(new, old, paired, seed),
+        deep={key: deep_contrast(pairs, key, seed, paired=paired) for key in METRICS},
+        quality={key: quality_contrast(pairs, key, seed, paired=paired) for key in QUALITY_KEYS},
+        sites=site_contrasts(pairs, tuple(METRICS), seed, paired=paired),
     )
 
 
-def _sites(new: Diagnosis, old: Diagnosis, paired: bool, seed: int) -> tuple[SiteEffect, ...]:
-    others = {(site.stack, site.site, site.index): site for site in old.sites}
-    pairs = [(site, others.get((site.stack, site.site, site.index))) for site in new.sites]
-    return tuple(
-        SiteEffect(
-            site.site, site.stack, site.index,
-            {key: _at_site(site, other, key, paired, seed) for key in METRICS if key in site.metrics},
-        )
-        for site, other in pairs
-        if other is not None
-    )  # fmt: skip
+def same_windows(new: Diagnosis, old: Diagnosis) -> bool:
+    """Whether two measurements read the same token ids."""
+    return new.corpus.windows_sha256 == old.corpus.windows_sha256
 
 
-def _at_site(new: SiteReading, old: SiteReading, key: str, paired: bool, seed: int) -> Estimate:
-    a, b = new.metrics[key], old.metrics[key]
-    if a.value is None or b.value is None:
+def deep_contrast(pairs: Pairs, key: str, seed: int = 0, *, paired: bool) -> Estimate:
+    """Mean over pairs of new − old in a deep metric, with its interval over texts."""
+    value = _mean_difference([(new.deep[key].value, old.deep[key].value) for new, old in pairs])
+    if value is None:
         return Estimate(None, reason="undefined in one of the two")
-    value = a.value - b.value
-    if a.per_text is None or b.per_text is None:
-        return Estimate(value)
-    mine, theirs = _column(a.per_text), _column(b.per_text)
-    if paired:
-        low, high = bootstrap_interval(mine - theirs, lambda means: means[:, 0], seed)
-        return Estimate(value, low, high)
-    low, high = _unpaired(mine, theirs, lambda means: means[:, 0], seed)
-    return Estimate(value, low, high)
-
-
-def _deep(new: Diagnosis, old: Diagnosis, key: str, paired: bool, seed: int) -> Estimate:
-    a, b = new.deep[key], old.deep[key]
-    if a.value is None or b.value is None:
-        return Estimate(None, reason="undefined in one of the two")
-    value = a.value - b.value
     if key not in PER_TEXT:
         return Estimate(value)
-    mine, theirs = _deep_table(new, key), _deep_table(old, key)
-    if paired:
-        low, high = _paired(mine, theirs, _median, seed)
-    else:
-        low, high = _unpaired(mine, theirs, _median, seed)
-    return Estimate(value, low, high)
+    tables = [(_deep_table(new, key), _deep_table(old, key)) for new, old in pairs]
+    return Estimate(value, *_interval(tables, _median, seed, paired))
 
 
-def _quality(new: Diagnosis, old: Diagnosis, key: str, paired: bool, seed: int) -> Estimate:
-    a, b = getattr(new.quality, key), getattr(old.quality, key)
-    if a.value is None or b.value is None:
-        return Estimate(None, reason=a.reason or b.reason)
-    value = a.value - b.value
+def quality_contrast(pairs: Pairs, key: str, seed: int = 0, *, paired: bool) -> Estimate:
+    """Mean over pairs of new − old in `loss` or `bits_per_byte`; per text too where one pair is paired."""
+    both = [(getattr(new.quality, key), getattr(old.quality, key)) for new, old in pairs]
+    value = _mean_difference([(a.value, b.value) for a, b in both])
+    if value is None:
+        reasons = [of.reason for pair in both for of in pair if of.value is None and of.reason]
+        return Estimate(None, reason=reasons[0] if reasons else "undefined in one of the two")
     if key == "bits_per_byte":
-        mine, theirs, statistic = _bits_table(new), _bits_table(old), _ratio
+        tables, statistic = [(_bits_table(new), _bits_table(old)) for new, old in pairs], _ratio
     else:
-        mine, theirs, statistic = _column(a.per_text), _column(b.per_text), _first
-    compare = _paired if paired else _unpaired
-    low, high = compare(mine, theirs, statistic, seed)
+        tables, statistic = [(_column(a.per_text), _column(b.per_text)) for a, b in both], _first
+    low, high = _interval(tables, statistic, seed, paired)
     per_text = None
-    if paired and len(a.per_text or ()) == len(b.per_text or ()):
+    a, b = both[0]
+    if paired and len(pairs) == 1 and len(a.per_text or ()) == len(b.per_text or ()):
         per_text = tuple(x - y for x, y in zip(a.per_text, b.per_text, strict=True))
     return Estimate(value, low, high, per_text)
+
+
+def site_contrasts(pairs: Pairs, keys: Sequence[str], seed: int = 0, *, paired: bool) -> tuple[SiteEffect, ...]:
+    """Mean over pairs of new − old at every site that all measurements have, for the given metrics."""
+    sides = [[{(s.stack, s.site, s.index): s.metrics for s in run.sites} for run in pair] for pair in pairs]
+    made = []
+    for site in pairs[0][0].sites:
+        place = (site.stack, site.site, site.index)
+        if all(place in side for pair in sides for side in pair):
+            both = [(new[place], old[place]) for new, old in sides]
+            found = {
+                key: _metric_contrast([(new[key], old[key]) for new, old in both], seed, paired)
+                for key in keys
+                if key in site.metrics
+            }
+            made.append(SiteEffect(site.site, site.stack, site.index, found))
+    return tuple(made)
+
+
+def _metric_contrast(both: Sequence[tuple[Estimate, Estimate]], seed: int, paired: bool) -> Estimate:
+    value = _mean_difference([(a.value, b.value) for a, b in both])
+    if value is None:
+        return Estimate(None, reason="undefined in one of the two")
+    if any(a.per_text is None or b.per_text is None for a, b in both):
+        return Estimate(value)
+    tables = [(_column(a.per_text), _column(b.per_text)) for a, b in both]
+    return Estimate(value, *_interval(tables, _first, seed, paired))
+
+
+def _mean_difference(values: Sequence[tuple[float | None, float | None]]) -> float | None:
+    differences = [a - b for a, b in values if a is not None and b is not None]
+    return sum(differences) / len(differences) if len(differences) == len(values) > 0 else None
+
+
+# --- statistics of tables of texts ---------------------------------------------------------------------
 
 
 def _first(means: Floats) -> Floats:
@@ -125,23 +140,21 @@ def _bits_table(diagnosis: Diagnosis) -> Floats:
     return np.stack([ratios * sizes, sizes], axis=1)
 
 
-def _paired(
-    a: Floats, b: Floats, statistic: Callable[[Floats], Floats], seed: int
+def _interval(
+    tables: Sequence[tuple[Floats, Floats]], statistic: Statistic, seed: int, paired: bool
 ) -> tuple[float | None, float | None]:
-    if len(a) < 2 or len(a) != len(b):
-        return None, None
-    weights = resampling_weights(len(a), seed)
-    return _bounds(statistic(weighted_means(a, weights)) - statistic(weighted_means(b, weights)))
-
-
-def _unpaired(
-    a: Floats, b: Floats, statistic: Callable[[Floats], Floats], seed: int
-) -> tuple[float | None, float | None]:
-    if len(a) < 2 or len(b) < 2:
-        return None, None
-    mine = statistic(weighted_means(a, resampling_weights(len(a), seed)))
-    theirs = statistic(weighted_means(b, resampling_weights(len(b), seed + 1)))
-    return _bounds(mine - theirs)
+    """Bounds of the mean over pairs of statistic(new) − statistic(old); None below two texts."""
+    draws = []
+    for new, old in tables:
+        if min(len(new), len(old)) < 2 or (paired and new.shape != old.shape):
+            return None, None
+        mine = resampling_weights(len(new), seed)
+        theirs = mine if paired else resampling_weights(len(old), seed + 1)
+        if paired:  # a text that is undefined on one side says nothing of the difference
+            known = np.isfinite(new) & np.isfinite(old)
+            new, old = np.where(known, new, np.nan), np.where(known, old, np.nan)
+        draws.append(statistic(weighted_means(new, mine)) - statistic(weighted_means(old, theirs)))
+    return _bounds(np.mean(draws, axis=0))
 
 
 def _bounds(draws: Floats) -> tuple[float | None, float | None]:

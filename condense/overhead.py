@@ -1,6 +1,6 @@
-"""What the loss costs: forward and backward with and without it, in turn, on the same rows.
+"""What an arm costs: forward and backward of every arm in turn, on the same rows.
 
-In turn, because a machine's speed drifts; without optimizer steps, because those are the same in both.
+In turn, because a machine's speed drifts; without optimizer steps, which are the same in arms of one size.
 """
 
 from __future__ import annotations
@@ -8,19 +8,39 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from condense.disperser import Disperser, DispersionConfig
+from condense.disperser import DispersionConfig
+from condense.interventions import Intervention, forward_backward
 from condense.outcomes import Overhead
+from condense.records import Estimate
 
 ROUNDS = 3
 _PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One arm's micro-batch: its model, its inputs and what the arm does."""
+
+    model: Any
+    batch: Mapping[str, Tensor]
+    intervention: Intervention
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds and peak bytes of each counted round of one arm (0 bytes where the system does not say)."""
+
+    seconds: tuple[float, ...]
+    peaks: tuple[int, ...]
 
 
 def measure_overhead(model: Any, batch: dict[str, Tensor], config: DispersionConfig, rounds: int = ROUNDS) -> Overhead:
@@ -28,50 +48,68 @@ def measure_overhead(model: Any, batch: dict[str, Tensor], config: DispersionCon
 
     The model keeps its weights; its gradients are cleared. The first round warms up and is not counted.
     """
-    device = next(model.parameters()).device
-    inputs = {key: value.to(device) for key, value in batch.items()}
-    seconds: dict[str, list[float]] = {"control": [], "treated": []}
-    peaks: dict[str, list[int]] = {"control": [], "treated": []}
-    was_training = model.training
-    model.train()
-    try:
-        for round_number in range(rounds + 1):
-            for name in ("control", "treated"):
-                spent, peak = _once(model, inputs, config if name == "treated" else None, device)
-                if round_number:
-                    seconds[name].append(spent)
-                    peaks[name].append(peak)
-    finally:
-        model.zero_grad(set_to_none=True)
-        model.train(was_training)
-    times = {name: statistics.median(values) for name, values in seconds.items()}
-    ratio = statistics.median(t / c for t, c in zip(seconds["treated"], seconds["control"], strict=True))
-    memory = {name: max(values) for name, values in peaks.items()}
+    arms = {"control": Intervention(), "treated": Intervention(config)}
+    spent = interleaved({name: Pass(model, batch, arm) for name, arm in arms.items()}, rounds)
+    memory = {name: max(of.peaks) for name, of in spent.items()}
     known = all(memory.values())
     return Overhead(
-        time_ratio=ratio,
+        time_ratio=time_ratio(spent["treated"], spent["control"]).value,
         memory_ratio=memory["treated"] / memory["control"] if known else None,
-        seconds_per_step=times,
+        seconds_per_step={name: statistics.median(of.seconds) for name, of in spent.items()},
         peak_memory_bytes=memory if known else {},
         rounds=rounds,
         reason=None if known else "peak memory is not known on this system",
     )
 
 
-def _once(
-    model: Any, inputs: dict[str, Tensor], config: DispersionConfig | None, device: torch.device
-) -> tuple[float, int]:
+def time_ratio(arm: Spent, control: Spent) -> Estimate:
+    """Median over rounds of the arm's time over the control's in the same round, with the range over rounds."""
+    ratios = [a / c for a, c in zip(arm.seconds, control.seconds, strict=True)]
+    return Estimate(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def interleaved(
+    passes: Mapping[str, Pass], rounds: int = ROUNDS, on_pass: Callable[[int, int], None] | None = None
+) -> dict[str, Spent]:
+    """Time every pass once per round, in turn; one more round before warms up and is not counted.
+
+    Weights are kept, gradients cleared, modes restored. on_pass(done, total) is called after each pass.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    peaks: dict[str, list[int]] = {name: [] for name in passes}
+    training = [(one.model, one.model.training) for one in passes.values()]
+    done, total = 0, len(passes) * (rounds + 1)
+    try:
+        for number in range(rounds + 1):
+            for name, one in _turned(list(passes.items()), number):
+                spent, peak = _once(one)
+                done += 1
+                if on_pass is not None:
+                    on_pass(done, total)
+                if number:
+                    seconds[name].append(spent)
+                    peaks[name].append(peak)
+    finally:
+        for model, was in training:
+            model.zero_grad(set_to_none=True)
+            model.train(was)
+    return {name: Spent(tuple(seconds[name]), tuple(peaks[name])) for name in passes}
+
+
+def _turned(items: Sequence[tuple[str, Pass]], number: int) -> list[tuple[str, Pass]]:
+    """The arms beginning with another one each round, so that none always follows the same."""
+    start = number % len(items)
+    return [*items[start:], *items[:start]]
+
+
+def _once(one: Pass) -> tuple[float, int]:
+    model = one.model
+    device = next(model.parameters()).device
+    inputs = {key: value.to(device) for key, value in one.batch.items()}
+    model.train()
     with _peak_memory(device) as peak:
         started = time.perf_counter()
-        if config is None:
-            loss = model(**inputs).loss
-        else:
-            with Disperser(
-                model, config.coefficient, loss=config.loss, layers=config.layers, paper_sites=config.paper_sites,
-                max_tokens=config.max_tokens, seed=config.seed, constants=config.constants,
-            ) as disperser:  # fmt: skip
-                loss = model(**inputs).loss + disperser.penalty()
-        loss.backward()
+        forward_backward(model, inputs, one.intervention)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         spent = time.perf_counter() - started

@@ -1,4 +1,7 @@
-"""Write a treated checkpoint: beside its place first, complete, then renamed; nothing of the user's is lost."""
+"""Write a treated checkpoint: beside its place first, complete, then renamed; nothing of the user's is lost.
+
+A trial's report is written into the folder of its runs.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from condense.checkpoint import DTYPES, Checkpoint
 from condense.errors import RunError, UsageError
 from condense.outcomes import Plan, Treatment
 from condense.serial import write_text
+from condense.trials import Trial
 
 CHECKPOINTS_KEPT = 3  # two by rotation, one while it is written
 
@@ -104,3 +108,13 @@ def stage(treatment: Treatment, work: Path, target: Path) -> None:
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def write_trial(trial: Trial, target: Path) -> None:
+    """Write trial.json, report.html, report.md and trial.csv into a trial's folder."""
+    from condense.page.table import rows_csv
+
+    trial.to_json(target / "trial.json")
+    trial.to_html(target / "report.html")
+    trial.to_markdown(target / "report.md")
+    write_text(target / "trial.csv", rows_csv(trial.rows()))

@@ -26,8 +26,8 @@ from transformers import (
     default_data_collator,
 )
 
-from condense.disperser import DispersionConfig
 from condense.errors import RunError, UsageError
+from condense.interventions import Intervention, Regulariser
 from condense.outcomes import Curve, Plan, Schedule
 from condense.trainer import DispersionTrainer
 from condense.training_text import Rows
@@ -52,15 +52,6 @@ class Trained:
     curve: Curve
     seconds: float
     penalty_to_ce: float | None
-
-
-def dispersion_config(plan: Plan, coefficient: float) -> DispersionConfig:
-    """The loss of an arm; tau only where the loss has one."""
-    constants = {"tau": plan.tau} if plan.loss in ("angular", "l2_repel") else None
-    return DispersionConfig(
-        coefficient=coefficient, loss=plan.loss, layers=plan.layers, paper_sites=plan.paper_sites,
-        max_tokens=plan.max_tokens, seed=plan.seed, constants=constants,
-    )  # fmt: skip
 
 
 def arguments(plan: Plan, schedule: Schedule, folder: Path, device: torch.device) -> TrainingArguments:
@@ -106,38 +97,69 @@ def train(
     plan: Plan,
     schedule: Schedule,
     *,
-    coefficient: float,
+    intervention: Intervention,
     folder: Path,
     masked: bool,
     resume: bool = False,
     on_step: OnStep | None = None,
 ) -> Trained:
-    """Train a model in place on rows, with the loss at `coefficient` beside cross-entropy.
+    """Train a model in place on rows, by cross-entropy and what the arm's intervention adds.
 
     RunError for a non-finite loss or gradient, out of memory or a full disk; InterruptedRunError after a signal.
     """
     stop = _Stop()
     log = _Log(on_step, schedule.steps)
-    trainer = DispersionTrainer(
+    trainer = _ArmTrainer(
         model=model,
         args=arguments(plan, schedule, folder, next(model.parameters()).device),
         train_dataset=rows,
         data_collator=collator(tokenizer, masked, plan.seed),
         processing_class=tokenizer,
-        dispersion=dispersion_config(plan, coefficient),
-        callbacks=[stop, log, _Manifest()],
+        dispersion=intervention.dispersion,
+        regulariser=intervention.regulariser,
+        callbacks=[stop, log, _Manifest(), *intervention.callbacks()],
     )
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ == "PrinterCallback":
             trainer.remove_callback(callback)
     started = time.perf_counter()
-    with stop:
+    with stop, intervention.hooks(model):
         _run(trainer, last_complete(folder) if resume else None)
     if stop.code is not None:
         raise InterruptedRunError(stop.code)
     return Trained(
         log.curve(trainer.state.log_history), time.perf_counter() - started, log.ratio(trainer.state.log_history)
     )
+
+
+class _ArmTrainer(DispersionTrainer):
+    """`DispersionTrainer` with a regulariser of the weights, which counts once per optimizer step."""
+
+    def __init__(self, *args: Any, regulariser: Regulariser | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._regulariser = regulariser
+        self._penalties: list[float] = []
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As the dispersion trainer's, plus the regulariser's share of this micro-batch."""
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._regulariser is None or not (model.training and torch.is_grad_enabled()):
+            return result
+        loss, outputs = result if return_outputs else (result, None)
+        penalty = self._regulariser.coefficient * self._regulariser.value(model)
+        self._penalties.append(float(penalty.detach()))
+        steps = getattr(self, "current_gradient_accumulation_steps", 1)
+        total = loss + (penalty / steps if self._is_scaled(num_items_in_batch) else penalty)
+        return (total, outputs) if return_outputs else total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the regulariser's mean penalty since the last log beside the rest."""
+        if "loss" in logs and self._penalties:
+            logs["regulariser_penalty"] = sum(self._penalties) / len(self._penalties)
+            self._penalties.clear()
+        super().log(logs, start_time)
 
 
 def _run(trainer: Any, checkpoint: Path | None) -> None:
@@ -235,7 +257,7 @@ class _Log(TrainerCallback):
         return Curve(
             step=tuple(int(e["step"]) for e in entries),
             ce_loss=tuple(float(e.get("ce_loss", e["loss"])) for e in entries),
-            penalty=tuple(float(e.get("dispersion_penalty", 0.0)) for e in entries),
+            penalty=tuple(_penalty(e) for e in entries),
             mean_cosine=tuple(_finite(e.get("mean_cosine")) for e in entries),
             gradient_norm=tuple(float(e.get("grad_norm", 0.0)) for e in entries),
             learning_rate=tuple(float(e.get("learning_rate", 0.0)) for e in entries),
@@ -244,8 +266,12 @@ class _Log(TrainerCallback):
     @staticmethod
     def ratio(history: list[dict[str, float]]) -> float | None:
         """Mean over steps of |penalty| / cross-entropy."""
-        ratios = [abs(e["penalty_to_ce"]) for e in history if e.get("penalty_to_ce") is not None]
+        ratios = [abs(_penalty(e)) / e["ce_loss"] for e in history if "loss" in e and e.get("ce_loss", 0.0) > 0]
         return sum(ratios) / len(ratios) if ratios else None
+
+
+def _penalty(entry: dict[str, float]) -> float:
+    return float(entry.get("dispersion_penalty", 0.0)) + float(entry.get("regulariser_penalty", 0.0))
 
 
 def _finite(value: float | None) -> float | None:

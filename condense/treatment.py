@@ -7,9 +7,7 @@ the saved and reloaded file. Everything lives in `OUT.work/` until it is renamed
 
 from __future__ import annotations
 
-import gc
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -20,33 +18,21 @@ from typing import Any
 import torch
 
 from condense import checkpoint as checkpoints
+from condense.arms import measure_arm, train_arm
 from condense.assessment import assess
 from condense.checkpoint import Checkpoint
 from condense.cloud import drawn_block, project, token_states
-from condense.corpus import Windows, documents_of, windows
-from condense.diagnosis import analyze
 from condense.documents import Document
 from condense.effects import difference
-from condense.errors import UnavailableError, UsageError
+from condense.errors import UsageError
+from condense.interventions import Intervention, dispersion_config
 from condense.outcomes import TREATMENT_SCHEMA, Arm, Overhead, Plan, Schedule, Treatment
 from condense.overhead import measure_overhead
-from condense.saving import disk_needed, prepare, save_model, stage
+from condense.preparation import Prepared, first_batch, prepare_text
+from condense.saving import prepare, stage
 from condense.serial import decode, encode, write_text
-from condense.training import OnStep, Trained, collator, dispersion_config, train
-from condense.training_text import (
-    Rows,
-    Split,
-    keeps_documents_apart,
-    packed_rows,
-    padded_rows,
-    split,
-    validation_windows,
-)
+from condense.training import OnStep, Trained
 from condense.version import __version__
-
-MAX_TOKENS = 2_000_000
-TOKENS_PER_STEP = 131_072
-ROW_LENGTH = 1024
 
 
 @dataclass(frozen=True)
@@ -67,10 +53,7 @@ class _Job:
     options: dict[str, Any]
     plan: Plan
     schedule: Schedule
-    rows: Rows
-    masked: bool
-    validation: Windows
-    probe: Windows
+    texts: Prepared
     work: Path
     resume: bool
     watch: Watch
@@ -139,73 +122,13 @@ def _job(
     name: str, opened: Checkpoint, text: Any, column: str, plan: Plan, options: dict[str, Any], work: Path,
     resume: bool, watch: Watch,
 ) -> tuple[_Job, Overhead]:  # fmt: skip
-    if opened.info.objective not in ("causal", "masked"):
-        raise UnavailableError(
-            f"{name} has no language-modelling objective to train ({opened.info.architecture})",
-            "condense treats causal and masked language models",
-        )
-    if opened.head_missing:
-        raise UnavailableError(f"{name} cannot be trained: {opened.head_missing}")
-    masked = opened.info.objective == "masked"
     watch.on_phase("reading text")
-    parts = split(documents_of(text, column), plan.seed)
-    length = plan.max_length or min(ROW_LENGTH, opened.positions or ROW_LENGTH)
-    if opened.positions and length > opened.positions:
-        raise UsageError(
-            f"--max-length {length} is beyond the model's {opened.positions} positions", "use a shorter one"
-        )
-    rows = _rows(opened, parts, length, masked)
-    validation = validation_windows(opened.tokenizer, parts.validation, plan.num_texts, opened.positions)
-    probe = windows(opened.tokenizer, num_texts=plan.num_texts, positions=opened.positions)
-    schedule = _schedule(plan, rows, parts, opened)
-    batch = collator(opened.tokenizer, masked, plan.seed)([rows[i] for i in range(min(schedule.batch_size, len(rows)))])
+    texts = prepare_text(name, opened, text, column, plan)
+    batch = first_batch(opened.tokenizer, texts.rows, texts.schedule, texts.masked, plan.seed)
     watch.on_phase("timing a step")
     overhead = measure_overhead(opened.model, batch, dispersion_config(plan, abs(plan.coefficient) or 0.1))
-    schedule = _estimated(plan, schedule, overhead, opened)
-    job = _Job(name, options, plan, schedule, rows, masked, validation, probe, work, resume, watch)
-    return job, overhead
-
-
-def _rows(opened: Checkpoint, parts: Split, length: int, masked: bool) -> Rows:
-    if masked:
-        rows = padded_rows(opened.tokenizer, parts.train, length, masked=True)
-    elif keeps_documents_apart(opened.model):
-        rows = packed_rows(opened.tokenizer, parts.train, length)
-    else:
-        rows = padded_rows(opened.tokenizer, parts.train, length)
-    if len(rows) == 0:
-        raise UsageError(
-            f"the training text does not fill one row of {length} tokens", "lower --max-length or give more text"
-        )
-    return rows
-
-
-def _schedule(plan: Plan, rows: Rows, parts: Split, opened: Checkpoint) -> Schedule:
-    """Steps, batch and accumulation from the budget: one pass, at most 2 M tokens, unless told otherwise."""
-    length = rows.length
-    batch = plan.per_device_train_batch_size or 1
-    accumulation = plan.gradient_accumulation_steps or 1
-    pass_tokens = len(rows) * length
-    budget = plan.train_tokens or min(pass_tokens, MAX_TOKENS)
-    if plan.per_device_train_batch_size is None and plan.gradient_accumulation_steps is None:
-        per_step = min(TOKENS_PER_STEP, max(length, budget // 50))
-        accumulation = max(1, per_step // length)
-    steps = plan.max_steps or max(1, budget // (batch * accumulation * length))
-    return Schedule(
-        rows=len(rows),
-        row_length=length,
-        steps=steps,
-        tokens_per_step=batch * accumulation * length,
-        train_tokens=steps * batch * accumulation * length,
-        batch_size=batch,
-        accumulation=accumulation,
-        packed=rows.packed,
-        train_documents=len(parts.train),
-        validation_documents=len(parts.validation),
-        train_sha256=parts.train_sha256,
-        validation_sha256=parts.validation_sha256,
-        disk_bytes=disk_needed(opened.info.parameters, plan),
-    )
+    schedule = _estimated(plan, texts.schedule, overhead, opened)
+    return _Job(name, options, plan, schedule, texts, work, resume, watch), overhead
 
 
 def _estimated(plan: Plan, schedule: Schedule, overhead: Overhead, opened: Checkpoint) -> Schedule:
@@ -222,9 +145,9 @@ def _fingerprint(job: _Job) -> None:
     path = job.work / "fingerprint.json"
     mine = json.dumps(
         {
-            "plan": asdict(job.plan), "model": job.model, "condense": __version__, "rows": len(job.rows),
+            "plan": asdict(job.plan), "model": job.model, "condense": __version__, "rows": len(job.texts.rows),
             "train": job.schedule.train_sha256, "validation": job.schedule.validation_sha256,
-            "probe": job.probe.info.windows_sha256,
+            "probe": job.texts.probe.info.windows_sha256,
         },
         sort_keys=True,
     )  # fmt: skip
@@ -250,7 +173,7 @@ def _arms(job: _Job, opened: Checkpoint) -> tuple[dict[str, Arm], dict[str, torc
         if name == "before":
             current, trained = opened, None
         else:
-            trained = _trained(job, opened, name)
+            trained = _trained(job, name)
             current = checkpoints.load(job.work / name / "model", device=str(opened.model.device))
         arms[name], clouds[name] = _measured(job, current, name, trained)
         done.parent.mkdir(parents=True, exist_ok=True)
@@ -259,54 +182,23 @@ def _arms(job: _Job, opened: Checkpoint) -> tuple[dict[str, Arm], dict[str, torc
     return arms, clouds
 
 
-def _trained(job: _Job, opened: Checkpoint, name: str) -> Trained:
+def _trained(job: _Job, name: str) -> Trained:
     """Train one arm from the source weights and save it."""
     job.watch.on_phase(f"{name}: training")
-    torch.manual_seed(job.plan.seed)
     source = checkpoints.load(job.model, **job.options)
-    model: Any = source.model
-    if job.plan.use_peft:
-        model = adapted(model, job.plan)
-    folder = job.work / name
-    trained = train(
-        model, source.tokenizer, job.rows, job.plan, job.schedule,
-        coefficient=job.plan.coefficient if name == "treated" else 0.0,
-        folder=folder, masked=job.masked, resume=job.resume, on_step=job.watch.on_step,
+    coefficient = job.plan.coefficient if name == "treated" else 0.0
+    return train_arm(
+        source, job.texts.rows, job.plan, job.schedule, Intervention(dispersion_config(job.plan, coefficient)),
+        job.work / name, masked=job.texts.masked, resume=job.resume, on_step=job.watch.on_step,
     )  # fmt: skip
-    save_model(model, source, folder / "model", merge=job.plan.merge_adapter, adapter=folder / "adapter")
-    for old in folder.glob("checkpoint-*"):
-        shutil.rmtree(old, ignore_errors=True)
-    del model, source
-    gc.collect()
-    return trained
-
-
-def adapted(model: Any, plan: Plan) -> Any:
-    """The model with LoRA adapters; only they are trained."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise UnavailableError("--use-peft needs the package peft", "pip install '.[peft]'") from None
-    targets: Any = plan.lora_target_modules
-    targets = targets if targets == "all-linear" else targets.split(",")
-    config = LoraConfig(
-        r=plan.lora_r, lora_alpha=plan.lora_alpha, lora_dropout=plan.lora_dropout, target_modules=targets
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise UsageError(
-            f"LoRA cannot be applied: {str(error).splitlines()[0][:200]}", "see --lora-target-modules"
-        ) from None
 
 
 def _measured(job: _Job, current: Checkpoint, name: str, trained: Trained | None) -> tuple[Arm, torch.Tensor]:
-    job.watch.on_phase(f"{name}: validation text")
-    named = replace(current, info=replace(current.info, id=job.model if name == "before" else f"{job.model} ({name})"))
-    validation = analyze(named, job.validation, seed=job.plan.seed, on_text=job.watch.on_text)
-    job.watch.on_phase(f"{name}: probe text")
-    probe = analyze(named, job.probe, seed=job.plan.seed, on_text=job.watch.on_text)
-    cloud = token_states(current.model, job.validation)
+    validation, probe = measure_arm(
+        current, job.model if name == "before" else f"{job.model} ({name})", job.texts.validation, job.texts.probe,
+        job.plan.seed, on_phase=lambda text: job.watch.on_phase(f"{name}: {text}"), on_text=job.watch.on_text,
+    )  # fmt: skip
+    cloud = token_states(current.model, job.texts.validation)
     arm = Arm(validation, probe)
     if trained is not None:
         arm = replace(

@@ -12,6 +12,7 @@ from condense.cli import analyze as analyzing
 from condense.cli import report as reporting
 from condense.cli import settings
 from condense.cli import treat as treating
+from condense.cli import trial as trying
 from condense.cli.running import MANNER, reported
 from condense.version import __version__
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command("analyze")(analyzing.analyze)
 app.command("treat")(treating.treat)
+app.command("trial")(trying.trial)
 app.command("report")(reporting.report)
 app.command("demo")(analyzing.demo)
 

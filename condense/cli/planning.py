@@ -12,6 +12,7 @@ import typer
 from condense.cli.running import quieten_libraries, working
 from condense.errors import UnavailableError, UsageError
 from condense.page.escape import for_terminal
+from condense.page.words import in_words
 
 if TYPE_CHECKING:
     from condense.estimate import Load, Shape, Source
@@ -108,7 +109,7 @@ def _lines(
         ("texts", f"{load.texts} × {load.length} tokens at most, of {text}"),
         ("where", f"{device}, {load.batch} at a time{processes}"),
         ("downloads", f"{_size(total)}: {names}" if source.downloads else "nothing"),
-        ("time", f"about {_duration(seconds)}"),
+        ("time", f"about {in_words(seconds)}"),
         ("memory", f"about {_size(memory)} of {place} at the peak" + (" in each process" if processes else "")),
         ("writes", ", ".join(map(str, outputs)) or "nothing"),
     ]
@@ -116,9 +117,3 @@ def _lines(
 
 def _size(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import typer
 
 from condense.errors import CondenseError, is_out_of_memory
 from condense.page.escape import for_terminal
+from condense.page.words import in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -241,3 +243,30 @@ def stage_progress() -> Iterator[tuple[Console, OnPhase, OnText, OnStep]]:
             progress.update(progress.tasks[-1].id, completed=step, total=steps, note=note)
 
         yield progress.console, on_phase, on_text, on_step
+
+
+OnRun = Callable[[str, int, int, int], None]
+
+
+@contextlib.contextmanager
+def run_progress() -> Iterator[tuple[Console, OnPhase, OnRun, OnText, OnStep]]:
+    """Progress of many runs on stderr: a bar over all with the time left, under it one for the run in hand.
+
+    Where stderr is no terminal each run is a line of its own, so that a log tells how far a trial is.
+    """
+    with stage_progress() as (screen, on_phase, on_text, on_step):
+        started: list[float] = []
+        prefix = [""]
+
+        def on_run(arm: str, seed: int, done: int, total: int) -> None:
+            if total == 0:
+                prefix[0] = f"{arm}: "
+                return
+            started[:] = started or [time.monotonic()]
+            spent = time.monotonic() - started[0]
+            left = f", about {in_words(spent / done * (total - done))} left" if done else ""
+            prefix[0] = f"[{done + 1}/{total}{left}] {arm}, seed {seed}: "
+            if not MANNER.quiet and not screen.is_terminal:
+                say(prefix[0].removesuffix(": "))
+
+        yield screen, lambda phase: on_phase(prefix[0] + phase), on_run, on_text, on_step

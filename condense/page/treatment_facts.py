@@ -12,8 +12,8 @@ from condense.page.figures import NOTHING
 from condense.page.treatment_cards import excludes_zero, measured, signed_value
 from condense.page.treatment_figures import difference, padded, typeset
 from condense.page.treatment_markdown import QUALITY_ROWS, ROWS, quality
-from condense.page.treatment_terminal import duration, gigabytes
-from condense.page.words import number
+from condense.page.treatment_terminal import gigabytes
+from condense.page.words import in_words, number
 from condense.records import Diagnosis, Estimate, Finding
 
 OUTCOMES = {
@@ -182,10 +182,10 @@ def provenance(treatment: Treatment) -> list[tuple[str, list[tuple[str, str]]]]:
     before = treatment.arms["before"].validation
     run = {"command": treatment.command, "created": treatment.created, "condense": treatment.condense,
            "schema": treatment.schema, "output": treatment.output,
-           "duration": duration(treatment.timing.get("total_seconds"))}  # fmt: skip
+           "duration": in_words(treatment.timing.get("total_seconds"))}  # fmt: skip
     schedule = asdict(treatment.schedule) | {"disk_bytes": gigabytes(treatment.schedule.disk_bytes),
                                              "memory_bytes": gigabytes(treatment.schedule.memory_bytes),
-                                             "seconds": duration(treatment.schedule.seconds)}  # fmt: skip
+                                             "seconds": in_words(treatment.schedule.seconds)}  # fmt: skip
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("Run", run),
         ("Model before", asdict(before.model)),
@@ -197,7 +197,7 @@ def provenance(treatment: Treatment) -> list[tuple[str, list[tuple[str, str]]]]:
             "weights_sha256": arm.validation.model.weights_sha256,
             "trained_tokens": arm.trained_tokens or None,
         }
-        values |= {"training": duration(arm.seconds) if arm.seconds else None, "penalty_to_ce": arm.penalty_to_ce}
+        values |= {"training": in_words(arm.seconds) if arm.seconds else None, "penalty_to_ce": arm.penalty_to_ce}
         groups.append((f"Arm: {name}", values))
     treated = treatment.arms["treated"]
     for title, diagnosis in (("Validation text", treated.validation), ("Probe text", treated.probe)):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from condense.page.escape import for_terminal
 from condense.page.treatment_markdown import QUALITY_ROWS, ROWS, quality
-from condense.page.words import DASH, SEVERITIES, number, signed
+from condense.page.words import DASH, SEVERITIES, in_words, number, signed
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -29,20 +29,11 @@ def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Conso
         f"text: {schedule.train_documents} training and {schedule.validation_documents} validation documents; "
         f"{schedule.rows} rows of {schedule.row_length} tokens, {'packed' if schedule.packed else 'one document each'}",
         f"cost of the loss: time × {number(overhead.time_ratio, 2)}, peak memory × {number(overhead.memory_ratio, 2)}",
-        f"estimate: {duration(schedule.seconds)} of training, {gigabytes(schedule.memory_bytes)} memory, "
+        f"estimate: {in_words(schedule.seconds)} of training, {gigabytes(schedule.memory_bytes)} memory, "
         f"{gigabytes(schedule.disk_bytes)} disk",
     ]
     for line in lines:
         console.print(Text(for_terminal(line)))
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in words."""
-    if seconds is None:
-        return "unknown time"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def gigabytes(size: int | None) -> str:

@@ -27,6 +27,15 @@ def percent(value: float | None) -> str:
     return DASH if value is None else f"{100 * value:.0f} %"
 
 
+def in_words(seconds: float | None) -> str:
+    """A time in seconds, minutes or hours."""
+    if seconds is None:
+        return "unknown time"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def estimate(of: Estimate, digits: int = 3) -> str:
     """A value with its interval, or the reason why there is none."""
     if of.value is None:

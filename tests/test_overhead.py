@@ -1,0 +1,78 @@
+"""Time in turn, memory in a process of its own."""
+
+import pytest
+import torch
+
+from condense import overhead
+from condense.disperser import DispersionConfig
+from condense.footprint import peak_bytes
+from condense.interventions import Intervention, Regulariser
+from condense.outcomes import Plan
+from condense.overhead import Pass, Spent, interleaved, measure_overhead, time_ratio
+from condense.trials import ArmSpec
+
+CONTROL = ArmSpec("control", "control")
+
+
+@pytest.fixture
+def batch():
+    ids = torch.arange(64).view(2, 32) % 100
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def test_arms_take_turns_and_the_model_is_left_as_it_was(opened, batch, monkeypatch):
+    model, order = opened("llama").model, []
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plain = overhead.forward_backward
+
+    def noted(model, inputs, intervention):
+        order.append("treated" if intervention.dispersion.coefficient else "control")
+        plain(model, inputs, intervention)
+
+    monkeypatch.setattr(overhead, "forward_backward", noted)
+    arms = {"control": Intervention(), "treated": Intervention(DispersionConfig(1.0))}
+    told = []
+    spent = interleaved({n: Pass(model, batch, a) for n, a in arms.items()}, 3, lambda d, t: told.append((d, t)))
+    assert order == ["control", "treated", "treated", "control"] * 2, "each round begins with another arm"
+    assert all(len(of.seconds) == 3 and min(of.seconds) > 0 for of in spent.values())
+    assert told == [(n, 8) for n in range(1, 9)]
+    assert not model.training and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_ratio_is_taken_round_by_round():
+    ratio = time_ratio(Spent((2.0, 6.0, 4.0), ()), Spent((1.0, 2.0, 4.0), ()))
+    assert (ratio.value, ratio.low, ratio.high) == (2.0, 1.0, 3.0)
+
+
+def test_a_slow_regulariser_shows(opened, batch):
+    import time
+
+    model = opened("llama").model
+
+    def slow(model):
+        time.sleep(0.2)
+        return next(model.parameters()).sum()
+
+    arms = {"control": Intervention(), "slow": Intervention(regulariser=Regulariser(0.0, slow))}
+    spent = interleaved({n: Pass(model, batch, a) for n, a in arms.items()}, 2)
+    assert min(spent["slow"].seconds) - max(spent["control"].seconds) > 0.1
+    assert measure_overhead(model, batch, DispersionConfig(0.1)).time_ratio > 0
+
+
+def test_memory_is_that_of_a_process_of_its_own(tiny, batch):
+    """A vocabulary larger by 200,000 rows of 32: weights, gradients and two moments of them, of input and head."""
+    added = 200_000
+    larger = ArmSpec("larger-vocab", "larger-vocab")
+    found = peak_bytes(
+        str(tiny("llama")), {"device": "cpu", "dtype": "float32"}, Plan(), [(CONTROL, 0, batch), (larger, added, batch)]
+    )
+    assert all(isinstance(peak, int) for peak in found.values()), found
+    least = 2 * added * 32 * 4 * 3.5
+    assert found["larger-vocab"] - found["control"] > least
+    assert 5e7 < found["control"] < 2e9
+
+
+def test_an_arm_that_cannot_be_measured_has_a_reason(tmp_path, batch):
+    found = peak_bytes(str(tmp_path / "none"), {"device": "cpu"}, Plan(), [(CONTROL, 0, batch)])
+    assert "no such file" in found["control"]
