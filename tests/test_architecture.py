@@ -16,12 +16,12 @@ PACKAGE = Path(__file__).parents[1] / "condense"
 # a floor only what is named. A room that is not here fails the test: give it a floor.
 FLOORS: list[set[str]] = [
     {"version", "errors", "metrics"},
-    {"serial", "cache", "schema", "dispersion", "geometry", "intervals", "documents", "inspection"},
+    {"serial", "cache", "schema", "dispersion", "geometry", "intervals", "documents", "inspection", "merges"},
     {"records", "tasks", "outcomes", "trials"},
-    {"capture", "corpus", "gguf", "hub", "verdict", "effects"},
+    {"capture", "corpus", "gguf", "hub", "verdict", "effects", "arm_names", "vocabulary"},
     {"soundness", "spans"},
     {"checkpoint", "quality", "disperser", "training_text", "assessment"},
-    {"measuring", "overhead", "trainer", "training", "saving", "estimate"},
+    {"measuring", "overhead", "trainer", "training", "saving", "estimate", "remedies"},
     {"tally", "journal", "cloud"},
     {"ranks", "gate"},
     {"diagnosis"},
@@ -43,9 +43,9 @@ MAY_LOAD = {
         "dispersion", "geometry", "capture", "corpus", "soundness", "spans", "checkpoint", "quality", "disperser",
         "training_text", "measuring", "overhead", "trainer", "cloud", "training", "saving", "tally", "diagnosis",
         "treatment",
-        "journal", "ranks",
+        "journal", "ranks", "vocabulary", "remedies",
     },
-    "transformers": {"trainer", "training"},
+    "transformers": {"trainer", "training", "remedies"},
 }  # fmt: skip
 WITH_TORCH = set().union(*MAY_LOAD.values())
 
