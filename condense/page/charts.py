@@ -58,7 +58,8 @@ class Axis:
 class Series:
     """One curve: values along the axis (None where undefined), an optional interval, how it is drawn.
 
-    With the dash `POINTS` no line joins the values; `whiskers` draws the interval of places set apart too.
+    With the dash `POINTS` no line joins the values; `whiskers` draws the interval of places set apart too. On an
+    axis of numbers `whiskers` draws every interval as a bar, and `left` to `right` is the one along the axis.
     """
 
     name: str
@@ -71,6 +72,13 @@ class Series:
     width: float = 2.0
     digits: int = 3
     whiskers: bool = False
+    left: Values | None = None
+    right: Values | None = None
+
+    @property
+    def barred(self) -> bool:
+        """Whether its intervals are bars at each point, along the axis too."""
+        return self.whiskers and self.left is not None and self.right is not None
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,8 @@ class Shade:
 class Chart:
     """What one drawing shows: curves, stacked bars or cells over one axis.
 
-    `zone` tints the values between two; `equal` gives a unit the same length on both axes.
+    `zone` tints the values between two; `equal` gives a unit the same length on both axes; `uprights` are edges
+    across an axis of numbers.
     """
 
     id: str
@@ -115,6 +124,7 @@ class Chart:
     y_range: tuple[float, float] | None = None
     log: bool = False
     edges: tuple[tuple[float, str], ...] = ()
+    uprights: tuple[tuple[float, str], ...] = ()
     shade: Shade | None = None
     zone: tuple[float, float] | None = None
     equal: bool = False
@@ -135,7 +145,7 @@ def _curve(series: Series, chart: Chart) -> list[dict[str, Any]]:
     """The traces of a curve: its interval band, the line over the joined places, a marker where set apart."""
     axis, inner = chart.axis, chart.axis.inner
     if series.dash == POINTS:
-        return [_points(series, axis)]
+        return [_cross(series, chart) if series.barred else _points(series, axis)]
     band = _band(series, axis, inner)
     line = {
         "color": f"@{series.ink}", "width": series.width, "dash": DASHES[series.dash],
@@ -149,6 +159,28 @@ def _curve(series: Series, chart: Chart) -> list[dict[str, Any]]:
         whiskers = _whiskers(series, inner) if series.whiskers else {}
         traces.append(_trace(series, chart, inner, len(axis.labels)) | {"mode": "markers"} | whiskers)
     return [*band, *traces]
+
+
+def _cross(series: Series, chart: Chart) -> dict[str, Any]:
+    """Points over two quantities, each with its interval along both."""
+    plain = {"type": "data", "symmetric": False, "color": f"@{series.ink}", "thickness": 1.5, "width": 0}
+    at = chart.axis.at
+    return _trace(series, chart, 0, len(at)) | {
+        "mode": "markers", "hovertemplate": f"%{{y:.{series.digits}f}} at %{{x:.{series.digits + 1}f}}",
+        "marker": {"symbol": SYMBOLS[series.symbol] or "circle", "size": 11, "color": f"@{series.ink}"},
+        "error_y": plain | _arms(series.values, series.low, series.high),
+        "error_x": plain | _arms(at, series.left, series.right),
+    }  # fmt: skip
+
+
+def _arms(values: Values, low: Values | None, high: Values | None) -> dict[str, Any]:
+    """How far the bars of an interval reach from each value."""
+    none: Values = [None] * len(values)
+    ends = list(zip(values, low or none, high or none, strict=True))
+    return {
+        "array": _short([None if v is None or b is None else b - v for v, _, b in ends]),
+        "arrayminus": _short([None if v is None or a is None else v - a for v, a, _ in ends]),
+    }
 
 
 def _points(series: Series, axis: Axis) -> dict[str, Any]:
@@ -165,12 +197,10 @@ def _whiskers(series: Series, inner: int) -> dict[str, Any]:
     """The interval of places that are set apart, as plotly's error bars."""
     if series.low is None or series.high is None:
         return {}
-    ends = list(zip(series.values[inner:], series.low[inner:], series.high[inner:], strict=True))
     return {
         "error_y": {
             "type": "data", "symmetric": False, "color": f"@{series.ink}", "thickness": 1.5, "width": 4,
-            "array": _short([None if v is None or high is None else high - v for v, _, high in ends]),
-            "arrayminus": _short([None if v is None or low is None else v - low for v, low, _ in ends]),
+            **_arms(series.values[inner:], series.low[inner:], series.high[inner:]),
         }
     }  # fmt: skip
 
@@ -239,7 +269,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
     return {
         "margin": {"l": 52, "r": right, "t": 18, "b": 42}, "paper_bgcolor": "@clear", "plot_bgcolor": "@clear",
         "font": {"family": "@sans", "size": 12, "color": "@ink"}, "showlegend": False, "barmode": "relative",
-        "bargap": 0.18, "dragmode": False, "hovermode": "closest" if chart.cells or chart.equal else "x unified",
+        "bargap": 0.18, "dragmode": False, "hovermode": "closest" if _pointed(chart) else "x unified",
         "hoverlabel": {"bgcolor": "@paper", "bordercolor": "@rule", "font": {"color": "@ink", "size": 12}},
         "xaxis": {
             **(_numbers(chart) if chart.axis.at else _places(chart.axis)), "fixedrange": True,
@@ -257,6 +287,11 @@ def _layout(chart: Chart) -> dict[str, Any]:
         },
         "shapes": _shapes(chart), "annotations": _annotations(chart),
     }  # fmt: skip
+
+
+def _pointed(chart: Chart) -> bool:
+    """Whether the pointer names the nearest thing instead of everything at one place."""
+    return bool(chart.cells) or chart.equal or any(series.barred for series in chart.series)
 
 
 def _places(axis: Axis) -> dict[str, Any]:
@@ -282,6 +317,11 @@ def _shapes(chart: Chart) -> list[dict[str, Any]]:
          "line": {"color": "@edge", "width": 1, "dash": "dot"}}
         for value, _ in chart.edges
     ]  # fmt: skip
+    shapes += [
+        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": value, "x1": value, "layer": "below",
+         "line": {"color": "@edge", "width": 1, "dash": "dot"}}
+        for value, _ in chart.uprights
+    ]  # fmt: skip
     if chart.shade:
         shapes.append(
             {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "x0": chart.shade.first - 0.5,
@@ -301,6 +341,11 @@ def _annotations(chart: Chart) -> list[dict[str, Any]]:
         plain | {"xref": "paper", "x": 1, "xanchor": "left", "xshift": 4, "y": value, "yanchor": "middle",
                  "text": _label(label)}
         for value, label in chart.edges
+    ]  # fmt: skip
+    notes += [
+        plain | {"yref": "paper", "y": 1, "yanchor": "bottom", "x": value, "xanchor": "center", "text": _label(label)}
+        for value, label in chart.uprights
+        if label
     ]  # fmt: skip
     if chart.shade:
         notes.append(

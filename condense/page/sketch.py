@@ -92,6 +92,9 @@ def _ground(chart: Chart, f: Frame) -> Iterator[str]:
     for value, label in chart.edges:
         yield _line(f.left, f.y(value), f.right, f.y(value), "edge", "2 3")
         yield _text(f.right + 5, f.y(value) + 4, label, "start", "side")
+    for value, label in chart.uprights:
+        yield _line(f.x(value), f.top, f.x(value), f.bottom, "edge", "2 3")
+        yield _text(f.x(value), f.top - 5, label, "middle", "side")
     yield _line(f.left, f.bottom, f.right, f.bottom, "rule")
     for place, tick in _marked(chart):
         x = f.x(place)
@@ -133,6 +136,9 @@ def _round(low: float, high: float, steps: int) -> list[float]:
 def _curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
     inner = chart.axis.inner
     points = [(f.x(chart.axis.position(i)), None if v is None else f.y(v)) for i, v in enumerate(series.values)]
+    if series.barred:
+        yield from _cross(points, series, f)
+        return
     if series.low is not None and series.high is not None:
         yield _band(series.low[:inner], series.high[:inner], series.ink, f)
     if series.dash == POINTS:
@@ -163,6 +169,19 @@ def _whiskers(series: Series, chart: Chart, f: Frame) -> Iterator[tuple[float, f
             yield f.x(chart.axis.position(index)), f.y(low), f.y(high)
 
 
+def _cross(points: Sequence[tuple[float, float | None]], series: Series, f: Frame) -> Iterator[str]:
+    """Points with their intervals along both axes, as bars."""
+    none: Values = [None] * len(points)
+    ends = (series.low or none, series.high or none, series.left or none, series.right or none)
+    path = ""
+    for (x, y), low, high, left, right in zip(points, *ends, strict=True):
+        if y is not None:
+            path += f"M{x:.1f} {f.y(low):.1f}V{f.y(high):.1f}" if low is not None and high is not None else ""
+            path += f"M{f.x(left):.1f} {y:.1f}H{f.x(right):.1f}" if left is not None and right is not None else ""
+    yield f'<path d="{path}" stroke="var(--{series.ink})" stroke-width="1.5"/>'
+    yield _dots([(x, y) for x, y in points if y is not None], series, 5.0)
+
+
 def _scatter(points: Sequence[tuple[float, float | None]], series: Series) -> str:
     """Points that no line joins, in one path."""
     path = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in points if y is not None)
@@ -191,14 +210,18 @@ def _band(low: Values, high: Values, ink: str, f: Frame) -> str:
     return f'<polygon points="{" ".join(there + back)}" fill="var(--{ink})" fill-opacity=".22"/>'
 
 
-def _dots(points: Sequence[tuple[float, float]], series: Series) -> str:
+def _dots(points: Sequence[tuple[float, float]], series: Series, r: float = 3.0) -> str:
     """Small filled marks on a line: one path for all of them."""
-    if series.symbol == "diamond":
-        path = "".join(f"M{x:.1f} {y - 3:.1f}l3 3-3 3-3-3z" for x, y in points)
+    shapes = {
+        "diamond": f"m0 {-r:g}l{r:g} {r:g} {-r:g} {r:g} {-r:g} {-r:g}z",
+        "triangle": f"m0 {-r:g}l{r:g} {1.8 * r:g}h{-2 * r:g}z",
+    }
+    if series.symbol in shapes:
+        path = "".join(f"M{x:.1f} {y:.1f}{shapes[series.symbol]}" for x, y in points)
         return f'<path d="{path}" fill="var(--{series.ink})"/>'
     cap = "square" if series.symbol == "square" else "round"
     path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
-    return f'<path d="{path}" stroke="var(--{series.ink})" stroke-width="5.2" stroke-linecap="{cap}"/>'
+    return f'<path d="{path}" stroke="var(--{series.ink})" stroke-width="{1.73 * r:.1f}" stroke-linecap="{cap}"/>'
 
 
 def _mark(x: float, y: float, series: Series) -> str:
@@ -208,6 +231,8 @@ def _mark(x: float, y: float, series: Series) -> str:
         return f'<path d="M{x:.1f} {y - r:.1f}l{r} {r}l{-r} {r}l{-r} {-r}z" {paint}/>'
     if series.symbol == "square":
         return f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}" {paint}/>'
+    if series.symbol == "triangle":
+        return f'<path d="M{x:.1f} {y - r:.1f}l{r} {1.8 * r:g}h{-2 * r:g}z" {paint}/>'
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" {paint}/>'
 
 

@@ -56,7 +56,7 @@ def training_figures(treatment: Treatment) -> list[Figure]:
 def _curves(key: str, unit: str, steps: Sequence[int], series: tuple[Series, ...], clip: float | None) -> Chart:
     values = [v for s in series for v in s.values if v is not None]
     edges = ((clip, "clip"),) if clip is not None and clip <= 1.2 * max(values) else ()
-    axis = Axis(title="step", at=tuple(_thinned(list(map(float, steps)))), span=(0.0, 1.025 * max(steps[-1], 1)))
+    axis = Axis(title="step", at=tuple(thinned(list(map(float, steps)))), span=(0.0, 1.025 * max(steps[-1], 1)))
     floor = [0.0] if key == "gradient_norm" else []
     return Chart(
         f"chart-training-{key.replace('_', '-')}", axis, unit, series, y_range=padded([*values, *floor]), edges=edges,
@@ -65,12 +65,12 @@ def _curves(key: str, unit: str, steps: Sequence[int], series: tuple[Series, ...
 
 
 def _logged(style: Look, values: Sequence[float | None]) -> Series:
-    thin = _thinned(values)
+    thin = thinned(values)
     symbol = style.symbol if len(thin) <= FEW_STEPS else "none"
     return Series(style.words, thin, style.ink, dash=style.dash, symbol=symbol)
 
 
-def _thinned(values: Sequence[float | None]) -> list[Any]:
+def thinned(values: Sequence[float | None]) -> list[Any]:
     """Means of neighbouring steps, so many that at most `MOST_STEPS` are left."""
     size = -(-len(values) // MOST_STEPS)
     groups = [[v for v in values[i : i + size] if v is not None] for i in range(0, len(values), size)]
