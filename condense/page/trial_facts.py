@@ -9,10 +9,10 @@ from typing import Any
 from condense.metrics import Metric
 from condense.page.facts import GLOSSARY, term, written
 from condense.page.treatment_facts import TREATMENT_GLOSSARY
-from condense.page.treatment_terminal import duration, gigabytes
+from condense.page.treatment_terminal import gigabytes
 from condense.page.trial_rows import added, count, times
 from condense.page.trial_words import settings
-from condense.page.words import DASH
+from condense.page.words import DASH, in_words
 from condense.trials import ArmResult, Trial
 
 
@@ -74,13 +74,13 @@ def subject(trial: Trial) -> str:
 def provenance(trial: Trial) -> list[tuple[str, list[tuple[str, str]]]]:
     """Everything that is needed to repeat the trial: groups of (name, value)."""
     run = {"command": trial.command, "created": trial.created, "condense": trial.condense, "schema": trial.schema,
-           "output": trial.output, "duration": duration(trial.timing.get("total_seconds"))}  # fmt: skip
+           "output": trial.output, "duration": in_words(trial.timing.get("total_seconds"))}  # fmt: skip
     plan = {"arms": [arm.spec.name for arm in trial.arms], "seeds": trial.plan.seeds,
             "keep models": trial.plan.keep_models, "tasks": trial.plan.eval_tasks,
             "eval limit": trial.plan.eval_limit}  # fmt: skip
     schedule = asdict(trial.schedule) | {"disk_bytes": gigabytes(trial.schedule.disk_bytes),
                                          "memory_bytes": gigabytes(trial.schedule.memory_bytes),
-                                         "seconds": duration(trial.schedule.seconds)}  # fmt: skip
+                                         "seconds": in_words(trial.schedule.seconds)}  # fmt: skip
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("Run", run), ("Trial", plan), ("Model before", asdict(trial.model)), ("Training", _training(trial)),
         ("Schedule of every arm", schedule),

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from condense.page.escape import for_terminal
-from condense.page.treatment_terminal import duration, gigabytes
+from condense.page.treatment_terminal import gigabytes
 from condense.page.trial_rows import TITLES, Measure, Row, keys, placed, rankings, rows, times
 from condense.page.trial_words import budget, caveats, headline, in_a_line, recommendation
-from condense.page.words import DASH, SEVERITIES
+from condense.page.words import DASH, SEVERITIES, in_words
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -65,7 +65,7 @@ def show_trial_plan(
     memory = [cost.peak_memory_bytes for cost in costs.values() if cost.peak_memory_bytes is not None]
     most = max(memory, default=schedule.memory_bytes)
     kept = "the models of all runs are kept" if plan.keep_models else "models are deleted once they are measured"
-    line = f"estimate: {duration(seconds)} in all, {gigabytes(most)} memory, {gigabytes(schedule.disk_bytes)} disk"
+    line = f"estimate: {in_words(seconds)} in all, {gigabytes(most)} memory, {gigabytes(schedule.disk_bytes)} disk"
     console.print(Text(for_terminal(f"{line}; {kept}")))
 
 
