@@ -73,7 +73,7 @@ def enlarge_vocabulary(model: Any, tokenizer: Any, documents: Iterable[Document]
     _check_specials(tokenizer, before, after)
     _check_saving(made, after, texts)
     padded = _grow(model, merges, first)
-    _, fewer = _read(after, texts, _borders(larger))
+    fewer = sum(len(encoding.ids) for encoding in _encoded(after, texts))
     details = (
         f"{len(merges):,} tokens added ({len(merges) / size:.1%} of {size:,}), "
         f"learned from {sum(words.values()):,} words, {len(texts):,} documents; "
@@ -151,14 +151,18 @@ def _one_word(token: str) -> bool:
     return "▁" not in token[1:] and not any(letter.isspace() for letter in token)
 
 
+def _encoded(core: Any, texts: list[str]) -> Iterator[Any]:
+    for start in range(0, len(texts), _AT_ONCE):
+        yield from core.encode_batch(texts[start : start + _AT_ONCE], add_special_tokens=False)
+
+
 def _read(core: Any, texts: list[str], borders: _Borders) -> tuple[Counter[tuple[int, ...]], int]:
     """How often each word occurs, as ids, and the number of tokens of the whole text."""
     words: Counter[tuple[int, ...]] = Counter()
     tokens = 0
-    for start in range(0, len(texts), _AT_ONCE):
-        for encoding in core.encode_batch(texts[start : start + _AT_ONCE], add_special_tokens=False):
-            tokens += len(encoding.ids)
-            words.update(_words(encoding, borders))
+    for encoding in _encoded(core, texts):
+        tokens += len(encoding.ids)
+        words.update(_words(encoding, borders))
     return words, tokens
 
 

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from conftest import VOCABULARY, build, tiny_config
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -22,7 +23,6 @@ from condense.remedies import (
     reset_embeddings,
 )
 from condense.trials import RemedyName
-from tests.conftest import VOCABULARY, build, tiny_config
 
 
 def model_of(name: str, **changes: Any) -> Any:
@@ -191,6 +191,20 @@ def test_half_precision_stays_half(remedy: Callable[[Any], Any]) -> None:
     with remedy(model), Watch(model) as seen:
         assert model(input_ids=IDS, labels=IDS).loss.isfinite()
     assert seen[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("remedy", [embedding_dropout, noisy_embedding])
+def test_a_resumed_run_repeats_the_draws(remedy: Callable[[Any], Any], tmp_path: Path) -> None:
+    whole, part, plain = (model_of("llama") for _ in range(3))
+    with remedy(whole):
+        train(whole, tmp_path / "whole", 4, [], save_strategy="steps", save_steps=2)
+    torch.rand(7)
+    with remedy(part):
+        train(part, tmp_path / "part", 4, [], resume=str(tmp_path / "whole" / "checkpoint-2"))
+    train(plain, tmp_path / "plain", 4, [])
+    one, two, three = (dict(model.named_parameters()) for model in (whole, part, plain))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not any(torch.equal(one[name], three[name]) for name in one)
 
 
 # --- active forgetting ------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """A larger vocabulary: what the tokenizer does with it, what the rows of the model become."""
 
+import copy
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,17 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import VOCABULARY, build, tiny_config, word_tokenizer
+from conftest import byte_tokenizer as train_byte_tokenizer
 from transformers import AutoTokenizer
 
 from condense.documents import Document, probe
 from condense.errors import UnavailableError
 from condense.remedies import MAX_GROWTH, MIN_FREQUENCY, Enlarged, enlarge_vocabulary
-from tests.conftest import VOCABULARY, build, byte_tokenizer, tiny_config, word_tokenizer
 
 HARD = [
     "", " ", "  two  blanks\n\nand lines\t", "naïve café 北京 🙂 ﬁ", "The the THE theatre", "1234567890",
     "<s> </s> <unk> <0xE2> <|endoftext|> <|later|>", "▁under▁lines▁ and Ġ", "a" * 50,
 ]  # fmt: skip
+
+
+TEXTS = probe()[::4]  # a passage of each register
 
 
 def plain(tokenizer: Any, text: str) -> list[int]:
@@ -27,6 +33,14 @@ def plain(tokenizer: Any, text: str) -> list[int]:
 
 
 # --- tokenizers -------------------------------------------------------------------------------------
+
+
+_trained = functools.cache(train_byte_tokenizer)
+
+
+def byte_tokenizer(**options: Any) -> Any:
+    """A copy, which may be changed, of a tokenizer that is trained once."""
+    return copy.deepcopy(_trained(**options))
 
 
 def later_tokenizer() -> Any:
@@ -48,6 +62,7 @@ def whole_word_tokenizer() -> Any:
     return tokenizer
 
 
+@functools.cache
 def _pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -118,7 +133,7 @@ def made() -> Callable[[str], tuple[Any, Enlarged, list[dict[str, Any]]]]:
     def make(name: str) -> Any:
         if name not in known:
             tokenizer = MAKERS[name]()
-            enlarged = enlarge_vocabulary(model_for(tokenizer), tokenizer, probe())
+            enlarged = enlarge_vocabulary(model_for(tokenizer), tokenizer, TEXTS)
             before, after = (
                 json.loads(each.backend_tokenizer.to_str())["model"] for each in (tokenizer, enlarged.tokenizer)
             )
@@ -135,7 +150,7 @@ def test_old_tokens_keep_their_ids_and_new_ones_follow(name: str, made: Any) -> 
     old, new = tokenizer.get_vocab(), enlarged.tokenizer.get_vocab()
     assert old.items() <= new.items()
     assert len(new) == len(enlarged.tokenizer) == len(old) + enlarged.added
-    assert enlarged.added == len(merges) == int(MAX_GROWTH * len(old))  # the probe has enough for the most there may be
+    assert enlarged.added == len(merges) == int(MAX_GROWTH * len(old))  # the texts have enough for it
     assert [new[left + right] for left, right in merges] == list(range(len(old), len(new)))
     assert enlarged.tokenizer.special_tokens_map == tokenizer.special_tokens_map
     assert enlarged.tokenizer.added_tokens_encoder == tokenizer.added_tokens_encoder
@@ -168,7 +183,7 @@ def words_of(tokenizer: Any, text: str) -> list[list[str]]:
 def test_the_new_encoding_is_the_old_one_with_the_new_merges_applied(name: str, made: Any) -> None:
     tokenizer, enlarged, merges = made(name)
     new = enlarged.tokenizer.get_vocab()
-    for text in [*(document.text for document in probe()[:6]), *HARD]:
+    for text in [*(document.text for document in TEXTS), *HARD]:
         wanted = [new[token] for word in words_of(tokenizer, text) for token in apply(merges, word)]
         assert plain(enlarged.tokenizer, text) == wanted
 
@@ -176,7 +191,7 @@ def test_the_new_encoding_is_the_old_one_with_the_new_merges_applied(name: str, 
 @pytest.mark.parametrize("name", MAKERS)
 def test_texts_come_back_as_before(name: str, made: Any) -> None:
     tokenizer, enlarged, _ = made(name)
-    for text in [*(document.text for document in probe()[:6]), *HARD]:
+    for text in [*(document.text for document in TEXTS), *HARD]:
         old, new = plain(tokenizer, text), plain(enlarged.tokenizer, text)
         assert enlarged.tokenizer.decode(new) == tokenizer.decode(old)
         assert enlarged.tokenizer.decode(old) == tokenizer.decode(old)
@@ -188,7 +203,7 @@ def test_saved_and_opened_again_it_encodes_the_same(name: str, made: Any, tmp_pa
     enlarged.tokenizer.save_pretrained(tmp_path)
     opened = AutoTokenizer.from_pretrained(tmp_path)
     assert opened.get_vocab() == enlarged.tokenizer.get_vocab()
-    for text in [*(document.text for document in probe()), *HARD]:
+    for text in [*(document.text for document in TEXTS), *HARD]:
         assert plain(opened, text) == plain(enlarged.tokenizer, text)
         assert opened(text)["input_ids"] == enlarged.tokenizer(text)["input_ids"]  # with specials, in both senses
         assert opened.decode(opened(text)["input_ids"]) == enlarged.tokenizer.decode(opened(text)["input_ids"])
@@ -220,7 +235,7 @@ def test_a_byte_level_tokenizer_that_does_not_divide_text_ends_words_at_blanks()
 
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    enlarged = enlarge_vocabulary(model_for(tokenizer), tokenizer, probe())
+    enlarged = enlarge_vocabulary(model_for(tokenizer), tokenizer, TEXTS)
     added = [
         enlarged.tokenizer.convert_ids_to_tokens(index) for index in range(len(tokenizer), len(enlarged.tokenizer))
     ]
@@ -301,7 +316,7 @@ def slow_tokenizer() -> Any:
 def test_other_tokenizers_are_refused_with_the_reason(maker: Callable[[], Any], said: str) -> None:
     tokenizer = maker()
     with pytest.raises(UnavailableError, match=said) as caught:
-        enlarge_vocabulary(model_for(tokenizer, vocab_size=500), tokenizer, probe())
+        enlarge_vocabulary(model_for(tokenizer, vocab_size=500), tokenizer, TEXTS)
     assert "larger-vocab" in caught.value.hint
 
 
@@ -309,7 +324,7 @@ def test_a_special_token_that_text_would_reach_is_refused() -> None:
     tokenizer = whole_word_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["special"]})  # spelled as a word
     with pytest.raises(UnavailableError, match="spells special"):
-        enlarge_vocabulary(model_for(tokenizer), tokenizer, probe())
+        enlarge_vocabulary(model_for(tokenizer), tokenizer, TEXTS)
 
 
 # --- the model --------------------------------------------------------------------------------------
@@ -374,7 +389,7 @@ def test_new_rows_are_the_mean_of_their_pieces_and_nothing_else_changes(name: st
     ids = torch.tensor([plain(tokenizer, probe()[0].text)[:60]])
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     rows, logits = model.config.vocab_size, model(input_ids=ids).logits
-    enlarged = enlarge_vocabulary(model, tokenizer, probe())
+    enlarged = enlarge_vocabulary(model, tokenizer, TEXTS)
     model = enlarged.model
     pieces = pieces_of(tokenizer, enlarged, added_merges(tokenizer, enlarged))
     head = model.get_output_embeddings()
@@ -402,7 +417,7 @@ def test_new_rows_are_the_mean_of_their_pieces_and_nothing_else_changes(name: st
 
 def test_the_enlarged_pair_trains(tmp_path: Path) -> None:
     tokenizer = later_tokenizer()
-    enlarged = enlarge_vocabulary(model_for(tokenizer), tokenizer, probe())
+    enlarged = enlarge_vocabulary(model_for(tokenizer), tokenizer, TEXTS)
     ids = torch.tensor([plain(enlarged.tokenizer, probe()[0].text)[:60]])
     assert int(ids.max()) >= len(tokenizer)
     enlarged.model.train()(input_ids=ids, labels=ids).loss.backward()
@@ -413,7 +428,7 @@ def test_the_enlarged_pair_trains(tmp_path: Path) -> None:
 def test_half_precision_rows_are_means_in_single_precision() -> None:
     tokenizer = byte_tokenizer()
     model = model_for(tokenizer, tie_word_embeddings=False).to(torch.bfloat16)
-    enlarged = enlarge_vocabulary(model, tokenizer, probe())
+    enlarged = enlarge_vocabulary(model, tokenizer, TEXTS)
     weight = enlarged.model.get_input_embeddings().weight
     assert weight.dtype == torch.bfloat16
     for new, parts in pieces_of(tokenizer, enlarged, added_merges(tokenizer, enlarged)).items():
@@ -425,7 +440,7 @@ def test_tokens_that_the_model_never_had_get_the_mean_row() -> None:
     model = model_for(tokenizer)
     mean = model.get_input_embeddings().weight.detach().mean(0)
     tokenizer.add_special_tokens({"pad_token": "<pad>"})  # the usual omission: no resize
-    enlarged = enlarge_vocabulary(model, tokenizer, probe())
+    enlarged = enlarge_vocabulary(model, tokenizer, TEXTS)
     weight = enlarged.model.get_input_embeddings().weight
     torch.testing.assert_close(weight[tokenizer.pad_token_id], mean)
     assert enlarged.tokenizer.pad_token_id == tokenizer.pad_token_id and len(weight) == len(enlarged.tokenizer)
@@ -434,4 +449,4 @@ def test_tokens_that_the_model_never_had_get_the_mean_row() -> None:
 def test_a_model_of_another_tokenizer_is_refused() -> None:
     tokenizer = byte_tokenizer()
     with pytest.raises(UnavailableError, match="only 60 embeddings"):
-        enlarge_vocabulary(model_for(tokenizer, vocab_size=60), tokenizer, probe())
+        enlarge_vocabulary(model_for(tokenizer, vocab_size=60), tokenizer, TEXTS)
