@@ -76,7 +76,7 @@ def enlarge_vocabulary(model: Any, tokenizer: Any, documents: Iterable[Document]
     fewer = sum(len(encoding.ids) for encoding in _encoded(after, texts))
     details = (
         f"{len(merges):,} tokens added ({len(merges) / size:.1%} of {size:,}), "
-        f"learned from {sum(words.values()):,} words, {len(texts):,} documents; "
+        f"learned from {sum(words.values()):,} words in {len(texts):,} document{'s' * (len(texts) != 1)}; "
         f"the training text takes {1 - fewer / tokens:.1%} fewer tokens ({tokens:,} before, {fewer:,} after)",
         f"merges with frequency ≥ {MIN_FREQUENCY}, at most {MAX_GROWTH:.0%} of the vocabulary; "
         "new rows start as the mean of the rows of the pieces that they replace",

@@ -255,7 +255,7 @@ def test_frequency_decides() -> None:
     assert any("q" in token for token in added) and not any("j" in token for token in added)
     (said, *_) = enlarged.details
     words = 2 * MIN_FREQUENCY - 1
-    assert f"{enlarged.added} tokens added" in said and f"{words} words, 1 documents" in said
+    assert f"{enlarged.added} tokens added" in said and f"{words} words in 1 document;" in said
     before, after = (len(plain(each, texts[0].text)) for each in (tokenizer, enlarged.tokenizer))
     assert f"({before} before, {after} after)" in said and f"{1 - after / before:.1%} fewer" in said
 
