@@ -289,7 +289,7 @@ def _run(job: _Job, spec: ArmSpec, seed: int, folder: Path, device: str) -> None
     current = checkpoints.load(folder / "model", device=device)
     validation, probe = _windows(job, spec, current)
     _measure(job, current, folder, f"{job.model} ({spec.name}, seed {seed})", validation, probe)
-    _finish(folder, trained, details)
+    _finish(folder, trained, (*details, *trained.details))
     if not job.plan.keep_models:
         shutil.rmtree(folder / "model")
 
@@ -305,6 +305,8 @@ def _source(job: _Job, spec: ArmSpec) -> tuple[Checkpoint, Rows, tuple[str, ...]
         return source, job.texts.rows, ()
     if job.texts.masked:
         raise UnavailableError("larger-vocab needs a causal model: a masked one has no bits per byte to compare")
+    if job.plan.training.use_peft:
+        raise UnavailableError("larger-vocab needs full training: with LoRA the new rows would stay as they start")
     larger = enlarge_vocabulary(source.model, source.tokenizer, job.texts.parts.train)
     source = replace(source, model=larger.model, tokenizer=larger.tokenizer)
     return source, training_rows(source, job.texts.parts, job.texts.rows.length, job.texts.masked), larger.details

@@ -36,7 +36,8 @@ class Regulariser:
 class Intervention:
     """What an arm does while it trains; the default does nothing but log the mean cosine (coefficient 0).
 
-    `hooks(model)` is a context around training; `callbacks()` makes fresh callbacks for one run.
+    `hooks(model)` is a context around training; `callbacks()` makes fresh callbacks for one run, and what they have
+    in `details` afterwards is told of the run.
     """
 
     dispersion: DispersionConfig = field(default_factory=lambda: DispersionConfig(coefficient=0.0))

@@ -47,11 +47,12 @@ class InterruptedRunError(Exception):
 
 @dataclass(frozen=True)
 class Trained:
-    """What training an arm left: the curve, the time, and the mean |penalty| / cross-entropy."""
+    """What training an arm left: the curve, the time, the mean |penalty| / cross-entropy, what its callbacks say."""
 
     curve: Curve
     seconds: float
     penalty_to_ce: float | None
+    details: tuple[str, ...] = ()
 
 
 def arguments(plan: Plan, schedule: Schedule, folder: Path, device: torch.device) -> TrainingArguments:
@@ -108,7 +109,7 @@ def train(
     RunError for a non-finite loss or gradient, out of memory or a full disk; InterruptedRunError after a signal.
     """
     stop = _Stop()
-    log = _Log(on_step, schedule.steps)
+    log, callbacks = _Log(on_step, schedule.steps), intervention.callbacks()
     trainer = _ArmTrainer(
         model=model,
         args=arguments(plan, schedule, folder, next(model.parameters()).device),
@@ -117,7 +118,7 @@ def train(
         processing_class=tokenizer,
         dispersion=intervention.dispersion,
         regulariser=intervention.regulariser,
-        callbacks=[stop, log, _Manifest(), *intervention.callbacks()],
+        callbacks=[stop, log, _Manifest(), *callbacks],
     )
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ == "PrinterCallback":
@@ -127,9 +128,9 @@ def train(
         _run(trainer, last_complete(folder) if resume else None)
     if stop.code is not None:
         raise InterruptedRunError(stop.code)
-    return Trained(
-        log.curve(trainer.state.log_history), time.perf_counter() - started, log.ratio(trainer.state.log_history)
-    )
+    history = trainer.state.log_history
+    details = tuple(line for callback in callbacks for line in getattr(callback, "details", ()))
+    return Trained(log.curve(history), time.perf_counter() - started, log.ratio(history), details)
 
 
 class _ArmTrainer(DispersionTrainer):
