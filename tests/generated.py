@@ -1,10 +1,17 @@
-"""What is made from the code and committed: docs/cli.md, the JSON Schema. `python -m tests.generated` writes them."""
+"""What is made from the code and committed: docs/cli.md, the JSON Schemas. `python -m tests.generated` writes them."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from condense.outcomes import Treatment
+from condense.records import Diagnosis, Saved
+from condense.schema import schema_of
+from condense.trials import Trial
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 100
@@ -44,19 +51,19 @@ def cli_markdown() -> str:
     return "\n".join([_INTRO, *sections])
 
 
-def diagnosis_schema() -> str:
-    """condense/data/diagnosis.schema.json: what `condense analyze --json` writes."""
-    from condense.records import DIAGNOSIS_SCHEMA, Diagnosis
-    from condense.schema import schema_of
-
-    schema = schema_of(Diagnosis)
-    schema["$defs"]["Diagnosis"]["properties"]["schema"] = {"const": DIAGNOSIS_SCHEMA}
-    return json.dumps({"title": DIAGNOSIS_SCHEMA, **schema}, indent=2, ensure_ascii=False) + "\n"
+def run_schema(kind: type[Saved]) -> str:
+    """The JSON Schema of one kind of saved run, whose `schema` says which kind it is."""
+    schema = schema_of(kind)
+    schema["$defs"][kind.__name__]["properties"]["schema"] = {"const": kind.SCHEMA}
+    return json.dumps({"title": kind.SCHEMA, **schema}, indent=2, ensure_ascii=False) + "\n"
 
 
-FILES = {
+SAVED: dict[str, type[Saved]] = {"diagnosis": Diagnosis, "treatment": Treatment, "trial": Trial}
+"""Every kind of saved run by the name of its schema file, condense/data/NAME.schema.json."""
+
+FILES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "cli.md": cli_markdown,
-    ROOT / "condense" / "data" / "diagnosis.schema.json": diagnosis_schema,
+    **{ROOT / "condense" / "data" / f"{name}.schema.json": partial(run_schema, kind) for name, kind in SAVED.items()},
 }
 
 

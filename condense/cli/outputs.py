@@ -17,6 +17,8 @@ _OURS = (
     b'content="condense',
     b"site,stack,index,depth",
     b"arm,corpus,site,stack",
+    b"arm,seed,status,",
+    b"arm,status,reason",
     b"# condense",
 )
 

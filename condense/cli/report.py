@@ -15,12 +15,15 @@ from condense.errors import UnavailableError
 from condense.outcomes import TREATMENT_SCHEMA, Treatment
 from condense.page.terminal import show_diagnosis
 from condense.page.treatment_terminal import show_treatment
+from condense.page.trial_terminal import show_trial
 from condense.records import DIAGNOSIS_SCHEMA, Diagnosis, Saved
 from condense.serial import read_json
+from condense.trials import TRIAL_SCHEMA, Trial
 
 _SHOWN: dict[str, tuple[type[Saved], Callable[[Any, Any], None]]] = {
     DIAGNOSIS_SCHEMA: (Diagnosis, show_diagnosis),
     TREATMENT_SCHEMA: (Treatment, show_treatment),
+    TRIAL_SCHEMA: (Trial, show_trial),
 }
 
 

@@ -60,6 +60,7 @@ class Series:
 
     With the dash `POINTS` no line joins the values; `whiskers` draws the interval of places set apart too. On an
     axis of numbers `whiskers` draws every interval as a bar, and `left` to `right` is the one along the axis.
+    `marks` is the most marks that are put on the line, 0 for one at every place.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Series:
     whiskers: bool = False
     left: Values | None = None
     right: Values | None = None
+    marks: int = 0
 
     @property
     def barred(self) -> bool:
@@ -152,6 +154,8 @@ def _curve(series: Series, chart: Chart) -> list[dict[str, Any]]:
     }  # fmt: skip
     mode = "lines" if series.symbol == "none" else "lines+markers"
     traces = [_trace(series, chart, 0, inner) | {"mode": mode, "line": line}]
+    if series.marks:
+        traces[0]["marker"] |= {"maxdisplayed": series.marks, "size": 7}
     if chart.cells:  # a halo, so that the line is seen on cells of any colour
         halo = {"mode": "lines", "line": line | {"color": "@paper", "width": series.width + 3}, "hoverinfo": "skip"}
         traces.insert(0, {k: v for k, v in (traces[0] | halo).items() if k not in ("hovertemplate", "customdata")})
@@ -162,14 +166,20 @@ def _curve(series: Series, chart: Chart) -> list[dict[str, Any]]:
 
 
 def _cross(series: Series, chart: Chart) -> dict[str, Any]:
-    """Points over two quantities, each with its interval along both."""
+    """Points over two quantities, each with its interval along both; only those that are there."""
     plain = {"type": "data", "symmetric": False, "color": f"@{series.ink}", "thickness": 1.5, "width": 0}
-    at = chart.axis.at
-    return _trace(series, chart, 0, len(at)) | {
-        "mode": "markers", "hovertemplate": f"%{{y:.{series.digits}f}} at %{{x:.{series.digits + 1}f}}",
+    there = [i for i, value in enumerate(series.values) if value is not None]
+
+    def kept(values: Values | None) -> list[float | None]:
+        return [values[i] if values else None for i in there]
+
+    at, up = kept(chart.axis.at), kept(series.values)
+    return {
+        "type": "scatter", "mode": "markers", "x": _short(at), "y": _short(up), "name": _label(series.name),
+        "showlegend": False, "hovertemplate": f"%{{y:.{series.digits}f}} at %{{x:.{series.digits + 1}f}}",
         "marker": {"symbol": SYMBOLS[series.symbol] or "circle", "size": 11, "color": f"@{series.ink}"},
-        "error_y": plain | _arms(series.values, series.low, series.high),
-        "error_x": plain | _arms(at, series.left, series.right),
+        "error_y": plain | _arms(up, kept(series.low), kept(series.high)),
+        "error_x": plain | _arms(at, kept(series.left), kept(series.right)),
     }  # fmt: skip
 
 

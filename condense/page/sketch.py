@@ -94,7 +94,8 @@ def _ground(chart: Chart, f: Frame) -> Iterator[str]:
         yield _text(f.right + 5, f.y(value) + 4, label, "start", "side")
     for value, label in chart.uprights:
         yield _line(f.x(value), f.top, f.x(value), f.bottom, "edge", "2 3")
-        yield _text(f.x(value), f.top - 5, label, "middle", "side")
+        if label:
+            yield _text(f.x(value), f.top - 5, label, "middle", "side")
     yield _line(f.left, f.bottom, f.right, f.bottom, "rule")
     for place, tick in _marked(chart):
         x = f.x(place)
@@ -151,7 +152,8 @@ def _curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
     )
     yield f'{halo}<path d="{path}" fill="none" stroke="var(--{series.ink})" stroke-width="{series.width}"{dash}/>'
     if series.symbol != "none":
-        yield _dots([(x, y) for x, y in points[:inner] if y is not None], series)
+        step = -(-inner // series.marks) if series.marks else 1
+        yield _dots([(x, y) for x, y in points[:inner:step] if y is not None], series, 4.0 if series.marks else 3.0)
     for x, low, high in _whiskers(series, chart, f):
         yield f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="var(--{series.ink})" stroke-width="1.5"/>'
     for x, y in points[inner:]:

@@ -70,9 +70,9 @@ def _logged(style: Look, values: Sequence[float | None]) -> Series:
     return Series(style.words, thin, style.ink, dash=style.dash, symbol=symbol)
 
 
-def thinned(values: Sequence[float | None]) -> list[Any]:
-    """Means of neighbouring steps, so many that at most `MOST_STEPS` are left."""
-    size = -(-len(values) // MOST_STEPS)
+def thinned(values: Sequence[float | None], most: int = MOST_STEPS) -> list[Any]:
+    """Means of neighbouring steps, so many that at most `most` are left."""
+    size = -(-len(values) // most)
     groups = [[v for v in values[i : i + size] if v is not None] for i in range(0, len(values), size)]
     return [sum(group) / len(group) if group else None for group in groups]
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from condense.page.charts import Axis, Chart, Series
+from condense.page.charts import Axis, Chart
 from condense.page.figures import Figure
-from condense.page.treatment_curves import FEW_STEPS, thinned
+from condense.page.treatment_curves import thinned
 from condense.page.treatment_figures import padded, typeset
-from condense.page.trial_looks import looks
+from condense.page.trial_looks import drawn, looks
 from condense.page.words import number
 from condense.seeds import curve
 from condense.trials import Trial
 
+MOST_STEPS = 75
 _DRAWN = (("ce_loss", "Cross-entropy", "nats per token"), ("mean_cosine", "Mean cosine, live", "cosine"))
 
 
@@ -34,12 +35,13 @@ def _training(
 ) -> Figure:  # fmt: skip
     named, steps = looks(trial), sorted({step for values in logged.values() for step in values})
     series = []
-    for name, values in reversed(logged.items()):  # the legend turns them round again
-        thin, look = thinned([values.get(step) for step in steps]), named[name]
-        symbol = look.symbol if len(thin) <= FEW_STEPS else "none"
-        series.append(Series(look.words, thin, look.ink, dash=look.dash, symbol=symbol, width=1.7))
+    for name, values in reversed(list(logged.items())):  # the legend turns them round again
+        thin = thinned([values.get(step) for step in steps], MOST_STEPS)
+        series.append(drawn(named[name], thin))
     known = [v for s in series for v in s.values if v is not None]
-    axis = Axis(title="step", at=tuple(thinned(list(map(float, steps)))), span=(0.0, 1.025 * max(steps[-1], 1)))
+    axis = Axis(
+        title="step", at=tuple(thinned(list(map(float, steps)), MOST_STEPS)), span=(0.0, 1.025 * max(steps[-1], 1))
+    )
     chart = Chart(f"chart-training-{key.replace('_', '-')}", axis, unit, tuple(series), y_range=padded(known),
                   height=380, width=1000)  # fmt: skip
     last = steps[-1]

@@ -38,7 +38,7 @@ def tradeoff(trial: Trial) -> Figure | None:
     least, bound = trial.plan.training.min_effect, tolerated(trial)
     across = padded([0.0, *_ends(costs), *([bound] if bound else [])])
     up = padded([0.0, -1.5 * least, 1.5 * least, *_ends([effect for _, effect, _ in shown])])
-    uprights = ((0.0, "control"), *(((bound, "quality held up to here"),) if bound else ()))
+    uprights = ((0.0, ""), *(((bound, "tolerance"),) if bound else ()))
     chart = Chart(
         "chart-tradeoff", Axis(title=f"{TITLES[key]}: arm − control (to the left: better)", at=at, span=across),
         "deep mean cosine: arm − control", tuple(series), y_range=up, edges=((0.0, "control"),), uprights=uprights,

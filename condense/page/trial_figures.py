@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from condense.page.charts import Axis, Chart, Series, Shade, Values
+from condense.page.charts import Axis, Chart, Shade
 from condense.page.figures import NOTHING, Figure
-from condense.page.treatment_figures import Look, difference, padded, typeset
-from condense.page.trial_looks import BEFORE, looks
+from condense.page.treatment_figures import difference, padded, typeset
+from condense.page.trial_looks import BEFORE, drawn, looks
 from condense.page.trial_rows import DIGITS, TITLES, WITHOUT_TOP
 from condense.page.words import number
 from condense.seeds import depth, mean, reading
 from condense.trials import SitePoint, Trial
 
+MOST_POINTS = 550
 Lines = Mapping[str, tuple[SitePoint, ...]]
 
 
@@ -46,9 +47,12 @@ def depth_figures(trial: Trial) -> list[Figure]:
     made = [
         _overlaid(trial, found, "mean_cosine", "How alike are two tokens of one text?", wide=True),
         _effects(trial, found["before"]),
-        _overlaid(trial, found, WITHOUT_TOP, "The same, without each text’s top three dimensions", wide=False),
-        _overlaid(trial, found, "effective_rank", "How many directions are in use?", wide=False),
     ]
+    if len(found) * len(found["before"]) <= MOST_POINTS:  # more would not fit into 2.3 MB; the table has them
+        made += [
+            _overlaid(trial, found, WITHOUT_TOP, "The same, without each text’s top three dimensions", wide=False),
+            _overlaid(trial, found, "effective_rank", "How many directions are in use?", wide=False),
+        ]
     return [figure for figure in made if figure is not None]
 
 
@@ -74,8 +78,8 @@ def _deepest(sites: Sequence[SitePoint]) -> Shade | None:
 def _overlaid(trial: Trial, found: Lines, key: str, title: str, *, wide: bool) -> Figure | None:
     named, rank = looks(trial), key == "effective_rank"
     series = tuple(
-        _line(named.get(name, BEFORE), [getattr(site, key) for site in sites], 1 if rank else 3)
-        for name, sites in reversed(found.items())  # the legend turns them round again
+        drawn(named.get(name, BEFORE), [getattr(site, key) for site in sites], 1 if rank else 3)
+        for name, sites in reversed(list(found.items()))  # the legend turns them round again
     )
     values = [v for s in series for v in s.values if v is not None]
     if not values:
@@ -89,14 +93,10 @@ def _overlaid(trial: Trial, found: Lines, key: str, title: str, *, wide: bool) -
     return Figure(chart, title, typeset(_depth_words(trial, key)), wide=wide)
 
 
-def _line(look: Look, values: Values, digits: int) -> Series:
-    return Series(look.words, values, look.ink, dash=look.dash, symbol=look.symbol, width=2.0, digits=digits)
-
-
 def _depth_words(trial: Trial, key: str) -> str:
     digits = DIGITS[key]
     before, control = reading(trial.before, key).value, mean(trial.control, key)
-    words = f"Over the deepest half {TITLES[key].removeprefix('deep ')} is {number(before, digits)} before and "
+    words = f"Over the deepest half, {TITLES[key].removeprefix('deep ')}: {number(before, digits)} before, "
     words += f"{number(control, digits)} in the control."
     moved = [(arm.spec.name, arm.effect.metrics.get(key, NOTHING)) for arm in trial.arms if arm.effect]
     known = [(name, of) for name, of in moved if of.value is not None]
@@ -115,7 +115,7 @@ def _effects(trial: Trial, sites: Sequence[SitePoint]) -> Figure | None:
         at = {(e.stack, e.site, e.index): e.metrics for e in (arm.effect.sites if arm.effect else ())}
         of = [at.get((s.stack, s.site, s.index), {}).get("mean_cosine", NOTHING) for s in sites]
         if any(e.value is not None for e in of):
-            series.append(_line(named[arm.spec.name], [e.value for e in of], 3))
+            series.append(drawn(named[arm.spec.name], [e.value for e in of], 3))
     values = [v for s in series for v in s.values if v is not None]
     if not values:
         return None

@@ -46,7 +46,7 @@ def forests(trial: Trial) -> list[Forest]:
     """Differences to the control in mean cosine and in quality, each with its interval and a dot per seed."""
     least, bound, key = trial.plan.training.min_effect, tolerated(trial), quality_key(trial)
     cosine = _forest(
-        trial, "mean_cosine", ("more spread", "more condensed"), (-least, least),
+        trial, "mean_cosine", ("spreads", "condenses"), (-least, least),
         f"tinted: within ±{least:g}, too small to count",
     )  # fmt: skip
     share = 100 * trial.plan.training.quality_tolerance

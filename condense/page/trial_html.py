@@ -17,7 +17,7 @@ from condense.page.trial_forest import forests, pair_rows
 from condense.page.trial_looks import BEFORE, looks
 from condense.page.trial_rows import TITLES, keys, placed, rankings, rows
 from condense.page.trial_tables import seed_table, site_table, task_tables
-from condense.page.trial_words import budget, caveats, headline, recommendation
+from condense.page.trial_words import breakable, budget, caveats, headline, recommendation
 from condense.records import PlotlyJs
 from condense.trials import Trial
 
@@ -36,4 +36,5 @@ def trial_page(trial: Trial, *, plotlyjs: PlotlyJs = "inline") -> str:
         forests=forests(trial), pairs=pair_rows(trial), tradeoff=trade, doses=doses, recommendation=recommendation,
         depth=depth, training=training, arms=arm_facts(trial), tasks=task_tables(trial), seeds=seed_table(trial),
         sites=site_table(trial), provenance=provenance(trial), glossary=glossary(), typeset=typeset,
+        breakable=breakable,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
+from condense.page.charts import Series, Values
 from condense.page.treatment_figures import Look
 from condense.trials import Trial
 
@@ -15,7 +16,12 @@ _INKS = {
 }  # fmt: skip
 _DASHES = ("solid", "dash", "dashdot", "longdash", "dot")
 _SYMBOLS = ("circle", "square", "triangle", "diamond")
-_LINES, _MARKS = len(_DASHES), len(_SYMBOLS)
+MARKS = 12
+
+
+def drawn(look: Look, values: Values, digits: int = 3) -> Series:
+    """A line of this look, with so few marks that ten of them can be told apart."""
+    return Series(look.words, values, look.ink, None, None, look.dash, look.symbol, 1.8, digits, marks=MARKS)
 
 
 def looks(trial: Trial) -> dict[str, Look]:
@@ -29,5 +35,5 @@ def looks(trial: Trial) -> dict[str, Look]:
             continue
         at, inks = next(place), _INKS[remedy]
         own = of_remedy[remedy] = of_remedy.get(remedy, -1) + 1
-        found[name] = Look(name, inks[own % len(inks)], _DASHES[at % _LINES], _SYMBOLS[at % _MARKS])
+        found[name] = Look(name, inks[own % len(inks)], _DASHES[at % len(_DASHES)], _SYMBOLS[at % len(_SYMBOLS)])
     return found

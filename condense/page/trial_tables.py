@@ -23,7 +23,7 @@ def seed_table(trial: Trial) -> Table:
     measured = list(dict.fromkeys((*keys(trial)[:1], WITHOUT_TOP, *keys(trial)[1:], "loss")))
     columns = []
     for key in measured:
-        group = _capital(TITLES[key])
+        group = "Without top 3 dimensions" if key == WITHOUT_TOP else _capital(TITLES[key])
         columns += [Column("own", group, TITLES[key]), Column("Δ", group, f"{TITLES[key]}, arm − control")]
     columns += [Column("probe", "Probe text", f"{TITLES[measured[-2]]} on the probe text")]
     columns += [
@@ -133,6 +133,8 @@ def task_tables(trial: Trial) -> list[TaskTable]:
 
 def _task_table(trial: Trial, task: str, metric: str) -> TaskTable:
     rows, higher = [TaskRow("before", *_scores((trial.before,), task, metric))], True
+    same = (e for arm in trial.arms for e in arm.task_effects if (e.task, e.metric) == (task, metric))
+    old = {trial.control.spec.name: next((e.old for e in same), None)}
     for arm in trial.arms:
         effect = next((e for e in arm.task_effects if (e.task, e.metric) == (task, metric)), None)
         scores = [score for run in arm.runs for score in run.tasks if (score.task, score.metric) == (task, metric)]
@@ -141,7 +143,8 @@ def _task_table(trial: Trial, task: str, metric: str) -> TaskTable:
             _, seeds = _scores(arm.runs, task, metric)
             rows.append(TaskRow(arm.spec.name, number(effect.new), seeds, difference(effect.difference), _note(effect)))
         elif scores:
-            rows.append(TaskRow(arm.spec.name, *_scores(arm.runs, task, metric)))
+            _, seeds = _scores(arm.runs, task, metric)
+            rows.append(TaskRow(arm.spec.name, number(old.get(arm.spec.name)), seeds))
     return TaskTable(task, metric, "higher is better" if higher else "lower is better", tuple(rows))
 
 

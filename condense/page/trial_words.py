@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from condense.page.trial_rows import DIGITS
 from condense.page.words import signed
 from condense.seeds import quality_key
@@ -63,6 +65,11 @@ def dose_lines(trial: Trial, dose: DoseResponse) -> list[tuple[str, str, str, st
 def caveats(trial: Trial) -> list[tuple[str, str]]:
     """Arms whose differences are not all paired by text, and why."""
     return [(arm.spec.name, arm.effect.unpaired) for arm in trial.arms if arm.effect and arm.effect.unpaired]
+
+
+def breakable(name: str) -> list[str]:
+    """The parts of an arm's name between which a line may end: after a colon or an @."""
+    return [part for part in re.split(r"(?<=[:@])", name) if part]
 
 
 def settings(arm: ArmResult) -> list[tuple[str, str]]:
