@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Literal
 
-from condense.intervals import MIN_TEXTS
+from condense.metrics import MIN_TEXTS
 from condense.outcomes import Arm, Effect, Outcome, Plan, VerdictId
 from condense.records import Estimate, Finding, Quality
 from condense.verdict import BILLION, LIU

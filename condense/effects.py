@@ -44,19 +44,19 @@ def same_windows(new: Diagnosis, old: Diagnosis) -> bool:
     return new.corpus.windows_sha256 == old.corpus.windows_sha256
 
 
-def deep_contrast(pairs: Pairs, key: str, seed: int = 0, *, paired: bool) -> Estimate:
-    """Mean over pairs of new − old in a deep metric, with its interval over texts."""
-    value = _mean_difference([(new.deep[key].value, old.deep[key].value) for new, old in pairs])
+def deep_contrast(pairs: Pairs, key: str, seed: int = 0, *, paired: bool, stack: str | None = None) -> Estimate:
+    """Mean over pairs of new − old in a metric's median over the deepest half of a stack (default: the main one)."""
+    value = _mean_difference([(new.deep_of(stack)[key].value, old.deep_of(stack)[key].value) for new, old in pairs])
     if value is None:
         return Estimate(None, reason="undefined in one of the two")
     if key not in PER_TEXT:
         return Estimate(value)
-    tables = [(_deep_table(new, key), _deep_table(old, key)) for new, old in pairs]
+    tables = [(_deep_table(new, key, stack), _deep_table(old, key, stack)) for new, old in pairs]
     return Estimate(value, *_interval(tables, _median, seed, paired))
 
 
 def quality_contrast(pairs: Pairs, key: str, seed: int = 0, *, paired: bool) -> Estimate:
-    """Mean over pairs of new − old in `loss` or `bits_per_byte`; per text too where one pair is paired."""
+    """Mean over pairs of new − old in loss, perplexity or bits_per_byte; per text too where one pair is paired."""
     both = [(getattr(new.quality, key), getattr(old.quality, key)) for new, old in pairs]
     value = _mean_difference([(a.value, b.value) for a, b in both])
     if value is None:
@@ -65,12 +65,14 @@ def quality_contrast(pairs: Pairs, key: str, seed: int = 0, *, paired: bool) -> 
     if key == "bits_per_byte":
         tables, statistic = [(_bits_table(new), _bits_table(old)) for new, old in pairs], _ratio
     else:
-        tables, statistic = [(_column(a.per_text), _column(b.per_text)) for a, b in both], _first
+        statistic = _exponential if key == "perplexity" else _first  # of the mean loss, so of its texts
+        losses = [(new.quality.loss.per_text, old.quality.loss.per_text) for new, old in pairs]
+        tables = [(_column(a), _column(b)) for a, b in losses]
     low, high = _interval(tables, statistic, seed, paired)
     per_text = None
-    a, b = both[0]
-    if paired and len(pairs) == 1 and len(a.per_text or ()) == len(b.per_text or ()):
-        per_text = tuple(x - y for x, y in zip(a.per_text, b.per_text, strict=True))
+    first, second = both[0]
+    if paired and len(pairs) == 1 and len(first.per_text or ()) == len(second.per_text or ()):
+        per_text = tuple(x - y for x, y in zip(first.per_text, second.per_text, strict=True))
     return Estimate(value, low, high, per_text)
 
 
@@ -83,7 +85,7 @@ def site_contrasts(pairs: Pairs, keys: Sequence[str], seed: int = 0, *, paired: 
         if all(place in side for pair in sides for side in pair):
             both = [(new[place], old[place]) for new, old in sides]
             found = {
-                key: _metric_contrast([(new[key], old[key]) for new, old in both], seed, paired)
+                key: metric_contrast([(new[key], old[key]) for new, old in both], seed, paired=paired)
                 for key in keys
                 if key in site.metrics
             }
@@ -91,7 +93,8 @@ def site_contrasts(pairs: Pairs, keys: Sequence[str], seed: int = 0, *, paired: 
     return tuple(made)
 
 
-def _metric_contrast(both: Sequence[tuple[Estimate, Estimate]], seed: int, paired: bool) -> Estimate:
+def metric_contrast(both: Sequence[tuple[Estimate, Estimate]], seed: int = 0, *, paired: bool) -> Estimate:
+    """Mean over pairs of new − old in one metric at one site, with its interval where it is measured per text."""
     value = _mean_difference([(a.value, b.value) for a, b in both])
     if value is None:
         return Estimate(None, reason="undefined in one of the two")
@@ -113,6 +116,10 @@ def _first(means: Floats) -> Floats:
     return means[:, 0]
 
 
+def _exponential(means: Floats) -> Floats:
+    return np.exp(means[:, 0])
+
+
 def _ratio(means: Floats) -> Floats:
     return means[:, 0] / means[:, 1]
 
@@ -125,9 +132,9 @@ def _column(values: Sequence[float | None] | None) -> Floats:
     return np.array([np.nan if v is None else v for v in values or ()], dtype=np.float64)[:, None]
 
 
-def _deep_table(diagnosis: Diagnosis, key: str) -> Floats:
-    """Per-text values at the deepest half of the main stack's blocks: (texts, blocks)."""
-    stack = diagnosis.sites[-1].stack
+def _deep_table(diagnosis: Diagnosis, key: str, stack: str | None) -> Floats:
+    """Per-text values at the deepest half of a stack's blocks, the main one's by default: (texts, blocks)."""
+    stack = stack or diagnosis.main_stack
     blocks = [site for site in diagnosis.sites if site.stack == stack and site.site == "block"]
     half = [site for site in blocks if site.index > len(blocks) // 2]
     return np.hstack([_column(site.metrics[key].per_text) for site in half])

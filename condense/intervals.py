@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
-MIN_TEXTS = 8
 
 Floats = NDArray[np.float64]
 

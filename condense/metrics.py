@@ -132,6 +132,9 @@ METRICS: dict[str, Metric] = {metric.key: metric for metric in _TABLE}
 QUALITY: dict[str, Metric] = {metric.key: metric for metric in _QUALITY}
 """Quality: one row per key of `quality`."""
 
+MIN_TEXTS = 8
+"""Below so many texts an interval says little, and every gate on it is inconclusive."""
+
 PER_TEXT: tuple[str, ...] = tuple(key for key in METRICS if key != "cross_text_cosine")
 """The metrics that are measured on each text; `cross_text_cosine` is pooled over texts."""
 

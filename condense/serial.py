@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import tempfile
@@ -49,6 +50,8 @@ def decode(kind: Any, data: Any, where: str = "") -> Any:
         return _decode_record(kind, data, where)
     if origin is tuple:
         _expect(isinstance(data, list), where, "a list")
+        if args[0] in (float, float | None) and all(type(item) is float for item in data):
+            return tuple(data)  # the values per text: most of a file, and nothing to look into
         return tuple(decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         _expect(isinstance(data, dict), where, "an object")
@@ -83,15 +86,24 @@ def _decode_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
 
 def _decode_record(kind: type, data: Any, where: str) -> Any:
     _expect(isinstance(data, dict), where, "an object")
-    hints = get_type_hints(kind)
     values = {}
-    for field in dataclasses.fields(kind):
-        place = f"{where}.{field.name}" if where else field.name
-        if field.name in data:
-            values[field.name] = decode(hints[field.name], data[field.name], place)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+    for name, hint, required in _fields(kind):
+        place = f"{where}.{name}" if where else name
+        if name in data:
+            values[name] = decode(hint, data[name], place)
+        elif required:
             raise ValueError(f"{place} is missing")
     return kind(**values)
+
+
+@functools.cache
+def _fields(kind: type) -> tuple[tuple[str, Any, bool], ...]:
+    """Name, type and whether it must be there, of every field; resolving the hints is most of a read, so once."""
+    hints, missing = get_type_hints(kind), dataclasses.MISSING
+    return tuple(
+        (f.name, hints[f.name], f.default is missing and f.default_factory is missing)
+        for f in dataclasses.fields(kind)
+    )
 
 
 def _expect(holds: bool, where: str, what: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from condense.intervals import MIN_TEXTS
+from condense.metrics import MIN_TEXTS
 from condense.records import Estimate, Finding, Objective, Trend, Verdict
 
 Level = Literal["severe", "condensed", "watch", "ok", "undefined"]
