@@ -263,6 +263,19 @@ class Diagnosis(Saved):
     stacks: Mapping[str, StackSummary] = field(default_factory=dict)
     twin: Diagnosis | None = None
 
+    @property
+    def main_stack(self) -> str:
+        """The stack that `deep`, `trend` and `verdict` are of: the last one, the decoder where there are two."""
+        return self.sites[-1].stack
+
+    def deep_of(self, stack: str | None = None) -> Mapping[str, Estimate]:
+        """The depth summary of a stack, of the main one without a name; KeyError if there is no such stack."""
+        return self.deep if stack in (None, self.main_stack) else self.stacks[str(stack)].deep
+
+    def verdict_of(self, stack: str | None = None) -> Verdict:
+        """The verdict on a stack, on the main one without a name; KeyError if there is no such stack."""
+        return self.verdict if stack in (None, self.main_stack) else self.stacks[str(stack)].verdict
+
     def rows(self) -> list[dict[str, Any]]:
         """Return the layer table as plain rows: site, stack, index, depth, each metric with its interval."""
         return [_row(site) for site in self.sites]

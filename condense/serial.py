@@ -101,8 +101,7 @@ def _fields(kind: type) -> tuple[tuple[str, Any, bool], ...]:
     """Name, type and whether it must be there, of every field; resolving the hints is most of a read, so once."""
     hints, missing = get_type_hints(kind), dataclasses.MISSING
     return tuple(
-        (f.name, hints[f.name], f.default is missing and f.default_factory is missing)
-        for f in dataclasses.fields(kind)
+        (f.name, hints[f.name], f.default is missing and f.default_factory is missing) for f in dataclasses.fields(kind)
     )
 
 
