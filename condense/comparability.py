@@ -20,9 +20,16 @@ def differing_settings(new: Diagnosis, old: Diagnosis) -> tuple[str, ...]:
         found = [_said(name, mine, theirs) for name, mine, theirs in pairs if mine != theirs]
         found = found or ["the protocol's hash differs"]
     if new.corpus.sha256 != old.corpus.sha256:
-        mine, theirs = (f"{run.corpus.source} ({run.corpus.sha256[:8]})" for run in (new, old))
-        found.append(f"the text is {mine} against {theirs}")
+        found.append(_texts(new, old))
     return tuple(found)
+
+
+def _texts(new: Diagnosis, old: Diagnosis) -> str:
+    mine, theirs = new.corpus, old.corpus
+    if mine.source != theirs.source:
+        return f"the text is {mine.source} against {theirs.source}"
+    counts = f" ({mine.texts} against {theirs.texts} texts)" if mine.texts != theirs.texts else ""
+    return f"other documents of {mine.source}{counts}"
 
 
 def _said(name: str, mine: Any, theirs: Any) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from condense.assertions import ORDERED, Assertion, Bound, default_gate
+from condense.assertions import ORDERED, Assertion, Bound, Target, default_gate
 from condense.assessment import Again
 from condense.comparability import circumstances, differing_settings
 from condense.errors import UsageError
@@ -232,12 +232,12 @@ def _violation(assertion: Assertion) -> Outcome:
 
 
 def _word_result(run: Diagnosis | Treatment, subject: Diagnosis, assertion: Assertion) -> Result:
-    target, where = assertion.target, Reading("the verdict")
+    target = assertion.target
     if target.metric == "id":
         return _treatment_result(run, assertion)
     if target.stack and target.stack not in {site.stack for site in subject.sites}:
-        return Result(assertion, "not-run", where, reason=f"the model has no {target.stack} stack")
-    words = possible_words(subject, target)
+        return Result(assertion, "not-run", Reading(""), reason=f"the model has no {target.stack} stack")
+    words, where = possible_words(subject, target), _ground(subject, target)
     if not words:
         return Result(assertion, "not-run", where, reason="the verdict is undefined")
     if subject.corpus.texts < MIN_TEXTS:
@@ -248,6 +248,15 @@ def _word_result(run: Diagnosis | Treatment, subject: Diagnosis, assertion: Asse
         why = "an interval reaches over the edge of a band"
         return Result(assertion, "inconclusive", where, words=words, reason=why)
     return Result(assertion, "pass" if kept == {True} else _violation(assertion), where, words=words)
+
+
+def _ground(subject: Diagnosis, target: Target) -> Reading:
+    """The number that a word of the verdict rests on most."""
+    ranks = target.metric == "rank"
+    number = Target("deep", "effective_rank.null_ratio" if ranks else "mean_cosine", stack=target.stack)
+    return replace(
+        absolute(subject, number)[0], where="deep effective rank over its null" if ranks else "deep mean cosine"
+    )
 
 
 def _treatment_result(run: Diagnosis | Treatment, assertion: Assertion) -> Result:
@@ -287,9 +296,10 @@ def _next(run: Diagnosis | Treatment, subject: Diagnosis, result: Result, names:
         return run.verdict.findings[0].next
     if bound.relative and names.baseline.endswith(".json"):
         return f"condense compare {shlex.quote(names.baseline)} {own}"
-    if target.scope == "quality" or isinstance(run, Treatment):
+    verdict = subject.verdict_of(target.stack)
+    if target.scope == "quality" or isinstance(run, Treatment) or verdict.level == "ok":
         return f"condense report {own}"
-    return subject.verdict_of(target.stack).findings[0].next
+    return verdict.findings[0].next
 
 
 def _more_texts(run: Diagnosis | Treatment, subject: Diagnosis) -> str:

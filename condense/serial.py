@@ -50,8 +50,8 @@ def decode(kind: Any, data: Any, where: str = "") -> Any:
         return _decode_record(kind, data, where)
     if origin is tuple:
         _expect(isinstance(data, list), where, "a list")
-        if args[0] in (float, float | None) and all(type(item) is float for item in data):
-            return tuple(data)  # the values per text: most of a file, and nothing to look into
+        if args[0] in (int, float, float | None) and set(map(type, data)) <= {int if args[0] is int else float}:
+            return tuple(data)  # values per text and counts: most of a file, and nothing to look into
         return tuple(decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         _expect(isinstance(data, dict), where, "an object")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from condense.cli import options, planning
+from condense.cli import gating, options, planning
 from condense.cli.outputs import Outputs, plan_outputs
 from condense.cli.running import (
     MANNER,
@@ -36,6 +36,7 @@ DEMO_DIR = Path("condense-demo")
 
 
 def analyze(
+    context: typer.Context,
     model: options.Model,
     revision: options.Revision = None,
     dtype: options.Dtype = "float32",
@@ -68,9 +69,14 @@ def analyze(
     no_cache: options.NoCache = False,
     dry_run: options.DryRun = False,
     expect_world: options.ExpectWorld = None,
+    check: options.Check = False,
+    baseline: options.Baseline = None,
+    asserted: options.Asserted = None,
 ) -> None:
     """Measure how condensed a checkpoint's token states are, per layer, and say why."""
+    asked = gating.asked_beside(context, baseline, asserted) if check or baseline or asserted else None
     with reported():
+        gate = gating.plan_gate(asked) if asked else None
         ranks = _ranks(expect_world)
         files = {"json": json, "html": html, "md": md, "csv": csv}
         outputs = plan_outputs(output, files, force=force, plotlyjs=plotlyjs)
@@ -94,6 +100,8 @@ def analyze(
         diagnosis = _measured(checkpoint, windows, texts, seed, random_twin, journal=not no_cache, ranks=ranks)
         if ranks is None or ranks.is_first:
             _finish(diagnosis, outputs)
+            if gate:
+                gate.conclude(diagnosis, outputs.json or Path("RUN.json"))
 
 
 def demo(

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from condense.cli import analyze as analyzing
+from condense.cli import check as checking
+from condense.cli import init as starting
 from condense.cli import report as reporting
 from condense.cli import settings
 from condense.cli import treat as treating
@@ -31,8 +33,10 @@ app = typer.Typer(
 app.command("analyze")(analyzing.analyze)
 app.command("treat")(treating.treat)
 app.command("trial")(trying.trial)
+app.command("check")(checking.check)
 app.command("report")(reporting.report)
 app.command("demo")(analyzing.demo)
+app.command("init")(starting.init)
 
 
 def _version(wanted: bool) -> None:
@@ -57,7 +61,8 @@ def everything(
     """Set what holds for all commands; options come from flags, then the environment, then the settings file."""
     MANNER.quiet, MANNER.debug = quiet, debug
     with reported():
-        context.default_map = settings.defaults(_keys(context), settings.read_file(settings.find_file(config)))
+        context.obj = settings.read_file(settings.find_file(config))
+        context.default_map = settings.defaults(_keys(context), context.obj)
 
 
 def _keys(context: typer.Context) -> dict[str, dict[str, str]]:

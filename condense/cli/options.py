@@ -139,6 +139,33 @@ NoText = Annotated[
     ),
 ]  # fmt: skip
 
+GATE = "Gate"
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check", help="Hold the run against the gate, as condense check does; 1 if it fails.", show_default=False,
+        rich_help_panel=GATE,
+    ),
+]  # fmt: skip
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        "--baseline", metavar="BASE.json", help="A saved run to compare with.", show_default=False,
+        rich_help_panel=GATE,
+    ),
+]  # fmt: skip
+Asserted = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--assert", metavar="TEXT", show_default=False, rich_help_panel=GATE,
+        help='Such as "deep.mean_cosine <= 0.8" or "bits_per_byte <= baseline + 1 %"; may be repeated.',
+    ),
+]  # fmt: skip
+JunitFile = Annotated[
+    Path | None,
+    typer.Option("--junit", metavar="FILE", help="Write JUnit XML.", show_default=False, rich_help_panel=OUTPUT),
+]
+
 RUN = "Run"
 NoCache = Annotated[
     bool,

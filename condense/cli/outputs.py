@@ -20,6 +20,7 @@ _OURS = (
     b"arm,seed,status,",
     b"arm,status,reason",
     b"# condense",
+    b'<testsuites name="condense"',
 )
 
 

@@ -43,3 +43,18 @@ def for_csv(text: str) -> str:
 def for_xml(text: str) -> str:
     """Text for XML without the characters that XML 1.0 forbids; escaping is left to the writer."""
     return _XML.sub("�", for_terminal(text))
+
+
+def for_log(text: str) -> str:
+    """Text for a line of a CI log: one line, and no `::` that a runner would take for a command."""
+    return for_terminal(text).replace("\n", " ").replace("::", ": :")
+
+
+def for_annotation(text: str) -> str:
+    """Text for the message of a GitHub workflow command: one line, %, CR and LF escaped."""
+    return for_terminal(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def for_annotation_property(text: str) -> str:
+    """Text for a property of a GitHub workflow command, which ends at a colon or a comma."""
+    return for_annotation(text).replace(":", "%3A").replace(",", "%2C")
