@@ -6,13 +6,12 @@ not; in between, or below 8 texts, it is inconclusive. The policy decides which 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from condense.advice import Names, next_command
 from condense.assertions import ORDERED, Assertion, Bound, Target, default_gate
-from condense.assessment import Again
 from condense.comparability import circumstances, differing_settings
 from condense.errors import UsageError
 from condense.metrics import MIN_TEXTS
@@ -86,14 +85,6 @@ class Gate:
         return sum(result.outcome == outcome for result in self.results)
 
 
-@dataclass(frozen=True)
-class Names:
-    """What the files are called, for the commands that are advised."""
-
-    run: str = "run.json"
-    baseline: str = ""
-
-
 def subject_of(run: Diagnosis | Treatment) -> Diagnosis:
     """The diagnosis that a gate reads: of a treatment, its treated arm on the validation text."""
     return run if isinstance(run, Diagnosis) else run.arms["treated"].validation
@@ -165,7 +156,7 @@ def _result(
         result = Result(assertion, "not-run", Reading(""), reason="there is no baseline")
     else:
         result = _number_result(subject, base, assertion)
-    return replace(result, next=_next(run, subject, result, names))
+    return replace(result, next=next_command(run, subject, assertion, result.outcome, names))
 
 
 # --- numbers ----------------------------------------------------------------------------------------
@@ -277,32 +268,3 @@ def _fits(word: str, assertion: Assertion) -> bool:
     known = ORDERED[assertion.target.metric]
     place, edge = known.index(word), known.index(words[0])
     return place <= edge if kind == "max" else place >= edge
-
-
-# --- advice -----------------------------------------------------------------------------------------
-
-
-def _next(run: Diagnosis | Treatment, subject: Diagnosis, result: Result, names: Names) -> str:
-    """The command that would tell more or help, for what did not pass."""
-    target, bound = result.assertion.target, result.assertion.bound
-    if result.outcome == "pass":
-        return ""
-    own = shlex.quote(names.run)
-    if result.outcome == "inconclusive":
-        return _more_texts(run, subject)
-    if result.outcome == "not-run":
-        return f"condense check {own} --baseline BASELINE.json" if "no baseline" in result.reason else ""
-    if target.metric == "id" and isinstance(run, Treatment):
-        return run.verdict.findings[0].next
-    if bound.relative and names.baseline.endswith(".json"):
-        return f"condense compare {shlex.quote(names.baseline)} {own}"
-    verdict = subject.verdict_of(target.stack)
-    if target.scope == "quality" or isinstance(run, Treatment) or verdict.level == "ok":
-        return f"condense report {own}"
-    return verdict.findings[0].next
-
-
-def _more_texts(run: Diagnosis | Treatment, subject: Diagnosis) -> str:
-    command = run.command if run.command.startswith(("condense analyze", "condense treat")) else ""
-    command = command or f"condense analyze {shlex.quote(subject.model.id)}"
-    return Again(command)(num_texts=str(4 * max(subject.corpus.texts, MIN_TEXTS)), output="again/")

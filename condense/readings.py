@@ -120,12 +120,13 @@ def _ratio(of: Estimate) -> Estimate:
 def _difference(run: Diagnosis, baseline: Diagnosis, target: Target, place: _Place, other: _Place) -> Estimate:
     from condense import effects
 
+    pairs, paired = [(run, baseline)], effects.same_windows(run, baseline)
     if target.scope == "quality":
-        return effects.quality_difference(run, baseline, target.metric)
+        return effects.quality_contrast(pairs, target.metric, paired=paired)
     if place.site is None or other.site is None:
-        return effects.deep_difference(run, baseline, target.metric, target.stack)
-    paired = effects.on_the_same_windows(run, baseline)
-    return effects.site_difference(place.site, other.site, target.metric, paired)
+        return effects.deep_contrast(pairs, target.metric, paired=paired, stack=target.stack)
+    both = [(place.site.metrics[target.metric], other.site.metrics[target.metric])]
+    return effects.metric_contrast(both, paired=paired)
 
 
 # --- words ------------------------------------------------------------------------------------------

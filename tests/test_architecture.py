@@ -19,11 +19,11 @@ FLOORS: list[set[str]] = [
     {"serial", "cache", "schema", "dispersion", "geometry", "intervals", "documents", "inspection", "merges"},
     {"records", "tasks", "outcomes", "trials"},
     {"capture", "corpus", "gguf", "hub", "verdict", "effects", "arm_names", "vocabulary", "seeds"},
-    {"soundness", "spans", "contrasts", "remedies"},
-    {"checkpoint", "quality", "disperser", "training_text", "assessment"},
+    {"soundness", "spans", "contrasts", "remedies", "assertions", "comparability"},
+    {"checkpoint", "quality", "disperser", "training_text", "assessment", "readings"},
     {"interventions", "rescoring", "conclusions"},
     {"measuring", "overhead", "trainer", "training", "saving", "estimate"},
-    {"tally", "journal", "cloud"},
+    {"tally", "journal", "cloud", "advice"},
     {"ranks", "gate"},
     {"diagnosis"},
     {"preparation", "arms"},
@@ -149,7 +149,16 @@ def saved_run(diagnosed: Callable[[str], Any], tmp_path_factory: pytest.TempPath
 
 
 FORBIDDEN = ("torch", "transformers", "pandas", "sklearn", "accelerate", "datasets")
-LIGHT = [["--help"], ["analyze", "--help"], ["treat", "--help"], ["report", "RUN"], ["report", "RUN", "--md", "OUT"]]
+LIGHT = [
+    ["--help"],
+    ["analyze", "--help"],
+    ["treat", "--help"],
+    ["report", "RUN"],
+    ["report", "RUN", "--md", "OUT"],
+    ["check", "RUN"],
+    ["check", "RUN", "--baseline", "RUN", "--junit", "OUT"],
+    ["init", "OUT"],
+]
 
 
 def loaded_by(code: str) -> list[str]:

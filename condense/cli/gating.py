@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import typer
 
+from condense.advice import Names
 from condense.assertions import Assertion, parse_inline, parse_tables, unknown
 from condense.cli.outputs import check_file
 from condense.cli.running import console, say
 from condense.errors import UnavailableError
-from condense.gate import Gate, Names, Policy, evaluate, subject_of
+from condense.gate import Gate, Policy, evaluate, subject_of
 from condense.outcomes import TREATMENT_SCHEMA, Treatment
 from condense.records import DIAGNOSIS_SCHEMA, Diagnosis
 from condense.serial import read_json, write_text
