@@ -41,7 +41,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 }
 KINDS: tuple[str, ...] = get_args(BoundKind)
 _INLINE = re.compile(
-    r"(?:(?P<level>[a-z]+)\s*:\s*)?(?P<target>[^\s<>=!:]+)\s*(?P<sign><=|>=|==|!=|<|>)\s*(?P<limit>.+)"
+    r"(?:(?P<level>[a-z]+)\s*:\s*)?(?P<target>[^\s<>=!:]+)\s*(?P<sign><=|>=|==|!=|<|>)\s*(?P<limit>[^<>=].*)"
 )
 _RELATIVE = re.compile(r"baseline(?:\s*(?P<sign>[+-])\s*(?P<size>.+))?")
 

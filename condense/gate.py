@@ -121,7 +121,7 @@ def evaluate(
         scored = subject.quality.bits_per_byte.value is not None or subject.quality.loss.value is None
         quality = "bits_per_byte" if scored else "loss"
         assertions = default_gate(base is not None, quality, isinstance(run, Treatment))
-    results = [_result(run, subject, base, assertion, names) for assertion in assertions]
+    results = [_result(run, subject, base, assertion, names) for assertion in dict.fromkeys(assertions)]
     ordered = tuple(sorted(results, key=lambda result: OUTCOMES.index(result.outcome)))
     return Gate(subject.model.id, subject, names.run, ordered, policy or Policy(), names.baseline, notes)
 

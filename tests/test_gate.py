@@ -484,3 +484,7 @@ def test_every_miss_has_a_next_command(run):
     assert only(run, "bits_per_byte <= 0").next == "condense report run.json"
     condensed = judged(run, level="condensed")
     assert only(condensed, "deep.mean_cosine <= -0.9").next == run.verdict.findings[0].next
+
+
+def test_what_is_asked_twice_is_told_once(run):
+    assert len(evaluate(run, [parse_inline("deep.mean_cosine <= 1")] * 2).results) == 1
