@@ -21,7 +21,7 @@ from condense.assessment import (
     verdict_from,
     what_opened,
 )
-from condense.intervals import MIN_TEXTS
+from condense.metrics import MIN_TEXTS
 from condense.outcomes import Plan, VerdictId
 from condense.records import Estimate, Finding, ModelInfo, Quality
 from condense.trials import MIN_SEEDS, ArmEffect, ArmResult, DosePoint, DoseResponse, Rank, TrialPlan

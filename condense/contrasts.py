@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from condense.effects import QUALITY_KEYS, deep_contrast, quality_contrast, same_windows, site_contrasts
-from condense.intervals import MIN_TEXTS
-from condense.metrics import METRICS
+from condense.metrics import METRICS, MIN_TEXTS
 from condense.records import Diagnosis, Estimate
 from condense.trials import MIN_SEEDS, ArmEffect, Pair, Rank, SeedEffect
 
