@@ -12,18 +12,40 @@ from condense.cli import options
 from condense.cli.outputs import plan_outputs
 from condense.cli.running import console, reported, say
 from condense.errors import UnavailableError
-from condense.outcomes import TREATMENT_SCHEMA, Treatment
-from condense.page.terminal import show_diagnosis
-from condense.page.treatment_terminal import show_treatment
-from condense.page.trial_terminal import show_trial
-from condense.records import DIAGNOSIS_SCHEMA, Diagnosis, Saved
+from condense.outcomes import TREATMENT_SCHEMA
+from condense.records import DIAGNOSIS_SCHEMA, Saved
 from condense.serial import read_json
-from condense.trials import TRIAL_SCHEMA, Trial
+from condense.trials import TRIAL_SCHEMA
 
-_SHOWN: dict[str, tuple[type[Saved], Callable[[Any, Any], None]]] = {
-    DIAGNOSIS_SCHEMA: (Diagnosis, show_diagnosis),
-    TREATMENT_SCHEMA: (Treatment, show_treatment),
-    TRIAL_SCHEMA: (Trial, show_trial),
+Shown = tuple[type[Saved], Callable[[Any, Any], None]]
+
+
+def _diagnosis() -> Shown:
+    from condense.page.terminal import show_diagnosis
+    from condense.records import Diagnosis
+
+    return Diagnosis, show_diagnosis
+
+
+def _treatment() -> Shown:
+    from condense.outcomes import Treatment
+    from condense.page.treatment_terminal import show_treatment
+
+    return Treatment, show_treatment
+
+
+def _trial() -> Shown:
+    from condense.page.trial_terminal import show_trial
+    from condense.trials import Trial
+
+    return Trial, show_trial
+
+
+# Per kind of saved run its record and what shows it; a report loads the rooms and pages of its own kind only.
+_SHOWN: dict[str, Callable[[], Shown]] = {
+    DIAGNOSIS_SCHEMA: _diagnosis,
+    TREATMENT_SCHEMA: _treatment,
+    TRIAL_SCHEMA: _trial,
 }
 
 
@@ -42,7 +64,7 @@ def report(
         kind = data["schema"]
         if kind not in _SHOWN:
             raise UnavailableError(f"{run} is of an unknown kind ({kind})", "was it written by a newer condense?")
-        record, show = _SHOWN[kind]
+        record, show = _SHOWN[kind]()
         found = record.from_json(data)
         written = outputs.write(found)
         if not written:
