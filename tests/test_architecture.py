@@ -28,7 +28,7 @@ FLOORS: list[set[str]] = [
     {"diagnosis"},
     {"preparation", "arms"},
     {"footprint"},
-    {"costs", "results"},
+    {"costs", "results", "runs"},
     {"treatment", "experiment"},
     {"page"},
     {"cli", "__init__", "__main__"},
@@ -47,7 +47,7 @@ MAY_LOAD = {
         "dispersion", "geometry", "capture", "corpus", "soundness", "spans", "checkpoint", "quality", "disperser",
         "training_text", "measuring", "overhead", "trainer", "cloud", "training", "saving", "tally", "diagnosis",
         "treatment", "interventions", "rescoring", "preparation", "arms", "footprint", "costs", "results", "experiment",
-        "journal", "ranks", "vocabulary", "remedies",
+        "journal", "ranks", "vocabulary", "remedies", "runs",
     },
     "transformers": {"trainer", "training", "remedies"},
 }  # fmt: skip

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from condense import experiment
+from condense import experiment, runs
 from condense.arm_names import parse_arms
 from condense.checkpoint import load
 from condense.cli.app import app
 from condense.errors import RunError, UsageError
-from condense.experiment import TrialWatch, trial
+from condense.experiment import trial
 from condense.outcomes import Plan
 from condense.records import Diagnosis
+from condense.runs import TrialWatch
 from condense.training import InterruptedRunError
 from condense.trials import Trial, TrialPlan
 
@@ -141,14 +142,14 @@ def test_other_settings_are_not_mixed_in(whole, tiny, texts):
 
 def failing(monkeypatch, wanted):
     """Make the training of the wanted arms fail; wanted is asked with (coefficient of dispersion, seed)."""
-    plain = experiment.train_arm
+    plain = runs.train_arm
 
     def train(source, rows, plan, schedule, acts, folder, **more):
         if wanted(acts.dispersion.coefficient, plan.seed):
             raise ValueError("the remedy <b>broke</b>\nin two lines")
         return plain(source, rows, plan, schedule, acts, folder, **more)
 
-    monkeypatch.setattr(experiment, "train_arm", train)
+    monkeypatch.setattr(runs, "train_arm", train)
     monkeypatch.setattr(experiment, "step_costs", lambda *given, **more: {})
 
 

@@ -140,8 +140,9 @@ def _run(model: str, corpus: Any, output: Path, plan: TrialPlan, *, offline: boo
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     quieten_libraries()
-    from condense.experiment import TrialWatch, trial
+    from condense.experiment import trial
     from condense.page.trial_terminal import show_trial_plan
+    from condense.runs import TrialWatch
     from condense.training import InterruptedRunError
 
     try:
