@@ -22,7 +22,7 @@ $(VENV)/demo: $(VENV)/base
 	touch $@
 
 $(VENV)/test: $(VENV)/demo
-	$(PIP) --editable '.[data,gguf,peft,test]'
+	$(PIP) --editable '.[data,eval,gguf,peft,test]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(REAL)
 	touch $@
 

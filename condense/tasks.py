@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from condense.records import Estimate
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A model's score on one metric of one task, with the harness's own standard error.
+    """A model's score on one metric of one task (or group of tasks), with the harness's own standard error.
 
-    `per_sample` keeps the score of every sample in order (None where the metric is not a mean over samples), so
-    that two models can be compared sample by sample.
+    `per_sample` keeps x of every sample in order where value = Σ w·x / Σ w (`scale` "mean") or its exponential
+    ("exp": perplexities, x in nats), with w in `weights` (None: all 1); None where the metric is neither. Two
+    models can then be compared sample by sample, if `samples_sha256` says they had the same prompts.
     """
 
     task: str
@@ -22,11 +24,15 @@ class TaskScore:
     samples: int
     higher_is_better: bool = True
     per_sample: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | None = None
+    scale: Literal["mean", "exp"] = "mean"
+    samples_sha256: str | None = None
+    shots: int | None = None
 
 
 @dataclass(frozen=True)
 class TaskEffect:
-    """New − old on one metric of one task, paired by sample where both kept their samples' scores."""
+    """New − old on one metric of one task with a 95 % interval: paired by sample where both had the same samples."""
 
     task: str
     metric: str

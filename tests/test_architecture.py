@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"soundness", "spans", "contrasts", "remedies", "assertions", "comparability"},
     {"checkpoint", "quality", "disperser", "training_text", "assessment", "readings"},
     {"interventions", "rescoring", "conclusions"},
-    {"measuring", "overhead", "trainer", "training", "saving", "estimate"},
+    {"measuring", "overhead", "trainer", "training", "saving", "estimate", "harness", "evaluation"},
     {"tally", "journal", "cloud", "advice"},
     {"ranks", "gate"},
     {"diagnosis"},
@@ -36,11 +36,24 @@ FLOORS: list[set[str]] = [
 SAME_FLOOR = {
     ("serial", "errors"), ("outcomes", "records"), ("tasks", "records"), ("trials", "records"), ("trials", "tasks"),
     ("trials", "outcomes"), ("gguf", "inspection"), ("training", "trainer"),
-    ("verdict", "records"), ("inspection", "serial"), ("__main__", "cli"),
+    ("verdict", "records"), ("inspection", "serial"), ("__main__", "cli"), ("outcomes", "tasks"),
+    ("evaluation", "harness"),
 }  # fmt: skip
 # Imports inside functions, upwards: a record that draws itself, a result that is written with its pages.
 LAZY_UPWARDS = {("records", "page"), ("outcomes", "page"), ("trials", "page"), ("saving", "page"), ("__init__", "*")}
-HEAVY = {"torch", "transformers", "pandas", "sklearn", "scipy", "plotly", "datasets", "peft", "accelerate", "trl"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "plotly",
+    "datasets",
+    "peft",
+    "accelerate",
+    "trl",
+    "lm_eval",
+}
 # Which heavy packages a room may import when it is loaded; inside functions they are free.
 MAY_LOAD = {
     "torch": {
