@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from condense.disperser import Disperser as Disperser
     from condense.disperser import DispersionConfig as DispersionConfig
     from condense.errors import CondenseError as CondenseError
+    from condense.evaluation import evaluate as evaluate
+    from condense.evaluation import task_effects as task_effects
     from condense.outcomes import Plan as Plan
     from condense.outcomes import Treatment as Treatment
     from condense.records import Diagnosis as Diagnosis
@@ -42,7 +44,9 @@ _ROOMS = {
     "Treatment": "outcomes",
     "Windows": "corpus",
     "analyze": "diagnosis",
+    "evaluate": "evaluation",
     "load": "checkpoint",
+    "task_effects": "evaluation",
     "treat": "treatment",
     "windows": "corpus",
 }

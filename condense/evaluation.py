@@ -104,7 +104,7 @@ def _metrics(block: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _score(name: str, metric: str, chosen: str, results: Mapping[str, Any], samples: int) -> TaskScore:
     block = results["results"][name]
-    better = results["higher_is_better"].get(name, {}).get(metric)
+    better, version = results["higher_is_better"].get(name, {}).get(metric), results["versions"].get(name)
     return TaskScore(
         task=name,
         metric=metric if chosen == "none" else f"{metric} ({chosen})",
@@ -113,6 +113,8 @@ def _score(name: str, metric: str, chosen: str, results: Mapping[str, Any], samp
         samples=samples,
         higher_is_better=True if better is None else bool(better),
         shots=results["n-shot"].get(name),
+        version=None if version is None else str(version),
+        harness=f"lm_eval {results['lm_eval_version']}",
     )
 
 
@@ -220,7 +222,7 @@ def _unpaired(new: TaskScore, old: TaskScore) -> Estimate:
         return Estimate(None, reason="undefined in one of the two")
     value = new.value - old.value
     if new.stderr is None or old.stderr is None:
-        return Estimate(value, reason="the harness gives no standard error for this metric")
+        return Estimate(value, reason="no standard error")
     import scipy.special
 
     half = float(scipy.special.ndtri(0.5 + CONFIDENCE / 2)) * math.hypot(new.stderr, old.stderr)

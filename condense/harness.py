@@ -56,7 +56,7 @@ def find_tasks(names: Sequence[str], include_path: str | Path | None = None) -> 
     """
     if not names:
         return FoundTasks()
-    folder = Path(include_path).expanduser() if include_path is not None else None
+    folder = Path(include_path).expanduser().absolute() if include_path is not None else None
     if folder is not None and not folder.is_dir():
         raise UnavailableError(f"no such folder of task files: {folder}", "see --include-path")
     with _quiet():

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from condense.errors import UsageError
 from condense.records import Diagnosis, Estimate, Finding, PlotlyJs, Saved, saved
+from condense.tasks import TaskEffect, TaskScore
 
 TREATMENT_SCHEMA = "condense.treatment/1"
 LossName = Literal["angular", "orthogonal", "decorrelation", "l2_repel", "mean_cosine"]
@@ -60,6 +61,9 @@ class Plan:
     quality_tolerance: float = 0.005
     save_steps: int | None = None
     report_to: str = "none"
+    eval_tasks: tuple[str, ...] = ()
+    eval_limit: int | None = None
+    include_path: str | None = None
 
     def __post_init__(self) -> None:
         """UsageError for values that mean nothing."""
@@ -68,6 +72,7 @@ class Plan:
             "--train-tokens": self.train_tokens, "--max-steps": self.max_steps, "--save-steps": self.save_steps,
             "--per-device-train-batch-size": self.per_device_train_batch_size, "--max-grad-norm": self.max_grad_norm,
             "--gradient-accumulation-steps": self.gradient_accumulation_steps, "--min-effect": self.min_effect,
+            "--eval-limit": self.eval_limit,
         }  # fmt: skip
         for flag, value in positive.items():
             if value is not None and not value > 0:
@@ -76,6 +81,8 @@ class Plan:
             raise UsageError(f"--max-tokens is {self.max_tokens}", "use 0 for all, or at least 2")
         if self.coefficient != self.coefficient or abs(self.coefficient) == float("inf"):
             raise UsageError(f"--coefficient is {self.coefficient}", "use a finite number")
+        if not self.eval_tasks and (self.eval_limit is not None or self.include_path is not None):
+            raise UsageError("--eval-limit and --include-path belong to tasks", "name some with --eval-tasks")
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,7 @@ class Arm:
     trained_tokens: int = 0
     penalty_to_ce: float | None = None
     cloud: tuple[tuple[float, ...], ...] = ()
+    tasks: tuple[TaskScore, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,6 +197,7 @@ class Treatment(Saved):
     timing: Mapping[str, float]
     cloud_site: str = ""
     cloud_variance: tuple[float, ...] = ()
+    task_effects: tuple[TaskEffect, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """The layer tables of all arms as plain rows, with the columns `arm` and `corpus` in front."""

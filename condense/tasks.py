@@ -15,6 +15,7 @@ class TaskScore:
     `per_sample` keeps x of every sample in order where value = Σ w·x / Σ w (`scale` "mean") or its exponential
     ("exp": perplexities, x in nats), with w in `weights` (None: all 1); None where the metric is neither. Two
     models can then be compared sample by sample, if `samples_sha256` says they had the same prompts.
+    `version` is the task's own, `harness` names the package and its version.
     """
 
     task: str
@@ -28,6 +29,8 @@ class TaskScore:
     scale: Literal["mean", "exp"] = "mean"
     samples_sha256: str | None = None
     shots: int | None = None
+    version: str | None = None
+    harness: str | None = None
 
 
 @dataclass(frozen=True)

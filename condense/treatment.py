@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,15 @@ from condense.cloud import drawn_block, project, token_states
 from condense.documents import Document
 from condense.effects import difference
 from condense.errors import UsageError
+from condense.evaluation import check_model, evaluate, task_effects
+from condense.harness import OpenTasks, find_tasks, open_tasks
 from condense.interventions import Intervention, dispersion_config
 from condense.outcomes import TREATMENT_SCHEMA, Arm, Overhead, Plan, Schedule, Treatment
 from condense.overhead import measure_overhead
 from condense.preparation import Prepared, first_batch, prepare_text
 from condense.saving import prepare, stage
 from condense.serial import decode, encode, write_text
+from condense.tasks import TaskScore
 from condense.training import OnStep, Trained
 from condense.version import __version__
 
@@ -57,6 +60,7 @@ class _Job:
     work: Path
     resume: bool
     watch: Watch
+    tasks: OpenTasks = field(default_factory=OpenTasks)
 
 
 def treat(
@@ -81,15 +85,20 @@ def treat(
     RunError for a run that failed; `training.InterruptedRunError` after a signal, with a checkpoint saved.
     """
     plan, watch, started = plan or Plan(), watch or Watch(), time.perf_counter()
+    found = find_tasks(plan.eval_tasks, plan.include_path)
+    tasks = OpenTasks() if dry_run else open_tasks(found)
     target = Path(output)
     work = prepare(target, resume=resume, force=force, dry_run=dry_run)
     options = {**options, "dtype": "float32"}
     watch.on_phase("loading")
     opened = checkpoints.load(model, **options)
+    if plan.eval_tasks:
+        check_model(opened)
     job, overhead = _job(str(model), opened, text, text_column, plan, options, work, resume, watch)
     watch.on_plan(plan, job.schedule, overhead)
     if dry_run:
         return None
+    job = replace(job, tasks=tasks)
     _fingerprint(job)
     arms, clouds = _arms(job, opened)
     drawn, shares = project(clouds)
@@ -113,6 +122,7 @@ def treat(
         timing={"total_seconds": time.perf_counter() - started},
         cloud_site=f"block {drawn_block(arms['treated'].validation.sites[-1].index)}",
         cloud_variance=shares,
+        task_effects=task_effects(arms["treated"].tasks, arms[against].tasks, plan.seed),
     )
     stage(treatment, work, target)
     return treatment
@@ -199,10 +209,18 @@ def _measured(job: _Job, current: Checkpoint, name: str, trained: Trained | None
         job.plan.seed, on_phase=lambda text: job.watch.on_phase(f"{name}: {text}"), on_text=job.watch.on_text,
     )  # fmt: skip
     cloud = token_states(current.model, job.texts.validation)
-    arm = Arm(validation, probe)
+    arm = Arm(validation, probe, tasks=_task_scores(job, current, name))
     if trained is not None:
         arm = replace(
             arm, curve=trained.curve, seconds=trained.seconds, trained_tokens=job.schedule.train_tokens,
             penalty_to_ce=trained.penalty_to_ce if name == "treated" else None,
         )  # fmt: skip
     return arm, cloud
+
+
+def _task_scores(job: _Job, current: Checkpoint, name: str) -> tuple[TaskScore, ...]:
+    if not job.tasks.names:
+        return ()
+    job.watch.on_phase(f"{name}: downstream tasks")
+    plan = job.plan
+    return evaluate(current, job.tasks, limit=plan.eval_limit, seed=plan.seed, on_request=job.watch.on_text)

@@ -191,9 +191,7 @@ def test_perplexities_are_compared_on_their_own_scale():
 def test_what_cannot_be_compared_says_why():
     plain = TaskScore("t", "f1", 0.5, None, 9)
     (effect,) = task_effects([plain], [replace(plain, value=0.4)])
-    assert not effect.paired and effect.difference == Estimate(
-        pytest.approx(0.1), reason="the harness gives no standard error for this metric"
-    )
+    assert not effect.paired and effect.difference == Estimate(pytest.approx(0.1), reason="no standard error")
     (undefined,) = task_effects([plain], [replace(plain, value=None)])
     assert undefined.difference.value is None and undefined.difference.reason
     assert task_effects([plain], [replace(plain, task="other")]) == ()

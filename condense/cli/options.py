@@ -188,3 +188,31 @@ ExpectWorld = Annotated[
         rich_help_panel=RUN,
     ),
 ]  # fmt: skip
+
+TASKS = "Downstream tasks, with pip install '.[eval]'"
+EvalTasks = Annotated[
+    str | None,
+    typer.Option(
+        "--eval-tasks", metavar="A,B", help="Score every arm on these tasks of lm-evaluation-harness.",
+        show_default=False, rich_help_panel=TASKS,
+    ),
+]  # fmt: skip
+EvalLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--eval-limit", min=1, metavar="N", help="Only the first N samples of each task.", show_default=False,
+        rich_help_panel=TASKS,
+    ),
+]  # fmt: skip
+IncludePath = Annotated[
+    str | None,
+    typer.Option(
+        "--include-path", metavar="DIR", help="Task files of your own; they may run code.", show_default=False,
+        rich_help_panel=TASKS,
+    ),
+]  # fmt: skip
+
+
+def task_names(named: str | None) -> tuple[str, ...]:
+    """The names in `--eval-tasks a,b`, each once."""
+    return tuple(dict.fromkeys(name for part in (named or "").split(",") if (name := part.strip())))

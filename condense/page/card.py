@@ -6,7 +6,7 @@ import json
 
 from condense.outcomes import Treatment
 from condense.page.escape import for_code, for_markdown
-from condense.page.treatment_markdown import arms_table, verdict_lines
+from condense.page.treatment_markdown import arms_table, tasks_lines, verdict_lines
 
 
 def model_card(treatment: Treatment) -> str:
@@ -29,6 +29,7 @@ def model_card(treatment: Treatment) -> str:
         "All arms were measured on the saved and reloaded files. The control arm had the same data order, seed and "
         "steps, without the loss. Intervals cover texts, not training seeds. Geometry is not quality.",
         "",
+        *tasks_lines(treatment),
         "## How it was made",
         "",
         f"- loss: {treatment.plan.loss}, coefficient {treatment.plan.coefficient:g}, "

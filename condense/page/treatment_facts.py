@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from condense.outcomes import Effect, Treatment
+from condense.page.downstream import TaskRow, taken_from, task_rows
 from condense.page.facts import GLOSSARY, term, written
 from condense.page.figures import NOTHING
 from condense.page.treatment_cards import excludes_zero, measured, signed_value
@@ -140,6 +141,22 @@ def _mark(arm: str, of: Estimate, low: float, high: float) -> Mark:
 
     interval = "" if of.low is None else f"{number(of.low, 3)} to {number(of.high, 3)}"
     return Mark(arm, number(of.value, 4), interval, place(of.value), place(of.low), place(of.high))
+
+
+# --- downstream tasks ----------------------------------------------------------------------------------
+
+
+def tasks_table(treatment: Treatment) -> dict[str, Any]:
+    """What was scored and the rows; no rows if no task was asked for."""
+    arms = {name: arm.tasks for name, arm in treatment.arms.items()}
+    rows = [_typeset_row(row) for row in task_rows(arms, treatment.task_effects)]
+    return {"source": taken_from(arms, treatment.plan.eval_limit), "rows": rows}
+
+
+def _typeset_row(row: TaskRow) -> TaskRow:
+    cells = tuple((typeset(value), error) for value, error in row.cells)
+    interval = typeset(row.interval).replace(" to ", "\u00a0to ")
+    return replace(row, cells=cells, change=typeset(row.change), interval=interval)
 
 
 # --- cost ----------------------------------------------------------------------------------------------

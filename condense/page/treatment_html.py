@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from condense.outcomes import Treatment
 from condense.page.charts import Chart
+from condense.page.downstream import CAUTION
 from condense.page.facts import LEVEL_WORDS
 from condense.page.html import render
 from condense.page.treatment_cards import cards
@@ -22,6 +23,7 @@ from condense.page.treatment_facts import (
     provenance,
     shown,
     strips,
+    tasks_table,
     treated_with,
 )
 from condense.page.treatment_figures import depth_figures
@@ -43,5 +45,5 @@ def treatment_page(treatment: Treatment, *, plotlyjs: PlotlyJs = "inline") -> st
         arm_levels={name: LEVEL_WORDS[arm.validation.verdict.level] for name, arm in treatment.arms.items()},
         tables=arm_tables(treatment), strips=strips(treatment), depth=depth, training=training, clouds=clouds,
         overhead=overhead(treatment), table=treatment_table(treatment), treatment_note=table_note(treatment),
-        provenance=provenance(treatment), glossary=TREATMENT_GLOSSARY,
+        provenance=provenance(treatment), tasks=tasks_table(treatment), caution=CAUTION, glossary=TREATMENT_GLOSSARY,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from condense.outcomes import Treatment
+from condense.page.downstream import CAUTION, taken_from, task_rows
 from condense.page.escape import for_code, for_markdown
 from condense.page.words import DASH, number, signed
 from condense.records import Diagnosis, Estimate
@@ -37,6 +38,7 @@ def treatment_markdown(treatment: Treatment) -> str:
         "",
         *arms_table(treatment, probe=True),
         "",
+        *tasks_lines(treatment),
         *_overhead(treatment),
         *_sites(treatment),
         "<details><summary>How it was made</summary>",
@@ -79,6 +81,28 @@ def arms_table(treatment: Treatment, *, probe: bool = False) -> list[str]:
         change = signed(effect.quality[key], digits) if key in effect.quality else DASH
         lines.append(f"| {title} | {' | '.join(cells)} | {change} |")
     return lines
+
+
+def tasks_lines(treatment: Treatment) -> list[str]:
+    """The section on downstream tasks; nothing if none was asked for."""
+    arms = {name: arm.tasks for name, arm in treatment.arms.items()}
+    rows = task_rows(arms, treatment.task_effects)
+    if not rows:
+        return []
+    lines = [
+        "## Downstream tasks", "",
+        f"{for_markdown(taken_from(arms, treatment.plan.eval_limit))}; ± is one standard error, ↑ or ↓ the better way.",
+        "",
+        f"| task | metric | n | {' | '.join(arms)} | treated − {treatment.effect.against} [95 %] |",
+        f"|{'---|' * (len(arms) + 4)}",
+    ]  # fmt: skip
+    for row in rows:
+        cells = [f"{value} {error}".strip() for value, error in row.cells]
+        change = f"{row.change} [{row.interval.replace(' to ', ', ')}]" if row.interval else row.change
+        change += f" ({for_markdown(row.remark)})" if row.remark else ""
+        name, metric = for_markdown(row.task), for_markdown(row.metric)
+        lines.append(f"| {name} | {metric} {row.better} | {row.samples} | {' | '.join(cells)} | {change} |")
+    return [*lines, "", CAUTION, ""]
 
 
 def quality(run: Diagnosis, key: str) -> Estimate:

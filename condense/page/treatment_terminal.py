@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from condense.page.downstream import CAUTION, taken_from, task_rows
 from condense.page.escape import for_terminal
 from condense.page.treatment_markdown import QUALITY_ROWS, ROWS, quality
 from condense.page.words import DASH, SEVERITIES, in_words, number, signed
@@ -32,6 +33,9 @@ def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Conso
         f"estimate: {in_words(schedule.seconds)} of training, {gigabytes(schedule.memory_bytes)} memory, "
         f"{gigabytes(schedule.disk_bytes)} disk",
     ]
+    if plan.eval_tasks:
+        limit = "" if plan.eval_limit is None else f", the first {plan.eval_limit} samples of each"
+        lines.append(f"tasks, on before and every arm: {', '.join(plan.eval_tasks)}{limit}; not in the estimate")
     for line in lines:
         console.print(Text(for_terminal(line)))
 
@@ -69,10 +73,35 @@ def show_treatment(treatment: Treatment, console: Console) -> None:
             change = signed(effect.quality[key], digits) if key in effect.quality else DASH
             table.add_row(label, *(number(quality(run, key).value, digits) for run in runs), change)
         console.print(table)
+    _show_tasks(treatment, console)
     cost = treatment.overhead
     line = f"cost of the loss: time × {number(cost.time_ratio, 2)}, peak memory × {number(cost.memory_ratio, 2)}"
     console.print(Text(line))
     console.print(_panel(treatment))
+
+
+def _show_tasks(treatment: Treatment, console: Console) -> None:
+    """Scores on downstream tasks with their standard errors below them, and the paired difference."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    arms = {name: arm.tasks for name, arm in treatment.arms.items()}
+    rows = task_rows(arms, treatment.task_effects)
+    if not rows:
+        return
+    title = Text(for_terminal(f"downstream tasks: {taken_from(arms, treatment.plan.eval_limit)}; ± one standard error"))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=title, title_justify="left", title_style="")
+    table.add_column("")
+    for name in (*arms, f"treated − {treatment.effect.against}"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        lines = [line for line in (row.change, row.interval, row.remark) if line]
+        change = Text(for_terminal("\n".join(lines)), style="bold" if row.clear else "")
+        what = f"{row.task} ({row.samples})\n  {row.metric} {row.better}"
+        table.add_row(Text(for_terminal(what)), *("\n".join(cell) for cell in row.cells), change)
+    console.print(table)
+    console.print(Text(CAUTION, style="dim"))
 
 
 def _panel(treatment: Treatment) -> RenderableType:
