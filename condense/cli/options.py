@@ -189,7 +189,7 @@ ExpectWorld = Annotated[
     ),
 ]  # fmt: skip
 
-TASKS = "Downstream tasks, with pip install '.[eval]'"
+TASKS = "Downstream tasks (extra: eval)"
 EvalTasks = Annotated[
     str | None,
     typer.Option(

@@ -28,6 +28,7 @@ from condense.outcomes import (
 )  # fmt: skip
 from condense.page.treatment_html import treatment_page
 from condense.records import Diagnosis, Estimate, Finding, Quality
+from condense.tasks import TaskEffect, TaskScore
 
 browser = report_page.browser
 READY = report_page.READY
@@ -123,6 +124,21 @@ def masked() -> Treatment:
     return replace(made, arms=arms, effect=bare, probe_effect=bare)
 
 
+def with_tasks(made: Treatment, task: str = "arc_easy", metric: str = "acc_norm") -> Treatment:
+    """The same with two tasks: one clear difference, one without an interval."""
+    arms = {}
+    for rank, (name, of) in enumerate(made.arms.items()):
+        accuracy = TaskScore(task, metric, 0.41 - 0.02 * rank, 0.022, 500, harness="lm_eval 0.4.13")
+        f1 = TaskScore("boolq_f1", "f1", 0.3, None, 500, harness="lm_eval 0.4.13")
+        arms[name] = replace(of, tasks=(accuracy, f1))
+    effects = (
+        TaskEffect(task, metric, 0.37, 0.39, Estimate(-0.02, -0.031, -0.009), True, 500),
+        TaskEffect("boolq_f1", "f1", 0.3, 0.3, Estimate(0.0, reason="no standard error"), False, 500),
+    )
+    plan = replace(made.plan, eval_tasks=(task, "boolq_f1"), eval_limit=500)
+    return replace(made, plan=plan, arms=arms, task_effects=effects)
+
+
 # --- the browser ----------------------------------------------------------------------------------------
 
 
@@ -150,6 +166,24 @@ def test_fits_a_phone_and_a_unit_of_the_cloud_is_equally_long_on_both_axes(brows
         lengths = [opened.page.evaluate(length, place) for place in places]
         assert lengths == pytest.approx([lengths[0]] * 6, rel=1e-3)
         assert opened.trouble == []
+
+
+def test_downstream_tasks_have_their_table(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(treatment_page(with_tasks(treatment(), EVIL, EVIL), plotlyjs="none"), encoding="utf-8")
+    with Opened(browser, path, wait="svg.sketch", viewport={"width": 390, "height": 844}) as opened:
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert axe_violations(opened.page) == []
+        rows = opened.page.locator("table.tasks tbody tr")
+        assert [cell.strip() for cell in rows.nth(0).locator("td").nth(2).inner_text().split("\n")] == [
+            "0.410", "±0.022"
+        ]  # fmt: skip
+        assert rows.nth(0).locator("b").inner_text() == "−0.020"
+        assert "−0.031\u00a0to −0.009" in rows.nth(0).inner_text()
+        assert "no standard error" in rows.nth(1).inner_text() and rows.nth(1).locator("b").count() == 0
+        assert "the first 500 samples" in opened.page.locator("#tasks").inner_text()
+        assert opened.trouble == []
+    assert 'id="tasks"' not in treatment_page(treatment(), plotlyjs="none")
 
 
 def test_prints_from_a_dark_screen(browser: Any, report: Path) -> None:
