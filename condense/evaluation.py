@@ -188,6 +188,35 @@ def task_effects(new: Sequence[TaskScore], old: Sequence[TaskScore], seed: int =
     )
 
 
+def over_seeds(runs: Sequence[Sequence[TaskScore]]) -> tuple[TaskScore, ...]:
+    """The mean over training seeds of the scores that every run has; samples are averaged where they are the same.
+
+    The standard error is the mean of the runs' own: seeds share the samples, so they do not make it smaller.
+    """
+    if not runs:
+        return ()
+    tables = [{(score.task, score.metric): score for score in run} for run in runs]
+    return tuple(
+        _mean_score([table[key] for table in tables]) for key in tables[0] if all(key in table for table in tables)
+    )
+
+
+def _mean_score(scores: Sequence[TaskScore]) -> TaskScore:
+    first, values, errors = scores[0], [s.value for s in scores], [s.stderr for s in scores]
+    known, sure = [v for v in values if v is not None], [e for e in errors if e is not None]
+    whole = len(known) == len(scores)
+    same = whole and first.scale == "mean" and all(_same_samples(score, first) for score in scores)
+    columns = zip(*(score.per_sample or () for score in scores), strict=True) if same else ()
+    samples = tuple(sum(column) / len(scores) for column in columns)
+    return replace(
+        first,
+        value=sum(known) / len(known) if whole else None,
+        stderr=sum(sure) / len(sure) if len(sure) == len(scores) else None,
+        per_sample=samples or None,
+        weights=first.weights if samples else None,
+    )
+
+
 def _effect(new: TaskScore, old: TaskScore, seed: int) -> TaskEffect:
     paired = _same_samples(new, old)
     return TaskEffect(

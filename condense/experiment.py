@@ -24,6 +24,8 @@ from condense.costs import Costed, step_costs
 from condense.diagnosis import environment
 from condense.documents import Document
 from condense.errors import CondenseError, UsageError
+from condense.evaluation import check_model
+from condense.harness import OpenTasks, find_tasks, open_tasks
 from condense.interventions import Intervention
 from condense.overhead import Pass, interleaved
 from condense.preparation import first_batch, prepare_text
@@ -60,14 +62,18 @@ def trial(
     UnavailableError for a model or text that cannot be used, `training.InterruptedRunError` after a signal.
     """
     watch, started = watch or TrialWatch(), time.perf_counter()
+    found = find_tasks(plan.training.eval_tasks, plan.training.include_path)
+    tasks = OpenTasks() if dry_run else open_tasks(found)
     target = Path(output)
     check_target(target, resume=resume, force=force, dry_run=dry_run)
     options = {**options, "dtype": "float32"}
     watch.on_phase("loading")
     opened = checkpoints.load(model, **options)
+    if plan.training.eval_tasks:
+        check_model(opened)
     watch.on_phase("reading text")
     texts = prepare_text(str(model), opened, text, text_column, plan.training)
-    job = Job(str(model), options, plan, texts, target / "arms", resume, watch)
+    job = Job(str(model), options, plan, texts, target / "arms", resume, watch, tasks)
     estimate = _estimate(job, opened)
     watch.on_plan(plan, texts.schedule, {}, estimate)
     if dry_run:

@@ -14,10 +14,12 @@ from typing import Any
 from condense.arm_names import slug
 from condense.conclusions import arm_verdict, dose_responses, trial_findings, unranked
 from condense.contrasts import MEASURES, arm_effect, compare_pairs, rank_arms
+from condense.evaluation import over_seeds, task_effects
 from condense.outcomes import Curve, Schedule
 from condense.records import Diagnosis, Estimate, ModelInfo
 from condense.remedies import definition
 from condense.serial import decode
+from condense.tasks import TaskScore
 from condense.training import Trained
 from condense.trials import TRIAL_SCHEMA, ArmResult, ArmRun, ArmSpec, SitePoint, StepCost, Trial, TrialPlan
 from condense.version import __version__
@@ -104,6 +106,7 @@ def _read(place: Path, seed: int, schedule: Schedule) -> _Run:
     written = json.loads((place / "run.json").read_text(encoding="utf-8"))
     trained = None if written["trained"] is None else decode(Trained, written["trained"])
     validation, probe = (Diagnosis.from_json(place / f"{kind}.json") for kind in ("validation", "probe"))
+    scores = place / "tasks.json"
     record = ArmRun(
         seed=seed,
         deep=_lean(validation.deep),
@@ -117,6 +120,7 @@ def _read(place: Path, seed: int, schedule: Schedule) -> _Run:
         trained_tokens=0 if trained is None else schedule.train_tokens,
         penalty_to_ce=None if trained is None else trained.penalty_to_ce or None,
         folder="/".join(place.parts[-2:] if trained is None else place.parts[-3:]),
+        tasks=decode(tuple[TaskScore, ...], json.loads(scores.read_text(encoding="utf-8"))) if scores.exists() else (),
     )
     return _Run(record, validation, probe, tuple(written["details"]))
 
@@ -176,4 +180,8 @@ def _result(
     reference = next(iter(control.values())).validation.quality
     texts = before.validation.corpus.texts
     verdict, held, opened = arm_verdict(effects[0], reference, plan.training, texts)
-    return replace(made, effect=effects[0], probe_effect=effects[1], verdict=verdict, quality_held=held, opened=opened)
+    mine, theirs = (over_seeds([run.record.tasks for run in arm.values()]) for arm in (runs, control))
+    return replace(
+        made, effect=effects[0], probe_effect=effects[1], verdict=verdict, quality_held=held, opened=opened,
+        task_effects=task_effects(mine, theirs, plan.training.seed),
+    )  # fmt: skip

@@ -9,7 +9,7 @@ import gc
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from condense.arms import intervention, measure_arm, train_arm
 from condense.checkpoint import Checkpoint
 from condense.corpus import Windows, windows
 from condense.errors import CondenseError, RunError, UnavailableError
+from condense.evaluation import evaluate
+from condense.harness import OpenTasks
 from condense.outcomes import Schedule
 from condense.preparation import Prepared, training_rows
 from condense.remedies import enlarge_vocabulary
@@ -55,6 +57,7 @@ class Job:
     folder: Path
     resume: bool
     watch: TrialWatch
+    tasks: OpenTasks = field(default_factory=OpenTasks)
 
     @property
     def seeds(self) -> range:
@@ -175,7 +178,7 @@ def _windows(job: Job, spec: ArmSpec, current: Checkpoint) -> tuple[Windows, Win
 
 
 def _measure(job: Job, current: Checkpoint, folder: Path, name: str, validation: Windows, probe: Windows) -> None:
-    """Measure a model on both texts and write the diagnoses; bits per byte always on the control's bytes."""
+    """Measure a model on both texts and on the tasks, and write it; bits per byte always on the control's bytes."""
     seed = job.plan.training.seed
     found = measure_arm(current, name, validation, probe, seed, on_phase=job.watch.on_phase, on_text=job.watch.on_text)
     for kind, diagnosis, own, reference in zip(
@@ -184,6 +187,11 @@ def _measure(job: Job, current: Checkpoint, folder: Path, name: str, validation:
         if own is not reference:
             diagnosis = replace(diagnosis, quality=rescored(diagnosis.quality, current, reference, seed))
         diagnosis.to_json(folder / f"{kind}.json")
+    if job.tasks.names:
+        job.watch.on_phase("downstream tasks")
+        limit = job.plan.training.eval_limit
+        scores = evaluate(current, job.tasks, limit=limit, seed=seed, on_request=job.watch.on_text)
+        write_text(folder / "tasks.json", json.dumps(encode(scores), allow_nan=False))
 
 
 def _finish(folder: Path, trained: Trained | None, details: tuple[str, ...]) -> None:

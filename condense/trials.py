@@ -44,8 +44,6 @@ class TrialPlan:
     seeds: int = 3
     training: Plan = field(default_factory=Plan)
     keep_models: bool = False
-    eval_tasks: tuple[str, ...] = ()
-    eval_limit: int | None = None
 
 
 @dataclass(frozen=True)

@@ -42,18 +42,8 @@ SAME_FLOOR = {
 # Imports inside functions, upwards: a record that draws itself, a result that is written with its pages.
 LAZY_UPWARDS = {("records", "page"), ("outcomes", "page"), ("trials", "page"), ("saving", "page"), ("__init__", "*")}
 HEAVY = {
-    "torch",
-    "transformers",
-    "pandas",
-    "sklearn",
-    "scipy",
-    "plotly",
-    "datasets",
-    "peft",
-    "accelerate",
-    "trl",
-    "lm_eval",
-}
+    "torch", "transformers", "pandas", "sklearn", "scipy", "plotly", "datasets", "peft", "accelerate", "trl", "lm_eval",
+}  # fmt: skip
 # Which heavy packages a room may import when it is loaded; inside functions they are free.
 MAY_LOAD = {
     "torch": {

@@ -73,7 +73,11 @@ def test_each_arm_did_its_own_thing(whole):
     assert found["cosreg=1"].runs[0].penalty_to_ce > 0 and max(found["control"].runs[0].curve.penalty) == 0
     assert found["larger-vocab"].parameters_added > 0 and found["larger-vocab"].details
     assert {arm.parameters_added for name, arm in found.items() if name != "larger-vocab"} == {0}
-    assert found["active-forgetting"].effect.metrics["bits_per_byte"].value > 0.01, "forgetting this late costs"
+    forgot, control = found["active-forgetting"].runs[0].curve.ce_loss, found["control"].runs[0].curve.ce_loss
+    assert forgot[:3] == pytest.approx(control[:3], rel=1e-5), "nothing is forgotten before the third step"
+    assert abs(forgot[3] - control[3]) > 0.01 and any(
+        "forgotten" in line for line in found["active-forgetting"].details
+    )
     weights = [run.weights_sha256 for arm in found.values() for run in arm.runs]
     assert len(set(weights)) == len(weights)
 
@@ -96,6 +100,23 @@ def test_larger_vocab_is_compared_by_the_same_bytes(whole):
     assert arm.runs[0].quality.predicted_bytes == made.control.runs[0].quality.predicted_bytes
     assert sum(arm.runs[0].quality.predicted_tokens) < sum(made.control.runs[0].quality.predicted_tokens)
     assert arm.cost.memory_ratio > 1
+
+
+def test_tasks_are_scored_under_every_arm(tiny, texts, tmp_path, monkeypatch):
+    """A local task, offline; the scores of two seeds are averaged sample by sample."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr(experiment, "step_costs", lambda *given, **more: {})
+    folder = Path(__file__).parent / "tasks"
+    name = "small_facts"
+    training = replace(TRAINING, max_steps=2, eval_tasks=(name,), include_path=str(folder), eval_limit=6)
+    plan = TrialPlan(parse_arms("dispersion=3", ()), 2, training)
+    made = trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu")
+    arm = arms(made)["dispersion=3"]
+    assert made.before.tasks and all(run.tasks[0].samples == 6 for run in arm.runs)
+    effect = arm.task_effects[0]
+    assert effect.paired and effect.new == pytest.approx(sum(run.tasks[0].value for run in arm.runs) / 2)
+    assert effect.difference.value == pytest.approx(effect.new - effect.old)
+    assert name in made.to_markdown() and name in made.to_html(plotlyjs="none")
 
 
 def test_costs_and_ranks(whole):

@@ -230,7 +230,9 @@ def trial(
         named = ranks([a.spec.name for a in made if a.effect is not None])
         made = [replace(a, ranks=named.get(a.spec.name, {})) for a in made]
     arms = (control(range_, blocks, steps, tasks), *made)
-    training = Plan(max_steps=steps, max_length=1024, coefficient=0.1)
+    training = Plan(
+        max_steps=steps, max_length=1024, coefficient=0.1, eval_tasks=("piqa", "wiki") if tasks else ()
+    )  # fmt: skip
     before = replace(run("before", 0, {"bits_per_byte": 0.041}, blocks, 0, tasks), curve=Curve(), seconds=0.0)
     corpus = CorpusInfo("notes.jsonl", "b" * 64, "c" * 64, 32, 1, 16_384, 512, 0, ("doc-1#0", "doc-2#0"), 32)
     return Trial(
@@ -238,7 +240,7 @@ def trial(
         f"condense trial '{model}' --seeds {seeds} -o out/",
         ModelInfo(model, "LlamaForCausalLM", "causal", 134_515_008, 576, blocks, "float32", "safetensors", None,
                   "a" * 64, 49_152),
-        "out", TrialPlan(tuple(a.spec for a in arms), seeds, training, eval_tasks=("piqa", "wiki") if tasks else ()),
+        "out", TrialPlan(tuple(a.spec for a in arms), seeds, training),
         Schedule(800, 1024, steps, 1024, 61_440, 1, 1, True, 53, 6, "a" * 64, "b" * 64, 10**9, 320.0, 2 * 10**9),
         {"python": "3.12", "torch": "2.13.0", "device": "cpu"}, corpus, replace(corpus, source="probe"), before, arms,
         pairs(made) if seeds >= 3 else (),

@@ -92,6 +92,9 @@ def trial(
     lora_dropout: train.LoraDropout = Plan.lora_dropout,
     lora_target_modules: train.LoraTargets = Plan.lora_target_modules,
     keep_models: KeepModels = False,
+    eval_tasks: options.EvalTasks = None,
+    eval_limit: options.EvalLimit = None,
+    include_path: options.IncludePath = None,
     revision: options.Revision = None,
     device: options.Device = "auto",
     tokenizer: options.TokenizerName = None,
@@ -113,6 +116,7 @@ def trial(
             activation_checkpointing=activation_checkpointing, use_peft=use_peft, lora_r=lora_r, lora_alpha=lora_alpha,
             lora_dropout=lora_dropout, lora_target_modules=lora_target_modules, seed=seed, num_texts=num_texts,
             min_effect=min_effect, quality_tolerance=quality_tolerance, save_steps=save_steps, report_to=report_to,
+            eval_tasks=options.task_names(eval_tasks), eval_limit=eval_limit, include_path=include_path,
         )  # fmt: skip
         plan = TrialPlan(_arms(arms, coefficients), seeds, training, keep_models)
         corpus = train.training_text(text, dataset, dataset_config, split, text_column)

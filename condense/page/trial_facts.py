@@ -76,8 +76,7 @@ def provenance(trial: Trial) -> list[tuple[str, list[tuple[str, str]]]]:
     run = {"command": trial.command, "created": trial.created, "condense": trial.condense, "schema": trial.schema,
            "output": trial.output, "duration": in_words(trial.timing.get("total_seconds"))}  # fmt: skip
     plan = {"arms": [arm.spec.name for arm in trial.arms], "seeds": trial.plan.seeds,
-            "keep models": trial.plan.keep_models, "tasks": trial.plan.eval_tasks,
-            "eval limit": trial.plan.eval_limit}  # fmt: skip
+            "keep models": trial.plan.keep_models}  # fmt: skip
     schedule = asdict(trial.schedule) | {"disk_bytes": gigabytes(trial.schedule.disk_bytes),
                                          "memory_bytes": gigabytes(trial.schedule.memory_bytes),
                                          "seconds": in_words(trial.schedule.seconds)}  # fmt: skip

@@ -59,7 +59,7 @@ def show_trial_plan(
         cells = [Text(for_terminal(spec.name), style="bold"), Text(for_terminal(in_a_line(spec, plan)))]
         table.add_row(*cells, *map(Text, _cost(costs.get(spec.name)) if costs else ()))
     console.print(table)
-    tasks = ", ".join(plan.eval_tasks)
+    tasks = ", ".join(plan.training.eval_tasks)
     if tasks:
         console.print(Text(for_terminal(f"tasks: {tasks}, of before and of every run")))
     memory = [cost.peak_memory_bytes for cost in costs.values() if cost.peak_memory_bytes is not None]
