@@ -12,7 +12,7 @@ Dispersion itself is in condense/dispersion.py and condense/disperser.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from condense.arm_names import COSREG_DEFAULT
 from condense.capture import unwrapped
 from condense.dispersion import mean_cosine
 from condense.errors import UnavailableError, UsageError
+from condense.spans import find_documents
 from condense.trials import ArmSpec
 from condense.vocabulary import MAX_GROWTH, MIN_FREQUENCY, Enlarged, enlarge_vocabulary
 
@@ -45,27 +46,58 @@ FORGET_EVERY = 1000
 def embedding_dropout(model: nn.Module, p: float = DROPOUT_P) -> Iterator[None]:
     """Drop whole words: in training, each row of the embedding matrix is 0 with probability p, else x 1/(1-p).
 
-    One draw for each forward pass of the model, so that a word is dropped wherever it stands in the batch. A tied
-    head uses the whole matrix. The draw is from torch's global generator, whose state `Trainer` saves and restores.
-    ValueError unless 0 <= p < 1.
+    One draw for each forward pass of the model, so that a word is dropped wherever it stands in the batch, but for
+    the first token of each row or packed document, which stays as it is: nothing stands before it to look at, so
+    without position embeddings its state would be exactly 0 after every block, where the gradient of a chain of
+    RMSNorms overflows (measured: NaN in 20 of 30 blocks of SmolLM2-135M). A tied head uses the whole matrix. The
+    draw is from torch's global generator, whose state `Trainer` saves and restores. ValueError unless 0 <= p < 1.
 
     Source: Merity, Keskar and Socher, 2018, arXiv 1708.02182, section 4.3 (after Gal and Ghahramani, 2016).
     """
     if not 0 <= p < 1:
         raise ValueError(f"p must be at least 0 and below 1, got {p}")
+    inputs: dict[str, Tensor] = {}
 
     def drop(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         if not module.training:
             return None
         rows: Any = module.weight
         kept = torch.empty(len(rows), device=output.device).bernoulli_(1 - p) / (1 - p)
-        return output * kept[args[0]].unsqueeze(-1).to(output.dtype)
+        factor = kept[args[0]].masked_fill(_starts(args[0], inputs), 1.0)
+        inputs.clear()  # they belong to this pass alone
+        return output * factor.unsqueeze(-1).to(output.dtype)
 
-    hook = _embeddings(model).register_forward_hook(drop)
+    with _noting(model, inputs):
+        hook = _embeddings(model).register_forward_hook(drop)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+@contextmanager
+def _noting(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
+    """Write down the tensors that the model is called with by name, for the hooks inside of it."""
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        inputs.clear()
+        inputs.update({name: value for name, value in kwargs.items() if isinstance(value, Tensor)})
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield
     finally:
         hook.remove()
+
+
+def _starts(ids: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Where a row or a packed document begins: bool, shaped as the ids."""
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    attended = torch.ones_like(ids, dtype=torch.bool) if mask is None or mask.shape != ids.shape else mask.bool()
+    placed = positions if positions is not None and positions.shape == ids.shape else None
+    none = torch.zeros(0, dtype=torch.long)
+    documents = find_documents(attended, None, placed, none)
+    return attended & (documents.position == 0)
 
 
 @contextmanager
@@ -80,30 +112,24 @@ def noisy_embedding(model: nn.Module, alpha: float = NOISE_ALPHA) -> Iterator[No
     """
     if not alpha >= 0:
         raise ValueError(f"alpha must be at least 0, got {alpha}")
-    mask: list[Tensor] = []
-
-    def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
-        mask[:] = [kwargs["attention_mask"]] if isinstance(kwargs.get("attention_mask"), Tensor) else []
+    inputs: dict[str, Tensor] = {}
 
     def disturb(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         if not module.training:
             return None
-        real = torch.ones(output.shape[:-1], device=output.device)
-        if mask and mask[0].shape == real.shape:
-            real = (mask[0] != 0).to(real)
-        mask.clear()  # it belongs to this pass alone
+        real, mask = torch.ones(output.shape[:-1], device=output.device), inputs.get("attention_mask")
+        if mask is not None and mask.shape == real.shape:
+            real = (mask != 0).to(real)
+        inputs.clear()  # they belong to this pass alone
         bound = alpha / (real.sum(-1, keepdim=True).clamp(min=1) * output.shape[-1]).sqrt()
         noise = torch.empty_like(output, dtype=torch.float32).uniform_(-1, 1)
         return output + (noise * (bound * real).unsqueeze(-1)).to(output.dtype)
 
-    hooks = (
-        model.register_forward_pre_hook(begin, with_kwargs=True),
-        _embeddings(model).register_forward_hook(disturb),
-    )
-    try:
-        yield
-    finally:
-        for hook in hooks:
+    with _noting(model, inputs):
+        hook = _embeddings(model).register_forward_hook(disturb)
+        try:
+            yield
+        finally:
             hook.remove()
 
 
@@ -238,7 +264,8 @@ def definition(spec: ArmSpec) -> Definition:
         "embedding-dropout": (
             "Embedding dropout",
             f"In training each row of the input embedding matrix is dropped with probability {DROPOUT_P:g} in a "
-            f"forward pass, wherever its token stands; the others are multiplied by 1/{1 - DROPOUT_P:g}.",
+            f"forward pass, wherever its token stands but at the start of a document; the others are multiplied by "
+            f"1/{1 - DROPOUT_P:g}.",
             "Merity et al., 2018, arXiv:1708.02182",
         ),
         "noisy-embedding": (

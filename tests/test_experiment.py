@@ -116,7 +116,7 @@ def test_tasks_are_scored_under_every_arm(tiny, texts, tmp_path, monkeypatch):
     effect = arm.task_effects[0]
     assert effect.paired and effect.new == pytest.approx(sum(run.tasks[0].value for run in arm.runs) / 2)
     assert effect.difference.value == pytest.approx(effect.new - effect.old)
-    assert name in made.to_markdown() and name in made.to_html(plotlyjs="none")
+    assert "small\\_facts" in made.to_markdown() and name in made.to_html(plotlyjs="none")
 
 
 def test_costs_and_ranks(whole):

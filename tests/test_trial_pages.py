@@ -70,8 +70,11 @@ def hostile() -> Trial:
     pairs = tuple(replace(pair, first=EVIL, second=EVIL) for pair in made.pairs)
     doses = tuple(replace(dose, title=EVIL, reason=EVIL) for dose in made.doses)
     return replace(
-        made, plan=replace(made.plan, arms=tuple(arm.spec for arm in arms), eval_tasks=(EVIL,)), arms=tuple(arms),
-        pairs=pairs, doses=doses, output=EVIL, command=EVIL,
+        made,
+        plan=replace(
+            made.plan, arms=tuple(arm.spec for arm in arms), training=replace(made.plan.training, eval_tasks=(EVIL,))
+        ),
+        arms=tuple(arms), pairs=pairs, doses=doses, output=EVIL, command=EVIL,
         environment={EVIL: EVIL}, validation=replace(made.validation, source=EVIL),
     )  # fmt: skip
 
