@@ -1,5 +1,7 @@
 """Time in turn, memory in a process of its own."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -41,22 +43,44 @@ def test_arms_take_turns_and_the_model_is_left_as_it_was(opened, batch, monkeypa
 
 
 def test_the_ratio_is_taken_round_by_round():
-    ratio = time_ratio(Spent((2.0, 6.0, 4.0), ()), Spent((1.0, 2.0, 4.0), ()))
+    ratio = time_ratio(Spent((), (2.0, 6.0, 4.0), ()), Spent((), (1.0, 2.0, 4.0), ()))
     assert (ratio.value, ratio.low, ratio.high) == (2.0, 1.0, 3.0)
 
 
 def test_a_slow_regulariser_shows(opened, batch):
     import time
 
-    model = opened("llama").model
+    model, until = opened("llama").model, [0.0]
 
     def slow(model):
-        time.sleep(0.2)
+        while time.process_time() < until[0]:
+            pass
         return next(model.parameters()).sum()
 
-    arms = {"control": Intervention(), "slow": Intervention(regulariser=Regulariser(0.0, slow))}
+    def begin(model):
+        until[0] = time.process_time() + 0.3
+        return contextlib.nullcontext()
+
+    arms = {"control": Intervention(), "slow": Intervention(hooks=begin, regulariser=Regulariser(0.0, slow))}
     spent = interleaved({n: Pass(model, batch, a) for n, a in arms.items()}, 2)
-    assert min(spent["slow"].seconds) - max(spent["control"].seconds) > 0.1
+    assert min(spent["slow"].work) >= 0.3 > max(spent["control"].work)
+    assert time_ratio(spent["slow"], spent["control"]).low > 1
+
+
+def test_on_a_cpu_waiting_is_no_work(opened, batch):
+    """What another process takes of the machine is not the arm's."""
+    import time
+
+    def waiting(model):
+        time.sleep(0.5)
+        return contextlib.nullcontext()
+
+    spent = interleaved({"control": Pass(opened("llama").model, batch, Intervention(hooks=waiting))}, 2)["control"]
+    assert min(spent.seconds) > 0.5 > max(spent.work)
+
+
+def test_the_cost_of_a_treatment_is_measured_so_too(opened, batch):
+    model = opened("llama").model
     assert measure_overhead(model, batch, DispersionConfig(0.1)).time_ratio > 0
 
 
