@@ -407,3 +407,11 @@ def test_pages_can_hold_every_outcome(gate):
     for one in (gate, bare, replace(gate, results=())):
         assert gate_markdown(one) and ElementTree.fromstring(gate_junit(one)) is not None
         assert len(gate_annotations(one)) <= 10
+
+
+def test_the_settings_of_the_guide_are_understood():
+    guide = (Path(__file__).parents[1] / "docs" / "ci.md").read_text(encoding="utf-8")
+    data = tomllib.loads(guide.partition("```toml\n")[2].partition("```")[0])
+    assert {a.target.name for a in parse_tables(data["check"]["assertions"])} == set(data["check"]["assertions"])
+    for text in re.findall(r'--assert "([^"]+)"', guide):
+        parse_inline(text)

@@ -20,6 +20,7 @@ WORKFLOWS = {
     "example": (ROOT / "docs" / "examples" / "github.yml").read_text(encoding="utf-8"),
 }
 GITLAB = yaml.safe_load((ROOT / "docs" / "examples" / "gitlab-ci.yml").read_text(encoding="utf-8"))
+pytestmark = pytest.mark.timeout(900)  # every step loads torch in a process of its own
 SMALL = "--num-texts 8 --max-length 32 --device cpu"
 
 
@@ -43,7 +44,7 @@ def runner(tmp_path, tiny):
         }  # fmt: skip
         (tmp_path / "step.sh").write_text(script)
         words = ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(tmp_path / "step.sh")]
-        return subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        return subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
 
     return step
 

@@ -13,7 +13,10 @@ from condense.outcomes import Plan, Treatment
 from condense.records import Diagnosis
 from condense.treatment import treat
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+    pytest.mark.timeout(600),  # three trainings before the first test
+]
 SHAPE = ["--num-texts", "16", "--max-length", "64", "--device", "cpu"]
 
 
