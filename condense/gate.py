@@ -134,7 +134,7 @@ def _notes(subject: Diagnosis, base: Diagnosis | None, force: bool) -> tuple[str
         if not force:
             said = "; ".join(unlike)
             raise UsageError(
-                f"the runs cannot be compared: {said}", "measure both alike, or pass --force to compare anyway"
+                f"the runs cannot be compared: {said}", "measure both alike; condense check --force compares anyway"
             )
         notes.append(f"compared by force although {'; '.join(unlike)}")
     if subject.corpus.windows_sha256 != base.corpus.windows_sha256:
@@ -165,10 +165,10 @@ def _result(
 def _number_result(subject: Diagnosis, base: Diagnosis | None, assertion: Assertion) -> Result:
     """The worst of the places that the target names; the widest miss among equals."""
     if assertion.bound.relative and base is not None:
-        readings = change(subject, base, assertion.target)
+        readings, texts = change(subject, base, assertion.target), min(subject.corpus.texts, base.corpus.texts)
     else:
-        readings = absolute(subject, assertion.target)
-    results = [_judged(reading, assertion, subject.corpus.texts) for reading in readings]
+        readings, texts = absolute(subject, assertion.target), subject.corpus.texts
+    results = [_judged(reading, assertion, texts) for reading in readings]
     return min(results, key=lambda result: (OUTCOMES.index(result.outcome), -_excess(result)))
 
 

@@ -227,6 +227,7 @@ def test_below_eight_texts_nothing_is_decided(run):
     ):
         result = only(few, text)
         assert result.outcome == "inconclusive" and "7 texts" in result.reason
+    assert only(run, "deep.mean_cosine <= baseline + 1", few).outcome == "inconclusive", "the baseline's count too"
 
 
 def test_changes_are_paired_and_bootstrapped(run):
