@@ -122,7 +122,7 @@ def _measure(checkpoint: Checkpoint, windows: Windows, settings: _Settings, twin
         command=settings.command,
         model=checkpoint.info,
         corpus=windows.info,
-        protocol=protocol(windows, checkpoint.info, settings.spectral_tokens, seed),
+        protocol=protocol(windows, checkpoint.info.dtype, settings.spectral_tokens, seed),
         environment=environment(model, settings.ranks.size),
         timing={"measure_seconds": seconds, "seconds_per_text": seconds / max(1, len(windows))},
         quality=summarise(scorer, scores, windows),
@@ -140,7 +140,7 @@ def _own_readings(
     checkpoint: Checkpoint, stacks: tuple[Stack, ...], windows: Windows, scorer: Scorer, settings: _Settings
 ) -> Iterator[TextReading]:
     """Readings of this rank's texts in order: from the journal as far as there is one, else measured."""
-    size = settings.batch_size or default_batch_size(checkpoint.model)
+    size = settings.batch_size or default_batch_size(checkpoint.model.device.type)
     journal, known = None, set[int]()
     if settings.journals is not None:
         journal = open_journal(_journal_key(checkpoint, windows, settings, size))
@@ -167,7 +167,7 @@ def _journal_key(checkpoint: Checkpoint, windows: Windows, settings: _Settings, 
         "weights": info.weights_sha256,
         "architecture": info.architecture,
         "windows": windows.info.windows_sha256,
-        "protocol": protocol(windows, info, settings.spectral_tokens, settings.seed)["hash"],
+        "protocol": protocol(windows, info.dtype, settings.spectral_tokens, settings.seed)["hash"],
         "batch": f"{batch_size} of {settings.ranks.size}" if batch_size > 1 else "1",
         **{key: around[key] for key in ("torch", "transformers", "device", "attention", "threads")},
     }
@@ -195,17 +195,17 @@ def _deep_of(twin: Diagnosis | None, stack: str) -> Mapping[str, Estimate] | Non
     return twin.stacks[stack].deep if stack in twin.stacks else twin.deep
 
 
-def default_batch_size(model: Any) -> int:
+def default_batch_size(device: str) -> int:
     """Texts per forward pass: 1 on a CPU, where larger batches only cost memory; 8 elsewhere."""
-    return 1 if model.device.type == "cpu" else 8
+    return 1 if device == "cpu" else 8
 
 
-def protocol(windows: Windows, info: ModelInfo, spectral_tokens: int, seed: int) -> dict[str, Any]:
+def protocol(windows: Windows, dtype: str, spectral_tokens: int, seed: int) -> dict[str, Any]:
     """Every setting that changes numbers, and their hash; neither the model nor its tokenizer."""
     settings: dict[str, Any] = {
         "metrics": "condense.metrics/1",
         "max_length": windows.info.length,
-        "dtype": info.dtype,
+        "dtype": dtype,
         "spectral_tokens": spectral_tokens,
         "seed": seed,
         "excluded": "position 0 and special tokens",

@@ -60,6 +60,19 @@ class Ranks:
                 raise failure
             yield from (decode(each) for each in parts if each)
 
+    def told(self, value: Any) -> Any:
+        """The first rank's value, on every rank; they have to be `together`."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        values = [value]
+        try:
+            dist.broadcast_object_list(values, src=0)
+        except RuntimeError as error:
+            raise RunError("another process of this run is gone", "its own message is above") from error
+        return values[0]
+
     def _next(self, readings: Iterator[TextReading]) -> bytes | CondenseError:
         try:
             return encode(next(readings))

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from condense.checkpoint import DTYPES, Checkpoint
+from condense.checkpoint import Checkpoint
 from condense.errors import RunError, UsageError
+from condense.location import DTYPES
 from condense.outcomes import Plan, Treatment
 from condense.serial import write_text
 from condense.trials import Trial

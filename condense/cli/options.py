@@ -170,8 +170,16 @@ RUN = "Run"
 NoCache = Annotated[
     bool,
     typer.Option(
-        "--no-cache", help="Keep no journal: a run that falls starts again from the first text.", show_default=False,
-        rich_help_panel=RUN,
+        "--no-cache",
+        help="Neither use nor keep a diagnosis, nor the journal from which a run that falls goes on.",
+        show_default=False, rich_help_panel=RUN,
+    ),
+]  # fmt: skip
+Refresh = Annotated[
+    bool,
+    typer.Option(
+        "--refresh", help="Measure again, and replace the diagnosis that was kept of the same run.",
+        show_default=False, rich_help_panel=RUN,
     ),
 ]  # fmt: skip
 DryRun = Annotated[
