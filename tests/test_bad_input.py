@@ -961,7 +961,7 @@ def test_a_bug_is_one_line_and_debug_shows_it(tiny: Copy, monkeypatch: pytest.Mo
     def broken(*args: Any, **kwargs: Any) -> None:
         raise KeyError("a bug\nof ours")
 
-    monkeypatch.setattr("condense.checkpoint.load", broken)
+    monkeypatch.setattr("condense.checkpoint.read", broken)
     result = analyze(tiny("llama"))
     assert result.exit_code == 4
     assert "internal error (KeyError)" in result.stderr and "Traceback" not in result.output

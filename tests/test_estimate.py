@@ -49,7 +49,8 @@ def test_nothing_is_loaded(tiny: Callable[[str], Path], monkeypatch: pytest.Monk
     def never(*args: Any, **more: Any) -> Any:
         raise AssertionError("a dry run loads nothing")
 
-    monkeypatch.setattr("condense.checkpoint.load", never)
+    monkeypatch.setattr("condense.location.locate", never)
+    monkeypatch.setattr("condense.checkpoint.read", never)
     assert run(str(tiny("gpt2"))).exit_code == 0
 
 

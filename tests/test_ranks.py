@@ -79,12 +79,24 @@ def test_two_processes_give_what_one_gives(
     run = arguments_for(tiny(name), *more, "--num-texts", "7")
     single = alone(*run, "--json", str(one))
     assert single.returncode == 0, single.stderr
-    done = torchrun(*run, "--json", str(two), "--expect-world", "2")
+    done = torchrun(*run, "--json", str(two), "--expect-world", "2", "--refresh")
     assert done.returncode == 0, done.stderr
     assert "2 processes measure together" in done.stderr
     assert done.stdout == single.stdout and done.stderr.count("wrote") == 1
     assert json.loads(two.read_text())["environment"]["world_size"] == 2
     agree(one, two)
+
+
+def test_two_processes_use_what_one_kept(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """The first of them looks; the other follows and measures nothing."""
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    run = arguments_for(tiny("gpt2"))
+    single = alone(*run, "--json", str(one))
+    done = torchrun(*run, "--json", str(two))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("used the diagnosis measured on") == 1 and done.stdout == single.stdout
+    first, second = (json.loads(path.read_text()) for path in (one, two))
+    assert second["created"] == first["created"] and second["environment"]["world_size"] == 1
 
 
 def test_another_number_of_processes_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
