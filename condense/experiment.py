@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from condense.evaluation import check_model
 from condense.harness import OpenTasks, find_tasks, open_tasks
 from condense.interventions import Intervention
 from condense.overhead import Pass, interleaved
-from condense.preparation import first_batch, prepare_text
+from condense.preparation import first_batch, prepare_text, training_memory
 from condense.results import assembled
 from condense.runs import Job, TrialWatch, arm_source, fresh, is_done, measure_before, place_of, run_all
 from condense.saving import write_trial
@@ -74,8 +74,12 @@ def trial(
     watch.on_phase("reading text")
     texts = prepare_text(str(model), opened, text, text_column, plan.training)
     job = Job(str(model), options, plan, texts, target / "arms", resume, watch, tasks)
-    estimate = _estimate(job, opened)
-    watch.on_plan(plan, texts.schedule, {}, estimate)
+    seconds, memory = _estimate(job, opened)
+    kept = plan.seeds * len(plan.arms) if plan.keep_models else 1
+    schedule = replace(
+        texts.schedule, seconds=seconds, memory_bytes=memory, disk_bytes=kept * 4 * opened.info.parameters
+    )
+    watch.on_plan(plan, schedule, {}, seconds)
     if dry_run:
         return None
     _fingerprint(job)
@@ -87,7 +91,7 @@ def trial(
     gc.collect()
     run_all(job, device, reasons)
     made = assembled(
-        plan, job.folder, info, texts.schedule, costs=costs, reasons=reasons, command=command, output=str(target),
+        plan, job.folder, info, schedule, costs=costs, reasons=reasons, command=command, output=str(target),
         created=datetime.now(UTC).isoformat(timespec="seconds"), around=around,
         timing={"total_seconds": time.perf_counter() - started},
     )  # fmt: skip
@@ -134,17 +138,17 @@ def _fingerprint(job: Job) -> None:
 # --- what it will take ---------------------------------------------------------------------------------
 
 
-def _estimate(job: Job, opened: Checkpoint) -> float:
-    """Seconds of training and measuring of all runs, from one timed pass of the control."""
+def _estimate(job: Job, opened: Checkpoint) -> tuple[float, int | None]:
+    """Seconds of training and measuring of all runs, and peak memory, from one timed pass of the control."""
     schedule, plan = job.texts.schedule, job.plan
     job.watch.on_phase("timing a step")
     batch = _batch(job, opened.tokenizer, job.texts.rows)
-    spent = interleaved({"control": Pass(opened.model, batch, Intervention())}, rounds=1)["control"].seconds[0]
-    per_token = spent / (schedule.row_length * schedule.batch_size)
+    spent = interleaved({"control": Pass(opened.model, batch, Intervention())}, rounds=1)["control"]
+    per_token = spent.seconds[0] / (schedule.row_length * schedule.batch_size)
     training = per_token * schedule.train_tokens
     measuring = per_token * _MEASURING * (job.texts.validation.ids.numel() + job.texts.probe.ids.numel())
     runs = sum(not is_done(place_of(job, spec, seed)) for spec in plan.arms for seed in job.seeds)
-    return runs * (training + measuring) + measuring
+    return runs * (training + measuring) + measuring, training_memory(plan.training, opened, spent.peaks[0])
 
 
 def _batch(job: Job, tokenizer: Any, rows: Rows) -> dict[str, Any]:

@@ -122,6 +122,12 @@ def make_schedule(plan: Plan, rows: Rows, parts: Split, opened: Checkpoint) -> S
     )
 
 
+def training_memory(plan: Plan, opened: Checkpoint, peak: int) -> int | None:
+    """Bytes that training takes: the peak of a forward and backward pass, and gradients and two moments on top."""
+    states = 0 if plan.use_peft else 3 * 4 * opened.info.parameters  # float32
+    return peak + states if peak else None
+
+
 def first_batch(tokenizer: Any, rows: Rows, schedule: Schedule, masked: bool, seed: int) -> dict[str, Tensor]:
     """A micro-batch of the first rows, for timing."""
     chosen = [rows[i] for i in range(min(schedule.batch_size, len(rows)))]

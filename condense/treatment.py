@@ -30,7 +30,7 @@ from condense.harness import OpenTasks, find_tasks, open_tasks
 from condense.interventions import Intervention, dispersion_config
 from condense.outcomes import TREATMENT_SCHEMA, Arm, Overhead, Plan, Schedule, Treatment
 from condense.overhead import measure_overhead
-from condense.preparation import Prepared, first_batch, prepare_text
+from condense.preparation import Prepared, first_batch, prepare_text, training_memory
 from condense.saving import prepare, stage
 from condense.serial import decode, encode, write_text
 from condense.tasks import TaskScore
@@ -146,8 +146,7 @@ def _estimated(plan: Plan, schedule: Schedule, overhead: Overhead, opened: Check
     trained = [per_row["treated"]] + ([per_row["control"]] if plan.control else [])
     seconds = sum(trained) * schedule.steps * schedule.accumulation
     peak = max(overhead.peak_memory_bytes.values(), default=0)
-    states = 0 if plan.use_peft else 3 * 4 * opened.info.parameters  # gradients and two Adam moments, float32
-    return replace(schedule, seconds=seconds, memory_bytes=peak + states if peak else None)
+    return replace(schedule, seconds=seconds, memory_bytes=training_memory(plan, opened, peak))
 
 
 def _fingerprint(job: _Job) -> None:

@@ -269,7 +269,9 @@ def test_an_adapter_is_known_by_weights_base_and_scale(
     from peft import LoraConfig, get_peft_model
 
     base, adapter = copy_of("gpt2"), tmp_path / "adapter"
-    wrapped = get_peft_model(load(base, device="cpu").model, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+    wrapped = get_peft_model(
+        load(base, device="cpu").model, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    )
     wrapped.peft_config["default"].base_model_name_or_path = str(base)
     wrapped.save_pretrained(adapter)
     keep(asked(adapter), diagnosed("gpt2"))
