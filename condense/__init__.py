@@ -13,6 +13,7 @@ from condense.version import __version__
 if TYPE_CHECKING:
     from condense import dispersion as dispersion
     from condense import geometry as geometry
+    from condense.arm_names import parse_arms as parse_arms
     from condense.checkpoint import Checkpoint as Checkpoint
     from condense.checkpoint import load as load
     from condense.corpus import Windows as Windows
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from condense.errors import CondenseError as CondenseError
     from condense.evaluation import evaluate as evaluate
     from condense.evaluation import task_effects as task_effects
+    from condense.experiment import trial as trial
     from condense.outcomes import Plan as Plan
     from condense.outcomes import Treatment as Treatment
     from condense.records import Diagnosis as Diagnosis
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from condense.trainer import DispersionMixin as DispersionMixin
     from condense.trainer import DispersionTrainer as DispersionTrainer
     from condense.treatment import treat as treat
+    from condense.trials import Trial as Trial
+    from condense.trials import TrialPlan as TrialPlan
 
 _ROOMS = {
     "Checkpoint": "checkpoint",
@@ -42,12 +46,16 @@ _ROOMS = {
     "DispersionTrainer": "trainer",
     "Plan": "outcomes",
     "Treatment": "outcomes",
+    "Trial": "trials",
+    "TrialPlan": "trials",
     "Windows": "corpus",
     "analyze": "diagnosis",
     "evaluate": "evaluation",
     "load": "checkpoint",
+    "parse_arms": "arm_names",
     "task_effects": "evaluation",
     "treat": "treatment",
+    "trial": "experiment",
     "windows": "corpus",
 }
 _MODULES = ("dispersion", "geometry")
