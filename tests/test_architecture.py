@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"version", "errors", "metrics"},
     {"serial", "cache", "schema", "dispersion", "geometry", "intervals", "documents", "inspection", "merges"},
     {"records", "tasks", "outcomes", "trials"},
-    {"capture", "corpus", "gguf", "hub", "verdict", "effects", "arm_names", "vocabulary", "seeds"},
+    {"capture", "corpus", "gguf", "hub", "verdict", "effects", "arm_names", "vocabulary", "seeds", "installation"},
     {"soundness", "spans", "contrasts", "assertions", "comparability"},
     {"location"},
     {"checkpoint", "quality", "disperser", "training_text", "assessment", "readings"},
@@ -163,6 +163,7 @@ LIGHT = [
     ["check", "RUN"],
     ["check", "RUN", "--baseline", "RUN", "--junit", "OUT"],
     ["init", "OUT"],
+    ["doctor", "--help"],
 ]
 
 

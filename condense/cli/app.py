@@ -11,6 +11,7 @@ import typer
 from condense.cli import analyze as analyzing
 from condense.cli import check as checking
 from condense.cli import init as starting
+from condense.cli import doctor as examining
 from condense.cli import report as reporting
 from condense.cli import settings
 from condense.cli import treat as treating
@@ -37,6 +38,7 @@ app.command("check")(checking.check)
 app.command("report")(reporting.report)
 app.command("demo")(analyzing.demo)
 app.command("init")(starting.init)
+app.command("doctor")(examining.doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -60,6 +62,9 @@ def everything(
 ) -> None:
     """Set what holds for all commands; options come from flags, then the environment, then the settings file."""
     MANNER.quiet, MANNER.debug = quiet, debug
+    if context.invoked_subcommand == "doctor":  # which says itself what is wrong with the settings
+        context.obj = _keys(context)
+        return
     with reported():
         context.obj = settings.read_file(settings.find_file(config))
         context.default_map = settings.defaults(_keys(context), context.obj)

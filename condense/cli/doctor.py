@@ -1,0 +1,58 @@
+"""`condense doctor`: what is installed, where things are kept, and what would not work and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from condense.cli import options, settings
+from condense.cli.analyze import demo_file
+from condense.cli.outputs import check_file
+from condense.cli.running import console, reported, say
+from condense.errors import CondenseError, UnavailableError
+from condense.installation import Problem, examine
+from condense.page.installation_terminal import show_installation
+from condense.serial import dumps, write_text
+
+MISSING = 3
+
+
+def doctor(context: typer.Context, json: options.JsonFile = None, force: options.Force = False) -> None:
+    """Say what is installed, where things are kept, and what would not work and how to mend it."""
+    with reported():
+        if json is not None:
+            check_file(json, force=force)
+        file, wrong = _settings(context)
+        demo = _demo()
+        found = examine(file, (*wrong, *demo), demo=not demo)
+        if json is None:
+            show_installation(found, console())
+        else:
+            write_text(json, dumps(found))
+            say(f"wrote {json}")
+        if not found.works:
+            raise typer.Exit(MISSING)
+
+
+def _settings(context: typer.Context) -> tuple[str, tuple[Problem, ...]]:
+    """The settings file in words, and what is wrong with it or with the variables of the environment."""
+    above: Any = context.parent
+    named: Path | None = above.params["config"]
+    told = "none here"
+    try:
+        file = settings.find_file(named)
+        told = str(file or told)
+        settings.defaults(context.obj, settings.read_file(file))
+    except CondenseError as error:
+        return f"{told}, not valid", (Problem("every command", str(error), error.hint or "correct the file", True),)
+    return told, ()
+
+
+def _demo() -> tuple[Problem, ...]:
+    try:
+        demo_file()
+    except UnavailableError as error:
+        return (Problem("condense demo", str(error), error.hint),)
+    return ()
