@@ -35,6 +35,7 @@ OPTIONAL = {
     "peft": ("0.18", "adapters, and treat --use-peft", "pip install '.[peft]'"),
     "datasets": ("4.0", "--dataset", "pip install '.[data]'"),
     "pyarrow": ("16", "--text FILE.parquet", "pip install '.[data]'"),
+    "lm_eval": ("0.4.13", "--eval-tasks", "pip install '.[eval]'"),
     "tensorboard": ("", "treat --report-to tensorboard", "pip install tensorboard"),
 }
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")

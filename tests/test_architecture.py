@@ -163,6 +163,7 @@ LIGHT = [
     ["check", "RUN"],
     ["check", "RUN", "--baseline", "RUN", "--junit", "OUT"],
     ["init", "OUT"],
+    ["trial", "--help"],
     ["doctor", "--help"],
 ]
 

@@ -10,8 +10,8 @@ import typer
 
 from condense.cli import analyze as analyzing
 from condense.cli import check as checking
-from condense.cli import init as starting
 from condense.cli import doctor as examining
+from condense.cli import init as starting
 from condense.cli import report as reporting
 from condense.cli import settings
 from condense.cli import treat as treating
