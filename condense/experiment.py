@@ -65,7 +65,7 @@ def trial(
     found = find_tasks(plan.training.eval_tasks, plan.training.include_path)
     tasks = OpenTasks() if dry_run else open_tasks(found)
     target = Path(output)
-    check_target(target, resume=resume, force=force, dry_run=dry_run)
+    ours = check_target(target, resume=resume, force=force)
     options = {**options, "dtype": "float32"}
     watch.on_phase("loading")
     opened = checkpoints.load(model, **options)
@@ -82,7 +82,9 @@ def trial(
     watch.on_plan(plan, schedule, {}, seconds)
     if dry_run:
         return None
-    _fingerprint(job)
+    if ours and not resume:
+        shutil.rmtree(job.folder)
+    _fingerprint(job, opened)
     costs, reasons = _costs(job, opened)
     measure_before(job, opened)
     around = environment(opened.model)
@@ -93,16 +95,16 @@ def trial(
     made = assembled(
         plan, job.folder, info, schedule, costs=costs, reasons=reasons, command=command, output=str(target),
         created=datetime.now(UTC).isoformat(timespec="seconds"), around=around,
-        timing={"total_seconds": time.perf_counter() - started},
+        timing={} if resume else {"total_seconds": time.perf_counter() - started},
     )  # fmt: skip
     write_trial(made, target)
     return made
 
 
-def check_target(target: Path, *, resume: bool, force: bool, dry_run: bool) -> None:
-    """Refuse an output folder that holds anything, unless it is to be resumed or replaced.
+def check_target(target: Path, *, resume: bool, force: bool) -> bool:
+    """Whether there is a trial in the output folder; UsageError if anything is, unless it is to be resumed or replaced.
 
-    Replacing removes the runs of an earlier trial there and nothing else.
+    Replacing removes the runs of the earlier trial and nothing else.
     """
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target} is a file, not a folder", "choose another --output")
@@ -112,16 +114,16 @@ def check_target(target: Path, *, resume: bool, force: bool, dry_run: bool) -> N
     if target.is_dir() and any(target.iterdir()) and not (resume or force):
         go_on, leave = "pass --resume to go on, or --force to start anew", "choose another --output, or pass --force"
         raise UsageError(f"{target} is not empty", go_on if ours else leave)
-    if force and not resume and ours and not dry_run:
-        shutil.rmtree(target / "arms")
+    return ours
 
 
-def _fingerprint(job: Job) -> None:
+def _fingerprint(job: Job, opened: Checkpoint) -> None:
     """Refuse to go on with other settings, model or text; arms and seeds may be added to a trial."""
     path = job.folder / "fingerprint.json"
     mine = json.dumps(
         {
-            "training": asdict(job.plan.training), "model": job.model, "condense": __version__,
+            "training": asdict(job.plan.training), "model": job.model, "weights": opened.info.weights_sha256,
+            "condense": __version__,
             "train": job.texts.schedule.train_sha256, "validation": job.texts.schedule.validation_sha256,
             "windows": job.texts.validation.info.windows_sha256, "probe": job.texts.probe.info.windows_sha256,
         },

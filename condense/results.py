@@ -91,7 +91,7 @@ def assembled(
         unranked=reason,
         doses=doses,
         findings=trial_findings(plan, model, arms, doses, reason, command),
-        timing=timing,
+        timing={**timing, "training_seconds": sum(run.seconds for arm in arms for run in arm.runs)},
         protocol=before.validation.protocol,
     )
 

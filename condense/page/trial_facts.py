@@ -74,7 +74,8 @@ def subject(trial: Trial) -> str:
 def provenance(trial: Trial) -> list[tuple[str, list[tuple[str, str]]]]:
     """Everything that is needed to repeat the trial: groups of (name, value)."""
     run = {"command": trial.command, "created": trial.created, "condense": trial.condense, "schema": trial.schema,
-           "output": trial.output, "duration": in_words(trial.timing.get("total_seconds"))}  # fmt: skip
+           "output": trial.output,
+           "training of all runs": in_words(trial.timing.get("training_seconds"))}  # fmt: skip
     plan = {"arms": [arm.spec.name for arm in trial.arms], "seeds": trial.plan.seeds,
             "keep models": trial.plan.keep_models}  # fmt: skip
     schedule = asdict(trial.schedule) | {"disk_bytes": gigabytes(trial.schedule.disk_bytes),
