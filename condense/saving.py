@@ -5,6 +5,7 @@ A trial's report is written into the folder of its runs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -56,6 +57,28 @@ def prepare(target: Path, *, resume: bool, force: bool, dry_run: bool = False) -
     if not dry_run:
         work.mkdir(parents=True, exist_ok=True)
     return work
+
+
+def refuse_small_disk(work: Path, needed: int) -> None:
+    """Refuse a run whose files would not fit beside its output, before it trains: RunError, and no folder left.
+
+    work: the run's folder, there or not; what a resumed run has written already counts as part of `needed` bytes.
+    """
+    written = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+    place = next(place for place in (work, *work.absolute().parents) if place.exists())
+    free = shutil.disk_usage(place).free
+    if free >= needed - written:
+        return
+    with contextlib.suppress(OSError):  # it is removed if it is empty: nothing was done that could be resumed
+        work.rmdir()
+    raise RunError(
+        f"not enough disk in {place.absolute()}: {_bytes(needed - written)} needed, {_bytes(free)} free",
+        "free some space, or choose an --output on another disk",
+    )
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def save_model(model: Any, source: Checkpoint, folder: Path, *, merge: bool, adapter: Path) -> None:

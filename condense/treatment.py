@@ -31,7 +31,7 @@ from condense.interventions import Intervention, dispersion_config
 from condense.outcomes import TREATMENT_SCHEMA, Arm, Overhead, Plan, Schedule, Treatment
 from condense.overhead import measure_overhead
 from condense.preparation import Prepared, first_batch, prepare_text, training_memory
-from condense.saving import prepare, stage
+from condense.saving import prepare, refuse_small_disk, stage
 from condense.serial import decode, encode, write_text
 from condense.tasks import TaskScore
 from condense.training import OnStep, Trained
@@ -96,6 +96,7 @@ def treat(
         check_model(opened)
     job, overhead = _job(str(model), opened, text, text_column, plan, options, work, resume, watch)
     watch.on_plan(plan, job.schedule, overhead)
+    refuse_small_disk(work, job.schedule.disk_bytes)
     if dry_run:
         return None
     job = replace(job, tasks=tasks)

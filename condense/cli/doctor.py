@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,9 +12,10 @@ from condense.cli.analyze import demo_file
 from condense.cli.outputs import check_file
 from condense.cli.running import console, reported, say
 from condense.errors import CondenseError, UnavailableError
-from condense.installation import Problem, examine
-from condense.page.installation_terminal import show_installation
 from condense.serial import dumps, write_text
+
+if TYPE_CHECKING:
+    from condense.installation import Problem
 
 MISSING = 3
 
@@ -22,6 +23,9 @@ MISSING = 3
 def doctor(context: typer.Context, json: options.JsonFile = None, force: options.Force = False) -> None:
     """Say what is installed, where things are kept, and what would not work and how to mend it."""
     with reported():
+        from condense.installation import examine
+        from condense.page.installation_terminal import show_installation
+
         if json is not None:
             check_file(json, force=force)
         file, wrong = _settings(context)
@@ -38,6 +42,8 @@ def doctor(context: typer.Context, json: options.JsonFile = None, force: options
 
 def _settings(context: typer.Context) -> tuple[str, tuple[Problem, ...]]:
     """The settings file in words, and what is wrong with it or with the variables of the environment."""
+    from condense.installation import Problem
+
     above: Any = context.parent
     named: Path | None = above.params["config"]
     told = "none here"
@@ -51,6 +57,8 @@ def _settings(context: typer.Context) -> tuple[str, tuple[Problem, ...]]:
 
 
 def _demo() -> tuple[Problem, ...]:
+    from condense.installation import Problem
+
     try:
         demo_file()
     except UnavailableError as error:
