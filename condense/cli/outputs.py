@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ _OURS = (
     b"arm,corpus,site,stack",
     b"arm,seed,status,",
     b"arm,status,reason",
+    b"member,step,model",
     b"# condense",
     b'<testsuites name="condense"',
 )
@@ -59,9 +61,13 @@ def plan_outputs(
     *,
     force: bool,
     plotlyjs: Literal["inline", "cdn", "none"] = "inline",
+    names: Mapping[str, str] = NAMES,
 ) -> Outputs:
-    """Join -o DIR and the single files; UsageError if one cannot be written or is not ours to replace."""
-    chosen = {kind: files.get(kind) or (folder / name if folder else None) for kind, name in NAMES.items()}
+    """Join -o DIR and the single files; UsageError if one cannot be written or is not ours to replace.
+
+    names: what the files of DIR are called, by kind.
+    """
+    chosen = {kind: files.get(kind) or (folder / name if folder else None) for kind, name in names.items()}
     if folder is not None:
         check_folder(folder, force=force)
     for path in chosen.values():

@@ -11,6 +11,7 @@ import typer
 from condense.cli import options
 from condense.cli.outputs import plan_outputs
 from condense.cli.running import console, reported, say
+from condense.comparisons import COMPARISON_SCHEMA
 from condense.errors import UnavailableError
 from condense.outcomes import TREATMENT_SCHEMA
 from condense.records import DIAGNOSIS_SCHEMA, Saved
@@ -41,11 +42,19 @@ def _trial() -> Shown:
     return Trial, show_trial
 
 
+def _comparison() -> Shown:
+    from condense.comparisons import Comparison
+    from condense.page.comparison_terminal import show_comparison
+
+    return Comparison, show_comparison
+
+
 # Per kind of saved run its record and what shows it; a report loads the rooms and pages of its own kind only.
 _SHOWN: dict[str, Callable[[], Shown]] = {
     DIAGNOSIS_SCHEMA: _diagnosis,
     TREATMENT_SCHEMA: _treatment,
     TRIAL_SCHEMA: _trial,
+    COMPARISON_SCHEMA: _comparison,
 }
 
 

@@ -25,7 +25,8 @@ PATTERNS = ("", "/", "x", ".", "\\")
 class Axis:
     """The horizontal axis: one place per label, `gap` empty places before the last `apart` of them.
 
-    With `at` it is a line of numbers from the first to the last of `span` instead, and has no labels.
+    With `at` it is a line of numbers from the first to the last of `span` instead, and has no labels; `marks` are
+    its ticks, where they are not to be round numbers.
     """
 
     labels: tuple[str, ...] = ()
@@ -35,6 +36,7 @@ class Axis:
     gap: int = 0
     at: tuple[float, ...] = ()
     span: tuple[float, float] | None = None
+    marks: tuple[tuple[float, str], ...] = ()
 
     @property
     def inner(self) -> int:
@@ -60,7 +62,8 @@ class Series:
 
     With the dash `POINTS` no line joins the values; `whiskers` draws the interval of places set apart too. On an
     axis of numbers `whiskers` draws every interval as a bar, and `left` to `right` is the one along the axis.
-    `marks` is the most marks that are put on the line, 0 for one at every place.
+    `marks` is the most marks that are put on the line, 0 for one at every place. `at` are places of its own on a
+    line of numbers, `places` what they are called when one is pointed at.
     """
 
     name: str
@@ -76,6 +79,8 @@ class Series:
     left: Values | None = None
     right: Values | None = None
     marks: int = 0
+    at: tuple[float, ...] = ()
+    places: tuple[str, ...] = ()
 
     @property
     def barred(self) -> bool:
@@ -85,13 +90,18 @@ class Series:
 
 @dataclass(frozen=True)
 class Cells:
-    """A heatmap: one column of values per place on the axis, rows from `bottom` to `top`."""
+    """A heatmap: one column of values per place on the axis, rows from `bottom` to `top`.
+
+    `words` is its legend and `hover` what is said of a cell, where they are not shares of pairs.
+    """
 
     columns: tuple[Values, ...]
     bottom: float
     top: float
     name: str
     peak: float
+    words: str = ""
+    hover: str = "%{x}, cosine %{y:.2f}: %{z:.1f} % of pairs"
 
     def row_centres(self) -> list[float]:
         """The middle of each row."""
@@ -114,7 +124,7 @@ class Chart:
     """What one drawing shows: curves, stacked bars or cells over one axis.
 
     `zone` tints the values between two; `equal` gives a unit the same length on both axes; `uprights` are edges
-    across an axis of numbers.
+    across an axis of numbers; `moment` is a place on it, with a word on what happened there.
     """
 
     id: str
@@ -130,6 +140,7 @@ class Chart:
     shade: Shade | None = None
     zone: tuple[float, float] | None = None
     equal: bool = False
+    moment: tuple[float, str] | None = None
     height: int = 360
     width: int = 1000
 
@@ -145,7 +156,8 @@ def plotly_figure(chart: Chart) -> dict[str, Any]:
 
 def _curve(series: Series, chart: Chart) -> list[dict[str, Any]]:
     """The traces of a curve: its interval band, the line over the joined places, a marker where set apart."""
-    axis, inner = chart.axis, chart.axis.inner
+    axis, size = chart.axis, len(_along(series, chart.axis))
+    inner = size - axis.apart
     if series.dash == POINTS:
         return [_cross(series, chart) if series.barred else _points(series, axis)]
     band = _band(series, axis, inner)
@@ -161,7 +173,7 @@ def _curve(series: Series, chart: Chart) -> list[dict[str, Any]]:
         traces.insert(0, {k: v for k, v in (traces[0] | halo).items() if k not in ("hovertemplate", "customdata")})
     if axis.apart:
         whiskers = _whiskers(series, inner) if series.whiskers else {}
-        traces.append(_trace(series, chart, inner, len(axis.labels)) | {"mode": "markers"} | whiskers)
+        traces.append(_trace(series, chart, inner, size) | {"mode": "markers"} | whiskers)
     return [*band, *traces]
 
 
@@ -193,6 +205,11 @@ def _arms(values: Values, low: Values | None, high: Values | None) -> dict[str, 
     }
 
 
+def _along(series: Series, axis: Axis) -> list[Any]:
+    """Where the values of a series stand on the axis: numbers, or the names of places."""
+    return list(series.at or axis.at or axis.labels)
+
+
 def _points(series: Series, axis: Axis) -> dict[str, Any]:
     """A cloud of points that no line joins; nothing is said of a single one."""
     return {
@@ -222,8 +239,10 @@ def _trace(series: Series, chart: Chart, start: int, stop: int) -> dict[str, Any
     number = f"%{{y:.{series.digits}f}}"
     if interval:
         number += f" [%{{customdata[0]:.{series.digits}f}}, %{{customdata[1]:.{series.digits}f}}]"
+    if series.places:
+        number = f"{_label(series.name)}<br>%{{text}}: {number}<extra></extra>"
     trace = {
-        "type": "scatter", "x": list((chart.axis.at or chart.axis.labels)[start:stop]),
+        "type": "scatter", "x": _along(series, chart.axis)[start:stop],
         "y": _short(series.values[start:stop]),
         "name": _label(series.name), "showlegend": False, "connectgaps": False,
         "hovertemplate": number,
@@ -235,6 +254,8 @@ def _trace(series: Series, chart: Chart, start: int, stop: int) -> dict[str, Any
     if interval:
         pairs = zip(_short((series.low or ())[start:stop]), _short((series.high or ())[start:stop]), strict=True)
         trace["customdata"] = [list(pair) for pair in pairs]
+    if series.places:
+        trace["text"] = [_label(place) for place in series.places[start:stop]]
     return trace
 
 
@@ -242,7 +263,7 @@ def _band(series: Series, axis: Axis, inner: int) -> list[dict[str, Any]]:
     if series.low is None or series.high is None:
         return []
     shape = {
-        "type": "scatter", "x": list((axis.at or axis.labels)[:inner]), "mode": "lines", "hoverinfo": "skip",
+        "type": "scatter", "x": _along(series, axis)[:inner], "mode": "lines", "hoverinfo": "skip",
         "showlegend": False, "line": {"width": 0, "color": f"@{series.ink}"},
     }  # fmt: skip
     return [
@@ -269,7 +290,7 @@ def _cells(cells: Cells, axis: Axis) -> dict[str, Any]:
     return {
         "type": "heatmap", "x": list(axis.labels), "y": cells.row_centres(), "z": rows, "zmin": 0, "zmax": cells.peak,
         "colorscale": "@scale", "showscale": False, "hoverongaps": False, "name": _label(cells.name),
-        "hovertemplate": "%{x}, cosine %{y:.2f}: %{z:.1f} % of pairs<extra></extra>",
+        "hovertemplate": f"{cells.hover}<extra></extra>",
     }  # fmt: skip
 
 
@@ -301,7 +322,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
 
 def _pointed(chart: Chart) -> bool:
     """Whether the pointer names the nearest thing instead of everything at one place."""
-    return bool(chart.cells) or chart.equal or any(series.barred for series in chart.series)
+    return bool(chart.cells) or chart.equal or any(series.barred or series.places for series in chart.series)
 
 
 def _places(axis: Axis) -> dict[str, Any]:
@@ -317,6 +338,8 @@ def _numbers(chart: Chart) -> dict[str, Any]:
     span = chart.axis.span or (min(chart.axis.at), max(chart.axis.at))
     return {
         "type": "linear", "range": list(span), "nticks": 5 if chart.equal else 7,
+        **({"tickvals": [at for at, _ in chart.axis.marks], "ticktext": [_label(text) for _, text in chart.axis.marks]}
+           if chart.axis.marks else {}),
         **({"constrain": "domain", "gridcolor": "@grid"} if chart.equal else {}),
     }  # fmt: skip
 
@@ -342,6 +365,11 @@ def _shapes(chart: Chart) -> list[dict[str, Any]]:
             {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": chart.zone[0], "y1": chart.zone[1],
              "fillcolor": "@zone", "line": {"width": 0}, "layer": "below"}
         )  # fmt: skip
+    if chart.moment:
+        shapes.append(
+            {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": chart.moment[0], "x1": chart.moment[0],
+             "layer": "below", "line": {"color": "@edge", "width": 1, "dash": "dot"}}
+        )  # fmt: skip
     return shapes
 
 
@@ -361,6 +389,11 @@ def _annotations(chart: Chart) -> list[dict[str, Any]]:
         notes.append(
             plain | {"yref": "paper", "y": 1, "yanchor": "bottom", "x": chart.shade.last + 0.5, "xanchor": "right",
                      "text": _label(chart.shade.label)}
+        )  # fmt: skip
+    if chart.moment:
+        notes.append(
+            plain | {"yref": "paper", "y": 1, "yanchor": "bottom", "x": chart.moment[0], "xanchor": "center",
+                     "text": _label(chart.moment[1])}
         )  # fmt: skip
     return notes
 

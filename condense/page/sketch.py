@@ -85,6 +85,10 @@ def _ground(chart: Chart, f: Frame) -> Iterator[str]:
             f'<rect x="{f.left}" y="{high:.1f}" width="{f.right - f.left}" height="{low - high:.1f}" '
             'fill="var(--zone)"/>'
         )
+    if chart.moment:
+        x = f.x(chart.moment[0])
+        yield _line(x, f.top, x, f.bottom, "edge", "2 3")
+        yield _text(x, f.top - 5, chart.moment[1], "middle")
     for value in _ticks(chart, f):
         y = f.y(value)
         yield _line(f.left, y, f.right, y, "grid")
@@ -116,6 +120,8 @@ def _marked(chart: Chart) -> list[tuple[float, str]]:
     axis = chart.axis
     if not axis.at:
         return [(axis.position(index), tick) for index, tick in enumerate(axis.ticks) if tick]
+    if axis.marks:
+        return list(axis.marks)
     low, high = axis.span or (min(axis.at), max(axis.at))
     return [(value, f"{value:g}".replace("-", "−")) for value in _round(low, high, 4 if chart.equal else 6)]
 
@@ -135,13 +141,14 @@ def _round(low: float, high: float, steps: int) -> list[float]:
 
 
 def _curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
-    inner = chart.axis.inner
-    points = [(f.x(chart.axis.position(i)), None if v is None else f.y(v)) for i, v in enumerate(series.values)]
+    along = _along(series, chart, f)
+    inner = len(along) - chart.axis.apart
+    points = [(x, None if v is None else f.y(v)) for x, v in zip(along, series.values, strict=True)]
     if series.barred:
         yield from _cross(points, series, f)
         return
     if series.low is not None and series.high is not None:
-        yield _band(series.low[:inner], series.high[:inner], series.ink, f)
+        yield _band(along, series.low[:inner], series.high[:inner], series.ink, f)
     if series.dash == POINTS:
         yield _scatter(points, series)
         return
@@ -154,21 +161,26 @@ def _curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
     if series.symbol != "none":
         step = -(-inner // series.marks) if series.marks else 1
         yield _dots([(x, y) for x, y in points[:inner:step] if y is not None], series, 4.0 if series.marks else 3.0)
-    for x, low, high in _whiskers(series, chart, f):
+    for x, low, high in _whiskers(series, along[inner:], f):
         yield f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="var(--{series.ink})" stroke-width="1.5"/>'
     for x, y in points[inner:]:
         if y is not None:
             yield _mark(x, y, series)
 
 
-def _whiskers(series: Series, chart: Chart, f: Frame) -> Iterator[tuple[float, float, float]]:
+def _along(series: Series, chart: Chart, f: Frame) -> list[float]:
+    """Where the values of a series stand, in pixels."""
+    places = series.at or [chart.axis.position(i) for i in range(len(series.values))]
+    return [f.x(place) for place in places]
+
+
+def _whiskers(series: Series, apart: Sequence[float], f: Frame) -> Iterator[tuple[float, float, float]]:
     """Where the intervals of the places that are set apart begin and end."""
-    if not series.whiskers or series.low is None or series.high is None:
+    if not series.whiskers or series.low is None or series.high is None or not apart:
         return
-    for index in range(chart.axis.inner, len(series.values)):
-        low, high = series.low[index], series.high[index]
+    for x, low, high in zip(apart, series.low[-len(apart) :], series.high[-len(apart) :], strict=True):
         if low is not None and high is not None:
-            yield f.x(chart.axis.position(index)), f.y(low), f.y(high)
+            yield x, f.y(low), f.y(high)
 
 
 def _cross(points: Sequence[tuple[float, float | None]], series: Series, f: Frame) -> Iterator[str]:
@@ -205,10 +217,10 @@ def _path(points: Sequence[tuple[float, float | None]]) -> str:
     return "".join(words)
 
 
-def _band(low: Values, high: Values, ink: str, f: Frame) -> str:
-    both = [(i, a, b) for i, (a, b) in enumerate(zip(low, high, strict=True)) if a is not None and b is not None]
-    there = [f"{f.x(i):.1f},{f.y(b):.1f}" for i, _, b in both]
-    back = [f"{f.x(i):.1f},{f.y(a):.1f}" for i, a, _ in reversed(both)]
+def _band(along: Sequence[float], low: Values, high: Values, ink: str, f: Frame) -> str:
+    both = [(x, a, b) for x, a, b in zip(along, low, high, strict=False) if a is not None and b is not None]
+    there = [f"{x:.1f},{f.y(b):.1f}" for x, _, b in both]
+    back = [f"{x:.1f},{f.y(a):.1f}" for x, a, _ in reversed(both)]
     return f'<polygon points="{" ".join(there + back)}" fill="var(--{ink})" fill-opacity=".22"/>'
 
 
@@ -281,7 +293,7 @@ def _png(columns: Sequence[Values], peak: float) -> str:
     """A palette PNG whose transparency falls as the value rises to `peak`; base64."""
     rows = len(columns[0])
     lines = b"".join(
-        b"\0" + bytes(min(63, round(63 * min(1.0, (column[rows - 1 - row] or 0.0) / peak))) for column in columns)
+        b"\0" + bytes(round(63 * min(1.0, max(0.0, (column[rows - 1 - row] or 0.0) / peak))) for column in columns)
         for row in range(rows)
     )
     palette = b"".join(bytes((30, 118, 165)) for _ in range(64))

@@ -57,10 +57,11 @@ def _effect(treatment: Treatment) -> Card:
         if clear:
             word = "more spread" if of.value < 0 else "more condensed"
     note = f"tinted: within ±{least:g}, too small to count"
-    gauge = _gauge(of, least, (-least, least), "more spread", "more condensed", note)
+    gauge = gauge_of(of, least, (-least, least), "more spread", "more condensed", note)
     return Card(
         "effect", f"Does the treated model differ from {_against(treatment)}?", word, signed_value(of.value, 3),
-        "deep mean cosine", _interval(of, 3), _probe(treatment.probe_effect.deep.get("mean_cosine", NOTHING), 3), gauge,
+        "deep mean cosine", interval_words(of, 3), _probe(treatment.probe_effect.deep.get("mean_cosine", NOTHING), 3),
+        gauge,
     )  # fmt: skip
 
 
@@ -78,10 +79,10 @@ def _quality(treatment: Treatment) -> Card:
         if held is False:
             word = "not held" if of.low is not None and of.low > bound else "not shown to be held"
         note = f"tinted: held, up to {number(bound, 4)} ({100 * tolerance:g} % of {number(base, 3)})"
-        gauge = _gauge(of, bound, (-math.inf, bound), "better", "worse", note)
+        gauge = gauge_of(of, bound, (-math.inf, bound), "better", "worse", note)
         unit += typeset(f" ({100 * of.value / base:+.2f} %)")
     also = _probe(treatment.probe_effect.quality.get(key, NOTHING), 4)
-    return Card("quality", question, word, signed_value(of.value, 4), unit, _interval(of, 4), also, gauge)
+    return Card("quality", question, word, signed_value(of.value, 4), unit, interval_words(of, 4), also, gauge)
 
 
 def _opened(treatment: Treatment) -> Card:
@@ -116,7 +117,8 @@ def _probe(of: Estimate, digits: int) -> str:
     return "" if of.value is None else f"on the probe text: {difference(of, digits)}"
 
 
-def _gauge(of: Estimate, least: float, zone: tuple[float, float], left: str, right: str, key: str) -> Gauge | None:
+def gauge_of(of: Estimate, least: float, zone: tuple[float, float], left: str, right: str, key: str) -> Gauge | None:
+    """A difference on a line of its own; None where it is undefined."""
     known = [abs(v) for v in (of.value, of.low, of.high) if v is not None]
     if not known:
         return None
@@ -145,7 +147,8 @@ def signed_value(value: float | None, digits: int) -> str:
     return "" if value is None else typeset(f"{value:+.{digits}f}")
 
 
-def _interval(of: Estimate, digits: int) -> str:
+def interval_words(of: Estimate, digits: int) -> str:
+    """The interval of a difference in words."""
     if of.low is None or of.high is None:
         return "no interval"
     return typeset(f"95 % interval {of.low:+.{digits}f} to {of.high:+.{digits}f}")

@@ -29,7 +29,7 @@ LEVELS = {"dispersed": "ok", "dispersed-at-a-cost": "condensed", "condensed-furt
 
 @dataclass(frozen=True)
 class Mark:
-    """One arm on a strip: the number and its interval as text, and where they lie in percent."""
+    """One arm on a strip: the number and its interval as text, and where they lie in percent; `ink` as of that arm."""
 
     arm: str
     value: str
@@ -37,6 +37,7 @@ class Mark:
     at: float | None
     low: float | None
     high: float | None
+    ink: str = ""
 
 
 @dataclass(frozen=True)
