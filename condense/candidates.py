@@ -134,10 +134,7 @@ def _candidates(argument: str) -> list[Candidate]:
                 )
     parent = path.parent if path.is_dir() and step_of(path.name) is not None else None
     lacks = parent is not None and not inspection.has_tokenizer(path) and inspection.has_tokenizer(parent)
-    name = path.name if inspection.is_path(argument) else argument
-    return [
-        Candidate(name or argument, argument, step_of(argument), tokenizer=str(parent) if lacks else None)
-    ]  # fmt: skip
+    return [Candidate(argument, argument, step_of(argument), tokenizer=str(parent) if lacks else None)]
 
 
 def _saved(path: Path) -> list[Candidate]:
@@ -151,7 +148,7 @@ def _saved(path: Path) -> list[Candidate]:
             step = step_of(diagnosis.model.id)
         if step is None:
             step = step_of(diagnosis.model.revision or "")
-        return [Candidate(_short(diagnosis.model.id), str(path), step, diagnosis=diagnosis)]
+        return [Candidate(diagnosis.model.id, str(path), step, diagnosis=diagnosis)]
     if kind == TREATMENT_SCHEMA:
         treatment = _read(Treatment, path, data)
         return [
@@ -216,17 +213,10 @@ def _named(found: list[Candidate]) -> list[Candidate]:
     return named
 
 
-def _names(candidate: Candidate) -> tuple[str, str, str, str]:
-    """What a candidate may be called, shortest first."""
-    where = Path(candidate.place)
+def _names(candidate: Candidate) -> tuple[str, ...]:
+    """What a candidate may be called, shortest first: all candidates have as many choices."""
+    where, own = Path(candidate.place), candidate.name
     tails = where.stem if candidate.diagnosis else where.name, f"{where.parent.name}/{where.name}", str(where)
     if candidate.probe is not None:  # an arm keeps its name
-        return candidate.name, *(f"{candidate.name} ({tail})" for tail in tails)  # type: ignore[return-value]
-    return candidate.name, *tails
-
-
-def _short(model: str) -> str:
-    """The last part of a path; a hub id as it is."""
-    if model.count("/") > 1 or model[:1] in "/.~" or "\\" in model:
-        return model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or model
-    return model
+        return own, own, *(f"{own} ({tail})" for tail in tails)
+    return own.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or own, own, *tails

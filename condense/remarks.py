@@ -7,7 +7,7 @@ least `LEAST`; quality is held when even the upper bound of the change stays wit
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from condense.assessment import size_of
@@ -43,7 +43,7 @@ def _pair(first: Member, other: Member) -> Finding:
     a, b = other.name, first.name
     named: dict[str, tuple[str, Severity, str]] = {
         "rise": ("more-condensed", "warning", f"{a} is more condensed than {b}"),
-        "fall": ("less-condensed", "good", f"{a} is less condensed than {b}"),
+        "fall": ("less-condensed", "info", f"{a} is less condensed than {b}"),
         "none": ("no-measurable-difference", "good", f"{a} is as condensed as {b}: no measurable difference"),
         "unclear": ("inconclusive", "info", f"Inconclusive: the texts do not decide between {a} and {b}"),
     }
@@ -67,12 +67,14 @@ def _three_dimensions(other: Member) -> list[Finding]:
     whole, rest = _change(other, "mean_cosine"), _change(other, WITHOUT_TOP)
     if size_of(whole, LEAST) not in ("rise", "fall") or rest.value is None:
         return []
-    stays = size_of(rest, LEAST) == size_of(whole, LEAST)
+    stays = size_of(rest, LEAST)
+    key, title = {
+        size_of(whole, LEAST): ("cone-moved", "The difference stays without the top three dimensions"),
+        "none": ("three-dimensions-moved", "The difference is made by each text’s top three dimensions"),
+    }.get(stays, ("three-dimensions-unclear", "Whether more than the top three dimensions moved is not clear"))
     return [
         Finding(
-            "cone-moved" if stays else "three-dimensions-moved", "info",
-            "The difference stays without the top three dimensions" if stays else
-            "The difference is made by each text’s top three dimensions",
+            key, "info", title,
             f"deep mean cosine {_signed(whole, 4)}, without each text’s top three dimensions {_signed(rest, 4)}",
             "A few coordinates can make most of a cosine: what stays without them is the cone itself.",
             _analyze(other), "Timkey & van Schijndel 2021, arXiv:2109.04404",
@@ -122,20 +124,36 @@ def _family(members: Sequence[Member]) -> Finding:
             _analyze(members[0]), CONVENTION,
         )  # fmt: skip
     least, most = known[0], known[-1]
-    moved = {word: 0 for word in ("rise", "fall", "none", "unclear")}
-    for member in members[1:]:
-        moved[size_of(_change(member, "mean_cosine"), LEAST)] += 1
-    counts = (
-        f"against {members[0].name}: {moved['rise']} more condensed, {moved['fall']} less, "
-        f"{moved['none']} with no measurable difference, {moved['unclear']} undecided"
-    )
+    sizes = {member.name: size_of(_change(member, "mean_cosine"), LEAST) for member in members[1:]}
+    counts = {word: list(sizes.values()).count(word) for word in ("rise", "fall", "none", "unclear")}
+    moved = [member for member in members[1:] if sizes[member.name] in ("rise", "fall")]
+    furthest = max(moved, key=lambda member: abs(_change(member, "mean_cosine").value or 0.0), default=members[-1])
     return Finding(
-        "range", "info", f"{most.name} is the most condensed, {least.name} the least",
+        "range", "warning" if counts["rise"] else "info", _family_title(members[0], moved, sizes),
         f"deep mean cosine {_number(least.deep['mean_cosine'], 3)} ({least.name}) to "
-        f"{_number(most.deep['mean_cosine'], 3)} ({most.name}); {counts}",
-        "The order holds for these texts. A difference to the first counts where its interval excludes 0.",
-        _analyze(most), CONVENTION,
+        f"{_number(most.deep['mean_cosine'], 3)} ({most.name}); against {members[0].name}: {counts['rise']} more "
+        f"condensed, {counts['fall']} less, {counts['none']} with no measurable difference, {counts['unclear']} "
+        "undecided",
+        f"A difference counts where its interval excludes 0 and it is at least {LEAST:g}. It is no defect or gain by "
+        "itself: read the quality beside it.",
+        _analyze(furthest), CONVENTION,
     )  # fmt: skip
+
+
+def _family_title(first: Member, moved: Sequence[Member], sizes: Mapping[str, str]) -> str:
+    """Who differs measurably from the first, and which way."""
+    ways = {sizes[member.name] for member in moved}
+    word = "more" if ways == {"rise"} else "less"
+    rest = [size for size in sizes.values() if size not in ("rise", "fall")]
+    if not moved:
+        return f"None is measurably more or less condensed than {first.name}"
+    if len(ways) == 2:
+        up = sum(sizes[member.name] == "rise" for member in moved)
+        return f"Against {first.name}, {up} of {len(sizes)} are more condensed and {len(moved) - up} less"
+    if len(moved) == 1 and rest and set(rest) == {"none"}:
+        return f"{moved[0].name} is {word} condensed than {first.name}, the others are not measurably different"
+    who = moved[0].name + " is" if len(moved) == 1 else f"{len(moved)} of {len(sizes)} are"
+    return f"{who} {word} condensed than {first.name}"
 
 
 def _size(members: Sequence[Member]) -> list[Finding]:
@@ -147,12 +165,12 @@ def _size(members: Sequence[Member]) -> list[Finding]:
     small, large = sized[0], sized[-1]
     a, b = small.trend.spearman.rho or 0.0, large.trend.spearman.rho or 0.0
     word = "falls" if b < a - 0.1 else "rises" if b > a + 0.1 else "hardly changes"
-    points = ", ".join(f"{m.name} {m.model.parameters:,}: {m.trend.spearman.rho or 0.0:+.2f}" for m in sized[:8])
+    points = ", ".join(f"{_size_of(m)} {m.trend.spearman.rho or 0.0:+.2f}" for m in sized[:12])
     agrees = word == "falls"
     return [
         Finding(
             "size", "info", f"From the smallest to the largest the trend over depth {word}",
-            f"Spearman rho of mean cosine with depth by parameters: {points}" + (" …" if len(sized) > 8 else ""),
+            f"Spearman rho of mean cosine with depth by parameters: {points}" + (" …" if len(sized) > 12 else ""),
             ("As published: within a family larger models condense less with depth. " if agrees else
              "Published is the opposite: within a family larger models condense less with depth. ")
             + "A trend is no severity: random weights score +1, and few blocks make a coarse rank correlation.",
@@ -192,8 +210,8 @@ def _course(members: Sequence[Member], trajectory: Trajectory) -> Finding:
             f"The run condenses first and opens again: {early} at step {peak.step}",
             f"{ends}; in between {peak.value:.3f} at step {peak.step}, {_signed(peak.rise, 3)} above the first and "
             f"then {_signed(peak.fall, 3)} to the last; it {end}",
-            "Small models go through a narrow cone when they first learn which tokens are frequent. A checkpoint from "
-            "that stretch says nothing of the finished model.",
+            "So did the tiny models that were pretrained while condense was built, and published runs collapse in "
+            "their warm-up too. A checkpoint from that stretch says nothing of the finished model.",
             _analyze(last), f"{LI}; {LIU}",
         )  # fmt: skip
     severity: Severity = "warning" if size == "rise" else "good" if size == "fall" else "info"
@@ -255,6 +273,13 @@ def _analyze(member: Member) -> str:
     commit = member.model.revision
     revision = f" --revision {shlex.quote(commit)}" if commit else ""
     return f"condense analyze {shlex.quote(member.model.id)}{revision} --random-twin -o report/"
+
+
+def _size_of(member: Member) -> str:
+    count = member.model.parameters
+    if count >= 1e9:
+        return f"{count / 1e9:.3g} B"
+    return f"{count / 1e6:.3g} M" if count >= 1e6 else f"{count:,}"
 
 
 def _quoted(member: Member) -> str:

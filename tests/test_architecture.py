@@ -158,17 +158,13 @@ def saved_run(diagnosed: Callable[[str], Any], tmp_path_factory: pytest.TempPath
 
 FORBIDDEN = ("torch", "transformers", "pandas", "sklearn", "accelerate", "datasets")
 LIGHT = [
-    ["--help"],
-    ["analyze", "--help"],
-    ["treat", "--help"],
-    ["report", "RUN"],
-    ["report", "RUN", "--md", "OUT"],
-    ["check", "RUN"],
-    ["check", "RUN", "--baseline", "RUN", "--junit", "OUT"],
-    ["init", "OUT"],
-    ["trial", "--help"],
-    ["doctor", "--help"],
-]
+    ["--help"], ["analyze", "--help"], ["treat", "--help"], ["trial", "--help"], ["doctor", "--help"], ["init", "OUT"],
+    ["report", "RUN"], ["report", "RUN", "--md", "OUT"],
+    ["check", "RUN"], ["check", "RUN", "--baseline", "RUN", "--junit", "OUT"],
+    ["compare", "--help"], ["compare", "RUN", "RUN"],
+    ["compare", "RUN", "RUN", "--html", "OUT.html", "--md", "OUT", "--csv", "OUT.csv", "--json", "OUT.json"],
+    ["report", "COMPARISON"], ["report", "COMPARISON", "--html", "OUT.html"],
+]  # fmt: skip
 
 
 def loaded_by(code: str) -> list[str]:
@@ -180,7 +176,13 @@ def loaded_by(code: str) -> list[str]:
 
 @pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
 def test_light_commands_load_nothing_heavy(arguments: list[str], saved_run: Path, tmp_path: Path) -> None:
-    named = {"RUN": str(saved_run), "OUT": str(tmp_path / "out.md")}
+    from condense.comparison import compare
+    from condense.records import Diagnosis
+
+    run, both = Diagnosis.from_json(saved_run), tmp_path / "both.json"
+    compare(run, run).to_json(both)
+    named = {"RUN": str(saved_run), "OUT": str(tmp_path / "out.md"), "COMPARISON": str(both)}
+    named |= {f"OUT.{kind}": str(tmp_path / f"out.{kind}") for kind in ("html", "csv", "json")}
     words = [named.get(word, word) for word in arguments]
     call = f"try:\n    app({words!r})\nexcept SystemExit as end:\n    assert not end.code"
     code = f"from condense.cli.app import app\n{call}"

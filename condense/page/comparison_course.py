@@ -83,14 +83,14 @@ def _cone(members: Sequence[Member], axis: Axis, trajectory: Trajectory) -> Figu
     moment = None
     if peak is not None:
         place = next(at for at, member in zip(axis.at, members, strict=True) if member.name == peak.name)
-        moment = (place, f"peak {peak.value:.2f}")
+        moment = (place, f"peak {peak.value:.3f}")
     chart = Chart(
         "chart-course-cone", axis, "cosine", series, y_range=(min(0.0, lowest) - 0.02, 1.02), moment=moment, height=420,
     )  # fmt: skip
     first, last = members[0], members[-1]
     words = f"From {_value(first)} at step {first.step} to {_value(last)} at step {last.step}"
     if peak is not None:
-        words += f", with a peak of {peak.value:.2f} at step {peak.step}"
+        words += f", with a peak of {peak.value:.3f} at step {peak.step}"
         words += ", early in the run" if peak.early else ""
     words += ". Bands are 95 % intervals over the texts, not over training seeds: one run is one run."
     return Figure(chart, "How narrow is the cone, step by step?", typeset(words))

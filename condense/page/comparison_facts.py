@@ -137,7 +137,7 @@ def _range(key: str, question: str, of: Sequence[tuple[float | None, Member]], u
         return Card(key, question, "not known", interval="not measured")
     (low, least), (high, most) = known[0], known[-1]
     word = typeset(f"{write(low)} to {write(high)}")
-    return Card(key, question, word, unit, "", f"lowest: {called(least)}", f"highest: {called(most)}")
+    return Card(key, question, word, interval=f"{unit}; lowest {called(least)}", also=f"highest {called(most)}")
 
 
 def _course_cards(comparison: Comparison) -> list[Card]:
@@ -156,7 +156,7 @@ def _course_cards(comparison: Comparison) -> list[Card]:
     )  # fmt: skip
     if peak is not None:
         stands = Card(
-            "peak", "Does it condense on the way?", f"{peak.value:.2f} at step {peak.step:,}".replace(",", "\u202f"),
+            "peak", "Does it condense on the way?", f"{peak.value:.3f} at step {peak.step:,}".replace(",", "\u202f"),
             signed_value(peak.rise.value, 3), "above the first", interval_words(peak.rise, 3),
             f"then {signed_value(peak.fall.value, 3)} to the last; " + ("early in the run" if peak.early else "late"),
         )  # fmt: skip
@@ -189,7 +189,7 @@ def strips(comparison: Comparison) -> list[Strip]:
             continue
         low, high = padded(known)
         rows = tuple(
-            _mark(called(m), of[m.name], low, high, "control" if rank == 0 else "treated")
+            _mark(called(m), of[m.name], low, high, "treated" if rank == 0 else "control")
             for rank, m in enumerate(comparison.members)
         )
         made.append(Strip(heading, unit, (number(low, 2), number(high, 2)), rows, ""))

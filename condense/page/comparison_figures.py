@@ -15,6 +15,7 @@ from condense.records import Estimate
 
 MOST_CURVES = 12
 MOST_STEPS = 8
+DEEP = 48
 WITH_BANDS = 4
 INKS = ("accent", "warm", "leaf", "plum", "ink", "quiet")
 DASHES = ("solid", "longdash", "dot", "dashdot", "dash")
@@ -32,10 +33,11 @@ def looks(comparison: Comparison) -> dict[str, Look]:
             m.name: Look(called(m), f"t{round(i * (RAMP - 1) / last)}", DASHES[0] if i % 2 == 0 else "longdash", "none")
             for i, m in enumerate(members)
         }
+    marked = len(members) <= len(INKS)  # more lines with marks would be a thicket
     return {
         m.name: Look(
             called(m), INKS[i % len(INKS)], DASHES[(i + i // len(INKS)) % len(DASHES)],
-            SYMBOLS[(i + i // len(INKS)) % len(SYMBOLS)],
+            SYMBOLS[i % len(SYMBOLS)] if marked else "none",
         )
         for i, m in enumerate(members)
     }  # fmt: skip
@@ -56,7 +58,8 @@ def shortened(name: str, most: int = 40) -> str:
 def drawn(comparison: Comparison, most: int | None = None) -> tuple[Member, ...]:
     """The members that are drawn: all, or so many spread over them, with the first, the last and the peak."""
     members = comparison.members
-    most = most or (MOST_STEPS if comparison.trajectory else MOST_CURVES)
+    deep = max(member.blocks for member in members) > DEEP
+    most = most or (MOST_STEPS if comparison.trajectory or deep else MOST_CURVES)
     if len(members) <= most:
         return members
     places = {round(i * (len(members) - 1) / (most - 1)) for i in range(most)}
@@ -133,7 +136,7 @@ def _null(shown: Sequence[Member]) -> list[Series]:
     if len(nulls) > 1 or not any(v is not None for v in values):
         return []
     name = "Gaussian null: random directions of the same shape"
-    line = Series(name, list(values), "faint", dash="dashdot", width=1.5, digits=1)
+    line = Series(name, list(values), "edge", dash="dashdot", width=1.5, digits=1)
     return [line]
 
 
@@ -200,7 +203,7 @@ def _differences(comparison: Comparison) -> list[Figure]:
         pairs = [(member, "mean_cosine", styles[member.name]) for member in others]
     bands = len(pairs) <= WITH_BANDS
     series = []
-    for member, key, style in pairs:
+    for member, key, style in pairs if comparison.kind == "pair" else reversed(pairs):
         of = [site.metrics.get(key, NOTHING) for site in (member.difference.sites if member.difference else ())]
         line = Series(
             style.words, [e.value for e in of], style.ink, [e.low for e in of] if bands else None,

@@ -19,7 +19,7 @@ from condense.page.comparison_facts import (
     title,
 )
 from condense.page.comparison_figures import called, depth_figures, size_figures
-from condense.page.comparison_panels import columns_of, heat_panels
+from condense.page.comparison_panels import columns_of, heat_panels, interactive
 from condense.page.comparison_tables import member_table, site_table
 from condense.page.html import render
 from condense.page.treatment_facts import shown
@@ -31,13 +31,14 @@ def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") ->
     course, size, depth = course_figures(comparison), size_figures(comparison), depth_figures(comparison)
     panels = heat_panels(comparison)
     charts: list[Chart] = [figure.chart for figure in (*course, *size, *depth)]
-    charts += [chart for drawn in panels for chart in drawn.charts]
+    charts += [chart for drawn in panels if interactive(drawn) for chart in drawn.charts]
     main = comparison.findings[0]
     return render(
         "comparison.html.j2", charts, plotlyjs, version=comparison.condense, comparison=comparison,
         title=title(comparison), subject=subject(comparison), kind=KINDS[comparison.kind],
         findings=shown(comparison.findings), icon=ICONS[main.severity], cards=cards(comparison),
         strips=strips(comparison), members=member_table(comparison), reference=called(comparison.reference),
+        still=not all(map(interactive, panels)),
         course=course, size=size, depth=depth, panels=panels,
         columns=columns_of(len(panels[0].charts)) if panels else 1, table=site_table(comparison),
         provenance=provenance(comparison), glossary=COMPARISON_GLOSSARY,

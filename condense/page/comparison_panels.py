@@ -15,6 +15,7 @@ from condense.page.words import number, percent
 MOST_PANELS = 12
 MOST_OF_A_RUN = 8
 ROOM = 2
+MOST_CELLS = 8000
 
 
 def heat_panels(comparison: Comparison) -> list[Panels]:
@@ -41,6 +42,12 @@ def heat_panels(comparison: Comparison) -> list[Panels]:
         + left_out(comparison, shown)
     )
     return [Panels(charts, names, "The cosines of all pairs of tokens", words)]
+
+
+def interactive(panels: Panels) -> bool:
+    """Whether the panels are few and small enough to be drawn by a script; else they are still pictures."""
+    cells = sum(len(c.cells.columns) * len(c.cells.columns[0]) for c in panels.charts if c.cells and c.cells.columns)
+    return cells <= MOST_CELLS
 
 
 def columns_of(count: int) -> int:

@@ -17,38 +17,56 @@ DEEP = (
     ("effective_rank", "Effective rank", 1),
 )  # fmt: skip
 QUALITY = (("bits_per_byte", "Bits per byte", 3), ("loss", "Loss, nats per token", 3))
+MOST_SITES = 400
 LEVELS = {"severe": "severe", "condensed": "condensed", "watch": "watch", "ok": "ok", "undefined": "no verdict"}
 
 
 def member_table(comparison: Comparison) -> Table:
     """One row per member: deep metrics and quality with their intervals, each difference to the first, the trend."""
     against = called(comparison.reference)
-    columns = [Column("parameters", "Model", "number of parameters"), Column("blocks", "Model", "number of blocks")]
+    columns = list(_MODEL) if _differ(comparison) else []
     for key, group, _ in DEEP:
         columns += [Column("value", group, f"{METRICS[key].title} over the deepest half")]
         columns += [Column("− first", group, f"{METRICS[key].title}, difference to {against}")]
-    for _, group, _ in QUALITY:
+    quality = _quality(comparison)
+    for _, group, _ in quality:
         columns += [Column("value", group, group), Column("− first", group, f"{group}, difference to {against}")]
     columns += [Column("rho", "Trend", "Spearman rho of mean cosine with depth"),
                 Column("tau", "Trend", "Kendall tau of mean cosine with depth"),
                 Column("published", "Trend", "Spearman rho as published: last state normed")]  # fmt: skip
     columns += [Column("level", "Verdict", "what the diagnosis says"), Column("cone", "Verdict", "the cone's word")]
-    rows = tuple((_row_name(member), tuple(_cells(member))) for member in comparison.members)
+    rows = tuple(
+        (_row_name(member), tuple(_cells(member, _differ(comparison), quality))) for member in comparison.members
+    )
     return Table(tuple(columns), rows)
+
+
+_MODEL = (Column("parameters", "Model", "number of parameters"), Column("blocks", "Model", "number of blocks"))
+
+
+def _differ(comparison: Comparison) -> bool:
+    """Whether the members are of different size."""
+    return len({(member.model.parameters, member.blocks) for member in comparison.members}) > 1
+
+
+def _quality(comparison: Comparison) -> tuple[tuple[str, str, int], ...]:
+    """Bits per byte, or the loss where no member has them."""
+    known = any(member.quality.bits_per_byte.value is not None for member in comparison.members)
+    return QUALITY[:1] if known else QUALITY[1:]
 
 
 def _row_name(member: Member) -> str:
     return called(member) if member.step is not None else shortened(member.name, 34)
 
 
-def _cells(member: Member) -> list[Cell]:
-    model, change = member.model, member.difference
-    cells = [Cell(parameters(model.parameters), sort=str(model.parameters)), Cell(str(member.blocks))]
+def _cells(member: Member, sized: bool, quality: tuple[tuple[str, str, int], ...]) -> list[Cell]:
+    count, change = member.model.parameters, member.difference
+    cells = [Cell(parameters(count), sort=str(count)), Cell(str(member.blocks))] if sized else []
     for key, _, digits in DEEP:
         of = member.deep.get(key, NOTHING)
         cells.append(_value(of, digits, share=key == "effective_rank", bar=key == "mean_cosine"))
         cells.append(_change(change.deep.get(key, NOTHING) if change else None, digits))
-    for key, _, digits in QUALITY:
+    for key, _, digits in quality:
         of = getattr(member.quality, key)
         cells.append(_value(of, digits))
         cells.append(_change(change.quality.get(key, NOTHING) if change else None, digits + 1))
@@ -80,11 +98,15 @@ def _change(of: Estimate | None, digits: int) -> Cell:
 
 
 def site_table(comparison: Comparison) -> Table:
-    """One row per site, a column per member and curve; models of different depth are joined by their labels."""
+    """One row per site, a column per member and curve; models of different depth are joined by their labels.
+
+    Of many deep members only the mean cosine is listed, or the page would not stay small.
+    """
     members = comparison.members
+    keys = CURVES if sum(len(member.sites) for member in members) <= MOST_SITES else CURVES[:1]
     columns = [
         Column(called(member), METRICS[key].title.capitalize(), f"{METRICS[key].title} of {member.name}")
-        for key in CURVES
+        for key in keys
         for member in members
     ]
     labels = list(dict.fromkeys(site.label for member in members for site in member.sites if site.site != "output"))
@@ -95,7 +117,7 @@ def site_table(comparison: Comparison) -> Table:
     rows = []
     for label in labels:
         cells = []
-        for key in CURVES:
+        for key in keys:
             for member in members:
                 site = found[member.name].get(label)
                 value = site.metrics.get(key, NOTHING).value if site else None

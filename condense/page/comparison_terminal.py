@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from condense.comparisons import Comparison, Member
 
 _COLOURS = {"severe": "red", "warning": "magenta", "good": "green", "info": ""}
-_BAR, _NAME = 5, 17
+_BAR, _NAME = 5, 14
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
@@ -47,7 +47,7 @@ def _table(comparison: Comparison, plain: bool) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=ASCII if plain else SIMPLE_HEAD, pad_edge=False, padding=(0, 1), expand=False)
+    table = Table(box=ASCII if plain else SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
     trajectory = comparison.trajectory is not None
     table.add_column("step" if trajectory else "member", no_wrap=True, justify="right" if trajectory else "left")
     for head in ("mean cosine", "Δ cosine"):
