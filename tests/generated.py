@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from condense.comparisons import Comparison
 from condense.outcomes import Treatment
 from condense.records import Diagnosis, Saved
 from condense.schema import schema_of
@@ -58,7 +59,12 @@ def run_schema(kind: type[Saved]) -> str:
     return json.dumps({"title": kind.SCHEMA, **schema}, indent=2, ensure_ascii=False) + "\n"
 
 
-SAVED: dict[str, type[Saved]] = {"diagnosis": Diagnosis, "treatment": Treatment, "trial": Trial}
+SAVED: dict[str, type[Saved]] = {
+    "diagnosis": Diagnosis,
+    "treatment": Treatment,
+    "trial": Trial,
+    "comparison": Comparison,
+}
 """Every kind of saved run by the name of its schema file, condense/data/NAME.schema.json."""
 
 FILES: dict[Path, Callable[[], str]] = {
