@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from condense.cli import options, settings
+from condense.cli import settings
 from condense.cli.analyze import demo_file
 from condense.cli.outputs import check_file
 from condense.cli.running import console, reported, say
@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from condense.installation import Problem
 
 MISSING = 3
+Record = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write what was found here instead of showing it.", show_default=False),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that condense did not write.", show_default=False)]
 
 
-def doctor(context: typer.Context, json: options.JsonFile = None, force: options.Force = False) -> None:
+def doctor(context: typer.Context, json: Record = None, force: Force = False) -> None:
     """Say what is installed, where things are kept, and what would not work and how to mend it."""
     with reported():
         from condense.installation import examine
