@@ -139,7 +139,7 @@ class Opened:
         self.page.on("dialog", lambda dialog: (self.trouble.append(dialog.message), dialog.dismiss()))
         self.page.on("request", lambda request: self._request(request.url, path))
         self.page.goto(path.as_uri())
-        self.page.wait_for_selector(wait, state="attached", timeout=30_000)
+        self.page.wait_for_selector(wait, state="attached", timeout=90_000)
 
     def _request(self, url: str, path: Path) -> None:
         if url != path.as_uri() and not url.startswith("data:"):
