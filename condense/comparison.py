@@ -100,7 +100,13 @@ def assembled(
     """The record of diagnoses by name, the first of which is the reference; `run` names the run they are steps of."""
     reference = next(iter(runs))
     members = tuple(
-        _member(name, diagnosis, places[name], steps[name], _effect(diagnosis, runs[reference], reference))
+        _member(
+            name,
+            diagnosis,
+            places[name],
+            steps[name],
+            None if name == reference else _effect(diagnosis, runs[reference], reference),
+        )
         for name, diagnosis in runs.items()
     )
     trajectory = None
@@ -239,10 +245,8 @@ def _bare(of: Estimate) -> Estimate:
     return replace(of, per_text=None)
 
 
-def _effect(run: Diagnosis, first: Diagnosis, reference: str) -> Effect | None:
+def _effect(run: Diagnosis, first: Diagnosis, reference: str) -> Effect:
     """A member − the reference, without what cannot be a difference: see `caveats`."""
-    if run is first:
-        return None
     effect = difference(run, first, reference, run.corpus.seed, CURVES)
     deep = {key: _bare(of) for key, of in effect.deep.items()}
     quality = {key: _bare(of) for key, of in effect.quality.items()}

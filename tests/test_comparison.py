@@ -103,6 +103,12 @@ def test_what_is_kept_of_a_member(llama: Diagnosis) -> None:
     assert all(of.per_text is None for of in member.deep.values())
 
 
+def test_a_run_does_not_differ_from_itself(llama: Diagnosis) -> None:
+    effect = compare(llama, llama).members[1].difference
+    assert effect is not None and effect.deep["mean_cosine"].value == 0.0
+    assert compare(llama, llama).findings[0].id == "no-measurable-difference"
+
+
 def test_round_trip_and_rows(llama: Diagnosis, tmp_path: Path) -> None:
     found = compare(llama, moved(llama, 0.1, "other"), moved(llama, -0.1, "third"))
     text = found.to_json(tmp_path / "c.json")

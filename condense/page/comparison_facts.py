@@ -22,6 +22,7 @@ LEAST, TOLERANCE = Plan.min_effect, Plan.quality_tolerance
 ICONS = {"severe": "severe", "warning": "condensed", "info": "info", "good": "ok"}
 KINDS = {"pair": "comparison of two", "family": "comparison of several", "trajectory": "a run over its steps"}
 MOST_IN_TITLE = 3
+MOST_IN_FULL = 24
 
 
 def title(comparison: Comparison) -> str:
@@ -175,8 +176,11 @@ def _course_cards(comparison: Comparison) -> list[Card]:
 
 
 def strips(comparison: Comparison) -> list[Strip]:
-    """Each member with its interval on the deep mean cosine and on bits per byte; a run shows them against step."""
-    if comparison.trajectory is not None:
+    """Each member with its interval on the deep mean cosine and on bits per byte; none of a run or of very many.
+
+    A run shows them against step, and very many are better read in the table, which can be sorted.
+    """
+    if comparison.trajectory is not None or len(comparison.members) > MOST_IN_FULL:
         return []
     made = []
     cones = {member.name: member.deep.get("mean_cosine", NOTHING) for member in comparison.members}
@@ -213,7 +217,9 @@ def provenance(comparison: Comparison) -> list[tuple[str, list[tuple[str, str]]]
     run = {"command": comparison.command, "created": comparison.created, "condense": comparison.condense,
            "schema": comparison.schema, "kind": comparison.kind}  # fmt: skip
     groups: list[tuple[str, Mapping[str, Any]]] = [("Run", run)]
-    for member in comparison.members:
+    if len(comparison.members) > MOST_IN_FULL:
+        groups.append(("Weights", {m.name: m.model.weights_sha256 for m in comparison.members}))
+    for member in comparison.members if len(comparison.members) <= MOST_IN_FULL else ():
         model, corpus = asdict(member.model), member.corpus
         kept = ("id", "revision", "weights_sha256", "parameters", "dtype", "source_format", "vocabulary_size", "notes")
         values = {key: model[key] for key in kept} | {"from": member.source, "windows_sha256": corpus.windows_sha256}

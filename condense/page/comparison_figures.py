@@ -71,11 +71,11 @@ def drawn(comparison: Comparison, most: int | None = None) -> tuple[Member, ...]
     return tuple(members[place] for place in sorted(places))
 
 
-def left_out(comparison: Comparison, shown: Sequence[Member]) -> str:
-    """The sentence that says that not all are drawn; nothing if all are."""
+def left_out(comparison: Comparison, shown: Sequence[Member], where: str = "the table of members") -> str:
+    """The sentence that says that not all are drawn, and where they are; nothing if all are."""
     if len(shown) == len(comparison.members):
         return ""
-    return f" Drawn are {len(shown)} of the {len(comparison.members)}; all are in the table."
+    return f" Shown are {len(shown)} of the {len(comparison.members)}; all are in {where}."
 
 
 # --- over depth ------------------------------------------------------------------------------------------

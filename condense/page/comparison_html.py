@@ -18,7 +18,7 @@ from condense.page.comparison_facts import (
     subject,
     title,
 )
-from condense.page.comparison_figures import called, depth_figures, size_figures
+from condense.page.comparison_figures import called, depth_figures, drawn, left_out, size_figures
 from condense.page.comparison_panels import columns_of, heat_panels, interactive
 from condense.page.comparison_tables import member_table, site_table
 from condense.page.html import render
@@ -31,7 +31,7 @@ def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") ->
     course, size, depth = course_figures(comparison), size_figures(comparison), depth_figures(comparison)
     panels = heat_panels(comparison)
     charts: list[Chart] = [figure.chart for figure in (*course, *size, *depth)]
-    charts += [chart for drawn in panels if interactive(drawn) for chart in drawn.charts]
+    charts += [chart for held in panels if interactive(held) for chart in held.charts]
     main = comparison.findings[0]
     return render(
         "comparison.html.j2", charts, plotlyjs, version=comparison.condense, comparison=comparison,
@@ -40,6 +40,7 @@ def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") ->
         strips=strips(comparison), members=member_table(comparison), reference=called(comparison.reference),
         still=not all(map(interactive, panels)),
         course=course, size=size, depth=depth, panels=panels,
+        table_note=f"One column per member and metric.{left_out(comparison, drawn(comparison), 'comparison.json')}",
         columns=columns_of(len(panels[0].charts)) if panels else 1, table=site_table(comparison),
         provenance=provenance(comparison), glossary=COMPARISON_GLOSSARY,
     )  # fmt: skip

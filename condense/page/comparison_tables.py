@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from condense.comparisons import CURVES, Comparison, Member
 from condense.metrics import METRICS
-from condense.page.comparison_figures import called, parameters, same_depth, shortened
+from condense.page.comparison_figures import called, drawn, parameters, same_depth, shortened
 from condense.page.figures import NOTHING
 from condense.page.layers import Cell, Column, Table
 from condense.page.treatment_cards import excludes_zero
@@ -100,9 +100,10 @@ def _change(of: Estimate | None, digits: int) -> Cell:
 def site_table(comparison: Comparison) -> Table:
     """One row per site, a column per member and curve; models of different depth are joined by their labels.
 
-    Of many deep members only the mean cosine is listed, or the page would not stay small.
+    So that the page stays small it holds those members that are drawn, and of many deep ones only the mean cosine;
+    comparison.json has all.
     """
-    members = comparison.members
+    members = drawn(comparison)
     keys = CURVES if sum(len(member.sites) for member in members) <= MOST_SITES else CURVES[:1]
     columns = [
         Column(called(member), METRICS[key].title.capitalize(), f"{METRICS[key].title} of {member.name}")
