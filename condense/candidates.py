@@ -203,6 +203,7 @@ def _named(found: list[Candidate]) -> list[Candidate]:
     for rank in range(len(choices[0])):
         repeated = {name for name in names if names.count(name) > 1}
         names = [own[rank] if name in repeated else name for name, own in zip(names, choices, strict=True)]
+    names = _without_common(names)
     before: dict[str, int] = {}
     named = []
     for candidate, name in zip(found, names, strict=True):
@@ -211,6 +212,16 @@ def _named(found: list[Candidate]) -> list[Candidate]:
     if len(named) > 2 and run_of(named) is not None:
         return sorted(named, key=lambda candidate: candidate.step or 0)
     return named
+
+
+def _without_common(names: list[str]) -> list[str]:
+    """Runs of one model, `NAME (control, seed 0)` and `NAME (dispersion=1, seed 0)`, by what is in the brackets."""
+    parts = [re.fullmatch(r"(?P<model>.+) \((?P<run>.+)\)", name) for name in names]
+    models = [part["model"] for part in parts if part]
+    return [
+        part["run"] if part and models.count(part["model"]) > 1 else name
+        for name, part in zip(names, parts, strict=True)
+    ]
 
 
 def _names(candidate: Candidate) -> tuple[str, ...]:

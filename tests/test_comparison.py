@@ -437,3 +437,15 @@ def test_a_treatment_gives_its_arms(treatment: Path, llama: Diagnosis, tmp_path:
     probe = saved(run.arms["before"].probe, tmp_path / "probe.json")
     with_probe = find([probe, treatment])
     assert [c.diagnosis for c in with_probe[1:]] == [arm.probe for arm in run.arms.values()]
+
+
+def test_runs_of_one_model_are_called_by_what_was_done(llama: Diagnosis, tmp_path: Path) -> None:
+    names = ("m", "m (control, seed 0)", "m (dispersion=1, seed 0)", "other (control)")
+    files = [saved(moved(llama, 0.1, name), tmp_path / f"{number}.json") for number, name in enumerate(names)]
+    found = compare(*files)
+    assert [member.name for member in found.members] == [
+        "m",
+        "control, seed 0",
+        "dispersion=1, seed 0",
+        "other (control)",
+    ]
