@@ -12,7 +12,7 @@ Dispersion itself is in condense/dispersion.py and condense/disperser.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -56,38 +56,47 @@ def embedding_dropout(model: nn.Module, p: float = DROPOUT_P) -> Iterator[None]:
     """
     if not 0 <= p < 1:
         raise ValueError(f"p must be at least 0 and below 1, got {p}")
-    inputs: dict[str, Tensor] = {}
 
-    def drop(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        if not module.training:
-            return None
-        rows: Any = module.weight
-        kept = torch.empty(len(rows), device=output.device).bernoulli_(1 - p) / (1 - p)
-        factor = kept[args[0]].masked_fill(_starts(args[0], inputs), 1.0)
-        inputs.clear()  # they belong to this pass alone
+    def drop(embeddings: Any, ids: Tensor, output: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        kept = torch.empty(len(embeddings.weight), device=output.device).bernoulli_(1 - p) / (1 - p)
+        factor = kept[ids].masked_fill(_starts(ids, inputs), 1.0)
         return output * factor.unsqueeze(-1).to(output.dtype)
 
-    with _noting(model, inputs):
-        hook = _embeddings(model).register_forward_hook(drop)
-        try:
-            yield
-        finally:
-            hook.remove()
+    with _changing_embeddings(model, drop):
+        yield
+
+
+Change = Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 
 
 @contextmanager
-def _noting(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[None]:
-    """Write down the tensors that the model is called with by name, for the hooks inside of it."""
+def _changing_embeddings(model: nn.Module, change: Change) -> Iterator[None]:
+    """In training, put change(embeddings, ids, output, inputs) in place of what the input embeddings give.
+
+    inputs: the tensors that the model itself was called with, by name.
+    """
+    inputs: dict[str, Tensor] = {}
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         inputs.clear()
         inputs.update({name: value for name, value in kwargs.items() if isinstance(value, Tensor)})
 
-    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    def changed(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        if not module.training:
+            return None
+        given = dict(inputs)
+        inputs.clear()  # they belong to this pass alone
+        return change(module, args[0], output, given)
+
+    hooks = (
+        model.register_forward_pre_hook(note, with_kwargs=True),
+        _embeddings(model).register_forward_hook(changed),
+    )
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def _starts(ids: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -112,25 +121,17 @@ def noisy_embedding(model: nn.Module, alpha: float = NOISE_ALPHA) -> Iterator[No
     """
     if not alpha >= 0:
         raise ValueError(f"alpha must be at least 0, got {alpha}")
-    inputs: dict[str, Tensor] = {}
 
-    def disturb(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        if not module.training:
-            return None
+    def disturb(embeddings: Any, ids: Tensor, output: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         real, mask = torch.ones(output.shape[:-1], device=output.device), inputs.get("attention_mask")
         if mask is not None and mask.shape == real.shape:
             real = (mask != 0).to(real)
-        inputs.clear()  # they belong to this pass alone
         bound = alpha / (real.sum(-1, keepdim=True).clamp(min=1) * output.shape[-1]).sqrt()
         noise = torch.empty_like(output, dtype=torch.float32).uniform_(-1, 1)
         return output + (noise * (bound * real).unsqueeze(-1)).to(output.dtype)
 
-    with _noting(model, inputs):
-        hook = _embeddings(model).register_forward_hook(disturb)
-        try:
-            yield
-        finally:
-            hook.remove()
+    with _changing_embeddings(model, disturb):
+        yield
 
 
 def _embeddings(model: Any) -> Any:
