@@ -83,17 +83,17 @@ def _recommended(points: Sequence[DosePoint]) -> tuple[float | None, str]:
     if good:
         best = min(good, key=lambda point: point.effect.value or 0.0)
         return best.coefficient, (
-            f"{best.coefficient:g}: the largest measurable fall of the deep mean cosine "
+            f"the largest measurable fall of the deep mean cosine "
             f"({signed(best.effect)}) whose quality is held ({signed(best.quality)})"
         )
     tried = ", ".join(f"{point.coefficient:g}" for point in points)
     if any(point.verdict == "dispersed-at-a-cost" for point in points):
-        return None, f"none: of {tried} each one that spread the representation measurably cost quality"
+        return None, f"of {tried} each one that spread the representation measurably cost quality"
     if any(point.verdict == "condensed-further" for point in points):
-        return None, f"none: of {tried} none spread the representation, and some narrowed it"
+        return None, f"of {tried} none spread the representation, and some narrowed it"
     if all(point.verdict == "no-measurable-effect" for point in points):
-        return None, f"none: {tried} had no measurable effect at this budget"
-    return None, f"none: at {tried} the texts do not decide"
+        return None, f"{tried} had no measurable effect at this budget"
+    return None, f"at {tried} the texts do not decide"
 
 
 # --- findings ------------------------------------------------------------------------------------------
@@ -126,10 +126,10 @@ def _main(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> Finding:
     held = [arm for arm in falls if arm.quality_held]
     if held:
         title = f"{_names(held)} spread the representation and held quality"
-        why = "The differences are to the control arm, so they are the remedy's and not just more training's."
+        why = f"The differences are to the control arm, so not just more training's. {_opened(held)}"
     elif falls:
         title = f"{_names(falls)} spread the representation, at a cost in language modelling"
-        why = "The spread is the remedy's doing, and so is the price: weigh one against the other."
+        why = f"The spread is the remedy's doing, and so is the price: weigh one against the other. {_opened(falls)}"
     elif measured:
         title = "No arm spread the representation measurably"
         why = "At this budget no remedy moved the deep mean cosine by more than the smallest effect that counts."
@@ -142,6 +142,11 @@ def _main(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> Finding:
         again(output="again/", seeds=str(max(plan.seeds, MIN_SEEDS))) if plan.seeds < MIN_SEEDS
         else again(output="longer/", max_steps=str(4 * (plan.training.max_steps or 100))), LIU,
     )  # fmt: skip
+
+
+def _opened(arms: Sequence[ArmResult]) -> str:
+    """What became of the cone in each arm that spread the representation."""
+    return f"What opened: {'; '.join(f'{arm.spec.name}: {arm.opened}' for arm in arms)}."
 
 
 def _names(arms: Sequence[ArmResult]) -> str:

@@ -252,7 +252,7 @@ def _trend_course(members: Sequence[Member]) -> list[Finding]:
     return [
         Finding(
             "trend-course", "info",
-            "The trend over depth is relieved by training" if relieved else "The trend over depth",
+            f"The trend over depth is {'relieved' if relieved else 'not relieved'} by training",
             f"Spearman rho of mean cosine with depth {a:+.2f} at step {first.step}, {b:+.2f} at step {last.step}",
             "Published for one 7 B run: +1.0 at initialisation, below 0 at the end. "
             + ("Here it moves the same way. " if relieved else "Here it does not move that way. ")
