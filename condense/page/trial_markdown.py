@@ -101,7 +101,7 @@ def _findings(trial: Trial) -> list[str]:
     lines = ["## Findings", ""]
     for finding in trial.findings:
         title, seen, why = map(for_markdown, (finding.title, finding.seen, finding.why))
-        lines += [f"- **{title}**: {seen}. {why}. Source: {for_markdown(finding.source)}."]
+        lines += [f"- **{title}**: {seen.rstrip('.')}. {why.rstrip('.')}. Source: {for_markdown(finding.source)}."]
         lines += [f"  Next: `{for_code(finding.next)}`"] if finding.next else []
     return [*lines, ""]
 
