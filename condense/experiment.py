@@ -31,7 +31,7 @@ from condense.overhead import Pass, interleaved
 from condense.preparation import first_batch, prepare_text, training_memory
 from condense.results import assembled
 from condense.runs import Job, TrialWatch, arm_source, fresh, is_done, measure_before, place_of, run_all
-from condense.saving import write_trial
+from condense.saving import refuse_small_disk, write_trial
 from condense.serial import decode, encode, write_text
 from condense.training_text import Rows
 from condense.trials import StepCost, Trial, TrialPlan
@@ -80,6 +80,7 @@ def trial(
         texts.schedule, seconds=seconds, memory_bytes=memory, disk_bytes=kept * 4 * opened.info.parameters
     )
     watch.on_plan(plan, schedule, {}, seconds)
+    refuse_small_disk(target, schedule.disk_bytes)
     if dry_run:
         return None
     if ours and not resume:

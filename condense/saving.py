@@ -5,7 +5,6 @@ A trial's report is written into the folder of its runs.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -36,7 +35,7 @@ def work_folder(target: Path) -> Path:
 
 
 def prepare(target: Path, *, resume: bool, force: bool, dry_run: bool = False) -> Path:
-    """Check OUT and OUT.work before any work and return OUT.work. UsageError if either is in the way."""
+    """Check OUT and OUT.work before any work and return OUT.work, not made yet. UsageError if either is in the way."""
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target} is a file, not a folder", "choose another --output")
     if target.is_dir() and any(target.iterdir()) and not force:
@@ -54,13 +53,11 @@ def prepare(target: Path, *, resume: bool, force: bool, dry_run: bool = False) -
             )
         if not dry_run:
             shutil.rmtree(work)
-    if not dry_run:
-        work.mkdir(parents=True, exist_ok=True)
     return work
 
 
 def refuse_small_disk(work: Path, needed: int) -> None:
-    """Refuse a run whose files would not fit beside its output, before it trains: RunError, and no folder left.
+    """Refuse a run whose files would not fit beside its output, before it trains: RunError.
 
     work: the run's folder, there or not; what a resumed run has written already counts as part of `needed` bytes.
     """
@@ -69,8 +66,6 @@ def refuse_small_disk(work: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free >= needed - written:
         return
-    with contextlib.suppress(OSError):  # it is removed if it is empty: nothing was done that could be resumed
-        work.rmdir()
     raise RunError(
         f"not enough disk in {place.absolute()}: {_bytes(needed - written)} needed, {_bytes(free)} free",
         "free some space, or choose an --output on another disk",

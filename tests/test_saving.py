@@ -57,10 +57,29 @@ def test_treat_refuses_before_it_trains(
         "treat", str(tiny("llama")), "--text", str(tmp_path / "texts"), "-o", str(tmp_path / "out"), "--device", "cpu",
         "--max-steps", "2", "--max-length", "64", "--num-texts", "2", *more,
     ]  # fmt: skip
-    monkeypatch.setattr("condense.treatment.train", lambda *a, **k: pytest.fail("it trained"))
+    monkeypatch.setattr("condense.treatment.train_arm", lambda *a, **k: pytest.fail("it trained"))
     free(monkeypatch, 1)
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 4, result.output
     assert "condense: not enough disk in" in result.stderr and "free some space" in result.stderr
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.work").exists()
+
+
+def test_a_model_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    text = tmp_path / "train.txt"
+    text.write_text("A line of text to train on. " * 200, encoding="utf-8")
+    done = CliRunner().invoke(app, ["treat", str(tmp_path / "none"), "--text", str(text), "-o", str(tmp_path / "out")])
+    assert done.exit_code == 3 and {path.name for path in tmp_path.iterdir()} == {"train.txt"}
+
+
+def test_a_trial_asks_for_room_too(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 1000)
+    text = tmp_path / "train.txt"
+    text.write_text("A line of text to train on. " * 400, encoding="utf-8")
+    words = ["trial", str(tiny("llama")), "--text", str(text), "-o", str(tmp_path / "out"), "--max-length", "64"]
+    done = CliRunner().invoke(app, [*words, "--device", "cpu", "--max-steps", "1", "--arms", "dispersion"])
+    assert done.exit_code == 4 and "not enough disk" in done.output
+    assert not (tmp_path / "out").exists()
