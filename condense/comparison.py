@@ -104,7 +104,7 @@ def assembled(
             name,
             diagnosis,
             places[name],
-            steps[name],
+            steps[name] if run is not None else None,
             None if name == reference else _effect(diagnosis, runs[reference], reference),
         )
         for name, diagnosis in runs.items()
@@ -170,7 +170,7 @@ def _measured(
             settings = settings.completed([diagnosis])
         except CondenseError as error:
             last = error
-            failures.append(Failure(candidate.name, str(error)))
+            failures.append(Failure(candidate.name, str(error), error.exit_code))
             if on_note is not None:
                 on_note(f"{candidate.name} is left out: {error}")
         if candidate.diagnosis is None:

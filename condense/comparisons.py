@@ -37,8 +37,8 @@ CURVES = ("mean_cosine", "mean_cosine_without_top_dimensions", "effective_rank")
 class Member:
     """One of the compared: which model, and what its diagnosis comes to.
 
-    `step` is the training step where the name tells one. `sites` are those of the main stack with the metrics of
-    `CURVES` and histograms of 100 bins. `difference` is this member − the first, None for the first itself.
+    `step` is the training step, if the members are checkpoints of one run. `sites` are those of the main stack with
+    the metrics of `CURVES` and histograms of 100 bins. `difference` is this member − the first, None for the first.
     """
 
     name: str
@@ -64,10 +64,11 @@ class Member:
 
 @dataclass(frozen=True)
 class Failure:
-    """A member that could not be measured, and why."""
+    """A member that could not be measured, why, and the exit code that this alone would have given."""
 
     name: str
     reason: str
+    exit_code: int = 3
 
 
 @dataclass(frozen=True)

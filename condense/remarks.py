@@ -31,7 +31,8 @@ def findings(kind: Kind, members: Sequence[Member], trajectory: Trajectory | Non
         return (_course(members, trajectory), *_quality_course(members), *_trend_course(members))
     if kind == "pair":
         return (_pair(members[0], members[1]), *_three_dimensions(members[1]), *_cost(members[0], members[1]))
-    return (_family(members), *_size(members), _scope())
+    several = len({(m.model.architecture, m.model.parameters) for m in members}) > 1
+    return (_family(members), *_size(members), *([_scope()] if several else []))
 
 
 # --- two -------------------------------------------------------------------------------------------------

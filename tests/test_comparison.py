@@ -355,6 +355,15 @@ def test_a_run_of_checkpoints_with_a_damaged_one(
     assert any("checkpoint-2 could not be measured" in caveat for caveat in found.caveats)
 
 
+def test_checkpoints_of_two_runs_keep_their_names(llama: Diagnosis, tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        moved(llama, 0.1, f"{run}/checkpoint-5").to_json(tmp_path / run / "checkpoint-5.json")
+    found = compare(tmp_path / "a/checkpoint-5.json", tmp_path / "b/checkpoint-5.json")
+    assert [(m.name, m.step) for m in found.members] == [("a/checkpoint-5", None), ("b/checkpoint-5", None)]
+    assert found.trajectory is None and "step 5" not in found.to_html(plotlyjs="none")
+
+
 def test_python_measures_too(tiny: Callable[[str], Path]) -> None:
     found = compare(tiny("gpt2"), tiny("qwen2"), settings=Settings(num_texts=4, max_length=32))
     assert found.reference.corpus.texts == 4 and found.reference.corpus.length == 32

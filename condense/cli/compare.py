@@ -11,7 +11,7 @@ from condense.cli import options
 from condense.cli.opening import Cache, batch_of, cache_of, cut_windows, diagnosed, locate_model
 from condense.cli.outputs import plan_outputs
 from condense.cli.running import command_line, console, reported, say
-from condense.errors import UnavailableError
+from condense.errors import CondenseError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,7 +132,9 @@ def compare(
             say(f"wrote {path}")
         if comparison.failures:
             names = ", ".join(failure.name for failure in comparison.failures)
-            raise UnavailableError(f"could not be measured: {names}", "the others were compared; see the caveats above")
+            error = CondenseError(f"could not be measured: {names}", "the others were compared; see the caveats above")
+            error.exit_code = max(failure.exit_code for failure in comparison.failures)
+            raise error
 
 
 class Measuring:

@@ -9,7 +9,7 @@ from typing import Any
 
 from condense.comparisons import Comparison, Member
 from condense.outcomes import Plan
-from condense.page.comparison_figures import called, parameters, shortened
+from condense.page.comparison_figures import called, parameter_count, shortened
 from condense.page.facts import GLOSSARY, term, written
 from condense.page.figures import NOTHING
 from condense.page.treatment_cards import Card, excludes_zero, gauge_of, interval_words, signed_value
@@ -42,7 +42,7 @@ def subject(comparison: Comparison) -> str:
     """On what they were compared, in one line."""
     corpus, first = comparison.reference.corpus, comparison.reference
     sizes = sorted({member.model.parameters for member in comparison.members})
-    size = parameters(sizes[0]) if len(sizes) == 1 else f"{parameters(sizes[0])} to {parameters(sizes[-1])}"
+    size = " to ".join(dict.fromkeys(parameter_count(count) for count in (sizes[0], sizes[-1])))
     architectures = ", ".join(dict.fromkeys(member.model.architecture for member in comparison.members))
     return (
         f"{architectures}, {size} parameters; {corpus.texts} texts × {corpus.length} tokens of {corpus.source}, "

@@ -18,8 +18,9 @@ from condense.page.comparison_facts import (
     subject,
     title,
 )
-from condense.page.comparison_figures import called, depth_figures, drawn, left_out, size_figures
+from condense.page.comparison_figures import called, depth_figures, drawn, left_out
 from condense.page.comparison_panels import columns_of, heat_panels, interactive
+from condense.page.comparison_sizes import size_figures
 from condense.page.comparison_tables import member_table, site_table
 from condense.page.html import render
 from condense.page.treatment_facts import shown

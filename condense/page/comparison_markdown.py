@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from condense.comparisons import Comparison, Member
-from condense.page.comparison_figures import parameters
+from condense.page.comparison_figures import parameter_count
 from condense.page.escape import for_code, for_markdown
 from condense.page.figures import NOTHING
 from condense.page.treatment_figures import WITHOUT_TOP
@@ -50,7 +50,7 @@ def _members(comparison: Comparison) -> list[str]:
     heads.append("verdict")
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for member in comparison.members:
-        cells = [for_markdown(member.name), parameters(member.model.parameters)]
+        cells = [for_markdown(member.name), parameter_count(member.model.parameters)]
         cells += [number(member.deep.get(key, NOTHING).value, digits) for key, _, digits in VALUES]
         cells.append(percent(member.deep.get("effective_rank", NOTHING).null_ratio))
         cells += [number(of.value, 3) for of in (member.quality.bits_per_byte, member.quality.loss)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from condense.comparisons import CURVES, Comparison, Member
 from condense.metrics import METRICS
-from condense.page.comparison_figures import called, drawn, parameters, same_depth, shortened
+from condense.page.comparison_figures import called, drawn, parameter_count, same_depth, shortened
 from condense.page.figures import NOTHING
 from condense.page.layers import Cell, Column, Table
 from condense.page.treatment_cards import excludes_zero
@@ -61,7 +61,7 @@ def _row_name(member: Member) -> str:
 
 def _cells(member: Member, sized: bool, quality: tuple[tuple[str, str, int], ...]) -> list[Cell]:
     count, change = member.model.parameters, member.difference
-    cells = [Cell(parameters(count), sort=str(count)), Cell(str(member.blocks))] if sized else []
+    cells = [Cell(parameter_count(count), sort=str(count)), Cell(str(member.blocks))] if sized else []
     for key, _, digits in DEEP:
         of = member.deep.get(key, NOTHING)
         cells.append(_value(of, digits, share=key == "effective_rank", bar=key == "mean_cosine"))
