@@ -13,67 +13,67 @@ from condense.version import __version__
 if TYPE_CHECKING:
     from condense import dispersion as dispersion
     from condense import geometry as geometry
-    from condense.arm_names import parse_arms as parse_arms
-    from condense.checkpoint import Checkpoint as Checkpoint
-    from condense.checkpoint import load as load
-    from condense.comparison import compare as compare
-    from condense.comparisons import Comparison as Comparison
-    from condense.corpus import Windows as Windows
-    from condense.corpus import windows as windows
-    from condense.diagnosis import analyze as analyze
-    from condense.disperser import Disperser as Disperser
-    from condense.disperser import DispersionConfig as DispersionConfig
+    from condense.comparison.run import compare as compare
+    from condense.diagnosis.run import analyze as analyze
+    from condense.dispersion.disperser import Disperser as Disperser
+    from condense.dispersion.disperser import DispersionConfig as DispersionConfig
+    from condense.dispersion.trainer import CondensationMonitor as CondensationMonitor
+    from condense.dispersion.trainer import DispersionMixin as DispersionMixin
+    from condense.dispersion.trainer import DispersionTrainer as DispersionTrainer
     from condense.errors import CondenseError as CondenseError
-    from condense.evaluation import evaluate as evaluate
-    from condense.evaluation import task_effects as task_effects
-    from condense.experiment import trial as trial
-    from condense.outcomes import Plan as Plan
-    from condense.outcomes import Treatment as Treatment
-    from condense.records import Diagnosis as Diagnosis
-    from condense.trainer import CondensationMonitor as CondensationMonitor
-    from condense.trainer import DispersionMixin as DispersionMixin
-    from condense.trainer import DispersionTrainer as DispersionTrainer
-    from condense.treatment import treat as treat
-    from condense.trials import Trial as Trial
-    from condense.trials import TrialPlan as TrialPlan
+    from condense.evaluation.run import evaluate as evaluate
+    from condense.evaluation.run import task_effects as task_effects
+    from condense.models.checkpoint import Checkpoint as Checkpoint
+    from condense.models.checkpoint import load as load
+    from condense.records.comparison import Comparison as Comparison
+    from condense.records.diagnosis import Diagnosis as Diagnosis
+    from condense.records.treatment import Plan as Plan
+    from condense.records.treatment import Treatment as Treatment
+    from condense.records.trial import Trial as Trial
+    from condense.records.trial import TrialPlan as TrialPlan
+    from condense.texts.windows import Windows as Windows
+    from condense.texts.windows import windows as windows
+    from condense.treatment.run import treat as treat
+    from condense.trials.arm_names import parse_arms as parse_arms
+    from condense.trials.run import trial as trial
 
-_ROOMS = {
-    "Checkpoint": "checkpoint",
-    "Comparison": "comparisons",
-    "CondensationMonitor": "trainer",
+_HOMES = {
+    "Checkpoint": "models.checkpoint",
+    "Comparison": "records.comparison",
+    "CondensationMonitor": "dispersion.trainer",
     "CondenseError": "errors",
-    "Diagnosis": "records",
-    "Disperser": "disperser",
-    "DispersionConfig": "disperser",
-    "DispersionMixin": "trainer",
-    "DispersionTrainer": "trainer",
-    "Plan": "outcomes",
-    "Treatment": "outcomes",
-    "Trial": "trials",
-    "TrialPlan": "trials",
-    "Windows": "corpus",
-    "analyze": "diagnosis",
-    "evaluate": "evaluation",
-    "compare": "comparison",
-    "load": "checkpoint",
-    "parse_arms": "arm_names",
-    "task_effects": "evaluation",
-    "treat": "treatment",
-    "trial": "experiment",
-    "windows": "corpus",
+    "Diagnosis": "records.diagnosis",
+    "Disperser": "dispersion.disperser",
+    "DispersionConfig": "dispersion.disperser",
+    "DispersionMixin": "dispersion.trainer",
+    "DispersionTrainer": "dispersion.trainer",
+    "Plan": "records.treatment",
+    "Treatment": "records.treatment",
+    "Trial": "records.trial",
+    "TrialPlan": "records.trial",
+    "Windows": "texts.windows",
+    "analyze": "diagnosis.run",
+    "evaluate": "evaluation.run",
+    "compare": "comparison.run",
+    "load": "models.checkpoint",
+    "parse_arms": "trials.arm_names",
+    "task_effects": "evaluation.run",
+    "treat": "treatment.run",
+    "trial": "trials.run",
+    "windows": "texts.windows",
 }
 _MODULES = ("dispersion", "geometry")
 
-__all__ = ["__version__", *_MODULES, *_ROOMS]
+__all__ = ["__version__", *_MODULES, *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name's room when it is first asked for (PEP 562)."""
     if name in _MODULES:
         return importlib.import_module(f"condense.{name}")
-    if name not in _ROOMS:
+    if name not in _HOMES:
         raise AttributeError(f"module 'condense' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"condense.{_ROOMS[name]}"), name)
+    return getattr(importlib.import_module(f"condense.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -51,7 +51,7 @@ def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_kept_diagnosis() -> None:
     """What another test measured is not used: every test sees a measurement of its own."""
-    from condense.cache import cache_root
+    from condense.files import cache_root
 
     shutil.rmtree(cache_root() / "diagnoses", ignore_errors=True)
 
@@ -74,7 +74,7 @@ def shared_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 def _corpus() -> list[str]:
-    from condense.documents import probe
+    from condense.texts.documents import probe
 
     return [document.text for document in probe()]
 
@@ -229,7 +229,7 @@ def copy_of(tiny: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path
 @pytest.fixture(scope="session")
 def opened(tiny: Callable[[str], Path]) -> Callable[[str], Any]:
     """Call with a name: the loaded `Checkpoint` of a tiny model, opened once per session (do not change)."""
-    from condense.checkpoint import load
+    from condense.models.checkpoint import load
 
     made: dict[str, Any] = {}
 
@@ -244,8 +244,8 @@ def opened(tiny: Callable[[str], Path]) -> Callable[[str], Any]:
 @pytest.fixture(scope="session")
 def diagnosed(opened: Callable[[str], Any]) -> Callable[[str], Any]:
     """Call with a name: the `Diagnosis` of a tiny model on 8 windows of 64 tokens, made once per session."""
-    from condense.corpus import windows
-    from condense.diagnosis import analyze
+    from condense.diagnosis.run import analyze
+    from condense.texts.windows import windows
 
     made: dict[str, Any] = {}
 

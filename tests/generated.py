@@ -8,11 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from condense.comparisons import Comparison
-from condense.outcomes import Treatment
-from condense.records import Diagnosis, Saved
-from condense.schema import schema_of
-from condense.trials import Trial
+from condense.records.comparison import Comparison
+from condense.records.diagnosis import Diagnosis, Saved
+from condense.records.schema import schema_of
+from condense.records.treatment import Treatment
+from condense.records.trial import Trial
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 100

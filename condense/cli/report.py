@@ -11,40 +11,40 @@ import typer
 from condense.cli import options
 from condense.cli.outputs import plan_outputs
 from condense.cli.running import console, reported, say
-from condense.comparisons import COMPARISON_SCHEMA
 from condense.errors import UnavailableError
-from condense.outcomes import TREATMENT_SCHEMA
-from condense.records import DIAGNOSIS_SCHEMA, Saved
-from condense.serial import read_json
-from condense.trials import TRIAL_SCHEMA
+from condense.records.comparison import COMPARISON_SCHEMA
+from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Saved
+from condense.records.serial import read_json
+from condense.records.treatment import TREATMENT_SCHEMA
+from condense.records.trial import TRIAL_SCHEMA
 
 Shown = tuple[type[Saved], Callable[[Any, Any], None]]
 
 
 def _diagnosis() -> Shown:
-    from condense.page.terminal import show_diagnosis
-    from condense.records import Diagnosis
+    from condense.records.diagnosis import Diagnosis
+    from condense.report.diagnosis.terminal import show_diagnosis
 
     return Diagnosis, show_diagnosis
 
 
 def _treatment() -> Shown:
-    from condense.outcomes import Treatment
-    from condense.page.treatment_terminal import show_treatment
+    from condense.records.treatment import Treatment
+    from condense.report.treatment.terminal import show_treatment
 
     return Treatment, show_treatment
 
 
 def _trial() -> Shown:
-    from condense.page.trial_terminal import show_trial
-    from condense.trials import Trial
+    from condense.records.trial import Trial
+    from condense.report.trial.terminal import show_trial
 
     return Trial, show_trial
 
 
 def _comparison() -> Shown:
-    from condense.comparisons import Comparison
-    from condense.page.comparison_terminal import show_comparison
+    from condense.records.comparison import Comparison
+    from condense.report.comparison.terminal import show_comparison
 
     return Comparison, show_comparison
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from condense.errors import CondenseError, is_out_of_memory
-from condense.page.escape import for_terminal
-from condense.page.words import in_words
+from condense.report.escape import for_terminal
+from condense.report.text import in_words
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -74,7 +74,7 @@ def precision(bf16: bool | None) -> Literal["auto", "bf16", "fp32"]:
 
 def training_text(text: str | None, dataset: str | None, config: str | None, split: str | None, column: str) -> Any:
     """The training text that was named; UsageError unless it is exactly one."""
-    from condense import documents
+    from condense.texts import documents
 
     if (text is None) == (dataset is None):
         raise UsageError("name the training text: --text or --dataset, one of them")

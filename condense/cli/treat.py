@@ -12,10 +12,10 @@ from condense.cli import options
 from condense.cli import training_options as train
 from condense.cli.running import MANNER, command_line, console, quieten_libraries, reported, say, stage_progress
 from condense.cli.training_options import LOSS, option
-from condense.outcomes import LossName, Plan
+from condense.records.treatment import LossName, Plan
 
 if TYPE_CHECKING:
-    from condense.outcomes import Overhead, Schedule
+    from condense.records.treatment import Overhead, Schedule
 
 Output = Annotated[
     Path, option(options.OUTPUT, "--output", "-o", text="Becomes the treated checkpoint.", metavar="DIR")
@@ -107,7 +107,7 @@ def treat(
             random_init=random_init, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
         )  # fmt: skip
         if push_to_hub and not dry_run:
-            from condense.hub import push
+            from condense.models.hub import push
 
             push(output, push_to_hub, token)
             say(f"uploaded to {push_to_hub}")
@@ -118,9 +118,9 @@ def _run(model: str, corpus: Any, output: Path, plan: Plan, *, offline: bool, **
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     quieten_libraries()
-    from condense.page.treatment_terminal import show_plan, show_treatment
-    from condense.training import InterruptedRunError
-    from condense.treatment import Watch, treat
+    from condense.report.treatment.terminal import show_plan, show_treatment
+    from condense.training.loop import InterruptedRunError
+    from condense.treatment.run import Watch, treat
 
     command = command_line()
     try:

@@ -23,11 +23,11 @@ from condense.cli.running import (
 )
 from condense.cli.training_options import option
 from condense.errors import UsageError
-from condense.outcomes import Plan, Schedule
-from condense.trials import StepCost, TrialPlan
+from condense.records.treatment import Plan, Schedule
+from condense.records.trial import StepCost, TrialPlan
 
 if TYPE_CHECKING:
-    from condense.trials import Trial
+    from condense.records.trial import Trial
 
 ARMS = "Arms"
 Output = Annotated[Path, option(options.OUTPUT, "--output", "-o", text="Folder of report and runs.", metavar="DIR")]
@@ -130,7 +130,7 @@ def trial(
 
 
 def _arms(arms: str, coefficients: str | None) -> Any:
-    from condense.arm_names import parse_arms
+    from condense.trials.arm_names import parse_arms
 
     try:
         numbers = tuple(float(part) for part in coefficients.split(",")) if coefficients else ()
@@ -144,10 +144,10 @@ def _run(model: str, corpus: Any, output: Path, plan: TrialPlan, *, offline: boo
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     quieten_libraries()
-    from condense.experiment import trial
-    from condense.page.trial_terminal import show_trial_plan
-    from condense.runs import TrialWatch
-    from condense.training import InterruptedRunError
+    from condense.report.trial.terminal import show_trial_plan
+    from condense.training.loop import InterruptedRunError
+    from condense.trials.run import trial
+    from condense.trials.runs import TrialWatch
 
     try:
         with run_progress() as (screen, on_phase, on_run, on_text, on_step):
@@ -165,7 +165,7 @@ def _run(model: str, corpus: Any, output: Path, plan: TrialPlan, *, offline: boo
 
 def _finish(made: Trial, output: Path) -> None:
     """Show the table; exit 4, with everything written, if an arm failed."""
-    from condense.page.trial_terminal import show_trial
+    from condense.report.trial.terminal import show_trial
 
     show_trial(made, console())
     say(f"wrote {output} (trial.json, report.html, report.md, trial.csv, arms/)")

@@ -17,13 +17,16 @@ from unittest import mock
 
 import torch
 
-from condense import geometry, journal, measuring, quality
-from condense.checkpoint import Checkpoint, load
+from condense import geometry
 from condense.cli.analyze import demo_file
-from condense.corpus import Windows, windows
-from condense.diagnosis import analyze
-from condense.documents import probe
+from condense.diagnosis import forward as measuring
+from condense.diagnosis import quality
+from condense.diagnosis import resume as journal
+from condense.diagnosis.run import analyze
 from condense.metrics import PER_TEXT
+from condense.models.checkpoint import Checkpoint, load
+from condense.texts.documents import probe
+from condense.texts.windows import Windows, windows
 
 Rows = Iterator[tuple[str, str]]
 

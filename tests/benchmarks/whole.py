@@ -18,7 +18,7 @@ from tests.benchmarks.costs import long_texts
 Rows = Iterator[tuple[str, str]]
 _UNTIL = """
 import sys, time
-import condense.measuring as measuring
+from condense.diagnosis import forward as measuring
 from condense.cli.app import main
 def stop(*args, **more):
     print("BEGINS", time.time(), flush=True)

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_report_page as report_page
 
-from condense.comparison import compare
-from condense.comparisons import Comparison
-from condense.page.comparison_html import comparison_page
-from condense.page.comparison_markdown import comparison_markdown
-from condense.page.comparison_terminal import show_comparison
-from condense.records import Diagnosis, Estimate, Kendall, Spearman, Trend
+from condense.comparison.run import compare
+from condense.records.comparison import Comparison
+from condense.records.diagnosis import Diagnosis, Estimate, Kendall, Spearman, Trend
+from condense.report.comparison.markdown import comparison_markdown
+from condense.report.comparison.page import comparison_page
+from condense.report.comparison.terminal import show_comparison
+from tests.browser import test_report_page as report_page
 
 browser = report_page.browser
 Opened = report_page.Opened

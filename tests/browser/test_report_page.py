@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from condense.metrics import METRICS
-from condense.page.html import diagnosis_page
-from condense.records import (
+from condense.records.diagnosis import (
     CorpusInfo,
     Diagnosis,
     Estimate,
@@ -33,6 +32,7 @@ from condense.records import (
     Trend,
     Verdict,
 )  # fmt: skip
+from condense.report.html import diagnosis_page
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]

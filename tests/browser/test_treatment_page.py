@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_report_page as report_page
-from test_report_page import EVIL, Opened, axe_violations
 
 from condense.metrics import METRICS
-from condense.outcomes import (
+from condense.records.diagnosis import Diagnosis, Estimate, Finding, Quality
+from condense.records.tasks import TaskEffect, TaskScore
+from condense.records.treatment import (
     Arm,
     Curve,
     Effect,
@@ -26,9 +26,9 @@ from condense.outcomes import (
     SiteEffect,
     Treatment,
 )  # fmt: skip
-from condense.page.treatment_html import treatment_page
-from condense.records import Diagnosis, Estimate, Finding, Quality
-from condense.tasks import TaskEffect, TaskScore
+from condense.report.treatment.page import treatment_page
+from tests.browser import test_report_page as report_page
+from tests.browser.test_report_page import EVIL, Opened, axe_violations
 
 browser = report_page.browser
 READY = report_page.READY

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_report_page as report_page
-from test_report_page import EVIL, Opened, axe_violations
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from trial_records import trial
-
-from condense.page.trial_html import trial_page
-from condense.trials import Trial
+from condense.records.trial import Trial
+from condense.report.trial.page import trial_page
+from tests.browser import test_report_page as report_page
+from tests.browser.test_report_page import EVIL, Opened, axe_violations
+from tests.report.trial_records import trial
 
 browser = report_page.browser
 CHARTS = 9
@@ -86,7 +84,7 @@ def test_the_long_tables_are_reached_and_sorted_by_key(browser: Any, tmp_path: P
 
 
 def test_hostile_names_stay_text_and_drawings_do_without_scripts(browser: Any, tmp_path: Path) -> None:
-    from test_trial_pages import hostile
+    from tests.report.test_trial_pages import hostile
 
     text = trial_page(hostile(), plotlyjs="none")
     assert "<script>alert" not in text
@@ -100,7 +98,7 @@ def test_hostile_names_stay_text_and_drawings_do_without_scripts(browser: Any, t
 
 
 def test_a_hostile_name_stays_text_in_the_charts(browser: Any, tmp_path: Path) -> None:
-    from test_trial_pages import hostile
+    from tests.report.test_trial_pages import hostile
 
     path = tmp_path / "report.html"
     path.write_text(trial_page(hostile()), encoding="utf-8")

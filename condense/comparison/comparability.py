@@ -1,0 +1,122 @@
+"""Were runs measured alike? Numbers of unlike runs differ for reasons that have nothing to do with the models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from condense.errors import UsageError
+from condense.metrics import MIN_TEXTS
+from condense.records.diagnosis import Diagnosis
+
+
+def refuse_incomparable(runs: Mapping[str, Diagnosis]) -> None:
+    """UsageError that names the first run that differs from the reference, and every setting in which it does."""
+    reference, *others = runs
+    for name in others:
+        differing = differing_settings(runs[reference], runs[name])
+        if differing:
+            raise UsageError(
+                f"{name} cannot be compared with {reference}: {'; '.join(differing)}",
+                "measure both with the same settings, or pass --force to see them side by side with that caveat",
+            )
+
+
+def differing_settings(new: Diagnosis, old: Diagnosis) -> tuple[str, ...]:
+    """The settings that change numbers and are not the same, `max_length is 512 against 256`; () if comparable.
+
+    Comparable: equal `protocol.hash` and the same documents. Neither the model nor its tokenizer counts; with other
+    token ids (`windows_sha256`) the runs are comparable, but not text by text.
+    """
+    found = []
+    if new.protocol.get("hash") != old.protocol.get("hash"):
+        names = dict.fromkeys([*new.protocol, *old.protocol])
+        pairs = [(name, new.protocol.get(name), old.protocol.get(name)) for name in names if name != "hash"]
+        found = [_said(name, mine, theirs) for name, mine, theirs in pairs if mine != theirs]
+        found = found or ["the protocol's hash differs"]
+    return (*found, *_texts(new, old))
+
+
+def _texts(new: Diagnosis, old: Diagnosis) -> list[str]:
+    """What differs in the texts.
+
+    Documents are read until enough of them are long enough, which tokenizers decide differently, so that the hash of
+    what was read may differ although the source is one: the probe text is known by its version.
+    """
+    mine, theirs = new.corpus, old.corpus
+    same_windows = mine.windows_sha256 == theirs.windows_sha256
+    if not same_windows and mine.requested != theirs.requested:
+        return [f"number of texts is {mine.requested} against {theirs.requested}"]
+    probe = not same_windows and mine.version is not None and mine.version == theirs.version
+    if mine.sha256 == theirs.sha256 or probe:
+        return []
+    if mine.source != theirs.source:
+        return [f"the text is {mine.source} against {theirs.source}"]
+    counts = f" ({mine.texts} against {theirs.texts} texts)" if mine.texts != theirs.texts else ""
+    return [f"other documents of {mine.source}{counts}"]
+
+
+def _said(name: str, mine: Any, theirs: Any) -> str:
+    if isinstance(mine, list | tuple) and isinstance(theirs, list | tuple):
+        odd = sorted(set(map(str, mine)) ^ set(map(str, theirs)))
+        return f"{name} differ in {', '.join(odd)}"
+    return f"{name} is {mine} against {theirs}"
+
+
+def circumstances(new: Diagnosis, old: Diagnosis) -> tuple[str, ...]:
+    """What does not forbid a comparison but may move its last digits: device, attention kernel, torch."""
+    names = ("device", "attention", "torch", "transformers")
+    pairs = [(name, new.environment.get(name), old.environment.get(name)) for name in names]
+    return tuple(f"{name} is {mine} against {theirs}" for name, mine, theirs in pairs if mine != theirs)
+
+
+def caveats(runs: Mapping[str, Diagnosis]) -> list[str]:
+    """What a reader has to know before reading the differences to the first of the runs."""
+    reference, *others = runs
+    first = runs[reference]
+    made = [
+        f"{name} was not measured as {reference} was ({'; '.join(differing)}): the comparison was forced, and its "
+        "differences are not only those of the models"
+        for name in others
+        if (differing := differing_settings(first, runs[name]))
+    ]
+    unpaired = [name for name in others if runs[name].corpus.windows_sha256 != first.corpus.windows_sha256]
+    if unpaired:
+        made.append(
+            f"{_listed(unpaired)}: not the same token windows as {reference} (another tokenizer cuts the text "
+            "otherwise), so the intervals are unpaired and wider, a token is not the same thing, and loss and "
+            "perplexity are not compared; bits per byte are"
+        )
+    made += _shapes(runs, reference, others)
+    if first.corpus.texts < MIN_TEXTS:
+        made.append(f"{first.corpus.texts} texts: below {MIN_TEXTS} the intervals decide nothing")
+    versions = sorted({run.condense for run in runs.values()})
+    if len(versions) > 1:
+        made.append(f"measured with different versions of condense ({', '.join(versions)})")
+    return made
+
+
+def _shapes(runs: Mapping[str, Diagnosis], reference: str, others: Sequence[str]) -> list[str]:
+    """What differs in the models themselves."""
+    first, made = runs[reference], []
+    deeper = [name for name in others if runs[name].model.blocks != first.model.blocks]
+    wider = [name for name in others if runs[name].model.hidden_size != first.model.hidden_size]
+    if deeper:
+        made.append(f"{_listed(deeper)}: another number of blocks, so nothing is compared block by block")
+    if wider:
+        made.append(
+            f"{_listed(wider)}: another width, so effective ranks are read as a share of their own Gaussian null"
+        )
+    objectives = {name: runs[name].model.objective for name in (reference, *others)}
+    if len(set(objectives.values())) > 1:
+        said = ", ".join(f"{name} {objective}" for name, objective in objectives.items())
+        made.append(f"the models are trained to predict different things ({said}): their quality is not compared")
+    stacked = [name for name in (reference, *others) if runs[name].stacks]
+    if stacked:
+        made.append(f"{_listed(stacked)}: only the decoder is compared; the encoder is in the diagnosis")
+    return made
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -1,0 +1,233 @@
+"""What is to be compared: models, saved runs, the checkpoints of a training run, the revisions of a hub id.
+
+Standard library only: names and JSON are read here, no model is opened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from condense.errors import UnavailableError, UsageError
+from condense.models import folder as inspection
+from condense.records.comparison import COMPARISON_SCHEMA
+from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis
+from condense.records.serial import read_json
+from condense.records.treatment import TREATMENT_SCHEMA, Treatment
+from condense.records.trial import TRIAL_SCHEMA
+
+_STEP = re.compile(r"(?:^|[-_/])(?:checkpoint|step|global_step|global-step|iter|ckpt)[-_]?(\d+)$")
+_NUMBER = re.compile(r"\d+$")
+Run = TypeVar("Run", Diagnosis, Treatment)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing to compare: a model to be measured, or a diagnosis that was saved.
+
+    `place` is what `load` takes, or the file; `probe` is another reading of a treatment's arm, on the probe text.
+    """
+
+    name: str
+    place: str
+    step: int | None = None
+    revision: str | None = None
+    tokenizer: str | None = None
+    diagnosis: Diagnosis | None = None
+    probe: Diagnosis | None = None
+
+
+def find(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) -> list[Candidate]:
+    """The candidates that the arguments name, each under a name of its own, a single run's in order of steps.
+
+    One folder that holds checkpoints (`checkpoint-500`, `step1000`, or saved runs so called) is a training run.
+    UsageError for fewer than two or for folders that do not go together, UnavailableError for what cannot be read.
+    """
+    given = [str(argument) for argument in arguments]
+    if revisions:
+        return _revisions(given, revisions)
+    if len(given) == 1:
+        found = _of_one(given[0])
+        if len(found) < 2:
+            raise UsageError(
+                f"there is nothing to compare {given[0]} with", "name two or more, or a folder of checkpoint-*"
+            )
+        return found
+    found = [candidate for argument in given for candidate in _candidates(argument)]
+    if len(found) < 2:
+        raise UsageError("compare needs two or more", "condense compare A B: models, checkpoints or saved runs")
+    return _named(_on_one_text(found))
+
+
+def step_of(name: str) -> int | None:
+    """The training step that a name ends in (`run/checkpoint-500`, `step1000`), or None."""
+    match = _STEP.search(name.removesuffix(".json").rstrip("/"))
+    return int(match.group(1)) if match else None
+
+
+def run_of(candidates: Sequence[Candidate]) -> str | None:
+    """The training run that all candidates are steps of: its folder or hub id; None if they are not one run's."""
+    steps = [candidate.step for candidate in candidates]
+    if None in steps or len(set(steps)) < len(steps):
+        return None
+    runs = {_run(candidate) for candidate in candidates}
+    return runs.pop() if len(runs) == 1 else None
+
+
+def _run(candidate: Candidate) -> str:
+    measured = candidate.diagnosis.model.id if candidate.diagnosis else candidate.place
+    if step_of(measured) is None:  # a revision of a hub id
+        return measured
+    return str(Path(measured).parent)
+
+
+# --- one argument ----------------------------------------------------------------------------------------
+
+
+def _of_one(argument: str) -> list[Candidate]:
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        return _run_of_folder(path)
+    return _named(_candidates(argument))
+
+
+def _run_of_folder(folder: Path) -> list[Candidate]:
+    """The checkpoints of a folder in the order of their steps; one that holds none is named as such."""
+    steps = sorted((step, path) for path in folder.iterdir() if (step := step_of(path.name)) is not None)
+    models = [(step, path) for step, path in steps if path.is_dir()]
+    saved = [(step, path) for step, path in steps if path.suffix == ".json"]
+    if not models and not saved:
+        if (folder / "config.json").exists():
+            raise UsageError(
+                f"{folder} is one model", "name a second one, or the folder whose checkpoint-* are to be compared"
+            )
+        raise UsageError(
+            f"{folder} holds no checkpoints", "expected folders such as checkpoint-500 or step1000, or saved runs"
+        )
+    if not models:
+        return _named([_saved(path)[0] for _, path in saved])
+    parent = str(folder) if inspection.has_tokenizer(folder) else None
+    return [
+        Candidate(
+            path.name, str(path), step, tokenizer=None if inspection.has_tokenizer(path) else parent,
+        )
+        for step, path in models
+    ]  # fmt: skip
+
+
+def _candidates(argument: str) -> list[Candidate]:
+    path = Path(argument).expanduser()
+    if path.suffix == ".json":
+        return _saved(path)
+    if inspection.is_path(argument):
+        if not path.exists():
+            raise UnavailableError(
+                f"no such file or directory: {path}", "give a hub id, a folder, a .gguf file or a saved run"
+            )
+        if path.is_dir() and not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
+            if any(step_of(inner.name) is not None for inner in path.iterdir()):
+                raise UsageError(
+                    f"{path} holds the checkpoints of a run", "compare it alone, or name its checkpoints one by one"
+                )
+    parent = path.parent if path.is_dir() and step_of(path.name) is not None else None
+    lacks = parent is not None and not inspection.has_tokenizer(path) and inspection.has_tokenizer(parent)
+    return [Candidate(argument, argument, step_of(argument), tokenizer=str(parent) if lacks else None)]
+
+
+def _saved(path: Path) -> list[Candidate]:
+    """The diagnosis of a saved run, or the arms of a saved treatment."""
+    data = read_json(path)
+    kind = data["schema"]
+    if kind == DIAGNOSIS_SCHEMA:
+        diagnosis = _read(Diagnosis, path, data)
+        step = step_of(path.name)
+        if step is None:
+            step = step_of(diagnosis.model.id)
+        if step is None:
+            step = step_of(diagnosis.model.revision or "")
+        return [Candidate(diagnosis.model.id, str(path), step, diagnosis=diagnosis)]
+    if kind == TREATMENT_SCHEMA:
+        treatment = _read(Treatment, path, data)
+        return [
+            Candidate(name, str(path), diagnosis=arm.validation, probe=arm.probe)
+            for name, arm in treatment.arms.items()
+        ]
+    if kind == COMPARISON_SCHEMA:
+        raise UsageError(f"{path} is a comparison already", f"condense report {path}")
+    if kind == TRIAL_SCHEMA:
+        raise UsageError(f"{path} is a trial, which compares its arms itself", "name the saved runs in its arms/")
+    raise UnavailableError(f"{path} is of an unknown kind ({kind})", "was it written by a newer condense?")
+
+
+def _read(kind: type[Run], path: Path, data: dict[str, object]) -> Run:
+    try:
+        return kind.from_json(data)
+    except UnavailableError as error:
+        raise UnavailableError(f"{path}: {error}", error.hint) from None
+
+
+# --- several ---------------------------------------------------------------------------------------------
+
+
+def _revisions(arguments: list[str], revisions: Sequence[str]) -> list[Candidate]:
+    names = [name.strip() for name in revisions if name.strip()]
+    if len(arguments) != 1 or inspection.is_path(arguments[0]):
+        raise UsageError(
+            "--revisions belongs to one hub id", "condense compare ORG/MODEL --revisions step1000,step2000"
+        )
+    if len(set(names)) < 2:
+        raise UsageError("--revisions names fewer than two", "separate them by commas: step1000,step2000")
+    numbers = {name: _NUMBER.search(name) for name in dict.fromkeys(names)}
+    steps = {name: int(match.group()) for name, match in numbers.items() if match}
+    found = [Candidate(name, arguments[0], steps.get(name), revision=name) for name in numbers]
+    if len(steps) == len(found) == len(set(steps.values())):
+        return sorted(found, key=lambda candidate: steps[candidate.name])
+    return [replace(candidate, step=None) for candidate in found]
+
+
+def _on_one_text(found: list[Candidate]) -> list[Candidate]:
+    """Arms of a treatment were read on two texts: take the probe where the others were measured on it."""
+    others = {c.diagnosis.corpus.sha256 for c in found if c.diagnosis is not None and c.probe is None}
+    return [
+        replace(c, diagnosis=c.probe) if c.probe is not None and c.probe.corpus.sha256 in others else c for c in found
+    ]
+
+
+def _named(found: list[Candidate]) -> list[Candidate]:
+    """Each under a name of its own, no longer than it must be; the checkpoints of one run in the order of steps."""
+    choices = [_names(candidate) for candidate in found]
+    names = [first for first, *_ in choices]
+    for rank in range(len(choices[0])):
+        repeated = {name for name in names if names.count(name) > 1}
+        names = [own[rank] if name in repeated else name for name, own in zip(names, choices, strict=True)]
+    names = _without_common(names)
+    before: dict[str, int] = {}
+    named = []
+    for candidate, name in zip(found, names, strict=True):
+        before[name] = before.get(name, 0) + 1
+        named.append(replace(candidate, name=name if before[name] == 1 else f"{name} ({before[name]})"))
+    if len(named) > 2 and run_of(named) is not None:
+        return sorted(named, key=lambda candidate: candidate.step or 0)
+    return named
+
+
+def _without_common(names: list[str]) -> list[str]:
+    """Runs of one model, `NAME (control, seed 0)` and `NAME (dispersion=1, seed 0)`, by what is in the brackets."""
+    parts = [re.fullmatch(r"(?P<model>.+) \((?P<run>.+)\)", name) for name in names]
+    models = [part["model"] for part in parts if part]
+    return [
+        part["run"] if part and models.count(part["model"]) > 1 else name
+        for name, part in zip(names, parts, strict=True)
+    ]
+
+
+def _names(candidate: Candidate) -> tuple[str, ...]:
+    """What a candidate may be called, shortest first: all candidates have as many choices."""
+    where, own = Path(candidate.place), candidate.name
+    tails = where.stem if candidate.diagnosis else where.name, f"{where.parent.name}/{where.name}", str(where)
+    if candidate.probe is not None:  # an arm keeps its name
+        return own, own, *(f"{own} ({tail})" for tail in tails)
+    return own.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or own, own, *tails

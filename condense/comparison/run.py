@@ -1,0 +1,262 @@
+"""compare(): models, checkpoints or saved runs → one record, each against the first.
+
+Saved runs need neither torch nor a model. What has to be measured is measured one model at a time; the memory of
+one is given back before the next is opened.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from condense.comparison import verdict as remarks
+from condense.comparison.comparability import caveats, refuse_incomparable
+from condense.comparison.differences import difference
+from condense.comparison.members import Candidate, find, run_of, step_of
+from condense.comparison.trajectory import peak_of, scale_of
+from condense.errors import CondenseError
+from condense.records.comparison import COMPARISON_SCHEMA, CURVES, Comparison, Failure, Kind, Member, Trajectory
+from condense.records.diagnosis import Diagnosis, Estimate, Histogram, Quality, SiteReading
+from condense.records.treatment import Effect
+from condense.version import __version__
+
+BINS = 100
+OnNote = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are measured that come without a diagnosis; None is what the saved runs had, or the default."""
+
+    num_texts: int | None = None
+    max_length: int | None = None
+    seed: int | None = None
+
+    def completed(self, known: Sequence[Diagnosis]) -> Settings:
+        """The same, with what is left open taken from the first diagnosis there is."""
+        if not known:
+            return self
+        corpus = known[0].corpus
+        return Settings(
+            corpus.requested or corpus.texts if self.num_texts is None else self.num_texts,
+            corpus.length if self.max_length is None else self.max_length,
+            corpus.seed if self.seed is None else self.seed,
+        )
+
+
+Measure = Callable[[Candidate, Settings, tuple[int, int]], Diagnosis]
+"""From a candidate to its diagnosis: with which settings, and which of how many it is."""
+
+
+def compare(
+    *runs: str | Path | Diagnosis,
+    revisions: Sequence[str] = (),
+    text: str | Path | None = None,
+    settings: Settings | None = None,
+    force: bool = False,
+    command: str = "",
+    measure: Measure | None = None,
+    on_note: OnNote | None = None,
+) -> Comparison:
+    """Put models side by side, each against the first, paired by text where the windows are the same.
+
+    runs: saved runs (.json), diagnoses in memory, models (hub id, folder, adapter, .gguf), or one folder of
+    checkpoints; revisions: of one hub id. text, settings: how models without a diagnosis are measured (the probe
+    text; as the saved runs were). force: compare although protocol or corpus differ, with that caveat. measure:
+    your own way from a candidate to its diagnosis; on_note(line) tells of members that failed.
+
+    A member that cannot be measured is left out and named in `failures`; with fewer than two left its error is
+    raised. UsageError for runs that cannot be compared, naming the settings that differ.
+    """
+    candidates = _candidates(runs, revisions)
+    known = [candidate.diagnosis for candidate in candidates if candidate.diagnosis is not None]
+    if not force and len(known) > 1:  # before any work
+        refuse_incomparable({c.name: c.diagnosis for c in candidates if c.diagnosis is not None})
+    wanted = (settings or Settings()).completed(known)
+    measured, failures = _measured(candidates, measure or _Measuring(text), wanted, on_note)
+    found = {candidate.name: diagnosis for candidate, diagnosis in measured}
+    if not force:
+        refuse_incomparable(found)
+    run = run_of(candidates) if len(candidates) > 2 or len(runs) == 1 else None
+    return assembled(
+        found, steps={c.name: c.step for c, _ in measured}, places={c.name: c.place for c, _ in measured}, run=run,
+        command=command, failures=failures,
+    )  # fmt: skip
+
+
+def assembled(
+    runs: Mapping[str, Diagnosis],
+    *,
+    steps: Mapping[str, int | None],
+    places: Mapping[str, str],
+    run: str | None = None,
+    command: str = "",
+    failures: Sequence[Failure] = (),
+) -> Comparison:
+    """The record of diagnoses by name, the first of which is the reference; `run` names the run they are steps of."""
+    reference = next(iter(runs))
+    members = tuple(
+        _member(
+            name,
+            diagnosis,
+            places[name],
+            steps[name] if run is not None else None,
+            None if name == reference else _effect(diagnosis, runs[reference], reference),
+        )
+        for name, diagnosis in runs.items()
+    )
+    trajectory = None
+    if run is not None:
+        marks = [step or 0 for step in steps.values()]
+        trajectory = Trajectory(run, scale_of(marks), peak_of(runs, marks))
+    kind: Kind = "trajectory" if trajectory else "pair" if len(members) == 2 else "family"
+    first = runs[reference]
+    return Comparison(
+        schema=COMPARISON_SCHEMA,
+        condense=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        kind=kind,
+        protocol=first.protocol,
+        members=members,
+        findings=remarks.findings(kind, members, trajectory),
+        caveats=(*caveats(runs), *(f"{failure.name} could not be measured: {failure.reason}" for failure in failures)),
+        failures=tuple(failures),
+        trajectory=trajectory,
+        environment=first.environment,
+    )
+
+
+# --- from arguments to diagnoses ---------------------------------------------------------------------------
+
+
+def _candidates(runs: Sequence[str | Path | Diagnosis], revisions: Sequence[str]) -> list[Candidate]:
+    if not any(isinstance(run, Diagnosis) for run in runs):
+        return find([run for run in runs if not isinstance(run, Diagnosis)], revisions)
+    found: list[Candidate] = []
+    for number, run in enumerate(runs, 1):
+        if not isinstance(run, Diagnosis):
+            raise ValueError("give diagnoses, or names and files, not both")
+        step = step_of(run.model.id)
+        step = step_of(run.model.revision or "") if step is None else step
+        found.append(Candidate(run.model.id, f"diagnosis {number}", step, diagnosis=run))
+    if len(found) < 2:
+        raise ValueError("compare needs two or more")
+    return _numbered(found)
+
+
+def _numbered(found: list[Candidate]) -> list[Candidate]:
+    names = [candidate.name for candidate in found]
+    if len(set(names)) == len(names):
+        return found
+    return [replace(candidate, name=f"{candidate.name} ({place})") for place, candidate in enumerate(found, 1)]
+
+
+def _measured(
+    candidates: Sequence[Candidate], measure: Measure, settings: Settings, on_note: OnNote | None
+) -> tuple[list[tuple[Candidate, Diagnosis]], list[Failure]]:
+    """The diagnoses in order, and what failed; the length of the first that is measured holds for all."""
+    found: list[tuple[Candidate, Diagnosis]] = []
+    failures: list[Failure] = []
+    last: CondenseError | None = None
+    for number, candidate in enumerate(candidates, 1):
+        try:
+            diagnosis = candidate.diagnosis or measure(candidate, settings, (number, len(candidates)))
+            found.append((candidate, diagnosis))
+            settings = settings.completed([diagnosis])
+        except CondenseError as error:
+            last = error
+            failures.append(Failure(candidate.name, str(error), error.exit_code))
+            if on_note is not None:
+                on_note(f"{candidate.name} is left out: {error}")
+        if candidate.diagnosis is None:
+            _give_back()
+    if last is not None and len(found) < 2:
+        raise last
+    return found, failures
+
+
+def _give_back() -> None:
+    """Return the memory of a model that nothing names any more."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class _Measuring:
+    """Measure a candidate from its name alone, as `load`, `windows` and `analyze` do by default."""
+
+    def __init__(self, text: str | Path | None) -> None:
+        self._text = text
+
+    def __call__(self, candidate: Candidate, settings: Settings, place: tuple[int, int]) -> Diagnosis:
+        from condense.diagnosis.run import analyze
+        from condense.models.checkpoint import load
+        from condense.texts.windows import NUM_TEXTS, windows
+
+        seed = settings.seed or 0
+        checkpoint = load(candidate.place, revision=candidate.revision, tokenizer=candidate.tokenizer)
+        texts = windows(
+            checkpoint.tokenizer, self._text, num_texts=settings.num_texts or NUM_TEXTS,
+            max_length=settings.max_length, positions=checkpoint.positions, seed=seed,
+        )  # fmt: skip
+        return analyze(checkpoint, texts, seed=seed)
+
+
+# --- from diagnoses to members -----------------------------------------------------------------------------
+
+
+def _member(name: str, run: Diagnosis, place: str, step: int | None, effect: Effect | None) -> Member:
+    return Member(
+        name=name,
+        source=place,
+        model=run.model,
+        corpus=replace(run.corpus, windows=()),
+        protocol_hash=str(run.protocol.get("hash", "")),
+        condense=run.condense,
+        sites=tuple(_site(site) for site in run.sites if site.stack == run.sites[-1].stack),
+        deep={key: _bare(of) for key, of in run.deep.items()},
+        trend=run.trend,
+        paper=run.paper,
+        quality=Quality(
+            _bare(run.quality.loss), _bare(run.quality.perplexity), _bare(run.quality.bits_per_byte),
+            label=run.quality.label,
+        ),
+        verdict=run.verdict,
+        step=step,
+        difference=effect,
+    )  # fmt: skip
+
+
+def _site(site: SiteReading) -> SiteReading:
+    counts = site.histogram.counts
+    width = max(1, len(counts) // BINS)
+    merged = tuple(sum(counts[start : start + width]) for start in range(0, len(counts), width))
+    kept = {key: _bare(site.metrics[key]) for key in CURVES if key in site.metrics}
+    return replace(site, metrics=kept, top_dimensions=(), histogram=Histogram(merged))
+
+
+def _bare(of: Estimate) -> Estimate:
+    return replace(of, per_text=None)
+
+
+def _effect(run: Diagnosis, first: Diagnosis, reference: str) -> Effect:
+    """A member − the reference, without what cannot be a difference: see `caveats`."""
+    effect = difference(run, first, reference, run.corpus.seed, CURVES)
+    deep = {key: _bare(of) for key, of in effect.deep.items()}
+    quality = {key: _bare(of) for key, of in effect.quality.items()}
+    if run.model.hidden_size != first.model.hidden_size:
+        for key in ("effective_rank", "entropy_rank", "effective_rank_with_sink"):
+            deep[key] = Estimate(None, reason="the widths differ: read the share of the Gaussian null")
+    if not effect.paired:
+        quality["loss"] = Estimate(None, reason="the windows differ: read bits per byte")
+    if run.model.objective != first.model.objective:
+        quality = {key: Estimate(None, reason="trained to predict different things") for key in quality}
+    sites = effect.sites if run.model.blocks == first.model.blocks else ()
+    stack = run.sites[-1].stack
+    return replace(effect, deep=deep, quality=quality, sites=tuple(site for site in sites if site.stack == stack))

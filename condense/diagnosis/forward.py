@@ -1,0 +1,188 @@
+"""A model over windows to one reading per text: forward passes with everything reduced inside the hooks.
+
+At no time are the states of more than one site kept. Eigenvalues of a text's Gram matrices are taken
+together after its forward pass, one matrix per thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from condense import geometry
+from condense.diagnosis.quality import Score, Scorer
+from condense.errors import RunError, is_out_of_memory
+from condense.geometry import Measurement
+from condense.models.layers import OVERFLOW, Site, Stack, input_device, run, specials_of, watching
+from condense.texts.windows import Windows
+
+OnNote = Callable[[str], None]
+
+
+@dataclass
+class TextReading:
+    """All measurements of one text, site by site in depth order, and its score."""
+
+    index: int
+    sites: list[Measurement] = field(default_factory=list)
+    score: Score | None = None
+
+
+def spectral_positions(keep: Tensor, count: int, seed: int, index: int) -> Tensor:
+    """The kept positions that the spectral metrics of text `index` use: `count` of them, drawn once, in order."""
+    kept = torch.nonzero(keep).flatten()
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    return kept[torch.randperm(len(kept), generator=generator)[:count]].sort().values
+
+
+def kept_positions(special: Tensor) -> Tensor:
+    """Tokens that count in primary numbers: neither position 0 nor a special token. (N, S) -> (N, S)."""
+    keep = ~special
+    keep[..., 0] = False
+    return keep
+
+
+@torch.inference_mode()
+def read_texts(
+    model: Any,
+    stacks: tuple[Stack, ...],
+    windows: Windows,
+    scorer: Scorer,
+    *,
+    indices: list[int],
+    batch_size: int,
+    spectral_tokens: int,
+    seed: int,
+    on_note: OnNote | None = None,
+) -> Iterator[TextReading]:
+    """Yield a reading for each text of `indices`, in order.
+
+    Where memory runs out the batch is halved, for good, and the same texts are read again. RunError if
+    states are not finite, or if there is no memory for a single text.
+    """
+    reader = _Reader(model, stacks, windows, scorer, spectral_tokens, seed)
+    start = 0
+    with _RankWorkers() as workers:
+        while start < len(indices):
+            batch = indices[start : start + batch_size]
+            readings = _attempt(reader, workers, batch)
+            if readings is None:
+                batch_size = _halved(len(batch), windows, on_note)
+                continue
+            yield from readings
+            start += len(batch)
+
+
+def _attempt(reader: _Reader, workers: _RankWorkers, batch: list[int]) -> list[TextReading] | None:
+    """The settled readings of a batch, or None where memory ran out; nothing of the attempt is left then."""
+    try:
+        readings = reader.read(batch)
+        for reading in readings:
+            workers.settle(reading)
+        return readings
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _halved(size: int, windows: Windows, on_note: OnNote | None) -> int:
+    if size == 1:
+        raise RunError(
+            f"out of memory on a single text of {windows.info.length} tokens",
+            "lower --max-length, or use --dtype bfloat16 or --device cpu (--batch-size is 1 already)",
+        )
+    if on_note is not None:
+        on_note(f"out of memory with {size} texts at once; going on with {size // 2} (--batch-size {size // 2})")
+    return size // 2
+
+
+@dataclass
+class _Reader:
+    """One forward pass over a batch of texts, and what its hooks hand over."""
+
+    model: Any
+    stacks: tuple[Stack, ...]
+    windows: Windows
+    scorer: Scorer
+    spectral_tokens: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        special = self.windows.special
+        self.keeps = {stack.name: kept_positions(specials_of(stack, self.stacks, special)) for stack in self.stacks}
+
+    def read(self, batch: list[int]) -> list[TextReading]:
+        """The readings of a batch, their spectral metrics still to be settled."""
+        ids = self.windows.ids[batch].to(input_device(self.model))
+        readings = [TextReading(index) for index in batch]
+        chosen = {
+            name: [spectral_positions(keep[i], self.spectral_tokens, self.seed, i) for i in batch]
+            for name, keep in self.keeps.items()
+        }
+
+        def receive(site: Site, states: Tensor) -> None:
+            for reading, own, token_ids, positions in zip(readings, states, ids, chosen[site.stack], strict=True):
+                keep = self.keeps[site.stack][reading.index]
+                reading.sites.append(_measured(site, own, keep, positions, reading.index))
+                if site.name == "output" and self.scorer.head is not None and not self.scorer.reason:
+                    reading.score = self.scorer.from_states(own, token_ids, self.windows.special[reading.index])
+
+        with contextlib.ExitStack() as hooks:
+            for stack in self.stacks:
+                hooks.enter_context(watching(stack, receive))
+            run(self.model, self.stacks, ids)
+        if self.scorer.head is None and not self.scorer.reason:
+            for reading, row in zip(readings, ids, strict=True):
+                special = self.windows.special[reading.index].to(row.device)
+                reading.score = self.scorer.from_model(reading.index, row, special)
+        return readings
+
+
+def _measured(site: Site, states: Tensor, keep: Tensor, positions: Tensor, index: int) -> Measurement:
+    try:
+        return geometry.measure(states, keep, positions)
+    except ValueError as error:
+        raise RunError(f"text {index} at {site.label} ({site.stack}): {error}", OVERFLOW) from None
+
+
+class _RankWorkers:
+    """Spectral metrics of many small matrices: one worker per core, each with one thread, for a whole run.
+
+    Small matrices do not gain from several threads, and two workers with two threads each fight over the
+    cores. torch keeps its number of threads per thread and MKL for all, so every worker sets it and the
+    calling thread puts it back.
+    """
+
+    def __init__(self) -> None:
+        self._threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self._threads, "condense-ranks")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self._threads)
+
+    def settle(self, reading: TextReading) -> None:
+        """Replace the Gram matrices of a reading by their spectral metrics."""
+        try:
+            reading.sites = list(self._pool.map(_settled, reading.sites))
+        finally:
+            torch.set_num_threads(self._threads)
+
+
+def _settled(measured: Measurement) -> Measurement:
+    if measured.spectra is None:
+        return measured
+    torch.set_num_threads(1)
+    return measured.settled({key: geometry.ranks(key, measured.spectra.matrix(key)) for key in geometry.RANKS})

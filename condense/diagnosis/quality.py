@@ -1,0 +1,192 @@
+"""How well does the model predict the windows it is measured on? Always beside geometry.
+
+Causal models: next-token loss from the last hidden state, head applied in blocks of positions so that
+no full logits matrix is held; checked once against the model's own logits. Masked models: pseudo-loss
+on a seeded 15 % mask (Salazar et al. 2020, arXiv:1910.14659), labelled as such.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from condense.intervals import bootstrap_interval, mean_interval
+from condense.models.layers import PROBE_TOKENS, Stack, input_device, run
+from condense.records.diagnosis import Estimate, Objective, Quality
+from condense.texts.windows import Windows
+
+MASK_RATE = 0.15
+_BLOCK = 128  # positions whose logits are held at once
+_ROWS, _WORDS = 512, 4096  # the same for a plain head: positions, words
+LABELS: dict[Objective, str] = {
+    "causal": "next-token loss",
+    "masked": "pseudo-loss on a seeded 15 % mask",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sum of the negative log-likelihoods of one text's predicted tokens (nats) and their number."""
+
+    nats: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How the texts of one model are scored; `reason` says why they cannot be, if so.
+
+    `head` maps last hidden states to logits; None where only the whole model gives the right ones.
+    """
+
+    model: Any
+    objective: Objective
+    head: nn.Module | None
+    mask_token_id: int | None
+    seed: int
+    reason: str | None = None
+
+    def from_states(self, states: Tensor, ids: Tensor, special: Tensor) -> Score:
+        """Score one text from its last hidden states (S, d); ids, special (S,). Causal, with a head."""
+        if self.head is None:
+            raise ValueError("this model is scored as a whole: use from_model")
+        nats = torch.zeros((), dtype=torch.float64)
+        weight = _plain_weight(self.head, states)
+        rows = _BLOCK if weight is None else _ROWS
+        targets, counted = ids[1:].to(states.device), ~special[1:].to(states.device)
+        for start in range(0, len(ids) - 1, rows):
+            span = slice(start, min(start + rows, len(ids) - 1))
+            if weight is None:
+                nats += _nats(self.head(states[span]), targets[span], counted[span])
+            else:
+                losses = _online_losses(states[span], weight, targets[span])
+                nats += losses[counted[span]].cpu().sum(dtype=torch.float64)
+        return Score(float(nats), int(counted.sum()))
+
+    def from_model(self, index: int, ids: Tensor, special: Tensor) -> Score:
+        """Score one text (S,) with a forward pass of the whole model."""
+        if self.objective == "masked":
+            chosen = mask_positions(special.cpu(), self.seed, index).to(ids.device)
+            masked = ids.clone()
+            masked[chosen] = int(self.mask_token_id or 0)
+            logits = _logits(self.model(input_ids=masked.unsqueeze(0)))[0, chosen]
+            return Score(float(_nats(logits, ids[chosen], torch.ones_like(chosen, dtype=torch.bool))), len(chosen))
+        logits = self.model(input_ids=ids.unsqueeze(0)).logits[0, :-1]
+        nats = torch.zeros((), dtype=torch.float64)
+        for start in range(0, len(logits), _BLOCK):
+            span = slice(start + 1, start + 1 + _BLOCK)
+            nats += _nats(logits[start : start + _BLOCK], ids[span], ~special[span])
+        return Score(float(nats), int((~special[1:]).sum()))
+
+
+def mask_positions(special: Tensor, seed: int, index: int) -> Tensor:
+    """Positions to mask in text `index`: 15 % of the ordinary tokens, at least one, drawn by a seeded generator."""
+    ordinary = torch.nonzero(~special).flatten()
+    count = max(1, round(MASK_RATE * len(ordinary)))
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    return ordinary[torch.randperm(len(ordinary), generator=generator)[:count]].sort().values
+
+
+def _logits(output: Any) -> Tensor:
+    """Logits over the vocabulary; a pre-training head (BERT's) has another beside them."""
+    logits: Tensor = output.prediction_logits if hasattr(output, "prediction_logits") else output.logits
+    return logits
+
+
+def _nats(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    losses = functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+    return losses[counted.to(logits.device)].cpu().sum(dtype=torch.float64)  # MPS has no float64
+
+
+def _plain_weight(head: nn.Module, states: Tensor) -> Tensor | None:
+    """The weight (V, d) of a head that is nothing but a matrix product where the states are; None for any other."""
+    plain = type(head) is nn.Linear and getattr(head, "bias", None) is None and not hasattr(head, "_hf_hook")
+    weight = getattr(head, "weight", None)
+    if not plain or head._forward_hooks or head._forward_pre_hooks or not isinstance(weight, Tensor):
+        return None
+    return weight if weight.device == states.device and weight.dtype == states.dtype else None
+
+
+def _online_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood per position, the log-sum-exp taken over blocks of the vocabulary as they come.
+
+    A block of logits stays in the processor's cache: the whole (S, V) matrix, larger than most models'
+    states together, is never written. states (S, d), weight (V, d), targets (S,) -> (S,) float32.
+    """
+    highest = torch.full((len(states),), -math.inf, device=states.device)
+    total = torch.zeros_like(highest)
+    for start in range(0, len(weight), _WORDS):
+        logits = (states @ weight[start : start + _WORDS].T).float()
+        rising = torch.maximum(highest, logits.amax(1))
+        total = total * (highest - rising).exp_() + logits.sub_(rising.unsqueeze(1)).exp_().sum(1)
+        highest = rising
+    chosen = (states.float() * weight[targets].float()).sum(1).to(states.dtype)  # rounded as the rest
+    losses: Tensor = highest + total.log() - chosen.float()
+    return losses
+
+
+@torch.inference_mode()
+def make_scorer(
+    model: Any, stacks: tuple[Stack, ...], objective: Objective, windows: Windows, seed: int, missing: str | None
+) -> Scorer:
+    """Choose how to score, trying the head on the first tokens against the model's own logits."""
+    plain = Scorer(model, objective, None, windows.mask_token_id, seed, missing)
+    if missing:
+        return plain
+    if objective == "masked":
+        no_mask = None if windows.mask_token_id is not None else "the tokenizer has no mask token"
+        return Scorer(model, objective, None, windows.mask_token_id, seed, no_mask)
+    if objective != "causal":
+        reason = {
+            "seq2seq": "an encoder–decoder model has no next-token loss on a text without a source and a target",
+            "none": "the model has no language-modelling head",
+        }[objective]
+        return Scorer(model, objective, None, None, seed, reason)
+    head = model.get_output_embeddings()
+    ids = windows.ids[:1, :PROBE_TOKENS].to(input_device(model))
+    states = run(model, stacks, ids).last_hidden_state
+    expected = model(input_ids=ids).logits.float()
+    try:
+        agrees = torch.allclose(head(states).float(), expected, rtol=1e-4, atol=1e-4)
+    except (RuntimeError, TypeError):
+        agrees = False
+    return Scorer(model, objective, head if agrees else None, None, seed) if agrees else plain
+
+
+def summarise(scorer: Scorer, scores: list[Score], windows: Windows) -> Quality:
+    """Loss, perplexity and bits per byte over texts with 95 % intervals; None with the reason."""
+    if scorer.reason:
+        empty = Estimate(None, reason=scorer.reason)
+        return Quality(empty, empty, empty, label="not measured")
+    per_text = [score.nats / score.tokens for score in scores]
+    mean, low, high = mean_interval(per_text)
+    loss = Estimate(mean, low, high, tuple(per_text))
+    return Quality(
+        loss=loss,
+        perplexity=Estimate(_exp(mean), _exp(low), _exp(high), tuple(math.exp(v) for v in per_text)),
+        bits_per_byte=_bits_per_byte(scorer, scores, windows),
+        predicted_tokens=tuple(score.tokens for score in scores),
+        predicted_bytes=tuple(size or 0 for size in windows.predicted_bytes),
+        label=LABELS[scorer.objective],
+    )
+
+
+def _exp(value: float | None) -> float | None:
+    return None if value is None or value > 700 else math.exp(value)
+
+
+def _bits_per_byte(scorer: Scorer, scores: list[Score], windows: Windows) -> Estimate:
+    if scorer.objective == "masked":
+        return Estimate(None, reason="a pseudo-likelihood on masked tokens does not code the text")
+    if any(size is None or size == 0 for size in windows.predicted_bytes):
+        return Estimate(None, reason="the tokenizer gives no offsets into the text")
+    bits = np.array([score.nats for score in scores]) / math.log(2)
+    sizes = np.array(windows.predicted_bytes, dtype=np.float64)
+    low, high = bootstrap_interval(np.stack([bits, sizes], axis=1), lambda m: m[:, 0] / m[:, 1], scorer.seed)
+    return Estimate(float(bits.sum() / sizes.sum()), low, high, tuple((bits / sizes).tolist()))

@@ -1,0 +1,316 @@
+"""The dispersion penalty in anyone's training loop: hooks that collect states, a mask, one scalar to add.
+
+    with Disperser(model, coefficient=0.1) as disperser:
+        loss = model(**batch).loss + disperser.penalty(batch["attention_mask"])
+
+The states are read by forward hooks on the blocks, so it does not matter what the model returns (a fused head
+returns no hidden states), nor whether it is wrapped for LoRA, data parallelism or activation checkpointing.
+Only passes with gradients are collected; the last one before `penalty()` counts. Torch only.
+
+Where the micro-batches of one optimizer step, or the ranks, hold different numbers of sequences, the mean of
+their penalties is not the penalty of the whole: `sequences` gives the weights, `condense.dispersion.trainer`
+applies them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from condense.dispersion import losses as dispersion
+from condense.dispersion.tokens import GIVEN, choose, from_candidates, overriding, read_documents, special_tokens
+from condense.errors import RunError, UnavailableError
+from condense.models.layers import Site, Stack, find_stacks, unwrapped
+from condense.records.treatment import Plan
+
+_RANGES = ("all", "late", "early", "last")
+
+
+@dataclass(frozen=True)
+class DispersionConfig:
+    """What is dispersed and how strongly; the defaults are those of `condense treat` (`Plan`).
+
+    coefficient   multiplies the mean over sites of the loss; 0 measures without pushing, below 0 condenses.
+    loss          a name in `condense.dispersion.LOSSES`, with its `constants` (`{"tau": 0.5}`).
+    layers        `all` blocks, the `late` (deepest) or `early` half, the `last` one, or numbers 1..L
+                  ("3,7,-1" or a sequence; -1 is the last). In an encoder-decoder: of each stack.
+    paper_sites   replace block L by the output after the final norm, as in Liu et al. 2026.
+    max_tokens    at most this many tokens of each sequence (>= 2), the same positions everywhere; 0 for all.
+    seed          of the choice of positions.
+    special_ids   token ids left out; None takes those that the model's config names.
+    """
+
+    coefficient: float = Plan.coefficient
+    loss: str = Plan.loss
+    layers: str | Sequence[int] = Plan.layers
+    paper_sites: bool = Plan.paper_sites
+    max_tokens: int = Plan.max_tokens
+    seed: int = Plan.seed
+    special_ids: Sequence[int] | None = None
+    constants: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        """ValueError for a value out of range, an unknown loss or a constant that the loss does not have."""
+        if not abs(self.coefficient) < float("inf"):
+            raise ValueError(f"coefficient must be finite, got {self.coefficient}")
+        if self.loss not in dispersion.LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(dispersion.LOSSES)}, got {self.loss!r}")
+        if self.max_tokens < 0 or self.max_tokens == 1:
+            raise ValueError(f"max_tokens must be 0 (all) or at least 2, got {self.max_tokens}")
+        known = list(inspect.signature(dispersion.LOSSES[self.loss]).parameters)[2:]
+        for name in self.constants or ():
+            if name not in known:
+                raise ValueError(f"{self.loss} has no constant {name!r}, only {', '.join(known) or 'none at all'}")
+        if self.layers not in _RANGES:
+            _numbers(self.layers)
+
+
+def _numbers(layers: str | Sequence[int]) -> list[int]:
+    try:
+        numbers = [int(part) for part in (layers.split(",") if isinstance(layers, str) else layers)]
+    except ValueError:
+        numbers = []
+    if not numbers or 0 in numbers:
+        raise ValueError(f"layers must be {', '.join(_RANGES)} or block numbers such as 3,7,-1, got {layers!r}")
+    return numbers
+
+
+def chosen_blocks(layers: str | Sequence[int], blocks: int) -> list[int]:
+    """Numbers 1..L, ascending, of the blocks that `layers` names in a stack of L. ValueError if there are none."""
+    half = blocks // 2
+    ranges = {"all": (1, blocks), "late": (half + 1, blocks), "early": (1, half), "last": (blocks, blocks)}
+    if isinstance(layers, str) and layers in ranges:
+        first, last = ranges[layers]
+        numbers = set(range(first, last + 1))
+    else:
+        numbers = {n + blocks + 1 if n < 0 else n for n in _numbers(layers)}
+    if not numbers or min(numbers) < 1 or max(numbers) > blocks:
+        raise ValueError(f"layers {layers!r} names no block, or one that a stack of {blocks} does not have")
+    return sorted(numbers)
+
+
+# --- the penalty ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Pass:
+    """One forward pass through one stack: from where `opener` is called until it returns."""
+
+    opener: nn.Module
+    calls: int = 0
+    inputs: dict[nn.Module, dict[str, Any]] = field(default_factory=dict)
+    states: dict[Site, Tensor] = field(default_factory=dict)
+
+
+class Disperser:
+    """The penalty on narrow cones, coefficient x mean over the sites of L_disp, ready to add to a loss.
+
+    A context manager; `attach` and `detach` do the same by hand. After `penalty()`: `value` is the raw mean of
+    L_disp, `mean_cosine` the mean cosine of the same tokens, both averaged over sites, detached scalars (NaN
+    before). The arguments are those of `DispersionConfig`. ValueError for an argument out of range,
+    UnavailableError where the model has no list of blocks.
+
+    Source of the loss and the placement: Liu et al., 2026, arXiv 2602.00217.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        coefficient: float = DispersionConfig.coefficient,
+        *,
+        loss: str = DispersionConfig.loss,
+        layers: str | Sequence[int] = DispersionConfig.layers,
+        paper_sites: bool = DispersionConfig.paper_sites,
+        max_tokens: int = DispersionConfig.max_tokens,
+        seed: int = DispersionConfig.seed,
+        special_ids: Sequence[int] | None = DispersionConfig.special_ids,
+        constants: Mapping[str, float] | None = DispersionConfig.constants,
+    ) -> None:
+        self.config = DispersionConfig(coefficient, loss, layers, paper_sites, max_tokens, seed, special_ids, constants)
+        self.model = model
+        self.value = self.mean_cosine = torch.tensor(torch.nan)
+        self._loss: Callable[..., Tensor] = functools.partial(dispersion.LOSSES[loss], **(constants or {}))
+        self._stacks = find_stacks(model)
+        self._sites = {stack.name: _sites(stack, self.config) for stack in self._stacks}
+        self._special = special_tokens(model, special_ids)
+        self._hooks = contextlib.ExitStack()
+        self._attached = False
+        self._step = 0
+        self._open: dict[str, _Pass] = {}
+        self._done: dict[str, _Pass] = {}
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are on the model."""
+        return self._attached
+
+    def attach(self) -> Self:
+        """Put the hooks on the model; a second call changes nothing."""
+        if self._attached:
+            return self
+        with contextlib.ExitStack() as hooks:
+            for stack in self._stacks:
+                enter, block, leave = (functools.partial(f, stack) for f in (self._enter, self._block, self._leave))
+                for module in self._containers(stack):
+                    hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+                    hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
+                for module in stack.modules:
+                    hooks.callback(module.register_forward_hook(block).remove)
+            self._hooks = hooks.pop_all()
+        self._attached = True
+        return self
+
+    def detach(self) -> None:
+        """Take the hooks off and let go of the collected states."""
+        self._attached = False
+        self._hooks.close()
+        self._open.clear()
+        self._done.clear()
+
+    def __enter__(self) -> Self:
+        return self.attach()
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    def penalty(
+        self,
+        attention_mask: Tensor | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        step: int | None = None,
+    ) -> Tensor:
+        """Coefficient x mean over sites of L_disp on the states of the last forward pass; a scalar with a graph.
+
+        All arguments are (B, S) and default to what the forward pass was given; an encoder-decoder's decoder
+        always uses that. Left out are padding, special tokens and the first token of each row; where position
+        ids restart within a row, each document is a sequence of its own. `step` seeds the choice of at most
+        max_tokens positions; without it each call counts as one.
+
+        RunError without a new forward pass under gradients, or if states are not finite (the site is named);
+        ValueError for an argument that is not (B, S). Sequences of fewer than two tokens do not count; 0 if none do.
+        """
+        passes, self._done = self._done, {}
+        if len(passes) < len(self._stacks):
+            raise RunError(
+                "penalty() without a new forward pass of the hooked model under gradients",
+                "call the model inside the `with` block, under torch.enable_grad(), once before each penalty()",
+            )
+        step, self._step = (self._step if step is None else step), self._step + 1
+        explicit = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        values, cosines, sites = [], [], []
+        for stack in self._stacks:
+            inputs, states = passes[stack.name].inputs, passes[stack.name].states
+            known = [inputs[module] for module in self._containers(stack) if module in inputs]
+            given = {name: [one[name] for one in known] for name in GIVEN}
+            like = next(iter(states.values()))
+            documents = from_candidates(overriding(given, explicit, like.shape[:2]), like, self._special)
+            explicit = {}
+            choice = choose(documents, self.config.max_tokens, self.config.seed, step)
+            for site in self._sites[stack.name]:
+                rows, mask = choice.of(states.pop(site))
+                values.append(self._loss(rows, mask))
+                cosines.append(dispersion.mean_cosine(rows.detach(), mask))
+                sites.append(site)
+        return self._total(values, cosines, sites)
+
+    def _total(self, values: list[Tensor], cosines: list[Tensor], sites: list[Site]) -> Tensor:
+        device = values[0].device
+        total = torch.stack([value.to(device) for value in values])
+        if not bool(torch.isfinite(total).all()):
+            site = sites[int((~torch.isfinite(total)).nonzero()[0])]
+            raise RunError(
+                f"non-finite states at {site.name} {site.index} of the {site.stack}",
+                "lower the learning rate, or compute in bfloat16 or float32 instead of float16",
+            )
+        self.value = total.detach().mean()
+        self.mean_cosine = torch.stack([cosine.to(device) for cosine in cosines]).mean()
+        return total.mean() * self.config.coefficient
+
+    def sequences(self, inputs: Mapping[str, Any]) -> int:
+        """How many sequences `penalty` averages over for these inputs of the model. ValueError without input_ids."""
+        return int(read_documents(inputs, self._special).sequences)
+
+    # The hooks. Not `capture.watching`, which trusts that the stack's root is called: here anything may be called,
+    # and some models (OPT) and wrappers (PEFT) go past the root. The outermost container that is called counts.
+
+    def _containers(self, stack: Stack) -> list[nn.Module]:
+        """The modules around the blocks that may be called, best informed about the tokens first."""
+        outer = [self.model] if len(self._stacks) == 1 else []
+        return list(dict.fromkeys([stack.root, *outer, _owner(stack)]))
+
+    def _enter(self, stack: Stack, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if torch.is_grad_enabled():
+            passing = self._open.setdefault(stack.name, _Pass(module))
+            passing.inputs[module] = _inputs(module, args, kwargs)
+
+    def _block(self, stack: Stack, module: nn.Module, args: Any, output: Any) -> None:
+        # No pass is open while blocks are recomputed in the backward pass, nor in a pass without gradients.
+        passing = self._open.get(stack.name)
+        if passing is not None and torch.is_grad_enabled():
+            passing.calls += 1
+            self._keep(passing, Site("block", stack.name, passing.calls, stack.blocks), output)
+
+    def _leave(self, stack: Stack, module: nn.Module, args: Any, output: Any) -> None:
+        passing = self._open.get(stack.name)
+        if passing is None:
+            return
+        if module is not self.model or module is stack.root or hasattr(output, "last_hidden_state"):
+            site = Site("output", stack.name, stack.blocks, stack.blocks)
+            self._keep(passing, site, getattr(output, "last_hidden_state", output))
+        if passing.opener is not module:
+            return
+        del self._open[stack.name]
+        if output is None:
+            return  # the forward pass raised
+        if passing.calls != stack.blocks:
+            raise RunError(
+                f"{passing.calls} of {stack.blocks} blocks of the {stack.name} were called in a forward pass",
+                "set layerdrop to 0; with activation checkpointing, use transformers 5.23 or newer",
+            )
+        if len(passing.states) != len(self._sites[stack.name]):
+            raise RunError(f"the {stack.name} gave no last_hidden_state", "leave paper_sites out")
+        self._done[stack.name] = passing
+
+    def _keep(self, passing: _Pass, site: Site, output: Any) -> None:
+        if site not in self._sites[site.stack]:
+            return
+        states = output[0] if isinstance(output, tuple | list) else output
+        if not isinstance(states, Tensor) or states.ndim != 3:
+            raise UnavailableError(
+                f"{site.name} {site.index} of the {site.stack} does not hand on one (batch, tokens, width) stream",
+                "models with several residual streams are not supported",
+            )
+        passing.states[site] = states
+
+
+def _owner(stack: Stack) -> nn.Module:
+    """The module whose list the blocks are: the innermost one that a forward pass has to call."""
+    for module in stack.root.modules():
+        for part in module.children():
+            if isinstance(part, nn.ModuleList) and any(block is stack.modules[0] for block in part):
+                return module
+    return stack.root
+
+
+def _sites(stack: Stack, config: DispersionConfig) -> tuple[Site, ...]:
+    numbers = chosen_blocks(config.layers, stack.blocks)
+    normed = config.paper_sites and numbers[-1] == stack.blocks
+    sites = tuple(Site("block", stack.name, number, stack.blocks) for number in numbers[: -1 if normed else None])
+    return (*sites, Site("output", stack.name, stack.blocks, stack.blocks)) if normed else sites
+
+
+def _inputs(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those inputs of a call that say which token is what."""
+    named = dict(kwargs)
+    if args:
+        named |= dict(zip(inspect.signature(unwrapped(module).forward).parameters, args, strict=False))
+    return {name: named.get(name) for name in GIVEN}

@@ -1,0 +1,145 @@
+"""Which tokens of a batch count in the penalty, document by document, and which of them are drawn. Torch only.
+
+Left out are padding, special tokens and the first token of each document; a row holds one document unless its
+position ids restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from condense.models.layers import unwrapped
+
+_SPECIAL = ("bos", "eos", "pad", "sep", "cls", "decoder_start")
+GIVEN = ("input_ids", "attention_mask", "position_ids")
+
+
+class Documents(NamedTuple):
+    """The tokens (B, S) of a batch, told apart by document; a row holds one unless its position ids restart."""
+
+    attended: Tensor  # bool: not padding
+    valid: Tensor  # bool: neither padding, nor special, nor the first token of its document
+    document: Tensor  # running number over the batch; meaningless at padding
+    position: Tensor  # within the document, from 0; meaningless at padding
+
+    @property
+    def sequences(self) -> Tensor:
+        """How many documents have the two valid tokens it takes to make a pair; a scalar."""
+        return (torch.bincount(self.document[self.valid]) >= 2).sum()
+
+
+def find_documents(attended: Tensor, ids: Tensor | None, position_ids: Tensor | None, special: Tensor) -> Documents:
+    """Tell documents apart: attended (B, S) bool, ids and position_ids (B, S) or None, special (k,) ids."""
+    width = attended.shape[1]
+    columns = torch.arange(width, device=attended.device).expand_as(attended)
+    seen = torch.where(attended, columns, -1).cummax(1).values
+    previous = torch.cat([torch.full_like(seen[:, :1], -1), seen[:, :-1]], 1)  # the attended token before
+    start = attended & (previous < 0)
+    if position_ids is not None:
+        start |= attended & (position_ids <= position_ids.gather(1, previous.clamp(min=0)))
+    document = (start.flatten().cumsum(0) - 1).clamp(min=0)
+    running = attended.flatten().cumsum(0) - 1
+    first = torch.cat([running[start.flatten()], running.new_zeros(1)])
+    valid = attended & ~start
+    if ids is not None:
+        valid &= ~torch.isin(ids, special.to(ids.device))
+    return Documents(attended, valid, document.view_as(valid), (running - first[document]).view_as(valid))
+
+
+def read_documents(inputs: Mapping[str, Any], special: Tensor) -> Documents:
+    """The documents of a model's inputs: input_ids (B, S), attention_mask and position_ids if there are any.
+
+    ValueError without ids, or with an attention mask of another shape.
+    """
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        raise ValueError("documents are told apart in input_ids (B, S)")
+    return from_candidates({name: [inputs.get(name)] for name in GIVEN}, ids, special)
+
+
+def from_candidates(given: Mapping[str, list[Any]], like: Tensor, special: Tensor) -> Documents:
+    """Documents of a batch whose states or ids are `like`; of the candidates for an input the first that fits."""
+    shape, device = like.shape[:2], like.device
+    ids, mask, position_ids = (_fitting(name, given[name], shape, device) for name in GIVEN)
+    attended = torch.ones(shape, dtype=torch.bool, device=device) if mask is None else mask.bool()
+    return find_documents(attended, ids, position_ids, special)
+
+
+class Choice(NamedTuple):
+    """Where the chosen tokens stand in the flattened batch: sequences made of documents, padded at the end."""
+
+    tokens: Tensor  # (sequences, most tokens), indices into B * S
+    mask: Tensor  # (sequences, most tokens), bool
+
+    def of(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (sequences, most tokens, d) of states (B, S, d), and their mask."""
+        return states.flatten(0, 1)[self.tokens.to(states.device)], self.mask.to(states.device)
+
+
+def choose(documents: Documents, max_tokens: int, seed: int, step: int) -> Choice:
+    """Draw at most max_tokens (0: all) valid tokens of each document, the same positions in every batch of a step."""
+    token = documents.valid.flatten().nonzero().squeeze(1)
+    document = documents.document.flatten()[token]
+    position = documents.position.flatten()[token]
+    rank = _permutation(int(position.max()) + 1 if len(position) else 1, seed, step).to(token.device)
+    by = (document * len(rank) + rank[position]).argsort()
+    token, document = token[by], document[by]
+    size = torch.bincount(document)
+    place = torch.arange(len(token), device=token.device) - (size.cumsum(0) - size)[document]
+    kept = size[document] >= 2
+    if max_tokens:
+        kept &= place < max_tokens
+    row = ((size >= 2).cumsum(0) - 1)[document[kept]]
+    shape = (int(row.max()) + 1, int(place[kept].max()) + 1) if len(row) else (0, 0)
+    table, mask = token.new_zeros(shape), torch.zeros(shape, dtype=torch.bool, device=token.device)
+    table[row, place[kept]] = token[kept]
+    mask[row, place[kept]] = True
+    return Choice(table, mask)
+
+
+def _permutation(length: int, seed: int, step: int) -> Tensor:
+    """Rank of each position in one random order that does not depend on how long a batch happens to be."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    # One draw per position, in order: a longer batch draws the same numbers and then some.
+    # `randperm` would give every length an order of its own.
+    return torch.rand(length, generator=generator, dtype=torch.float64).argsort(stable=True).argsort()
+
+
+def special_tokens(model: nn.Module, ids: Sequence[int] | None = None) -> Tensor:
+    """Ids (k,) of the tokens to leave out: those given, else those that the model's config names."""
+    config: Any = getattr(unwrapped(model), "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = set(ids or ())
+    for name in _SPECIAL if ids is None else ():
+        for value in (getattr(part, f"{name}_token_id", None) for part in (config, text)):
+            found.update(value if isinstance(value, list | tuple) else () if value is None else (value,))
+    return torch.tensor(sorted(found), dtype=torch.long)
+
+
+def overriding(
+    given: Mapping[str, list[Any]], explicit: Mapping[str, Tensor | None], shape: torch.Size
+) -> dict[str, list[Any]]:
+    """The inputs of a forward pass, with those that the caller names in their place."""
+    merged = dict(given)
+    for name, value in explicit.items():
+        if value is not None and value.shape != shape:
+            raise ValueError(f"{name} must be {tuple(shape)} like the states, got {tuple(value.shape)}")
+        merged[name] = given[name] if value is None else [value]
+    return merged
+
+
+def _fitting(name: str, candidates: list[Any], shape: torch.Size, device: torch.device) -> Tensor | None:
+    """The first candidate that is (B, S), or longer by a cached prefix."""
+    given = [value for value in candidates if value is not None]
+    for value in given:
+        if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] >= shape[1]:
+            value = value[:, value.shape[1] - shape[1] :].to(device)
+            if value.shape[0] in (1, shape[0]):
+                return value.expand(shape)
+    if given and name == "attention_mask":
+        raise ValueError(f"attention_mask must be {tuple(shape)}: pass penalty() one that marks the padding")
+    return None

@@ -1,0 +1,1 @@
+"""Scores on downstream tasks through lm-evaluation-harness. May import diagnosis and what is below."""

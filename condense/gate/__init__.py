@@ -1,0 +1,1 @@
+"""Holds assertions against a run. May import comparison and what is below."""

@@ -1,0 +1,214 @@
+"""Open a checkpoint: hub id, folder, adapter, .gguf or a config with random weights.
+
+The only file that loads through transformers. No code from a checkpoint runs unless asked
+(`trust_remote_code`), no pickle is read unless asked (`allow_pickle`), and a model whose weights are
+missing, mismatched, truncated or not finite is refused, never measured silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from condense.errors import UnavailableError, UsageError
+from condense.models.checks import built_from, check_loaded, first_misfit, refuse_not_finite
+from condense.models.folder import Folder, safetensors_header
+from condense.models.layers import find_stacks
+from condense.models.locate import Located, Options, adapter_sha256, dtype_of, first_line, locate, reported
+from condense.records.diagnosis import ModelInfo, Objective
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with its tokenizer and what is known of where they come from.
+
+    `head_missing` says why there is no language-modelling head to score with, or is None; `source_dtype` and
+    `use_cache` are what the checkpoint itself says, for saving it again.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    info: ModelInfo
+    positions: int | None
+    head_missing: str | None = None
+    source_dtype: str = "float32"
+    use_cache: bool = True
+
+
+def load(model: str | Path, **options: Any) -> Checkpoint:
+    """Open MODEL for measuring: eval mode, float32 unless asked otherwise. See `Options` for the keywords.
+
+    UnavailableError for what is missing, unsafe, damaged or unsupported; UsageError for options that
+    do not go together.
+    """
+    return read(locate(model, **options))
+
+
+def read(located: Located) -> Checkpoint:
+    """Read the weights of a checkpoint that `locate` found; errors as those of `load`."""
+    base = located.base
+    with reported(located.name):
+        model, head_missing, notes = _build(located)
+        if located.adapter:
+            model = _merged(model, located.adapter)
+    model = _placed(model, located)
+    info = _info(model, located, notes)
+    if located.has_changed():  # or the hash would be of other bytes than the numbers
+        raise UnavailableError(
+            f"the weights of {located.name} changed while they were read", "wait until they are saved, and run again"
+        )
+    return Checkpoint(
+        model, located.tokenizer, info, located.positions, head_missing,
+        source_dtype=str(base.config.get("dtype") or base.config.get("torch_dtype") or "float32"),
+        use_cache=bool(base.config.get("use_cache", True)),
+    )  # fmt: skip
+
+
+def random_twin(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
+    """The same architecture with random weights, as training would start it; same tokenizer."""
+    config = checkpoint.model.config
+    with reported(checkpoint.info.id):
+        model = _random(type(checkpoint.model), config, seed)
+    model = model.to(device=checkpoint.model.device, dtype=checkpoint.model.dtype).eval()
+    info = replace(checkpoint.info, source_format="random", weights_sha256=_random_sha256(config, seed), revision=None)
+    return replace(checkpoint, model=model, info=info)
+
+
+def _model_class(config: Any, options: Options) -> Any:
+    """The class that config.architectures names, if transformers has it; else the base model's."""
+    import transformers
+
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+        if options.trust_remote_code and "CausalLM" in name:
+            return transformers.AutoModelForCausalLM
+        if options.trust_remote_code and "MaskedLM" in name:
+            return transformers.AutoModelForMaskedLM
+    return transformers.AutoModel
+
+
+def _build(located: Located) -> tuple[PreTrainedModel, str | None, tuple[str, ...]]:
+    """The model in eval mode; why its head is missing, if it is; notes for the reader."""
+    config, folder, options = located.config, located.base, located.options
+    kind = _model_class(config, options)
+    if options.random_init:
+        return _random(kind, config, options.seed).to(dtype_of(config, options)).eval(), None, ("random weights",)
+    model, problems = _from_pretrained(kind, folder, config, options)
+    reason = check_loaded(model, problems, folder)
+    if kind.__name__ == "AutoModel":
+        reason = "config.json names no class with a head that transformers has (architectures)"
+    return model, reason, ()
+
+
+def _from_pretrained(kind: Any, folder: Folder, config: Any, options: Options) -> tuple[Any, dict[str, Any]]:
+    more: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
+    try:
+        model, problems = kind.from_pretrained(
+            str(folder.path), config=config, dtype=dtype_of(config, options), output_loading_info=True,
+            use_safetensors=not folder.is_pickle, trust_remote_code=options.trust_remote_code,
+            local_files_only=True, **more,
+        )  # fmt: skip
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise UnavailableError(
+            f"the weights have other shapes than config.json says{first_misfit(kind, config, folder)}",
+            "config and weights do not belong together",
+        ) from error
+    return model.eval(), {key: sorted(problems.get(key, ())) for key in ("missing_keys", "unexpected_keys")}
+
+
+def _random(kind: Any, config: Any, seed: int) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return built_from(kind, config).float().eval()
+
+
+def _merged(model: Any, adapter: Path) -> Any:
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+    except ImportError:
+        raise UnavailableError("an adapter needs the package peft", "pip install '.[peft]'") from None
+    file = adapter / "adapter_model.safetensors"
+    if not file.exists():
+        raise UnavailableError(f"no {file.name} in {adapter}", "ask its author for safetensors")
+    own = set(safetensors_header(file))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what peft warns of (keys that do not fit) is refused below
+        wrapped = PeftModel.from_pretrained(model, str(adapter))
+    if not hasattr(wrapped, "merge_and_unload"):
+        kind = getattr(wrapped.active_peft_config.peft_type, "value", "this kind")
+        raise UnavailableError(
+            f"an adapter of type {kind} cannot be merged into the weights", "LoRA and its relatives can be measured"
+        )
+    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    astray = sorted((expected - own) | {name for name in own - expected if "lora_" in name})
+    if astray:  # peft only warns, and the base would be measured in the adapter's name
+        raise UnavailableError(
+            f"{len(astray)} weights of the adapter do not fit its base, first {astray[0]}",
+            "is the base the one that it was trained on? (base_model_name_or_path in adapter_config.json)",
+        )
+    merged = wrapped.merge_and_unload().eval()
+    refuse_not_finite(merged)
+    return merged
+
+
+def _placed(model: Any, located: Located) -> Any:
+    if located.options.device_map:
+        return model
+    try:
+        return model.to(located.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"cannot use device {located.device!r}: {first_line(error)}", "use --device cpu") from None
+
+
+def _info(model: Any, located: Located, notes: tuple[str, ...]) -> ModelInfo:
+    text = model.config.get_text_config()
+    digest, source = located.weights_sha256, located.source_format
+    if located.options.random_init:
+        digest = _random_sha256(model.config, located.options.seed)
+        if located.adapter:
+            digest = adapter_sha256(located.adapter, digest)
+        else:
+            source = "random"
+    return ModelInfo(
+        id=located.name,
+        revision=located.revision,
+        weights_sha256=digest,
+        architecture=type(model).__name__,
+        objective=objective(model),
+        parameters=sum(p.numel() for p in model.parameters()),
+        hidden_size=int(getattr(text, "hidden_size", 0) or getattr(text, "d_model", 0)),
+        blocks=sum(stack.blocks for stack in find_stacks(model)),
+        dtype=str(model.dtype).removeprefix("torch."),
+        source_format=source,
+        vocabulary_size=int(getattr(text, "vocab_size", 0)) or None,
+        contrastive=located.base.contrastive,
+        notes=notes,
+    )
+
+
+def objective(model: Any) -> Objective:
+    """What the model was trained to predict, from its class: causal, masked, seq2seq or none."""
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "seq2seq"
+    if model.get_output_embeddings() is None:
+        return "none"
+    return "masked" if "MaskedLM" in name or name.endswith("ForPreTraining") else "causal"
+
+
+def _random_sha256(config: Any, seed: int) -> str:
+    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(f"random {seed} {text}".encode()).hexdigest()

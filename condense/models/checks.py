@@ -1,0 +1,110 @@
+"""Does what was loaded fit together? A truncated, half-random or damaged model is refused, never measured.
+
+Loaders warn and go on where config, weights and quantisation do not belong together; these checks do not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from condense.errors import UnavailableError
+from condense.models import folder as inspection
+from condense.models.folder import Folder
+from condense.models.layers import find_stacks
+
+_OLD_BUFFERS = (".attn.bias", ".masked_bias", ".attention.bias", ".inv_freq", ".position_ids")
+_IGNORED_HEADS = ("pooler", "cls.seq_relationship", "discriminator_predictions")
+
+
+def check_loaded(model: Any, problems: dict[str, list[str]], folder: Folder) -> str | None:
+    """Refuse missing, unexpected or non-finite weights; return why the head is missing, if only that is.
+
+    problems: `missing_keys` and `unexpected_keys` as the loader reports them. UnavailableError names the first.
+    """
+    core = _core_missing(model, problems["missing_keys"])
+    if core:
+        raise UnavailableError(
+            f"{len(core)} weights are missing in {folder.path.name}, first {core[0]}",
+            "a half-random model is not measured: fetch the checkpoint again, or pass --random-init",
+        )
+    _refuse_unexpected(model, problems["unexpected_keys"], folder)
+    refuse_not_finite(model)
+    missing = [key for key in problems["missing_keys"] if not any(part in key for part in _IGNORED_HEADS)]
+    return f"the checkpoint holds no weights for its head ({missing[0]})" if missing else None
+
+
+def check_quantisation(folder: Folder) -> None:
+    """A quantisation that transformers does not know would be skipped, and packed integers taken for weights."""
+    inner = folder.config.get("text_config")
+    tables = [folder.config, inner if isinstance(inner, dict) else {}]
+    for asked in (table.get("quantization_config") for table in tables):
+        if asked is None:
+            continue
+        from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+        method = asked.get("quant_method") if isinstance(asked, dict) else asked
+        if not isinstance(method, str) or method not in {"bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING}:
+            raise UnavailableError(
+                f"{folder.path.name} is quantised by a method that is not known ({method!r})",
+                "use the checkpoint it was made from, or a .gguf of it",
+            )
+
+
+def first_misfit(kind: Any, config: Any, folder: Folder) -> str:
+    """Name and shapes of the first weight that does not fit, from the headers and a model without storage."""
+    with torch.device("meta"):
+        built = {name: list(tensor.shape) for name, tensor in built_from(kind, config).state_dict().items()}
+    files = () if folder.is_pickle else folder.weights
+    headers = [pair for file in files for pair in inspection.safetensors_header(file).items()]
+    for name, entry in headers:
+        if name in built and entry.get("shape") != built[name]:
+            return f": {name} is {entry.get('shape')}, not {built[name]}"
+    return ""
+
+
+def built_from(kind: Any, config: Any) -> Any:
+    """A model of a class (or AutoModel) from its config alone, with random weights."""
+    build = getattr(kind, "_from_config", None) or kind.from_config  # a model class, or AutoModel
+    return build(config)
+
+
+def _core_missing(model: Any, missing: list[str]) -> list[str]:
+    """Missing weights of the stacks themselves: everything but heads and poolers."""
+    prefix = f"{model.base_model_prefix}."
+    has_head = model.base_model is not model
+    inner = [key for key in missing if not any(part in key for part in _IGNORED_HEADS)]
+    return [key for key in inner if key.startswith(prefix) or not has_head or _in_blocks(model, key)]
+
+
+def _in_blocks(model: Any, key: str) -> bool:
+    return any(key.startswith(f"{name}.") for name in _block_names(model))
+
+
+def _block_names(model: Any) -> list[str]:
+    owned = {id(module) for stack in find_stacks(model) for module in stack.modules}
+    return [name for name, module in model.named_modules() if id(module) in owned]
+
+
+def _refuse_unexpected(model: Any, unexpected: list[str], folder: Folder) -> None:
+    """Weights that the model has no place for are refused inside the block list: then the config lies.
+
+    Extra prediction layers and the buffers that older releases saved beside the weights are no such lie.
+    """
+    unexpected = [key for key in inspection.without_prediction_layers(unexpected) if not key.endswith(_OLD_BUFFERS)]
+    lists = {name.rpartition(".")[0] for name in _block_names(model)}
+    bare = {name.removeprefix(f"{model.base_model_prefix}.") for name in lists}
+    inside = [key for key in unexpected if any(key.startswith(f"{name}.") for name in lists | bare)]
+    if inside:
+        raise UnavailableError(
+            f"{len(inside)} weights of {folder.path.name} have no place in the model, first {inside[0]}",
+            "config and weights do not belong together; a truncated model is not measured",
+        )
+
+
+def refuse_not_finite(model: Any) -> None:
+    """UnavailableError naming the first parameter that holds NaN or inf."""
+    for name, tensor in model.named_parameters():
+        if tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
+            raise UnavailableError(f"weights of {name} are not finite", "the checkpoint is damaged or diverged")

@@ -1,0 +1,304 @@
+"""Where a model's sites are, and hooks on them; used by measuring and by treating. Torch only.
+
+Sites in depth order: `embedding` (what block 1 receives), `block` 1..L (the residual stream as block l
+leaves it, before any final norm), `output` (the model's `last_hidden_state`). They are found from the
+module tree and the config, without a list of model families, and `self_check` compares them with
+`output_hidden_states` once before anything is measured. In transformers 5 the last of these is the
+*normed* state for nearly every decoder, which is why block L has to be hooked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condense.errors import RunError, UnavailableError
+from condense.records.diagnosis import Site as SiteName
+
+PROBE_TOKENS = 64
+OVERFLOW = "float16 overflows in many models: use --dtype float32 or bfloat16; else the weights are damaged"
+_DEPTHS = {
+    "encoder": ("encoder_layers", "num_layers", "num_hidden_layers"),
+    "decoder": ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers"),
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a stack where states are read: its name, index l and the number of blocks L."""
+
+    name: SiteName
+    stack: str
+    index: int
+    blocks: int
+
+    @property
+    def label(self) -> str:
+        """Short name of the site: `embedding`, `block 7`, `output`."""
+        return f"block {self.index}" if self.name == "block" else self.name
+
+    @property
+    def depth(self) -> float:
+        """Depth l/L: 0 at the embedding, 1 at the last block and the output."""
+        return self.index / self.blocks if self.name != "output" else 1.0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One tower of blocks: `root` returns `last_hidden_state`; `modules` fire `blocks` times per forward.
+
+    A model that calls one shared block L times (ALBERT) has fewer modules than blocks.
+    """
+
+    name: str
+    root: nn.Module
+    modules: tuple[nn.Module, ...]
+    blocks: int
+
+    def sites(self) -> list[Site]:
+        """All sites of this stack in depth order."""
+        inner = [Site("block", self.name, i, self.blocks) for i in range(1, self.blocks + 1)]
+        first = Site("embedding", self.name, 0, self.blocks)
+        return [first, *inner, Site("output", self.name, self.blocks, self.blocks)]
+
+
+Receive = Callable[[Site, Tensor], None]
+
+
+def find_stacks(model: nn.Module) -> tuple[Stack, ...]:
+    """Find the tower(s) of blocks of a model: one, or encoder and decoder.
+
+    UnavailableError if no list of blocks fits the config.
+    """
+    model = unwrapped(model)
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        encoder, decoder = _part(model, "get_encoder"), _part(model, "get_decoder")
+        if encoder is not None and decoder is not None:
+            return (_stack("encoder", encoder, config), _stack("decoder", decoder, config))
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    root = _part(model, "get_decoder") if text is not config else None
+    if root is None:
+        root = getattr(model, "base_model", model)
+    name = "decoder" if _is_causal(model, text) else "encoder"
+    return (_stack(name, root, text),)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside PEFT, data-parallel or compiled wrappers."""
+    inner: Any = model
+    for _ in range(4):
+        if hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif isinstance(getattr(inner, "module", None), nn.Module) and not hasattr(inner, "config"):
+            inner = inner.module
+        elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
+            inner = inner._orig_mod
+    found: nn.Module = inner
+    return found
+
+
+def _part(model: nn.Module, getter: str) -> nn.Module | None:
+    try:
+        part = getattr(model, getter)()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+    return part if isinstance(part, nn.Module) and part is not model else None
+
+
+def _is_causal(model: nn.Module, config: Any) -> bool:
+    if getattr(config, "is_decoder", False):
+        return True
+    named = [type(model).__name__, *(getattr(config, "architectures", None) or ())]
+    if any("MaskedLM" in name or "ForPreTraining" in name for name in named):
+        return False
+    causal = getattr(model, "is_causal", None)
+    if isinstance(causal, bool):
+        return causal
+    flags = {m.is_causal for m in model.modules() if isinstance(getattr(m, "is_causal", None), bool)}
+    return flags != {False}
+
+
+def _stack(name: str, root: nn.Module, config: Any) -> Stack:
+    depths = [v for key in _DEPTHS[name] if isinstance(v := getattr(config, key, None), int) and v > 0]
+    lists = [part for part in root.modules() if isinstance(part, nn.ModuleList) and len(part) > 0]
+    nested = {id(inner) for part in lists for inner in part.modules() if inner is not part}
+    outermost = [part for part in lists if id(part) not in nested]
+    depths = depths or [max((len(part) for part in outermost), default=0)]
+    exact = [(depth, part) for depth in depths for part in outermost if len(part) == depth]
+    shared = [(depth, part) for depth in depths[:1] for part in outermost if depth % len(part) == 0]
+    fitting = [(depth, part) for depth, part in exact or shared if depth == (exact or shared)[0][0]]
+    if not fitting:
+        raise UnavailableError(
+            f"no list of {depths[0]} blocks found in {type(root).__name__}",
+            "condense measures models whose blocks hand on one (batch, tokens, width) residual stream",
+        )
+    depth, blocks = max(fitting, key=lambda fit: sum(p.numel() for p in fit[1].parameters()))
+    return Stack(name, root, tuple(blocks), depth)
+
+
+@contextlib.contextmanager
+def watching(stack: Stack, receive: Receive) -> Iterator[None]:
+    """Call `receive(site, states)` at every site while the model runs; states (B, S, d) as the model has them.
+
+    Nothing is kept: reduce inside `receive`. Raises UnavailableError from within the forward pass where
+    a block does not hand on one (B, S, d) stream, or where fewer blocks than expected were called.
+    """
+    count = 0
+
+    def start(module: nn.Module, args: Any, kwargs: Any) -> None:
+        nonlocal count
+        count = 0
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if count == 0:
+            states = args[0] if args else kwargs.get("hidden_states")
+            receive(Site("embedding", stack.name, 0, stack.blocks), _stream(states, stack, 0))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal count
+        count += 1
+        states = output[0] if isinstance(output, tuple | list) else output
+        receive(Site("block", stack.name, count, stack.blocks), _stream(states, stack, count))
+
+    def finish(module: nn.Module, args: Any, output: Any) -> None:
+        if count != stack.blocks:
+            raise UnavailableError(
+                f"{count} of {stack.blocks} blocks of the {stack.name} were called in a forward pass",
+                "is the config true to the weights, and layerdrop off?",
+            )
+        last = getattr(output, "last_hidden_state", None)
+        states = last if last is not None else output[0]
+        receive(Site("output", stack.name, stack.blocks, stack.blocks), _stream(states, stack, stack.blocks))
+
+    with contextlib.ExitStack() as hooks:
+        hooks.callback(stack.root.register_forward_pre_hook(start, with_kwargs=True).remove)
+        hooks.callback(stack.root.register_forward_hook(finish).remove)
+        for module in stack.modules:
+            hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(leave).remove)
+        yield
+
+
+def _stream(states: Any, stack: Stack, index: int) -> Tensor:
+    if isinstance(states, Tensor) and states.ndim == 3 and states.is_floating_point():
+        return states
+    shape = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
+    raise UnavailableError(
+        f"block {index} of {type(stack.root).__name__} hands on {shape}, not one (batch, tokens, width) stream",
+        "models with several residual streams (AltUp, hyper-connections) are not supported",
+    )
+
+
+def run(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor, **options: Any) -> Any:
+    """One forward pass of the stacks alone (no LM head) over ids (B, S); returns the model's output.
+
+    An encoder–decoder model reads the ids on both sides, shifted right in the decoder.
+    """
+    if len(stacks) == 1:
+        return stacks[0].root(input_ids=ids, **options)
+    inner = unwrapped(model)
+    return getattr(inner, "base_model", inner)(
+        input_ids=ids, decoder_input_ids=shifted(ids, getattr(inner, "config", None)), **options
+    )
+
+
+def specials_of(stack: Stack, stacks: tuple[Stack, ...], special: Tensor) -> Tensor:
+    """Which positions of a stack hold special tokens: in a decoder that reads shifted ids they are shifted too."""
+    if len(stacks) == 1 or stack.name != "decoder":
+        return special
+    return torch.cat([torch.ones_like(special[:, :1]), special[:, :-1]], dim=1)
+
+
+def shifted(ids: Tensor, config: Any) -> Tensor:
+    """Decoder inputs of an encoder–decoder model: ids moved right behind the start token."""
+    start = next(
+        (
+            token
+            for key in ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+            if isinstance(token := getattr(config, key, None), int)
+        ),
+        0,
+    )
+    return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], dim=1)
+
+
+def input_device(model: Any) -> torch.device:
+    """Where token ids go: the device of the embeddings, also where a model is spread or its weights offloaded."""
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    place: torch.device = next((embeddings or model).parameters()).device
+    if place.type != "meta":
+        return place
+    hook = getattr(embeddings, "_hf_hook", None)
+    return torch.device(getattr(hook, "execution_device", None) or "cpu")
+
+
+def embedding_rows(model: Any) -> int:
+    """Number of token ids that the model has an embedding for; UnavailableError where it reads none."""
+    try:
+        return int(model.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError) as error:
+        raise UnavailableError(
+            f"{type(model).__name__} does not read token ids", "condense measures language models"
+        ) from error
+
+
+@torch.inference_mode()
+def self_check(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> None:
+    """Compare the hooked sites with `output_hidden_states` on the first tokens of ids (1, S).
+
+    Every hidden state that the model itself reports must be one of our sites, in order, and its last
+    one our `output` or block L. UnavailableError if not: then the sites are not what they seem.
+    """
+    seen: dict[str, list[Tensor]] = {stack.name: [] for stack in stacks}
+    with contextlib.ExitStack() as hooks:
+        for stack in stacks:
+            hooks.enter_context(watching(stack, lambda site, states: seen[site.stack].append(states.clone())))
+        try:
+            output = run(model, stacks, ids[:1, :PROBE_TOKENS], output_hidden_states=True)
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+            raise UnavailableError(
+                f"{type(model).__name__} does not run on token ids alone: {(str(error).splitlines() or [''])[0][:160]}",
+                "this architecture is not supported; nothing was measured",
+            ) from error
+    for stack in stacks:
+        _check_finite(stack, seen[stack.name])
+        key = "hidden_states" if len(stacks) == 1 else f"{stack.name}_hidden_states"
+        _compare(stack, seen[stack.name], getattr(output, key, None))
+
+
+def _check_finite(stack: Stack, states: list[Tensor]) -> None:
+    for site, found in zip(stack.sites(), states, strict=False):
+        if not bool(torch.isfinite(found).all()):
+            raise RunError(f"text 0 at {site.label} ({stack.name}): states are not finite", OVERFLOW)
+
+
+def _compare(stack: Stack, ours: list[Tensor], theirs: Any) -> None:
+    name = type(stack.root).__name__
+    if not theirs:
+        raise UnavailableError(f"{name} reports no hidden states to check the sites against")
+    *inner, last = theirs
+    places = iter(ours[:-1])
+    for index, state in enumerate(inner):
+        if not any(_same(state, mine) for mine in places):
+            raise UnavailableError(
+                f"hidden state {index} of {name} is none of the sites that were found",
+                "this architecture is not supported; nothing was measured",
+            )
+    if not (_same(last, ours[-1]) or _same(last, ours[-2])):
+        raise UnavailableError(
+            f"the last hidden state of {name} is neither its output nor its last block",
+            "this architecture is not supported; nothing was measured",
+        )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    scale = float(b.abs().max()) + 1e-30
+    return bool((a.to(b.device) - b).abs().max() <= 1e-5 * scale)

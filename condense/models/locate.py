@@ -1,0 +1,285 @@
+"""Where a checkpoint is and what it is, before its weights are read: enough to cut text, and to know it again.
+
+Its hash is taken of the bytes each time, never of a name or a date: a model that was trained again in the
+same place is another model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from condense.errors import CondenseError, RunError, UnavailableError, UsageError
+from condense.models import folder as inspection
+from condense.models import gguf, hub
+from condense.models.checks import check_quantisation
+from condense.models.folder import Folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to open a checkpoint; the same for the model, its tokenizer and a base model."""
+
+    revision: str | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+    device_map: str | None = None
+    tokenizer: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    token: str | None = None
+    offline: bool = False
+    random_init: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint that was found and looked into, its weights hashed but not read.
+
+    folder: where MODEL is; base: where the weights are (another folder for an adapter); config: transformers' own;
+    weights_sha256: of the files, the adapter's with its base's, None for random weights; files: those it is of;
+    stamps: their sizes and times when they were hashed; device and dtype: what `auto` stands for here.
+    """
+
+    name: str
+    folder: Folder
+    base: Folder
+    options: Options
+    source_format: str
+    revision: str | None
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    positions: int | None
+    device: str
+    dtype: str
+    weights_sha256: str | None
+    files: tuple[Path, ...]
+    stamps: tuple[tuple[int, ...], ...]
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of the adapter, where MODEL is one."""
+        return self.folder.path if self.folder is not self.base else None
+
+    def has_changed(self) -> bool:
+        """True if a file of the weights was written since it was hashed."""
+        return _stamps(self.files) != self.stamps
+
+
+def locate(model: str | Path, **options: Any) -> Located:
+    """Find MODEL, check its files and open its config and tokenizer. See `Options` for the keywords.
+
+    UnavailableError for what is missing, unsafe, damaged or unsupported; UsageError for options that
+    do not go together.
+    """
+    chosen, name = Options(**options), str(model)
+    folder, source, revision = _place(name, chosen)
+    has_adapter = (folder.path / "adapter_config.json").exists()
+    if has_adapter and folder.weights:
+        raise UnavailableError(
+            f"{folder.path} holds both a model's weights and an adapter", "move one of them to a folder of its own"
+        )
+    base = _base_folder(folder, chosen) if has_adapter else folder
+    if not chosen.random_init:
+        inspection.check_weights(base, allow_pickle=chosen.allow_pickle)
+    with reported(name):
+        config = _config(base, chosen)
+        dtype = dtype_of(config, chosen)
+    tokenizer = load_tokenizer(chosen.tokenizer or _tokenizer_folder(folder, base, name), chosen)
+    own = (folder.path / "adapter_model.safetensors",) if has_adapter else ()
+    weights = () if chosen.random_init else _origin(name, base)
+    files = tuple(file for file in (*weights, *own) if file.exists())  # an adapter without one is refused later
+    stamps = _stamps(files)
+    digest = inspection.sha256(weights) if weights else None
+    if own and own[0].exists() and digest:
+        digest = adapter_sha256(folder.path, digest)
+    return Located(
+        name, folder, base, chosen, "adapter" if has_adapter else source, revision, config, tokenizer,
+        positions_of(config), _device(chosen), str(dtype).removeprefix("torch."), digest, files, stamps,
+    )  # fmt: skip
+
+
+def _stamps(files: tuple[Path, ...]) -> tuple[tuple[int, ...], ...]:
+    found = []
+    for file in files:
+        try:
+            state = file.stat()
+        except OSError:
+            return ()
+        found.append((state.st_size, state.st_mtime_ns, state.st_ino))
+    return tuple(found)
+
+
+def load_tokenizer(place: str | Path, options: Options) -> PreTrainedTokenizerBase:
+    """Open a tokenizer from a folder or hub id; UnavailableError if there is none."""
+    from transformers import AutoTokenizer
+
+    local = Path(place).expanduser()
+    if inspection.is_path(str(place)):
+        if local.suffix == ".gguf":
+            local = gguf.converted(local, options.trust_remote_code)
+        if not local.exists():
+            raise UnavailableError(f"no such file or directory: {local}")
+        if not inspection.has_tokenizer(local) and not options.trust_remote_code:
+            raise UnavailableError(f"no tokenizer in {local}", "pass --tokenizer with a hub id or a folder")
+        place = local
+    else:
+        place = hub.fetch(str(place), options.revision, options.token, options.offline, tokenizer_only=True).path
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(place), trust_remote_code=options.trust_remote_code, local_files_only=True
+        )
+    except Exception as error:  # tokenizer files come from outside: any failure means they are unusable
+        raise UnavailableError(f"the tokenizer in {place} cannot be loaded: {first_line(error)}") from error
+
+
+def _place(name: str, options: Options) -> tuple[Folder, str, str | None]:
+    """The folder that holds MODEL, the format it came in, and its resolved revision."""
+    if not inspection.is_path(name):
+        fetched = hub.fetch(
+            name, options.revision, options.token, options.offline,
+            allow_pickle=options.allow_pickle, code=options.trust_remote_code, weights=not options.random_init,
+        )  # fmt: skip
+        return _opened(fetched.path), "safetensors", fetched.revision
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        with reported(name):
+            kind = gguf.quantisation(path)
+            return _opened(gguf.converted(path)), f"gguf ({kind})", None
+    folder = _opened(path)
+    return folder, "pickle" if folder.is_pickle else "safetensors", None
+
+
+def _opened(path: Path) -> Folder:
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        return Folder(path, {}, (), inspection.has_tokenizer(path), contrastive=False)
+    return inspection.open_folder(path)
+
+
+def _base_folder(adapter: Folder, options: Options) -> Folder:
+    base = inspection.read_config(adapter.path, "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UnavailableError(f"{adapter.path}/adapter_config.json names no base model")
+    with contextlib.suppress(UsageError):
+        relative = adapter.path / base
+        if not Path(base).is_absolute() and relative.exists():
+            base = str(relative)
+    return _place(base, options)[0]
+
+
+def _tokenizer_folder(folder: Folder, base: Folder, name: str) -> Path:
+    for place in (folder, base):
+        if place.has_tokenizer:
+            return place.path
+    raise UnavailableError(f"no tokenizer in {name}", "pass --tokenizer with a hub id or a folder")
+
+
+def _config(folder: Folder, options: Options) -> Any:
+    from transformers import AutoConfig
+
+    check_quantisation(folder)
+    if folder.config.get("auto_map") and not options.trust_remote_code:
+        known = _known(folder.config.get("model_type"))
+        if not known:
+            raise UnavailableError(
+                f"{folder.path.name} needs code of its own (auto_map)", "read that code, then pass --trust-remote-code"
+            )
+    config = AutoConfig.from_pretrained(
+        str(folder.path), trust_remote_code=options.trust_remote_code, local_files_only=True
+    )
+    config.return_dict = True
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    return config
+
+
+def _known(model_type: Any) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
+
+
+def _origin(name: str, folder: Folder) -> tuple[Path, ...]:
+    return (Path(name).expanduser(),) if name.endswith(".gguf") else folder.weights
+
+
+def positions_of(config: Any) -> int | None:
+    """The longest input that a config allows, or None where it names no limit."""
+    text = config.get_text_config()
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(text, key, None)
+        if isinstance(value, int) and value > 0:
+            # RoBERTa-like models count positions from pad + 1
+            offset = text.pad_token_id + 1 if text.model_type in _OFFSET_POSITIONS else 0
+            return value - offset
+    return None
+
+
+def dtype_of(config: Any, options: Options) -> torch.dtype:
+    """The type of the forward pass that was asked for; UsageError for an unknown one."""
+    if options.dtype == "auto":
+        named = getattr(config, "dtype", None) or torch.float32
+        return getattr(torch, named) if isinstance(named, str) else named
+    if options.dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {options.dtype!r}", f"use auto, {', '.join(DTYPES)}")
+    return DTYPES[options.dtype]
+
+
+def _device(options: Options) -> str:
+    """The device that was asked for, by its name only: whether this machine has it is found out by placing."""
+    if options.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return str(torch.device(options.device))
+    except RuntimeError as error:
+        raise UsageError(f"cannot use device {options.device!r}: {first_line(error)}", "use --device cpu") from None
+
+
+def adapter_sha256(adapter: Path, base: str | None) -> str:
+    """The hash of an adapter and its base's."""
+    own = inspection.sha256((adapter / "adapter_model.safetensors",))
+    return hashlib.sha256(f"{own}{base}".encode()).hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, short enough for a terminal."""
+    if isinstance(error, KeyError):  # its message is the bare key
+        return f"nothing is known of {error}"[:240]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:240]
+
+
+@contextlib.contextmanager
+def reported(name: str) -> Iterator[None]:
+    """Whatever a loading library raises about files from outside becomes one line."""
+    try:
+        yield
+    except CondenseError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError):
+        raise RunError(f"out of memory while loading {name}", "use --dtype bfloat16 or a smaller model") from None
+    except ImportError as error:
+        raise UnavailableError(
+            f"{name} needs a package that is missing: {first_line(error)}",
+            "install it, or use a checkpoint that does not need it (if quantised: the one it was made from)",
+        ) from error
+    except Exception as error:  # loaders raise dozens of kinds; --debug shows the cause
+        if "weights_only" in str(error):  # its advice is to switch the protection off
+            raise UnavailableError(
+                f"the pickled weights of {name} cannot be loaded: damaged, or not only tensors; none of it was run",
+                "ask its author for safetensors",
+            ) from error
+        raise UnavailableError(f"{name} cannot be loaded: {first_line(error)}") from error

@@ -1,1 +1,0 @@
-"""Pages: records in, text out; no arithmetic but scaling for drawing."""

@@ -1,0 +1,163 @@
+"""The values of a comparison: the members, their differences to the first, a run over its steps, what was seen.
+
+Frozen, standard library only. A member keeps of its diagnosis what the report draws; per-text values and the
+further stack of an encoder–decoder model stay in the diagnosis itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from condense.records.diagnosis import (
+    CorpusInfo,
+    Estimate,
+    Finding,
+    ModelInfo,
+    Paper,
+    PlotlyJs,
+    Quality,
+    Saved,
+    SiteReading,
+    Trend,
+    Verdict,
+    saved,
+)
+from condense.records.treatment import Effect
+
+COMPARISON_SCHEMA = "condense.comparison/1"
+Kind = Literal["pair", "family", "trajectory"]
+CURVES = ("mean_cosine", "mean_cosine_without_top_dimensions", "effective_rank")
+"""The metrics that a comparison keeps, and compares, site by site."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the compared: which model, and what its diagnosis comes to.
+
+    `step` is the training step, if the members are checkpoints of one run. `sites` are those of the main stack with
+    the metrics of `CURVES` and histograms of 100 bins. `difference` is this member − the first, None for the first.
+    """
+
+    name: str
+    source: str
+    model: ModelInfo
+    corpus: CorpusInfo
+    protocol_hash: str
+    condense: str
+    sites: tuple[SiteReading, ...]
+    deep: Mapping[str, Estimate]
+    trend: Trend
+    paper: Paper
+    quality: Quality
+    verdict: Verdict
+    step: int | None = None
+    difference: Effect | None = None
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of the main stack."""
+        return sum(site.site == "block" for site in self.sites)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A member that could not be measured, why, and the exit code that this alone would have given."""
+
+    name: str
+    reason: str
+    exit_code: int = 3
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The checkpoint inside a run with the highest deep mean cosine, if it stands out from both ends.
+
+    `rise` is it − the first checkpoint, `fall` the last − it, paired by text; `early` if it lies in the first half
+    of the steps.
+    """
+
+    name: str
+    step: int
+    value: float
+    rise: Estimate
+    fall: Estimate
+    early: bool
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A run over its steps: its checkpoints are the members, in order. `peak` is None where none stands out."""
+
+    run: str
+    scale: Literal["linear", "log"]
+    peak: Peak | None = None
+
+
+@dataclass(frozen=True)
+class Comparison(Saved):
+    """What `compare` found: members side by side, each against the first, on the same texts where possible."""
+
+    SCHEMA: ClassVar[str] = COMPARISON_SCHEMA
+
+    schema: str
+    condense: str
+    created: str
+    command: str
+    kind: Kind
+    protocol: Mapping[str, Any]
+    members: tuple[Member, ...]
+    findings: tuple[Finding, ...]
+    caveats: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    trajectory: Trajectory | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> Member:
+        """The first member, to which all others are compared."""
+        return self.members[0]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per member: model, deep metrics, quality, trend, verdict, and the differences to the first."""
+        return [_row(member) for member in self.members]
+
+    def to_html(self, path: str | Path | None = None, *, plotlyjs: PlotlyJs = "inline") -> str:
+        """Return the report as one HTML page and write it to `path` when one is given."""
+        from condense.report.comparison.page import comparison_page
+
+        return saved(comparison_page(self, plotlyjs=plotlyjs), path)
+
+    def to_markdown(self, path: str | Path | None = None) -> str:
+        """Return the report as Markdown and write it to `path` when one is given."""
+        from condense.report.comparison.markdown import comparison_markdown
+
+        return saved(comparison_markdown(self), path)
+
+
+def _row(member: Member) -> dict[str, Any]:
+    model = member.model
+    row: dict[str, Any] = {
+        "member": member.name, "step": member.step, "model": model.id, "revision": model.revision,
+        "weights_sha256": model.weights_sha256, "architecture": model.architecture, "parameters": model.parameters,
+        "blocks": member.blocks, "hidden_size": model.hidden_size, "dtype": model.dtype,
+    }  # fmt: skip
+    for key, of in member.deep.items():
+        row |= {key: of.value, f"{key}_low": of.low, f"{key}_high": of.high}
+        if of.null_ratio is not None:
+            row[f"{key}_null_ratio"] = of.null_ratio
+    for key in ("loss", "perplexity", "bits_per_byte"):
+        row[key] = getattr(member.quality, key).value
+    row |= {
+        "trend_rho": member.trend.spearman.rho, "trend_tau": member.trend.kendall.tau,
+        "paper_rho": member.paper.spearman.rho, "paper_tau": member.paper.kendall.tau,
+        "level": member.verdict.level, "cone": member.verdict.cone, "rank": member.verdict.rank,
+        "attribution": member.verdict.attribution,
+    }  # fmt: skip
+    if member.difference is not None:
+        row |= {"against": member.difference.against, "paired": member.difference.paired}
+        for key, of in (*member.difference.deep.items(), *member.difference.quality.items()):
+            row |= {f"{key}_difference": of.value, f"{key}_difference_low": of.low, f"{key}_difference_high": of.high}
+    return row

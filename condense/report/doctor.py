@@ -1,0 +1,97 @@
+"""An installation on the terminal: what is there, and what would not work with the command that mends it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from condense.report.escape import for_terminal
+from condense.report.text import DASH, SEVERITIES
+from condense.report.treatment.terminal import gigabytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from condense.doctor import Installation, Place
+
+
+def show_installation(found: Installation, console: Console) -> None:
+    """Print an installation: versions, devices, room, the hub, and the problems last, the required ones first."""
+    from rich.text import Text
+
+    console.print(Text(f"condense {found.condense}", style="bold").append(
+        for_terminal(f"  Python {found.python}, {found.platform}"), style="not bold"
+    ))  # fmt: skip
+    console.print()
+    console.print(Text("required", style="bold"))
+    needed = [f"{p.name} {p.version or DASH}" for p in found.packages if not p.purpose]
+    console.print(Text(for_terminal(", ".join(needed))))
+    for title, rows in (
+        ("optional", [(p.name, p.version or DASH, p.purpose) for p in found.packages if p.purpose]),
+        ("machine", _machine(found)),
+        ("hub and settings", _hub(found)),
+    ):
+        console.print()
+        console.print(Text(title, style="bold"))
+        console.print(_table(rows))
+    console.print()
+    _show_problems(found, console)
+
+
+def _table(rows: list[tuple[str, str, str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, min_width=16)
+    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(for_terminal(cell)) for cell in row))
+    return table
+
+
+def _machine(found: Installation) -> list[tuple[str, str, str]]:
+    rows = []
+    for device in found.devices:
+        own = f", {gigabytes(device.memory)}" if device.memory else ""
+        how = "in hardware" if device.bfloat16 else "slower than float32"
+        rows.append((device.name, f"{device.title}{own}", f"bfloat16 {how}"))
+    if not any(device.name.startswith(("cuda", "mps")) for device in found.devices):
+        rows.append(("GPU", "none", "treat trains on the CPU in float32"))
+    rows.append(("memory", gigabytes(found.memory), f"{gigabytes(found.memory_available)} available"))
+    return rows + [(place.name, place.path, _room(place)) for place in found.places]
+
+
+def _room(place: Place) -> str:
+    held = "" if place.name == "here" else f"{'' if place.counted else 'over '}{gigabytes(place.size)} used, "
+    return f"{held}{gigabytes(place.free)} free{'' if place.writable else ', not writable'}"
+
+
+def _hub(found: Installation) -> list[tuple[str, str, str]]:
+    offline = ", ".join(f"{key}={value}" for key, value in found.offline.items())
+    return [
+        ("token", found.token if found.token == "none" else f"there is one ({found.token})", ""),
+        ("offline", offline or "no", ""),
+        ("demo model", "installed" if found.demo else "not installed", ""),
+        ("settings file", found.settings, ""),
+    ]
+
+
+def _show_problems(found: Installation, console: Console) -> None:
+    from rich.text import Text
+
+    if found.problems:
+        console.print(Text("would not work", style="bold"))
+    for problem in sorted(found.problems, key=lambda problem: not problem.required):
+        mark, colour = (SEVERITIES["severe"], "red") if problem.required else (SEVERITIES["info"], "")
+        console.print(Text(f"{mark} ", style=colour).append(for_terminal(f"{problem.what}: {problem.why}")))
+        console.print(Text("    ").append(for_terminal(problem.mend), style="bold cyan"), soft_wrap=True)
+    if found.problems:
+        console.print()
+    missing = sum(problem.required for problem in found.problems)
+    if missing:
+        first = f"{missing} thing{'s' * (missing != 1)} to mend before anything works"
+        console.print(Text(f"{SEVERITIES['severe']} {first}.", style="bold red"))
+    else:
+        console.print(Text(f"{SEVERITIES['good']} All that condense needs is there.", style="bold green"))

@@ -1,0 +1,136 @@
+"""A diagnosis as one HTML file: verdict first, charts, the layer table, provenance, glossary.
+
+Records in, text out. The file makes no request: plotly.js lies gzipped inside and is inflated by the
+browser; without it (or without JavaScript) static drawings and the tables remain. The same record gives
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from condense.records.diagnosis import Diagnosis, PlotlyJs
+from condense.report.diagnosis.facts import AXES, GLOSSARY, LEVEL_WORDS, axes, provenance, quality, title
+from condense.report.diagnosis.figures import figures, stack_views
+from condense.report.diagnosis.layers import layer_table
+from condense.report.escape import for_terminal
+from condense.report.text import number, percent, subject
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from condense.report.charts import Chart
+
+TEMPLATES = Path(__file__).parent / "templates"
+CDN = "https://cdn.plot.ly"
+SANS = 'Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+
+
+def diagnosis_page(diagnosis: Diagnosis, *, plotlyjs: PlotlyJs = "inline") -> str:
+    """The report of a diagnosis as one HTML page.
+
+    `inline` (≤ 2.3 MB) carries plotly.js gzipped, `cdn` loads it from cdn.plot.ly (the only choice that
+    makes a request), `none` has static drawings only. ValueError for any other word.
+    """
+    stacks: list[dict[str, Any]] = []
+    for index, view in enumerate(stack_views(diagnosis)):
+        drawn = figures(view, f"chart-{index}")
+        stacks.append({"view": view, "axes": axes(view), "figures": drawn, "table": layer_table(view)})
+    charts = [figure.chart for stack in stacks for figure in stack["figures"]]
+    return render(
+        "diagnosis.html.j2", charts, plotlyjs, version=diagnosis.condense, diagnosis=diagnosis, stacks=stacks,
+        title=title(diagnosis), subject=subject(diagnosis), axis_names=AXES, quality=quality(diagnosis),
+        provenance=provenance(diagnosis), glossary=GLOSSARY, level_words=LEVEL_WORDS,
+    )  # fmt: skip
+
+
+def render(template: str, charts: Sequence[Chart], plotlyjs: PlotlyJs, **context: object) -> str:
+    """Fill a template that extends the shell; `charts` are all charts that it shows, in order."""
+    if plotlyjs not in ("inline", "cdn", "none"):
+        raise ValueError(f"plotlyjs is {plotlyjs!r}, not one of inline, cdn, none")
+    from condense.report.charts import plotly_figure
+
+    drawn = [] if plotlyjs == "none" else [plotly_figure(chart) for chart in charts]
+    page = environment().get_template(template)
+    text = page.render(
+        **context, plotlyjs=plotlyjs, plotly=_plotly(plotlyjs), charts_json=embedded_json(drawn), sans=SANS,
+        policy=_policy(plotlyjs),
+    )  # fmt: skip
+    return "\n".join(line for line in text.splitlines() if line.strip()) + "\n"
+
+
+def environment() -> Environment:
+    """The jinja environment of every page: everything is escaped, control characters are made visible."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from condense.report.svg import sketch
+
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_visible,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    made.filters.update(sentence=_sentence, number=number, percent=percent, sketch=lambda chart: _markup(sketch(chart)))
+    return made
+
+
+def embedded_json(value: object) -> str:
+    """JSON that cannot end the script element that it stands in; markup-safe for the templates."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    safe: str = _markup(text)
+    return safe
+
+
+def _plotly(plotlyjs: PlotlyJs) -> Mapping[str, str]:
+    """Where plotly.js comes from: its gzipped bytes in base64, or an address with its hash."""
+    if plotlyjs == "none":
+        return {}
+    import base64
+    import pkgutil
+
+    source = pkgutil.get_data("plotly", "package_data/plotly.min.js")  # as plotly.offline.get_plotlyjs, but at once
+    if source is None:
+        raise RuntimeError("this plotly comes without plotly.min.js")
+    if plotlyjs == "inline":
+        import gzip
+
+        return {"gzip": _markup(base64.b64encode(gzip.compress(source, 6, mtime=0)).decode("ascii"))}
+    import hashlib
+
+    from plotly.offline import get_plotlyjs_version
+
+    digest = base64.b64encode(hashlib.sha256(source).digest()).decode("ascii")
+    return {"address": f"{CDN}/plotly-{get_plotlyjs_version()}.min.js", "integrity": f"sha256-{digest}"}
+
+
+def _policy(plotlyjs: PlotlyJs) -> str:
+    """The content security policy: nothing may be fetched but, if asked for, plotly.js from its CDN."""
+    scripts = f"'unsafe-inline' {CDN}" if plotlyjs == "cdn" else "'unsafe-inline'"
+    return (
+        f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _visible(value: Any) -> Any:
+    """What a template prints: strings from outside with their control characters spelled out."""
+    from markupsafe import Markup
+
+    return for_terminal(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _markup(text: str) -> Any:
+    """Text of our own making that is HTML already."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _sentence(text: str) -> str:
+    """Text with a capital at its start and a stop at its end."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", ":")) else ".")

@@ -1,0 +1,314 @@
+"""A chart as a small static SVG: seen at once, without JavaScript, and wherever plotly is left out."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from condense.report.charts import POINTS, Chart, Series, Values
+from condense.report.escape import for_terminal
+
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 18, 42
+HATCHES = ("", "M0 5L5 0", "M0 5L5 0M0 0L5 5", "M2.5 2.5h.6v.6", "M0 0L5 5")
+STROKES = {"solid": "", "dash": "7 5", "dot": "2 4", "longdash": "12 5", "dashdot": "9 4 2 4"}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a place on the axis and a value are drawn, in pixels."""
+
+    x: Callable[[float], float]
+    y: Callable[[float], float]
+    left: float
+    right: float
+    top: float
+    bottom: float
+    low: float
+    high: float
+
+
+def sketch(chart: Chart) -> str:
+    """The chart as SVG whose colours are the page's CSS variables."""
+    frame = _frame(chart)
+    parts = [*_ground(chart, frame), *_cells(chart, frame), *_bars(chart, frame)]
+    for series in chart.series:
+        parts += _curve(series, chart, frame)
+    return (
+        f'<svg class="sketch" viewBox="0 0 {chart.width} {chart.height}" aria-hidden="true" focusable="false">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _frame(chart: Chart) -> Frame:
+    right = chart.width - (66 if chart.edges else RIGHT)
+    bottom = chart.height - BOTTOM
+    low, high = chart.y_range or _range(chart)
+    first, last = chart.axis.span or (min(chart.axis.at, default=0), max(chart.axis.at, default=1))
+    step = (right - LEFT) / (len(chart.axis.places) + 0.4)
+
+    def along(place: float) -> float:
+        if chart.axis.at:
+            return LEFT + (place - first) / ((last - first) or 1.0) * (right - LEFT)
+        return LEFT + (place + 0.7) * step
+
+    def scaled(value: float) -> float:
+        value = math.log10(value) if chart.log and value > 0 else value
+        return bottom - (value - low) / ((high - low) or 1.0) * (bottom - TOP)
+
+    return Frame(along, scaled, LEFT, right, TOP, bottom, low, high)
+
+
+def _range(chart: Chart) -> tuple[float, float]:
+    values = [v for s in chart.series for v in (*s.values, *(s.low or ()), *(s.high or ())) if v is not None]
+    for places in zip(*(bar.values for bar in chart.bars), strict=True):
+        values += [sum(v for v in places if v and v > 0), sum(v for v in places if v and v < 0)]
+    if chart.log:
+        logs = [math.log10(v) for v in values if v > 0] or [0.0, 1.0]
+        return min(logs) - 0.1, max(logs) + 0.1
+    return min(0.0, *values, 0.0) * 1.04, max(values, default=1.0) * 1.04 or 1.0
+
+
+def _ground(chart: Chart, f: Frame) -> Iterator[str]:
+    """The shade, the grid with its numbers, the edges of the bands, the axis with its ticks."""
+    if chart.shade:
+        a, b = f.x(chart.shade.first - 0.5), f.x(chart.shade.last + 0.5)
+        yield f'<rect x="{a:.1f}" y="{f.top}" width="{b - a:.1f}" height="{f.bottom - f.top}" fill="var(--shade)"/>'
+        yield _text(b, f.top - 5, chart.shade.label, "end")
+    if chart.zone:
+        high, low = f.y(chart.zone[1]), f.y(chart.zone[0])
+        yield (
+            f'<rect x="{f.left}" y="{high:.1f}" width="{f.right - f.left}" height="{low - high:.1f}" '
+            'fill="var(--zone)"/>'
+        )
+    if chart.moment:
+        x = f.x(chart.moment[0])
+        yield _line(x, f.top, x, f.bottom, "edge", "2 3")
+        yield _text(x, f.top - 5, chart.moment[1], "middle")
+    for value in _ticks(chart, f):
+        y = f.y(value)
+        yield _line(f.left, y, f.right, y, "grid")
+        yield _text(f.left - 7, y + 4, f"{value:g}".replace("-", "−"), "end")
+    for value, label in chart.edges:
+        yield _line(f.left, f.y(value), f.right, f.y(value), "edge", "2 3")
+        yield _text(f.right + 5, f.y(value) + 4, label, "start", "side")
+    for value, label in chart.uprights:
+        yield _line(f.x(value), f.top, f.x(value), f.bottom, "edge", "2 3")
+        if label:
+            yield _text(f.x(value), f.top - 5, label, "middle", "side")
+    yield _line(f.left, f.bottom, f.right, f.bottom, "rule")
+    for place, tick in _marked(chart):
+        x = f.x(place)
+        if chart.equal:
+            yield _line(x, f.top, x, f.bottom, "grid")
+        yield _line(x, f.bottom, x, f.bottom + 4, "rule")
+        yield _text(x, f.bottom + 18, tick, "middle")
+    yield _text((f.left + f.right) / 2, chart.height - 5, chart.axis.title, "middle", "title")
+    left, middle = 9 if chart.axis.at else 13, (f.top + f.bottom) / 2
+    yield (
+        f'<text transform="translate({left} {middle:.0f}) rotate(-90)" text-anchor="middle" fill="var(--muted)">'
+        f"{escape(for_terminal(chart.y_title))}</text>"
+    )
+
+
+def _marked(chart: Chart) -> list[tuple[float, str]]:
+    """The places of the axis that have a tick, and its text."""
+    axis = chart.axis
+    if not axis.at:
+        return [(axis.position(index), tick) for index, tick in enumerate(axis.ticks) if tick]
+    if axis.marks:
+        return list(axis.marks)
+    low, high = axis.span or (min(axis.at), max(axis.at))
+    return [(value, f"{value:g}".replace("-", "−")) for value in _round(low, high, 4 if chart.equal else 6)]
+
+
+def _ticks(chart: Chart, f: Frame) -> list[float]:
+    if chart.log:
+        return [10.0**k for k in range(math.ceil(f.low), math.floor(f.high) + 1)]
+    return _round(f.low, f.high, 5)
+
+
+def _round(low: float, high: float, steps: int) -> list[float]:
+    """Round numbers from low to high, about `steps` apart."""
+    rough = (high - low) / steps
+    unit = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 1.0
+    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.999)
+    return [round(k * step, 10) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
+    along = _along(series, chart, f)
+    inner = len(along) - chart.axis.apart
+    points = [(x, None if v is None else f.y(v)) for x, v in zip(along, series.values, strict=True)]
+    if series.barred:
+        yield from _cross(points, series, f)
+        return
+    if series.low is not None and series.high is not None:
+        yield _band(along, series.low[:inner], series.high[:inner], series.ink, f)
+    if series.dash == POINTS:
+        yield _scatter(points, series)
+        return
+    path = _path(points[:inner])
+    dash = f' stroke-dasharray="{STROKES[series.dash]}"' if STROKES[series.dash] else ""
+    halo = (
+        f'<path d="{path}" fill="none" stroke="var(--paper)" stroke-width="{series.width + 3}"/>' if chart.cells else ""
+    )
+    yield f'{halo}<path d="{path}" fill="none" stroke="var(--{series.ink})" stroke-width="{series.width}"{dash}/>'
+    if series.symbol != "none":
+        step = -(-inner // series.marks) if series.marks else 1
+        yield _dots([(x, y) for x, y in points[:inner:step] if y is not None], series, 4.0 if series.marks else 3.0)
+    for x, low, high in _whiskers(series, along[inner:], f):
+        yield f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="var(--{series.ink})" stroke-width="1.5"/>'
+    for x, y in points[inner:]:
+        if y is not None:
+            yield _mark(x, y, series)
+
+
+def _along(series: Series, chart: Chart, f: Frame) -> list[float]:
+    """Where the values of a series stand, in pixels."""
+    places = series.at or [chart.axis.position(i) for i in range(len(series.values))]
+    return [f.x(place) for place in places]
+
+
+def _whiskers(series: Series, apart: Sequence[float], f: Frame) -> Iterator[tuple[float, float, float]]:
+    """Where the intervals of the places that are set apart begin and end."""
+    if not series.whiskers or series.low is None or series.high is None or not apart:
+        return
+    for x, low, high in zip(apart, series.low[-len(apart) :], series.high[-len(apart) :], strict=True):
+        if low is not None and high is not None:
+            yield x, f.y(low), f.y(high)
+
+
+def _cross(points: Sequence[tuple[float, float | None]], series: Series, f: Frame) -> Iterator[str]:
+    """Points with their intervals along both axes, as bars."""
+    none: Values = [None] * len(points)
+    ends = (series.low or none, series.high or none, series.left or none, series.right or none)
+    path = ""
+    for (x, y), low, high, left, right in zip(points, *ends, strict=True):
+        if y is not None:
+            path += f"M{x:.1f} {f.y(low):.1f}V{f.y(high):.1f}" if low is not None and high is not None else ""
+            path += f"M{f.x(left):.1f} {y:.1f}H{f.x(right):.1f}" if left is not None and right is not None else ""
+    yield f'<path d="{path}" stroke="var(--{series.ink})" stroke-width="1.5"/>'
+    yield _dots([(x, y) for x, y in points if y is not None], series, 5.0)
+
+
+def _scatter(points: Sequence[tuple[float, float | None]], series: Series) -> str:
+    """Points that no line joins, in one path."""
+    path = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in points if y is not None)
+    return (
+        f'<path d="{path}" stroke="var(--{series.ink})" stroke-width="{2 * series.width}" stroke-linecap="round" '
+        'stroke-opacity=".55"/>'
+    )
+
+
+def _path(points: Sequence[tuple[float, float | None]]) -> str:
+    """Lines through the defined points, broken where one is missing."""
+    words, pen = [], "M"
+    for x, y in points:
+        if y is None:
+            pen = "M"
+        else:
+            words.append(f"{pen}{x:.1f} {y:.1f}")
+            pen = "L"
+    return "".join(words)
+
+
+def _band(along: Sequence[float], low: Values, high: Values, ink: str, f: Frame) -> str:
+    both = [(x, a, b) for x, a, b in zip(along, low, high, strict=False) if a is not None and b is not None]
+    there = [f"{x:.1f},{f.y(b):.1f}" for x, _, b in both]
+    back = [f"{x:.1f},{f.y(a):.1f}" for x, a, _ in reversed(both)]
+    return f'<polygon points="{" ".join(there + back)}" fill="var(--{ink})" fill-opacity=".22"/>'
+
+
+def _dots(points: Sequence[tuple[float, float]], series: Series, r: float = 3.0) -> str:
+    """Small filled marks on a line: one path for all of them."""
+    shapes = {
+        "diamond": f"m0 {-r:g}l{r:g} {r:g} {-r:g} {r:g} {-r:g} {-r:g}z",
+        "triangle": f"m0 {-r:g}l{r:g} {1.8 * r:g}h{-2 * r:g}z",
+    }
+    if series.symbol in shapes:
+        path = "".join(f"M{x:.1f} {y:.1f}{shapes[series.symbol]}" for x, y in points)
+        return f'<path d="{path}" fill="var(--{series.ink})"/>'
+    cap = "square" if series.symbol == "square" else "round"
+    path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
+    return f'<path d="{path}" stroke="var(--{series.ink})" stroke-width="{1.73 * r:.1f}" stroke-linecap="{cap}"/>'
+
+
+def _mark(x: float, y: float, series: Series) -> str:
+    """The open mark of a place that is set apart."""
+    r, paint = 4.5, f'fill="var(--paper)" stroke="var(--{series.ink})" stroke-width="1.75"'
+    if series.symbol == "diamond":
+        return f'<path d="M{x:.1f} {y - r:.1f}l{r} {r}l{-r} {r}l{-r} {-r}z" {paint}/>'
+    if series.symbol == "square":
+        return f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}" {paint}/>'
+    if series.symbol == "triangle":
+        return f'<path d="M{x:.1f} {y - r:.1f}l{r} {1.8 * r:g}h{-2 * r:g}z" {paint}/>'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" {paint}/>'
+
+
+def _bars(chart: Chart, f: Frame) -> Iterator[str]:
+    """Stacked bars, a path per layer; told apart by a pattern as well as by colour."""
+    places = range(len(chart.axis.labels))
+    width = (f.x(1) - f.x(0)) * 0.82
+    up, down = [0.0 for _ in places], [0.0 for _ in places]
+    for rank, bar in enumerate(chart.bars):
+        path = ""
+        for index in places:
+            value = bar.values[index] or 0.0
+            pile = up if value >= 0 else down
+            x, y, pile[index] = f.x(chart.axis.position(index)) - width / 2, f.y(pile[index]), pile[index] + value
+            path += f"M{x:.1f} {y:.1f}h{width:.1f}V{f.y(pile[index]):.1f}h{-width:.1f}z" if value else ""
+        yield f'<path d="{path}" fill="var(--{bar.ink})" stroke="var(--paper)" stroke-width=".7"/>'
+        marks = HATCHES[rank % len(HATCHES)] if bar.symbol != "none" else ""
+        if marks:
+            name = f"{chart.id}-hatch-{rank}"
+            yield (
+                f'<pattern id="{name}" width="5" height="5" patternUnits="userSpaceOnUse"><path d="{marks}" '
+                f'stroke="var(--paper)" stroke-linecap="square"/></pattern><path d="{path}" fill="url(#{name})"/>'
+            )
+
+
+def _cells(chart: Chart, f: Frame) -> Iterator[str]:
+    """The heatmap as images of one pixel per cell: paper where nothing is, the accent where most is."""
+    cells, axis = chart.cells, chart.axis
+    if cells is None or not cells.columns:
+        return
+    inner = len(axis.labels) - axis.apart
+    top, bottom = f.y(cells.top), f.y(cells.bottom)
+    for start, stop in ((0, inner), (inner, len(axis.labels))):
+        if stop > start:
+            a, b = f.x(axis.position(start) - 0.5), f.x(axis.position(stop - 1) + 0.5)
+            yield (
+                f'<image x="{a:.1f}" y="{top:.1f}" width="{b - a:.1f}" height="{bottom - top:.1f}" '
+                f'preserveAspectRatio="none" style="image-rendering:pixelated" '
+                f'href="data:image/png;base64,{_png(cells.columns[start:stop], cells.peak)}"/>'
+            )
+
+
+def _png(columns: Sequence[Values], peak: float) -> str:
+    """A palette PNG whose transparency falls as the value rises to `peak`; base64."""
+    rows = len(columns[0])
+    lines = b"".join(
+        b"\0" + bytes(round(63 * min(1.0, max(0.0, (column[rows - 1 - row] or 0.0) / peak))) for column in columns)
+        for row in range(rows)
+    )
+    palette = b"".join(bytes((30, 118, 165)) for _ in range(64))
+    alpha = bytes(round(255 * (level / 63) ** 0.8) for level in range(64))
+    header = struct.pack(">IIBBBBB", len(columns), rows, 8, 3, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"PLTE", palette), (b"tRNS", alpha), (b"IDAT", zlib.compress(lines, 6)), (b"IEND", b"")
+    data = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + data).decode("ascii")
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, ink: str, dash: str = "") -> str:
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="var(--{ink})"{dashes}/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> str:
+    words = escape(for_terminal(text))
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}" fill="var(--muted)">{words}</text>'

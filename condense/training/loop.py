@@ -1,0 +1,279 @@
+"""Train one arm: the Hugging Face `Trainer` underneath, the dispersion loss beside cross-entropy.
+
+Every arm gets the same rows in the same order, the same seed, steps and optimizer; the control arm is the
+same trainer with coefficient 0. Checkpoints are marked complete by a manifest that is written last, so
+that `--resume` never continues from a torn one.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import (
+    DataCollatorForLanguageModeling,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+)
+
+from condense.dispersion.trainer import DispersionTrainer
+from condense.errors import RunError, UsageError
+from condense.records.treatment import Curve, Plan, Schedule
+from condense.training.interventions import Intervention, Regulariser
+from condense.training.rows import Rows
+
+MANIFEST = "condense_complete.json"
+MASK_RATE = 0.15
+OnStep = Callable[[int, int, dict[str, float]], None]
+
+
+class InterruptedRunError(Exception):
+    """A signal asked the run to stop; a checkpoint was saved. Carries the exit code (130 or 143)."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"interrupted ({code})")
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training an arm left: the curve, the time, the mean |penalty| / cross-entropy, what its callbacks say."""
+
+    curve: Curve
+    seconds: float
+    penalty_to_ce: float | None
+    details: tuple[str, ...] = ()
+
+
+def arguments(plan: Plan, schedule: Schedule, folder: Path, device: torch.device) -> TrainingArguments:
+    """Trainer's settings for a plan; ValueErrors of Trainer (an unknown optimizer, say) become UsageError."""
+    bf16 = plan.precision == "bf16" or (plan.precision == "auto" and device.type == "cuda")
+    try:
+        return TrainingArguments(
+            output_dir=str(folder),
+            max_steps=schedule.steps,
+            per_device_train_batch_size=schedule.batch_size,
+            gradient_accumulation_steps=schedule.accumulation,
+            learning_rate=plan.learning_rate,
+            lr_scheduler_type=plan.lr_scheduler,
+            warmup_steps=plan.warmup if plan.warmup >= 1 else max(0, round(plan.warmup * schedule.steps)),
+            weight_decay=plan.weight_decay,
+            adam_beta1=0.9,
+            adam_beta2=0.95,
+            max_grad_norm=plan.max_grad_norm,
+            optim=plan.optim,
+            seed=plan.seed,
+            data_seed=plan.seed,
+            bf16=bf16,
+            use_cpu=device.type == "cpu",
+            activation_checkpointing=plan.activation_checkpointing,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            report_to=plan.report_to,
+            save_strategy="steps" if plan.save_steps else "no",
+            save_steps=plan.save_steps or 500,
+            save_total_limit=2,
+            remove_unused_columns=False,
+            dataloader_pin_memory=device.type == "cuda",
+            disable_tqdm=True,
+        )
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"these training options do not go together: {str(error).splitlines()[0][:200]}") from None
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    rows: Rows,
+    plan: Plan,
+    schedule: Schedule,
+    *,
+    intervention: Intervention,
+    folder: Path,
+    masked: bool,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+) -> Trained:
+    """Train a model in place on rows, by cross-entropy and what the arm's intervention adds.
+
+    RunError for a non-finite loss or gradient, out of memory or a full disk; InterruptedRunError after a signal.
+    """
+    stop = _Stop()
+    log, callbacks = _Log(on_step, schedule.steps), intervention.callbacks()
+    trainer = _ArmTrainer(
+        model=model,
+        args=arguments(plan, schedule, folder, next(model.parameters()).device),
+        train_dataset=rows,
+        data_collator=collator(tokenizer, masked, plan.seed),
+        processing_class=tokenizer,
+        dispersion=intervention.dispersion,
+        regulariser=intervention.regulariser,
+        callbacks=[stop, log, _Manifest(), *callbacks],
+    )
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ == "PrinterCallback":
+            trainer.remove_callback(callback)
+    started = time.perf_counter()
+    with stop, intervention.hooks(model):
+        _run(trainer, last_complete(folder) if resume else None)
+    if stop.code is not None:
+        raise InterruptedRunError(stop.code)
+    history = trainer.state.log_history
+    details = tuple(line for callback in callbacks for line in getattr(callback, "details", ()))
+    return Trained(log.curve(history), time.perf_counter() - started, log.ratio(history), details)
+
+
+class _ArmTrainer(DispersionTrainer):
+    """`DispersionTrainer` with a regulariser of the weights, which counts once per optimizer step."""
+
+    def __init__(self, *args: Any, regulariser: Regulariser | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._regulariser = regulariser
+        self._penalties: list[float] = []
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As the dispersion trainer's, plus the regulariser's share of this micro-batch."""
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._regulariser is None or not (model.training and torch.is_grad_enabled()):
+            return result
+        loss, outputs = result if return_outputs else (result, None)
+        penalty = self._regulariser.coefficient * self._regulariser.value(model)
+        self._penalties.append(float(penalty.detach()))
+        steps = getattr(self, "current_gradient_accumulation_steps", 1)
+        total = loss + (penalty / steps if self._is_scaled(num_items_in_batch) else penalty)
+        return (total, outputs) if return_outputs else total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the regulariser's mean penalty since the last log beside the rest."""
+        if "loss" in logs and self._penalties:
+            logs["regulariser_penalty"] = sum(self._penalties) / len(self._penalties)
+            self._penalties.clear()
+        super().log(logs, start_time)
+
+
+def _run(trainer: Any, checkpoint: Path | None) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunError("out of memory while training", _LESS_MEMORY) from error
+    except (OSError, RuntimeError) as error:
+        text = str(error).lower()
+        if "no space left" in text or "unexpected pos" in text:
+            raise RunError("disk full while saving a checkpoint", "free some space, then --resume") from error
+        if "out of memory" in text or "can't allocate memory" in text:
+            raise RunError("out of memory while training", _LESS_MEMORY) from error
+        raise
+
+
+_LESS_MEMORY = "lower --per-device-train-batch-size or --max-length, or use --activation-checkpointing"
+
+
+def collator(tokenizer: Any, masked: bool, seed: int) -> Any:
+    """Rows to batches; for masked models 15 % of the tokens are masked by a seeded draw, the same in every arm."""
+    if not masked:
+        return default_data_collator
+    return DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=MASK_RATE, seed=seed)
+
+
+def last_complete(folder: Path) -> Path | None:
+    """The newest checkpoint whose manifest says that all its files are there in full."""
+    numbered = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    return next((path for path in numbered if is_complete(path)), None)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """True if the manifest, written last, lists files of exactly these sizes."""
+    try:
+        sizes = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        return bool(sizes) and all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+class _Manifest(TrainerCallback):
+    """Mark a checkpoint complete by listing its files and sizes, last."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        sizes = {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+        (folder / MANIFEST).write_text(json.dumps(sizes), encoding="utf-8")
+
+
+class _Stop(TrainerCallback):
+    """SIGINT and SIGTERM set a flag; the step in hand is finished, a checkpoint is saved, training ends."""
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._flag)
+        except ValueError:  # not in the main thread: the caller owns the signals
+            self._old.clear()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _flag(self, number: int, frame: FrameType | None) -> None:
+        self.code = 128 + number
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.code is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class _Log(TrainerCallback):
+    """Pass each logged step on to the progress display, and make the curve of the whole run."""
+
+    def __init__(self, on_step: OnStep | None, steps: int) -> None:
+        self._on_step, self._steps = on_step, steps
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if self._on_step is not None and logs and "loss" in logs:
+            self._on_step(state.global_step, self._steps, logs)
+
+    @staticmethod
+    def curve(history: list[dict[str, float]]) -> Curve:
+        """The curve from Trainer's log history (which survives a resume)."""
+        entries = [entry for entry in history if "loss" in entry]
+        return Curve(
+            step=tuple(int(e["step"]) for e in entries),
+            ce_loss=tuple(float(e.get("ce_loss", e["loss"])) for e in entries),
+            penalty=tuple(_penalty(e) for e in entries),
+            mean_cosine=tuple(_finite(e.get("mean_cosine")) for e in entries),
+            gradient_norm=tuple(float(e.get("grad_norm", 0.0)) for e in entries),
+            learning_rate=tuple(float(e.get("learning_rate", 0.0)) for e in entries),
+        )
+
+    @staticmethod
+    def ratio(history: list[dict[str, float]]) -> float | None:
+        """Mean over steps of |penalty| / cross-entropy."""
+        ratios = [abs(_penalty(e)) / e["ce_loss"] for e in history if "loss" in e and e.get("ce_loss", 0.0) > 0]
+        return sum(ratios) / len(ratios) if ratios else None
+
+
+def _penalty(entry: dict[str, float]) -> float:
+    return float(entry.get("dispersion_penalty", 0.0)) + float(entry.get("regulariser_penalty", 0.0))
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or value != value else float(value)

@@ -1,0 +1,157 @@
+"""Peak memory of a training step of each arm, in a process of its own.
+
+`peak_bytes` starts one helper process that loads the libraries once; where the system can fork safely (Linux) it
+forks for every arm, so that each starts from the same small size, elsewhere every arm gets a helper of its own.
+In there the model is loaded, an optimizer made, and two whole steps are taken; the peak is the kernel's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condense.records.serial import decode, encode
+from condense.records.treatment import Plan
+from condense.records.trial import ArmSpec
+
+STEPS = 2
+_LIMIT = 1800
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """One arm to be measured: the model and its options, the arm, the training plan, rows added to the vocabulary."""
+
+    model: str
+    options: Mapping[str, Any]
+    spec: ArmSpec
+    plan: Plan
+    added: int
+    batch: str
+
+
+def peak_bytes(
+    model: str, options: Mapping[str, Any], plan: Plan, arms: Sequence[tuple[ArmSpec, int, Mapping[str, Tensor]]]
+) -> dict[str, int | str]:
+    """Peak bytes of each arm by name, or the reason why it is not known.
+
+    arms: the arm, the tokens added to its vocabulary, its micro-batch.
+    """
+    with tempfile.TemporaryDirectory(prefix="condense-footprint-") as folder:
+        jobs, untold = [], {key: value for key, value in options.items() if key != "token"}
+        for number, (spec, added, batch) in enumerate(arms):
+            place = Path(folder) / f"{number}.pt"
+            torch.save(dict(batch), place)
+            jobs.append(Footprint(str(model), untold, spec, plan, added, str(place)))
+        together = sys.platform == "linux"
+        found: dict[str, int | str] = {}
+        for group in [jobs] if together else [[job] for job in jobs]:
+            found |= _ask(group, options.get("token"))
+        return found
+
+
+def _ask(jobs: Sequence[Footprint], token: str | None) -> dict[str, int | str]:
+    names = [job.spec.name for job in jobs]
+    environment = {**os.environ, **({"HF_TOKEN": token} if token else {})}
+    environment["PYTHONPATH"] = os.pathsep.join(part for part in sys.path if part)  # the same condense, wherever it is
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "condense.training.peak_memory"], input=json.dumps([encode(job) for job in jobs]),
+            env=environment, capture_output=True, encoding="utf-8", timeout=_LIMIT * len(jobs), check=False,
+        )  # fmt: skip
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        return dict.fromkeys(names, f"the measuring process gave no answer ({type(error).__name__})")
+    return {name: answer.get(name, "the measuring process gave no answer") for name in names}
+
+
+# --- in the other process ------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Read jobs from standard input, print one JSON object: peak bytes or a reason for each arm."""
+    from condense.models import checkpoint  # noqa: F401  loaded here once, before any fork
+
+    jobs = [decode(Footprint, data) for data in json.load(sys.stdin)]
+    found = {job.spec.name: _forked(job) if hasattr(os, "fork") and len(jobs) > 1 else _measured(job) for job in jobs}
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+def _forked(job: Footprint) -> int | str:
+    """Measure in a fork, which gives its answer through a pipe; killed (out of memory, say) it gives none."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        try:
+            os.write(writing, json.dumps(_measured(job)).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if not answer:
+        return f"the measuring process was stopped (signal {os.WTERMSIG(status)})" if os.WIFSIGNALED(status) else "none"
+    result: int | str = json.loads(answer)
+    return result
+
+
+def _measured(job: Footprint) -> int | str:
+    """Load, take whole optimizer steps as the arm does, and read the peak."""
+    from condense.models.checkpoint import load
+    from condense.training.arms import adapted, intervention
+    from condense.training.interventions import forward_backward
+
+    try:
+        model: Any = load(job.model, **job.options).model
+        if job.added:
+            rows = model.get_input_embeddings().num_embeddings
+            model.resize_token_embeddings(rows + job.added, mean_resizing=False)
+        if job.plan.use_peft:
+            model = adapted(model, job.plan)
+        if job.plan.activation_checkpointing:
+            model.gradient_checkpointing_enable()
+        device = next(model.parameters()).device
+        batch = {key: value.to(device) for key, value in torch.load(job.batch, weights_only=True).items()}
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+        model.train()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        for _ in range(STEPS):
+            forward_backward(model, batch, intervention(job.spec, job.plan))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    except Exception as error:  # whatever it was, it is the answer
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else _peak_resident()
+
+
+def _peak_resident() -> int | str:
+    """The largest resident size that this process has had, from the kernel."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return "peak memory is not known on this system"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Text to what every arm shares: rows to train on, windows to measure on, the schedule of steps.
+
+Nothing here trains or measures. Split by document, so that training, validation and probe text are disjoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from condense.errors import UnavailableError, UsageError
+from condense.models.checkpoint import Checkpoint
+from condense.records.treatment import Plan, Schedule
+from condense.texts.documents import Document
+from condense.texts.windows import Windows, documents_of, windows
+from condense.training.loop import collator
+from condense.training.rows import (
+    Rows,
+    Split,
+    keeps_documents_apart,
+    packed_rows,
+    padded_rows,
+    split,
+    validation_windows,
+)
+from condense.training.saving import disk_needed
+
+MAX_TOKENS = 2_000_000
+TOKENS_PER_STEP = 131_072
+ROW_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all arms share: the split text, rows of token ids, windows of validation and probe, the schedule."""
+
+    parts: Split
+    rows: Rows
+    masked: bool
+    validation: Windows
+    probe: Windows
+    schedule: Schedule
+
+
+def prepare_text(
+    name: str, opened: Checkpoint, text: str | Path | Iterable[str] | Iterable[Document], column: str, plan: Plan
+) -> Prepared:
+    """Split, tokenise and cut the text for a model.
+
+    UnavailableError for a model without a causal or masked objective or a text without content, UsageError for
+    lengths that the model or the text cannot give.
+    """
+    refuse_untrainable(name, opened)
+    masked = opened.info.objective == "masked"
+    parts = split(documents_of(text, column), plan.seed)
+    length = plan.max_length or min(ROW_LENGTH, opened.positions or ROW_LENGTH)
+    if opened.positions and length > opened.positions:
+        raise UsageError(
+            f"--max-length {length} is beyond the model's {opened.positions} positions", "use a shorter one"
+        )
+    rows = training_rows(opened, parts, length, masked)
+    validation = validation_windows(opened.tokenizer, parts.validation, plan.num_texts, opened.positions)
+    probe = windows(opened.tokenizer, num_texts=plan.num_texts, positions=opened.positions)
+    return Prepared(parts, rows, masked, validation, probe, make_schedule(plan, rows, parts, opened))
+
+
+def refuse_untrainable(name: str, opened: Checkpoint) -> None:
+    """UnavailableError for a model that has no language-modelling objective, or no head to train it with."""
+    if opened.info.objective not in ("causal", "masked"):
+        raise UnavailableError(
+            f"{name} has no language-modelling objective to train ({opened.info.architecture})",
+            "condense treats causal and masked language models",
+        )
+    if opened.head_missing:
+        raise UnavailableError(f"{name} cannot be trained: {opened.head_missing}")
+
+
+def training_rows(opened: Checkpoint, parts: Split, length: int, masked: bool) -> Rows:
+    """Rows of `length` tokens of the training documents: packed where the model keeps documents apart."""
+    if masked:
+        rows = padded_rows(opened.tokenizer, parts.train, length, masked=True)
+    elif keeps_documents_apart(opened.model):
+        rows = packed_rows(opened.tokenizer, parts.train, length)
+    else:
+        rows = padded_rows(opened.tokenizer, parts.train, length)
+    if len(rows) == 0:
+        raise UsageError(
+            f"the training text does not fill one row of {length} tokens", "lower --max-length or give more text"
+        )
+    return rows
+
+
+def make_schedule(plan: Plan, rows: Rows, parts: Split, opened: Checkpoint) -> Schedule:
+    """Steps, batch and accumulation from the budget: one pass, at most 2 M tokens, unless told otherwise."""
+    length = rows.length
+    batch = plan.per_device_train_batch_size or 1
+    accumulation = plan.gradient_accumulation_steps or 1
+    pass_tokens = len(rows) * length
+    budget = plan.train_tokens or min(pass_tokens, MAX_TOKENS)
+    if plan.per_device_train_batch_size is None and plan.gradient_accumulation_steps is None:
+        per_step = min(TOKENS_PER_STEP, max(length, budget // 50))
+        accumulation = max(1, per_step // length)
+    steps = plan.max_steps or max(1, budget // (batch * accumulation * length))
+    return Schedule(
+        rows=len(rows),
+        row_length=length,
+        steps=steps,
+        tokens_per_step=batch * accumulation * length,
+        train_tokens=steps * batch * accumulation * length,
+        batch_size=batch,
+        accumulation=accumulation,
+        packed=rows.packed,
+        train_documents=len(parts.train),
+        validation_documents=len(parts.validation),
+        train_sha256=parts.train_sha256,
+        validation_sha256=parts.validation_sha256,
+        disk_bytes=disk_needed(opened.info.parameters, plan),
+    )
+
+
+def training_memory(plan: Plan, opened: Checkpoint, peak: int) -> int | None:
+    """Bytes that training takes: the peak of a forward and backward pass, and gradients and two moments on top."""
+    states = 0 if plan.use_peft else 3 * 4 * opened.info.parameters  # float32
+    return peak + states if peak else None
+
+
+def first_batch(tokenizer: Any, rows: Rows, schedule: Schedule, masked: bool, seed: int) -> dict[str, Tensor]:
+    """A micro-batch of the first rows, for timing."""
+    chosen = [rows[i] for i in range(min(schedule.batch_size, len(rows)))]
+    batch: dict[str, Tensor] = collator(tokenizer, masked, seed)(chosen)
+    return batch

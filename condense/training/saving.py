@@ -1,0 +1,139 @@
+"""Write a treated checkpoint: beside its place first, complete, then renamed; nothing of the user's is lost.
+
+A trial's report is written into the folder of its runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from condense.errors import RunError, UsageError
+from condense.models.checkpoint import Checkpoint
+from condense.models.locate import DTYPES
+from condense.records.serial import write_text
+from condense.records.treatment import Plan, Treatment
+from condense.records.trial import Trial
+
+CHECKPOINTS_KEPT = 3  # two by rotation, one while it is written
+
+
+def disk_needed(parameters: int, plan: Plan) -> int:
+    """Bytes on disk at the worst moment: two saved arms and, with --save-steps, training checkpoints."""
+    model = 4 * parameters
+    states = 3 * model * CHECKPOINTS_KEPT if plan.save_steps else 0
+    return model * (2 if plan.control else 1) + states
+
+
+def work_folder(target: Path) -> Path:
+    """Where a run lives until it succeeds: `OUT.work` beside OUT."""
+    return target.with_name(f"{target.name}.work")
+
+
+def prepare(target: Path, *, resume: bool, force: bool, dry_run: bool = False) -> Path:
+    """Check OUT and OUT.work before any work and return OUT.work, not made yet. UsageError if either is in the way."""
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file, not a folder", "choose another --output")
+    if target.is_dir() and any(target.iterdir()) and not force:
+        raise UsageError(f"{target} is not empty", "choose another --output, or pass --force to replace it")
+    work = work_folder(target)
+    parent = next(place for place in work.absolute().parents if place.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"cannot write {target}: {parent} is not writable", "choose another --output")
+    if resume and not work.is_dir():
+        raise UsageError(f"there is nothing to resume: {work} does not exist", "run without --resume")
+    if work.exists() and not resume:
+        if not force:
+            raise UsageError(
+                f"{work} is left from an interrupted run", "pass --resume to go on, or --force to start anew"
+            )
+        if not dry_run:
+            shutil.rmtree(work)
+    return work
+
+
+def refuse_small_disk(work: Path, needed: int) -> None:
+    """Refuse a run whose files would not fit beside its output, before it trains: RunError.
+
+    work: the run's folder, there or not; what a resumed run has written already counts as part of `needed` bytes.
+    """
+    written = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+    place = next(place for place in (work, *work.absolute().parents) if place.exists())
+    free = shutil.disk_usage(place).free
+    if free >= needed - written:
+        return
+    raise RunError(
+        f"not enough disk in {place.absolute()}: {_bytes(needed - written)} needed, {_bytes(free)} free",
+        "free some space, or choose an --output on another disk",
+    )
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def save_model(model: Any, source: Checkpoint, folder: Path, *, merge: bool, adapter: Path) -> None:
+    """Save a trained model as an ordinary checkpoint in the source's dtype, with tokenizer and generation config.
+
+    LoRA adapters are merged; without `merge` they are also kept in `adapter` as they are.
+    """
+    if hasattr(model, "merge_and_unload"):
+        if not merge:
+            model.save_pretrained(str(adapter))
+        model = model.merge_and_unload()
+    model.config.use_cache = source.use_cache
+    model = model.to(dtype=DTYPES.get(source.source_dtype, torch.float32))
+    try:
+        model.save_pretrained(str(folder))
+        source.tokenizer.save_pretrained(str(folder))
+    except Exception as error:  # safetensors reports a full disk by an exception of its own
+        if "no space left" in str(error).lower():
+            raise RunError(f"disk full while saving to {folder}", "free some space, then --resume") from error
+        raise
+
+
+def _readable(folder: Path) -> None:
+    """Give every file the mode that the umask asks for; safetensors writes for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
+
+
+def stage(treatment: Treatment, work: Path, target: Path) -> None:
+    """Complete the treated model folder with card, JSON and reports, rename it into place, drop the work folder."""
+    from condense.report.treatment.card import model_card
+    from condense.report.treatment.markdown import treatment_markdown
+
+    model = work / "treated" / "model"
+    adapter = work / "treated" / "adapter"
+    if adapter.is_dir():
+        adapter.rename(model / "adapter")
+    write_text(model / "README.md", model_card(treatment))
+    write_text(model / "report.md", treatment_markdown(treatment))
+    treatment.to_html(model / "report.html")
+    treatment.to_json(model / "condense.json")
+    _readable(model)
+    old = None
+    if target.exists():
+        old = target.with_name(f".{target.name}.old-{os.getpid()}")
+        target.rename(old)
+    model.rename(target)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def write_trial(trial: Trial, target: Path) -> None:
+    """Write trial.json, report.html, report.md and trial.csv into a trial's folder."""
+    from condense.report.table import rows_csv
+
+    trial.to_json(target / "trial.json")
+    trial.to_html(target / "report.html")
+    trial.to_markdown(target / "report.md")
+    write_text(target / "trial.csv", rows_csv(trial.rows()))

@@ -1,0 +1,152 @@
+"""The grammar of `--arms`: `name[:loss][@layers][=coefficient]`, separated by commas. Standard library only.
+
+    dispersion                          the published loss on all blocks, at every one of `--coefficients`
+    dispersion:mean_cosine@late=0.3     another loss, the deepest half, one coefficient
+    dispersion@3+7+-1                   numbered blocks: joined by +, because commas separate arms
+    cosreg=1                            takes a coefficient, nothing else
+    embedding-dropout                   takes nothing
+
+The control is always there, once and first, named or not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from typing import cast, get_args
+from urllib.parse import quote
+
+from condense.errors import UsageError
+from condense.records.treatment import LossName, Plan
+from condense.records.trial import ArmSpec, RemedyName
+
+COSREG_DEFAULT = 1.0
+REMEDIES: tuple[str, ...] = get_args(RemedyName)
+LOSSES: tuple[str, ...] = get_args(LossName)
+RANGES = ("all", "late", "early", "last")
+GRAMMAR = "write name[:loss][@layers][=coefficient], arms separated by commas, block numbers joined by +: @3+7+-1"
+# By its marks, in their order; a mark that comes twice or too early stays in the part before it and is refused there.
+_PARTS = re.compile(
+    r"(?P<name>[^:@=]*)(?::(?P<loss>[^@=]*))?(?:@(?P<layers>[^=]*))?(?:=(?P<coefficient>.*))?", re.DOTALL
+)
+
+
+def parse_arms(text: str, coefficients: tuple[float, ...] = ()) -> tuple[ArmSpec, ...]:
+    """The arms that `--arms` names, the control first; dispersion and cosreg once for each of `coefficients`.
+
+    An arm with a coefficient of its own (`=`) keeps that one alone. Without either, dispersion takes
+    `Plan.coefficient` and cosreg `COSREG_DEFAULT`. UsageError, with the nearest name there is, for an unknown
+    name, loss or choice of layers, for a part that the arm does not take, and for an arm that comes twice.
+    """
+    for coefficient in coefficients:
+        _check_coefficient(coefficient, "--coefficients")
+    specs = [spec for part in text.split(",") for spec in _arms(part.strip(), coefficients)]
+    if coefficients and all(spec.coefficient is None for spec in specs):
+        raise UsageError("--coefficients is given, but no arm takes one", "name dispersion or cosreg in --arms")
+    seen: set[str] = set()
+    for spec in specs:
+        if spec.name in seen:
+            raise UsageError(f"the arm {spec.name} comes twice", "name each arm once; see --arms and --coefficients")
+        seen.add(spec.name)
+    control = ArmSpec("control", "control")
+    return (control, *(spec for spec in specs if spec != control))
+
+
+def slug(spec: ArmSpec) -> str:
+    """A folder name for an arm: no two arms of this grammar share one, and nothing in it leads elsewhere.
+
+    `dispersion-mean_cosine@3+-1=0.1`: no colon, which Windows does not allow; whatever else is unusual is quoted.
+    """
+    named = _name(spec.remedy, spec.loss, spec.layers, spec.coefficient)
+    return quote(named.replace(":", "-"), safe="@=+")
+
+
+def _arms(text: str, coefficients: tuple[float, ...]) -> list[ArmSpec]:
+    """The arms of one part between commas: one, or one for each coefficient."""
+    parts = _PARTS.fullmatch(text)
+    if parts is None or not parts["name"].strip():
+        raise UsageError(f"an arm without a name in --arms: {text!r}", GRAMMAR)
+    name = _known(parts["name"].strip().lower().replace("_", "-"), REMEDIES, "arm")
+    loss, layers, own = parts["loss"], parts["layers"], parts["coefficient"]
+    taken = {"dispersion": ("loss", "layers", "coefficient"), "cosreg": ("coefficient",)}.get(name, ())
+    for part in ("loss", "layers", "coefficient"):
+        if parts[part] is not None and part not in taken:
+            raise UsageError(f"{name} takes no {part}: {text}", _takes(name, taken))
+    if "coefficient" not in taken:
+        return [ArmSpec(name, cast(RemedyName, name))]
+    chosen_loss = chosen_layers = None
+    if name == "dispersion":
+        chosen_loss = cast(LossName, Plan.loss if loss is None else _known(_snake(loss), LOSSES, "loss"))
+        chosen_layers = Plan.layers if layers is None else _layers(layers)
+    default = Plan.coefficient if name == "dispersion" else COSREG_DEFAULT
+    doses = (_number(own, text),) if own is not None else coefficients or (default,)
+    return [
+        ArmSpec(
+            _name(name, chosen_loss, chosen_layers, dose), cast(RemedyName, name), chosen_loss, chosen_layers, dose
+        )
+        for dose in doses
+    ]  # fmt: skip
+
+
+def _takes(name: str, taken: tuple[str, ...]) -> str:
+    return f"{name} takes only a {taken[0]}: {name}=1" if taken else f"write {name} alone"
+
+
+def _name(remedy: str, loss: str | None, layers: str | None, coefficient: float | None) -> str:
+    """The shortest way to write an arm: what is as by default is left out, but for the coefficient."""
+    name = remedy
+    if loss not in (None, Plan.loss):
+        name += f":{loss}"
+    if layers not in (None, Plan.layers):
+        name += f"@{str(layers).replace(',', '+')}"
+    return name if coefficient is None else f"{name}={_written(coefficient)}"
+
+
+def _written(number: float) -> str:
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
+
+
+def _snake(word: str) -> str:
+    return word.strip().lower().replace("-", "_")
+
+
+def _known(word: str, words: tuple[str, ...], kind: str) -> str:
+    if word in words:
+        return word
+    near = difflib.get_close_matches(word, words, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(f"unknown {kind} {word!r} in --arms", f"{hint}there is {', '.join(words)}")
+
+
+def _layers(text: str) -> str:
+    """`all`, `late`, `early`, `last`, or block numbers as `Plan.layers` writes them: 3,7,-1."""
+    word = text.strip().lower()
+    if word.isalpha():
+        return _known(word, RANGES, "choice of layers")
+    found = re.fullmatch(r"[+-]?\d+(\+[+-]?\d+)*", word, re.ASCII)
+    numbers = {int(number) for number in re.findall(r"-?\d+", word)} if found else set()
+    if not numbers or 0 in numbers:
+        raise UsageError(
+            f"unknown choice of layers {text!r} in --arms",
+            f"use {', '.join(RANGES)}, or block numbers joined by + (1 is the first, -1 the last): @3+7+-1",
+        )
+    # One way to write each choice: from the first block on, then those that are counted from the last.
+    return ",".join(str(number) for number in sorted(numbers, key=lambda number: (number < 0, number)))
+
+
+def _number(text: str, arm: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise UsageError(f"the coefficient of {arm} is {text!r}, not a number", GRAMMAR) from None
+    _check_coefficient(number, arm)
+    return number
+
+
+def _check_coefficient(number: float, where: str) -> None:
+    if not math.isfinite(number) or number == 0:
+        raise UsageError(
+            f"a coefficient of {where} is {number:g}", "use a finite number other than 0, which would be the control"
+        )

@@ -1,0 +1,178 @@
+"""What CI systems read: the action, the workflow of `condense init`, the examples. Their steps are really run."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from condense.cli.app import app
+from condense.cli.init import template
+
+ROOT = Path(__file__).parents[2]
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+WORKFLOWS = {
+    "init": template("workflow.yml"),
+    "example": (ROOT / "docs" / "examples" / "github.yml").read_text(encoding="utf-8"),
+}
+GITLAB = yaml.safe_load((ROOT / "docs" / "examples" / "gitlab-ci.yml").read_text(encoding="utf-8"))
+pytestmark = pytest.mark.timeout(900)  # every step loads torch in a process of its own
+SMALL = "--num-texts 8 --max-length 32 --device cpu"
+
+
+@pytest.fixture
+def runner(tmp_path, tiny):
+    """Run a step as a runner's bash does, with `condense` on the path: (script, variables) -> finished process."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "condense").write_text(f'#!/bin/sh\nexec "{sys.executable}" -W ignore -m condense "$@"\n')
+    (tools / "condense").chmod(0o755)
+    done = CliRunner().invoke(
+        app, ["analyze", str(tiny("llama")), *SMALL.split(), "--json", str(tmp_path / "base.json")]
+    )
+    assert done.exit_code == 0, done.output
+
+    def step(script, **variables):
+        environment = {
+            **os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+            "GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": str(tmp_path / "output"),
+            "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"), **variables,
+        }  # fmt: skip
+        (tmp_path / "step.sh").write_text(script)
+        words = ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(tmp_path / "step.sh")]
+        return subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+
+    return step
+
+
+# --- the action -------------------------------------------------------------------------------------
+
+
+def steps_of(name):
+    return next(step for step in ACTION["runs"]["steps"] if step.get("id") == name or step["name"] == name)
+
+
+def gate_step(runner, model, **changes):
+    """The action's own step, its variables filled from the inputs' defaults as the runner does."""
+    step = steps_of("gate")
+    inputs = {name: str(spec.get("default", "")) for name, spec in ACTION["inputs"].items()}
+    inputs |= {"model": str(model), "args": SMALL, **changes}
+    variables = {}
+    for name, value in step["env"].items():
+        key = re.fullmatch(r"\$\{\{ inputs\.([\w-]+) \}\}", value)[1]
+        variables[name] = inputs[key]
+    return runner(step["run"], **variables)
+
+
+def outputs(tmp_path):
+    return dict(line.split("=", 1) for line in (tmp_path / "output").read_text().splitlines())
+
+
+def test_the_action_passes(runner, tiny, tmp_path):
+    done = gate_step(runner, tiny("llama"), baseline="base.json")
+    assert done.returncode == 0, done.stderr
+    found = outputs(tmp_path)
+    assert (found["outcome"], found["exit-code"]) == ("passed", "0")
+    assert (tmp_path / found["report"]).exists() and (tmp_path / found["diagnosis"]).exists()
+    names = {path.name for path in (tmp_path / "condense-report").iterdir()}
+    assert {"diagnosis.json", "report.html", "report.md", "layers.csv", "junit.xml", "check.md"} <= names
+    assert (tmp_path / "summary.md").read_text().startswith("### condense check: passed")
+
+
+def test_the_action_fails_and_still_leaves_the_report(runner, tiny, tmp_path):
+    arguments = """--assert "deep.mean_cosine <= -0.9" --assert 'warn: bits_per_byte <= 0'"""
+    done = gate_step(runner, tiny("llama"), **{"check-args": arguments})
+    assert done.returncode == 1
+    assert outputs(tmp_path)["outcome"] == "failed"
+    assert "::error title=condense%3A deep.mean_cosine FAIL::" in done.stdout
+    assert "::warning title=condense%3A quality.bits_per_byte WARN::" in done.stdout
+    assert "<failure" in (tmp_path / "condense-report" / "junit.xml").read_text()
+
+
+@pytest.mark.parametrize(("changes", "code"), [({"model": "no/such-model"}, "3"), ({"args": "--nix"}, "2")])
+def test_the_action_tells_an_error_from_a_failure(runner, tiny, tmp_path, changes, code):
+    done = gate_step(runner, changes.pop("model", tiny("llama")), **changes)
+    assert done.returncode == int(code), done.stderr
+    assert outputs(tmp_path)["outcome"] == "error" and "nothing was decided" in done.stdout
+
+
+def test_inputs_are_data(runner, tiny, tmp_path):
+    """No value of an input is run, whatever it holds."""
+    gate_step(runner, "$(touch hacked1); `touch hacked2`", args="'; touch hacked3' $(touch hacked4)")
+    assert not list(tmp_path.glob("hacked*"))
+    for step in ACTION["runs"]["steps"]:
+        assert "${{" not in step.get("run", ""), "expressions belong into env"
+
+
+def test_the_action_is_whole():
+    used = set(re.findall(r"inputs\.([\w-]+)", (ROOT / "action.yml").read_text(encoding="utf-8")))
+    assert used == set(ACTION["inputs"]), "an input that nothing reads, or the other way round"
+    written = set(re.findall(r'echo "([\w-]+)=', steps_of("gate")["run"]))
+    assert written == {value["value"].split(".")[-1].removesuffix(" }}") for value in ACTION["outputs"].values()}
+    keep = steps_of("Keep the report")
+    assert "!cancelled()" in keep["if"] and keep["with"]["path"] == "${{ inputs.output }}"
+    assert ACTION["runs"]["using"] == "composite"
+    assert all("shell" in step for step in ACTION["runs"]["steps"] if "run" in step)
+
+
+def test_the_install_step_names_torch_and_this_folder(tmp_path):
+    """The pip calls it makes, recorded by a pip of our own: installing takes minutes and a network."""
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s " "$@" >> "$CALLS"; echo >> "$CALLS"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "ACTION_PATH": str(ROOT), "EXTRAS": "peft,data",
+        "TORCH_INDEX": "https://example.org/cpu", "CALLS": str(tmp_path / "calls"),
+    }  # fmt: skip
+    words = ["bash", "-eo", "pipefail", "-c", steps_of("Install condense")["run"]]
+    subprocess.run(words, env=environment, check=True)
+    torch, own = (tmp_path / "calls").read_text().splitlines()
+    assert re.search(r"--no-deps --index-url https://example.org/cpu torch==\d", torch)
+    assert f"{ROOT}[peft,data]" in own and f"--constraint {ROOT}/constraints.txt" in own
+
+
+# --- workflows --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflows_are_whole(name):
+    workflow = yaml.safe_load(WORKFLOWS[name])
+    assert {"pull_request", "workflow_dispatch"} <= set(workflow[True]), "`on` is a boolean to YAML 1.1"
+    assert workflow["permissions"] == {"contents": "read"}
+    (job,) = workflow["jobs"].values()
+    assert job["timeout-minutes"] and job["steps"][0]["uses"].startswith("actions/checkout@")
+
+
+def test_the_workflow_of_init_uses_inputs_that_exist():
+    text = WORKFLOWS["init"]
+    (step,) = [s for s in yaml.safe_load(text)["jobs"]["gate"]["steps"] if s.get("id") == "condense"]
+    commented = yaml.safe_load(text.replace("          # ", "          ").replace("        # ", "        "))
+    (full,) = [s for s in commented["jobs"]["gate"]["steps"] if s.get("id") == "condense"]
+    assert set(step["with"]) < set(full["with"]) <= set(ACTION["inputs"])
+    assert full["env"] == {"HF_TOKEN": "${{ secrets.HF_TOKEN }}"}
+
+
+def example_steps():
+    steps = yaml.safe_load(WORKFLOWS["example"])["jobs"]["gate"]["steps"]
+    return [step["run"] for step in steps if step.get("name") in ("Analyze", "Check")]
+
+
+@pytest.mark.parametrize("script", [example_steps(), GITLAB["condense"]["script"]], ids=["github", "gitlab"])
+def test_the_examples_run(script, runner, tiny, tmp_path):
+    """Their lines as they stand, on a tiny model; the settings of the example's own repository make it small."""
+    (tmp_path / "condense.toml").write_text('[analyze]\nnum_texts = 8\nmax_length = 32\ndevice = "cpu"\n')
+    done = runner("\n".join(script), MODEL=str(tiny("llama")), BASELINE="base.json")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "condense-report" / "report.html").exists()
+    assert "<testsuites" in (tmp_path / "condense-report" / "junit.xml").read_text()
+    failed = runner(script[-1] + ' --assert "deep.mean_cosine <= -0.9"', MODEL="", BASELINE="base.json")
+    assert failed.returncode == 1
+
+
+def test_the_gitlab_job_keeps_its_report():
+    artifacts = GITLAB["condense"]["artifacts"]
+    assert artifacts["when"] == "always" and "condense-report/" in artifacts["paths"]
+    assert artifacts["reports"]["junit"] in GITLAB["condense"]["script"][-1]

@@ -1,0 +1,491 @@
+"""The gate: the grammar of assertions, and what numbers and words come to, against intervals set by hand."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from condense.comparison import differences as effects
+from condense.comparison.comparability import differing_settings
+from condense.errors import UsageError
+from condense.gate.advice import Names
+from condense.gate.assertions import Bound, Target, default_gate, parse_inline, parse_tables, parse_target
+from condense.gate.run import Policy, evaluate, own_baseline
+from condense.metrics import METRICS, QUALITY
+from condense.records.diagnosis import Estimate
+from condense.records.treatment import Treatment
+from condense.report.gate.words import bound_words, conclusion, expected, found
+
+
+@pytest.fixture(scope="module")
+def run(diagnosed):
+    return diagnosed("llama")
+
+
+def with_deep(run, value, low, high, key="mean_cosine"):
+    return replace(run, deep={**run.deep, key: replace(run.deep[key], value=value, low=low, high=high)})
+
+
+def moved(run, shift, key="mean_cosine", noise=0.0):
+    """The run with `shift`, and noise per text, added to one metric at every block and to its deep value."""
+    noises = np.random.default_rng(0).normal(0, noise, run.corpus.texts)
+
+    def add(estimate):
+        per_text = tuple(v + shift + e for v, e in zip(estimate.per_text, noises, strict=True))
+        return replace(estimate, value=float(np.mean(per_text)), per_text=per_text)
+
+    sites = tuple(replace(s, metrics={**s.metrics, key: add(s.metrics[key])}) for s in run.sites)
+    deep = replace(run.deep[key], value=run.deep[key].value + shift + float(noises.mean()))
+    return replace(run, sites=sites, deep={**run.deep, key: deep})
+
+
+def only(run, text, baseline=None, **more):
+    """The single result of one inline assertion."""
+    (result,) = evaluate(run, [parse_inline(text)], baseline, **more).results
+    return result
+
+
+# --- the grammar ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("deep.mean_cosine", Target("deep", "mean_cosine")),
+        ("output.effective_rank", Target("output", "effective_rank")),
+        ("embedding.mean_cosine", Target("embedding", "mean_cosine")),
+        ("block.12.mean_cosine", Target("block", "mean_cosine", 12)),
+        ("block.-1.mean-cosine", Target("block", "mean_cosine", -1)),
+        ("any_block.mean_cosine", Target("any-block", "mean_cosine")),
+        ("deep.effective_rank.null_ratio", Target("deep", "effective_rank.null_ratio")),
+        ("encoder.deep.mean_cosine", Target("deep", "mean_cosine", stack="encoder")),
+        ("decoder.block.2.entropy_rank", Target("block", "entropy_rank", 2, "decoder")),
+        ("quality.loss", Target("quality", "loss")),
+        ("bits_per_byte", Target("quality", "bits_per_byte")),
+        ("verdict.level", Target("verdict", "level")),
+        ("encoder.verdict.cone", Target("verdict", "cone", stack="encoder")),
+    ],
+)
+def test_targets(text, target):
+    assert parse_target(text) == target
+    assert parse_target(target.name) == target
+
+
+def test_every_metric_has_a_target():
+    for key in METRICS:
+        assert parse_target(f"deep.{key}").metric == key
+    for key in QUALITY:
+        assert parse_target(key) == parse_target(f"quality.{key}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "hint"),
+    [
+        ("deep.mean_cosin", "unknown metric 'mean_cosin'", "did you mean mean_cosine?"),
+        ("deeep.mean_cosine", "unknown scope 'deeep'", "did you mean deep?"),
+        ("bits_per_bite", "unknown scope 'bits-per-bite'", "did you mean bits_per_byte?"),
+        ("encodr.deep.mean_cosine", "unknown scope 'encodr'", "did you mean encoder?"),
+        ("quality.los", "unknown metric 'los'", "did you mean loss?"),
+        ("verdict.levl", "unknown metric 'levl'", "did you mean level?"),
+        ("encoder.verdict.id", "unknown metric 'id'", "metrics of verdict"),
+        ("mean_cosine", "many places", "deep.mean_cosine"),
+        ("block.mean_cosine", "block wants a number", "block.12"),
+        ("block.0.mean_cosine", "block wants a number", "count from 1"),
+        ("encoder.quality.loss", "whole model's", "leave the stack out"),
+        ("encoder", "unknown scope ''", "scopes: deep"),
+        ("", "unknown scope ''", "scopes"),
+    ],
+)
+def test_unknown_targets_name_the_nearest(text, said, hint):
+    with pytest.raises(UsageError) as caught:
+        parse_target(text)
+    assert said in str(caught.value) and hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "bound", "level"),
+    [
+        ("deep.mean_cosine <= 0.8", Bound("max", 0.8), "error"),
+        ("deep.mean_cosine<0.8", Bound("max", 0.8, strict=True), "error"),
+        ("warn: output.effective_rank >= 12", Bound("min", 12.0), "warn"),
+        ("deep.mean_cosine > -0.1", Bound("min", -0.1, strict=True), "error"),
+        ("deep.mean_cosine <= baseline", Bound("max_increase", 0.0), "error"),
+        ("deep.mean_cosine <= baseline + 0.02", Bound("max_increase", 0.02), "error"),
+        ("deep.mean_cosine < baseline - 0.02", Bound("max_increase", -0.02, strict=True), "error"),
+        ("bits_per_byte <= baseline + 1 %", Bound("max_increase", 1.0, percent=True), "error"),
+        ("deep.effective_rank >= baseline - 5%", Bound("max_decrease", 5.0, percent=True), "error"),
+        ("deep.effective_rank >= baseline + 1", Bound("max_decrease", -1.0), "error"),
+        ("verdict.level <= watch", Bound("max", words=("watch",)), "error"),
+        ("verdict.rank >= 'reduced'", Bound("min", words=("reduced",)), "error"),
+        ("verdict.id != condensed-further", Bound("not", words=("condensed-further",)), "error"),
+        ("error: verdict.attribution != rogue dimensions", Bound("not", words=("rogue dimensions",)), "error"),
+    ],
+)
+def test_inline(text, bound, level):
+    assertion = parse_inline(text)
+    assert assertion.bound == bound and assertion.level == level
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("deep.mean_cosine", "cannot read"),
+        ("deep.mean_cosine <=", "cannot read"),
+        ("deep.mean_cosine <= high", "not a number"),
+        ("deep.mean_cosine <= nan", "not finite"),
+        ("deep.mean_cosine <= 1e999", "not finite"),
+        ("deep.mean_cosine <= 5 %", "nothing to be a share of"),
+        ("deep.mean_cosine == 0.5", "never exactly"),
+        ("deep.effective_rank.null_ratio >= baseline", "of the rank itself"),
+        ("verdict.level <= wacth", "unknown word 'wacth'"),
+        ("verdict.level < watch", "does not fit a word"),
+        ("verdict.id <= dispersed", "max does not fit"),
+        ("verdict.cone <= baseline", "unknown word 'baseline'"),
+        ("loud: deep.mean_cosine <= 1", "level 'loud'"),
+    ],
+)
+def test_inline_mistakes(text, said):
+    with pytest.raises(UsageError, match=said) as caught:
+        parse_inline(text)
+    assert caught.value.hint
+
+
+def test_tables():
+    found_ = parse_tables(
+        {
+            "deep.mean_cosine": {"max": 0.8, "max_increase": "2 %"},
+            "bits_per_byte": {"level": "warn", "max_increase": 0.01},
+            "verdict.id": {"not": ["condensed-further", "inconclusive"]},
+            "verdict.level": "off",
+            "loss": {"level": "off", "max": 1},
+        }
+    )
+    assert [(a.target.name, bound_words(a), a.level) for a in found_] == [
+        ("deep.mean_cosine", "<= 0.8", "error"),
+        ("deep.mean_cosine", "increase <= 2 %", "error"),
+        ("quality.bits_per_byte", "increase <= 0.01", "warn"),
+        ("verdict.id", "is not condensed-further or inconclusive", "error"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "said", "hint"),
+    [
+        ({"deep.mean_cosine": {"maxi": 1}}, "unknown key 'maxi'", "did you mean max?"),
+        ({"deep.mean_cosine": {}}, "has no bound", "max"),
+        ({"deep.mean_cosine": {"level": "warn"}}, "has no bound", "max_increase"),
+        ({"deep.mean_cosine": {"level": "eror", "max": 1}}, "level is 'eror'", "off, warn or error"),
+        ({"deep.mean_cosine": 0.8}, "is 0.8", "table"),
+        ({"deep.mean_cosine": {"max": True}}, "True is not a number", "0.02"),
+        ({"deep.mean_cosine": {"max": [1]}}, "not a number", "0.02"),
+        ({"deep.mean_cosine": {"is": "0.5"}}, "never exactly", "max"),
+        ({"verdict.level": {"max": 0.5}}, "max = 0.5", "words: ok"),
+        ({"verdict.level": {"max": ["ok", "watch"]}}, "max =", "words: ok"),
+        ({"verdict.level": {"max_increase": "ok"}}, "does not fit", "max, min"),
+        ({"deep.mean_cosin": "off"}, "unknown metric", "mean_cosine"),
+    ],
+)
+def test_table_mistakes(table, said, hint):
+    with pytest.raises(UsageError) as caught:
+        parse_tables(table)
+    assert said in str(caught.value) and hint in caught.value.hint
+
+
+# --- numbers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("interval", "text", "outcome"),
+    [
+        ((0.5, 0.4, 0.6), "deep.mean_cosine <= 0.7", "pass"),
+        ((0.5, 0.4, 0.6), "deep.mean_cosine <= 0.3", "fail"),
+        ((0.5, 0.4, 0.6), "warn: deep.mean_cosine <= 0.3", "warn"),
+        ((0.5, 0.4, 0.6), "deep.mean_cosine <= 0.55", "inconclusive"),
+        ((0.5, 0.4, 0.6), "deep.mean_cosine <= 0.45", "inconclusive"),
+        ((0.5, 0.4, 0.6), "deep.mean_cosine >= 0.7", "fail"),
+        ((0.5, 0.4, 0.6), "deep.mean_cosine >= 0.3", "pass"),
+        ((0.5, 0.4, 0.6), "deep.mean_cosine >= 0.5", "inconclusive"),
+        ((0.5, 0.4, 0.6), "deep.mean_cosine <= 0.6", "pass"),
+        ((0.5, 0.4, 0.6), "deep.mean_cosine < 0.6", "inconclusive"),
+        ((0.5, 0.5, 0.5), "deep.mean_cosine < 0.5", "fail"),
+        ((0.5, None, None), "deep.mean_cosine <= 0.5", "pass"),
+        ((0.5, None, None), "deep.mean_cosine <= 0.4", "fail"),
+    ],
+)
+def test_an_interval_against_a_bound(run, interval, text, outcome):
+    assert only(with_deep(run, *interval), text).outcome == outcome
+
+
+def test_below_eight_texts_nothing_is_decided(run):
+    few = replace(run, corpus=replace(run.corpus, texts=7))
+    for text in (
+        "deep.mean_cosine <= 0.0001",
+        "deep.mean_cosine <= 1",
+        "verdict.level <= ok",
+        "verdict.level == severe",
+    ):
+        result = only(few, text)
+        assert result.outcome == "inconclusive" and "7 texts" in result.reason
+    assert only(run, "deep.mean_cosine <= baseline + 1", few).outcome == "inconclusive", "the baseline's count too"
+
+
+def test_changes_are_paired_and_bootstrapped(run):
+    worse = moved(run, 0.05, noise=0.01)
+    result = only(worse, "deep.mean_cosine <= baseline + 0.02", run)
+    expected_ = effects.difference(worse, run, "baseline").deep["mean_cosine"]
+    assert result.outcome == "fail"
+    assert (result.found.value, result.found.low, result.found.high) == (expected_.value, expected_.low, expected_.high)
+    assert result.found.reference == run.deep["mean_cosine"].value
+    assert only(worse, "deep.mean_cosine <= baseline + 0.5", run).outcome == "pass"
+    assert only(worse, "deep.mean_cosine >= baseline - 0.01", run).outcome == "pass"
+    assert only(worse, f"deep.mean_cosine <= baseline + {expected_.value}", run).outcome == "inconclusive"
+    assert only(run, "deep.mean_cosine < baseline", run).outcome == "fail", "no change is not less"
+
+
+def test_percent_is_of_the_baseline(run):
+    base = run.deep["effective_rank"].value
+    lower = moved(run, -0.03 * base, "effective_rank")
+    result = only(lower, "deep.effective_rank >= baseline - 2 %", run)
+    assert result.outcome == "fail" and result.limit == pytest.approx(-0.02 * base)
+    assert only(lower, "deep.effective_rank >= baseline - 4 %", run).outcome == "pass"
+    assert f"decrease <= 2 % ({0.02 * base:.2f})" == expected(result)
+    zero = replace(run, deep={**run.deep, "effective_rank": replace(run.deep["effective_rank"], value=0.0)})
+    assert "share of it" in only(lower, "deep.effective_rank >= baseline - 2 %", zero).reason
+
+
+def test_any_block_is_its_worst(run):
+    values = {s.index: s.metrics["mean_cosine"] for s in run.sites if s.site == "block"}
+    worst = max(values, key=lambda index: values[index].value)
+    result = only(run, "any-block.mean_cosine <= 1")
+    assert result.outcome == "pass" and result.found.where == f"block {worst}"
+    assert only(run, "any-block.mean_cosine <= -0.9").outcome == "fail"
+    last = only(run, "block.-1.mean_cosine <= 1").found
+    assert last == only(run, f"block.{max(values)}.mean_cosine <= 1").found
+    sites = tuple(
+        replace(s, metrics=moved(run, 0.3).sites[i].metrics) if s.site == "block" and s.index == 2 else s
+        for i, s in enumerate(run.sites)
+    )
+    change = only(replace(run, sites=sites), "any-block.mean_cosine <= baseline + 0.1", run)
+    assert change.outcome == "fail" and change.found.where == "block 2"
+    assert change.found.value == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("key", ["loss", "perplexity", "bits_per_byte"])
+def test_quality_changes(run, key):
+    same = only(run, f"quality.{key} <= baseline + 1 %", run)
+    assert same.outcome == "pass" and (same.found.value, same.found.low, same.found.high) == (0, 0, 0)
+    loss = run.quality.loss
+    losses = tuple(v * 1.5 for v in loss.per_text)
+    mean = float(np.mean(losses))
+    bits = run.quality.bits_per_byte
+    worse = replace(
+        run.quality,
+        loss=replace(loss, value=mean, per_text=losses),
+        perplexity=Estimate(float(np.exp(mean)), per_text=tuple(np.exp(losses).tolist())),
+        bits_per_byte=replace(bits, value=bits.value * 1.5, per_text=tuple(v * 1.5 for v in bits.per_text)),
+    )
+    result = only(replace(run, quality=worse), f"quality.{key} <= baseline + 1 %", run)
+    assert result.outcome == "fail" and result.found.low <= result.found.value <= result.found.high
+
+
+def test_null_ratio_is_the_rank_over_its_null(run):
+    rank = run.deep["effective_rank"]
+    found_ = only(run, "deep.effective_rank.null_ratio >= 0").found
+    assert found_.value == rank.null_ratio and found_.low == pytest.approx(rank.low / rank.null)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("deep.mean_cosine <= baseline", "no baseline"),
+        ("encoder.deep.mean_cosine <= 1", "no encoder stack"),
+        ("encoder.verdict.level <= ok", "no encoder stack"),
+        ("block.9.mean_cosine <= 1", "the model has 3 blocks"),
+        ("block.-9.mean_cosine <= 1", "the model has 3 blocks"),
+        ("verdict.id == dispersed", "only a treatment"),
+        ("deep.cosine_std.null_ratio >= 0", None),
+    ],
+)
+def test_what_cannot_run_says_why(run, text, reason):
+    if reason is None:
+        with pytest.raises(UsageError):
+            parse_inline(text)
+        return
+    result = only(run, text)
+    assert result.outcome == "not-run" and reason in result.reason
+
+
+def test_masked_models_are_gated_on_their_loss(diagnosed):
+    bert = diagnosed("bert")
+    result = only(bert, "bits_per_byte <= 1")
+    assert result.outcome == "not-run" and "masked" in result.reason
+    names = [r.assertion.target.name for r in evaluate(bert, None, bert).results]
+    assert sorted(names) == ["deep.mean_cosine", "quality.loss"]
+
+
+def test_two_stacks(diagnosed):
+    t5 = diagnosed("t5")
+    encoder = only(t5, "encoder.deep.mean_cosine <= 1").found
+    assert encoder.value == t5.stacks["encoder"].deep["mean_cosine"].value
+    assert only(t5, "decoder.deep.mean_cosine <= 1").found.value == t5.deep["mean_cosine"].value
+    change = only(moved(t5, 0.1), "encoder.block.1.mean_cosine <= baseline + 0.05", t5)
+    assert change.outcome == "fail" and change.found.where == "encoder block 1"
+    shifted = only(moved(t5, 0.1), "encoder.deep.mean_cosine <= baseline + 0.5", t5).found
+    assert shifted.low == pytest.approx(0.1)
+
+
+# --- words ------------------------------------------------------------------------------------------
+
+
+def judged(run, **fields):
+    return replace(run, verdict=replace(run.verdict, borderline=False, **fields))
+
+
+def test_words_have_an_order(run):
+    condensed = judged(run, level="condensed", cone="high", rank="reduced")
+    assert only(condensed, "verdict.level <= watch").outcome == "fail"
+    assert only(condensed, "warn: verdict.level <= watch").outcome == "warn"
+    assert only(condensed, "verdict.level <= condensed").outcome == "pass"
+    assert only(condensed, "verdict.rank >= reduced").outcome == "pass"
+    assert only(condensed, "verdict.rank >= intact").outcome == "fail"
+    assert only(condensed, "verdict.cone == high").outcome == "pass"
+    assert only(condensed, "verdict.cone != high").outcome == "fail"
+    assert only(judged(run, level="undefined"), "verdict.level <= ok").outcome == "not-run"
+
+
+def test_a_band_edge_within_the_interval_is_inconclusive(run):
+    """0.78 to 0.83 holds the edge at .80: high or severe, and condensed or severe, but surely no watch."""
+    edge = with_deep(run, 0.81, 0.78, 0.83)
+    verdict = replace(
+        run.verdict, level="severe", cone="severe", rank="intact", borderline=True, attribution="common direction"
+    )
+    edge = replace(edge, verdict=verdict)
+    cone = only(edge, "verdict.cone <= high")
+    assert cone.outcome == "inconclusive" and set(cone.words) == {"severe", "high"}
+    assert found(cone).startswith("severe (within the interval also high): deep mean cosine 0.81")
+    assert only(edge, "verdict.level <= condensed").outcome == "inconclusive"
+    assert only(edge, "verdict.level <= watch").outcome == "fail"
+    rogue = replace(edge, verdict=replace(verdict, level="watch", attribution="rogue dimensions"))
+    assert only(rogue, "verdict.level <= watch").outcome == "pass", "explained, however wide the cone"
+
+
+# --- defaults, policy, order ------------------------------------------------------------------------
+
+
+def test_the_default_gate(run):
+    assert [(a.target.name, bound_words(a), a.level) for a in default_gate(True)] == [
+        ("deep.mean_cosine", "increase <= 0.02", "error"),
+        ("quality.bits_per_byte", "increase <= 1 %", "error"),
+    ]
+    severe = evaluate(judged(run, level="severe", cone="severe"))
+    assert [r.outcome for r in severe.results] == ["warn"] and not severe.failed
+    assert evaluate(moved(run, 0.1), None, run).failed
+    assert not evaluate(run, None, run).failed
+
+
+def test_worst_first_and_the_policies(run):
+    texts = [
+        "deep.mean_cosine <= 1", "encoder.deep.mean_cosine <= 1", "warn: deep.mean_cosine <= -0.9",
+        "deep.mean_cosine <= 0.45",
+    ]  # fmt: skip
+    asked = [parse_inline(text) for text in texts]
+    straddling = with_deep(run, 0.5, 0.4, 0.6)
+    gate = evaluate(straddling, asked)
+    assert [r.outcome for r in gate.results] == ["warn", "inconclusive", "not-run", "pass"]
+    assert not gate.failed and conclusion(gate) == "passed with warnings"
+    assert evaluate(straddling, asked, policy=Policy(inconclusive="fail")).failed
+    strict = evaluate(straddling, asked, policy=Policy(strict=True))
+    assert sum(strict.blocks(r) for r in strict.results) == 3 and "--strict" in conclusion(strict)
+    failing = [*asked, parse_inline("deep.mean_cosine <= 0")]
+    assert evaluate(straddling, failing).results[0].outcome == "fail"
+    told = evaluate(straddling, failing, policy=Policy(informational=True, strict=True))
+    assert not told.failed and told.count("fail") == 1 and "informational" in conclusion(told)
+    soft = evaluate(straddling, [parse_inline("warn: deep.mean_cosine <= 0.45")], policy=Policy(inconclusive="fail"))
+    assert not soft.failed, "a warning that is open is no more than a warning"
+
+
+# --- comparability ----------------------------------------------------------------------------------
+
+
+def test_unlike_runs_are_refused_by_name(run):
+    other = replace(
+        run,
+        protocol={**run.protocol, "hash": "0", "max_length": 999, "keys": ["mean_cosine"]},
+        corpus=replace(run.corpus, sha256="0" * 64, source="notes.md"),
+    )
+    with pytest.raises(UsageError) as caught:
+        evaluate(run, None, other)
+    for part in ("max_length is 64 against 999", "keys differ in", "against notes.md"):
+        assert part in str(caught.value)
+    forced = evaluate(run, None, other, force=True)
+    assert "by force" in forced.notes[0]
+    assert differing_settings(run, run) == ()
+    fewer = replace(run, corpus=replace(run.corpus, sha256="0" * 64, texts=4))
+    assert "8 against 4 texts" in differing_settings(run, fewer)[0]
+
+
+def test_other_windows_are_compared_unpaired(run):
+    other = replace(run, corpus=replace(run.corpus, windows_sha256="0" * 64))
+    gate = evaluate(moved(run, 0.01, noise=0.01), None, other)
+    assert any("unpaired" in note for note in gate.notes)
+    assert any("same weights" in note for note in gate.notes)
+    elsewhere = replace(run, environment={**run.environment, "device": "cuda:0"})
+    assert any("device is cpu against cuda:0" in note for note in evaluate(run, None, elsewhere).notes)
+
+
+# --- treatments -------------------------------------------------------------------------------------
+
+
+def treatment_of(before, treated, verdict_id):
+    """A treatment as far as the gate reads it."""
+    finding = SimpleNamespace(next="condense treat tiny --coefficient 0.03")
+    arms = {"before": SimpleNamespace(validation=before), "treated": SimpleNamespace(validation=treated)}
+    made = object.__new__(Treatment)
+    fields = {"arms": arms, "verdict": SimpleNamespace(id=verdict_id, findings=(finding,)), "command": ""}
+    for name, value in fields.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def test_a_treatment_is_gated_on_its_treated_arm_and_its_verdict(run):
+    worse = moved(run, 0.1)
+    gate = evaluate(treatment_of(run, worse, "condensed-further"))
+    assert [(r.assertion.target.name, r.outcome) for r in gate.results] == [
+        ("verdict.id", "fail"), ("deep.mean_cosine", "fail"), ("quality.bits_per_byte", "pass"),
+    ]  # fmt: skip
+    assert gate.subject is worse and "before" in gate.baseline
+    assert gate.results[0].next == "condense treat tiny --coefficient 0.03"
+    assert not evaluate(treatment_of(worse, run, "dispersed")).failed
+
+
+def test_an_inconclusive_treatment_decides_only_what_names_it(run):
+    treatment = treatment_of(run, run, "inconclusive")
+    assert only(treatment, "verdict.id != condensed-further").outcome == "inconclusive"
+    assert only(treatment, "verdict.id == dispersed").outcome == "inconclusive"
+    assert only(treatment, "verdict.id != inconclusive").outcome == "fail"
+
+
+def test_random_weights_are_no_baseline(run):
+    random = replace(run, model=replace(run.model, source_format="random"))
+    assert own_baseline(treatment_of(random, run, "dispersed")) is None
+    assert own_baseline(treatment_of(run, run, "dispersed")) is run and own_baseline(run) is None
+
+
+# --- advice -----------------------------------------------------------------------------------------
+
+
+def test_every_miss_has_a_next_command(run):
+    names = Names("new run.json", "base.json")
+    changed = only(moved(run, 0.1), "deep.mean_cosine <= baseline", run, names=names)
+    assert changed.next == "condense compare base.json 'new run.json'"
+    assert only(run, "deep.mean_cosine <= baseline").next == "condense check run.json --baseline BASELINE.json"
+    open_ = only(with_deep(run, 0.5, 0.4, 0.6), "deep.mean_cosine <= 0.5")
+    assert open_.next == "condense analyze tiny --num-texts 32 --output again/"
+    assert only(run, "bits_per_byte <= 0").next == "condense report run.json"
+    condensed = judged(run, level="condensed")
+    assert only(condensed, "deep.mean_cosine <= -0.9").next == run.verdict.findings[0].next
+
+
+def test_what_is_asked_twice_is_told_once(run):
+    assert len(evaluate(run, [parse_inline("deep.mean_cosine <= 1")] * 2).results) == 1

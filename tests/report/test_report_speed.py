@@ -1,0 +1,64 @@
+"""`condense report` draws a saved run in less than 0.8 s of processor time, and loads its own kind only."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LIMIT = 0.8
+
+
+@pytest.fixture(scope="module")
+def large(diagnosed: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 30 blocks and 32 texts, as of SmolLM2, made of a tiny one."""
+    run = diagnosed("llama")
+    first, *_, output = run.sites
+    blocks = [replace(run.sites[1], index=i, depth=i / 30) for i in range(1, 31)]
+
+    def longer(site: Any) -> Any:
+        metrics = {
+            key: replace(value, per_text=None if value.per_text is None else value.per_text * 4)
+            for key, value in site.metrics.items()
+        }
+        return replace(site, metrics=metrics)
+
+    made = replace(
+        run, sites=tuple(longer(site) for site in (first, *blocks, output)),
+        paper=replace(run.paper, mean_cosine=tuple(i / 40 for i in range(31))),
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("large") / "run.json"
+    made.to_json(path)
+    assert len(json.loads(path.read_text())["sites"]) == 32
+    return path
+
+
+@pytest.mark.parametrize("more", [(), ("--html", "report.html"), ("--md", "report.md"), ("--csv", "layers.csv")])
+def test_a_report_takes_little_time(large: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    taken = []
+    for _ in range(3):  # the least of three: what else runs on the machine only adds
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            [sys.executable, "-m", "condense", "report", str(large), *more],
+            check=True, capture_output=True, cwd=tmp_path, timeout=60,
+        )  # fmt: skip
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(taken) < LIMIT, taken
+
+
+def test_a_report_loads_the_pages_of_its_own_kind(large: Path) -> None:
+    code = (
+        "import sys\nfrom condense.cli.app import app\n"
+        f"try:\n    app(['report', {str(large)!r}])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print(*(name for name in sys.modules if name.startswith('condense.report.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "condense.report.diagnosis.terminal" in loaded and "condense.report.table" in loaded
+    assert not any("treatment" in name or "html" in name for name in loaded), loaded

@@ -1,0 +1,102 @@
+"""Time in turn, memory in a process of its own."""
+
+import contextlib
+
+import pytest
+import torch
+
+from condense.dispersion.disperser import DispersionConfig
+from condense.records.treatment import Plan
+from condense.records.trial import ArmSpec
+from condense.training import step_time as overhead
+from condense.training.interventions import Intervention, Regulariser
+from condense.training.peak_memory import peak_bytes
+from condense.training.step_time import Pass, Spent, interleaved, measure_overhead, time_ratio
+
+CONTROL = ArmSpec("control", "control")
+
+
+@pytest.fixture
+def batch():
+    ids = torch.arange(64).view(2, 32) % 100
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def test_arms_take_turns_and_the_model_is_left_as_it_was(opened, batch, monkeypatch):
+    model, order = opened("llama").model, []
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plain = overhead.forward_backward
+
+    def noted(model, inputs, intervention):
+        order.append("treated" if intervention.dispersion.coefficient else "control")
+        plain(model, inputs, intervention)
+
+    monkeypatch.setattr(overhead, "forward_backward", noted)
+    arms = {"control": Intervention(), "treated": Intervention(DispersionConfig(1.0))}
+    told = []
+    spent = interleaved({n: Pass(model, batch, a) for n, a in arms.items()}, 3, lambda d, t: told.append((d, t)))
+    assert order == ["control", "treated", "treated", "control"] * 2, "each round begins with another arm"
+    assert all(len(of.seconds) == 3 and min(of.seconds) > 0 for of in spent.values())
+    assert told == [(n, 8) for n in range(1, 9)]
+    assert not model.training and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_ratio_is_taken_round_by_round():
+    ratio = time_ratio(Spent((), (2.0, 6.0, 4.0), ()), Spent((), (1.0, 2.0, 4.0), ()))
+    assert (ratio.value, ratio.low, ratio.high) == (2.0, 1.0, 3.0)
+
+
+def test_a_slow_regulariser_shows(opened, batch):
+    import time
+
+    model, until = opened("llama").model, [0.0]
+
+    def slow(model):
+        while time.process_time() < until[0]:
+            pass
+        return next(model.parameters()).sum()
+
+    def begin(model):
+        until[0] = time.process_time() + 0.3
+        return contextlib.nullcontext()
+
+    arms = {"control": Intervention(), "slow": Intervention(hooks=begin, regulariser=Regulariser(0.0, slow))}
+    spent = interleaved({n: Pass(model, batch, a) for n, a in arms.items()}, 2)
+    assert min(spent["slow"].work) >= 0.3 > max(spent["control"].work)
+    assert time_ratio(spent["slow"], spent["control"]).low > 1
+
+
+def test_on_a_cpu_waiting_is_no_work(opened, batch):
+    """What another process takes of the machine is not the arm's."""
+    import time
+
+    def waiting(model):
+        time.sleep(0.5)
+        return contextlib.nullcontext()
+
+    spent = interleaved({"control": Pass(opened("llama").model, batch, Intervention(hooks=waiting))}, 2)["control"]
+    assert min(spent.seconds) > 0.5 > max(spent.work)
+
+
+def test_the_cost_of_a_treatment_is_measured_so_too(opened, batch):
+    model = opened("llama").model
+    assert measure_overhead(model, batch, DispersionConfig(0.1)).time_ratio > 0
+
+
+def test_memory_is_that_of_a_process_of_its_own(tiny, batch):
+    """A vocabulary larger by 200,000 rows of 32: weights, gradients and two moments of them, of input and head."""
+    added = 200_000
+    larger = ArmSpec("larger-vocab", "larger-vocab")
+    found = peak_bytes(
+        str(tiny("llama")), {"device": "cpu", "dtype": "float32"}, Plan(), [(CONTROL, 0, batch), (larger, added, batch)]
+    )
+    assert all(isinstance(peak, int) for peak in found.values()), found
+    least = 2 * added * 32 * 4 * 3.5
+    assert found["larger-vocab"] - found["control"] > least
+    assert 5e7 < found["control"] < 2e9
+
+
+def test_an_arm_that_cannot_be_measured_has_a_reason(tmp_path, batch):
+    found = peak_bytes(str(tmp_path / "none"), {"device": "cpu"}, Plan(), [(CONTROL, 0, batch)])
+    assert "no such file" in found["control"]

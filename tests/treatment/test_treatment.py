@@ -1,0 +1,207 @@
+"""treat from end to end on tiny models: the folder it leaves, the report, resume, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from condense.errors import UnavailableError, UsageError
+from condense.models import checkpoint as checkpoints
+from condense.records.treatment import Plan, Treatment
+from condense.texts.documents import Document
+from condense.treatment.run import Watch, treat
+
+PLAN = Plan(
+    coefficient=2.0, max_steps=12, max_length=64, per_device_train_batch_size=4, learning_rate=5e-3, num_texts=8,
+    warmup=0.0,
+)  # fmt: skip
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[Document]:
+    words = "the cone of a small model opens when its tokens are pushed apart while it learns to read and write".split()
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for index in range(30):
+        order = torch.randint(0, len(words), (260,), generator=generator)
+        made.append(Document(f"d{index}", " ".join(words[i] for i in order) + f" {index}"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def treated(tiny, texts, tmp_path_factory) -> tuple[Treatment, Path]:
+    out = tmp_path_factory.mktemp("treat") / "out"
+    treatment = treat(tiny("llama"), texts, out, PLAN, command="condense treat tiny", device="cpu")
+    assert treatment is not None
+    return treatment, out
+
+
+def test_the_folder_is_a_checkpoint_with_its_papers(treated):
+    treatment, out = treated
+    names = {path.name for path in out.iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "condense.json", "report.html", "report.md"} <= names
+    assert not out.with_name("out.work").exists()
+    assert Treatment.from_json(out / "condense.json") == treatment
+    loaded = checkpoints.load(out, device="cpu")
+    assert loaded.info.weights_sha256 == treatment.arms["treated"].validation.model.weights_sha256
+    assert loaded.model.config.use_cache is True or json.loads((out / "config.json").read_text())["use_cache"]
+
+
+def test_the_loss_spreads_and_the_arms_differ_only_in_it(treated):
+    treatment, _ = treated
+    assert list(treatment.arms) == ["before", "control", "treated"]
+    assert treatment.effect.against == "control"
+    assert treatment.effect.deep["mean_cosine"].value < -0.01
+    control, arm = treatment.arms["control"].curve, treatment.arms["treated"].curve
+    assert control.step == arm.step == tuple(range(1, 13))
+    assert control.ce_loss[0] == pytest.approx(arm.ce_loss[0], rel=1e-5), "the first batch must be the same"
+    assert set(control.penalty) == {0.0} and any(arm.penalty)
+    assert arm.mean_cosine[-1] < control.mean_cosine[-1]
+    assert treatment.arms["before"].validation.corpus == treatment.arms["treated"].validation.corpus
+    assert treatment.verdict.id in ("dispersed", "dispersed-at-a-cost")
+
+
+def test_a_second_run_gives_the_same_numbers(treated, tiny, texts, tmp_path):
+    again = treat(tiny("llama"), texts, tmp_path / "out", PLAN, device="cpu")
+    one, two = (run.arms["treated"].validation.model.weights_sha256 for run in (treated[0], again))
+    assert one == two and again.effect == treated[0].effect
+
+
+def test_card_and_reports_agree(treated):
+    treatment, out = treated
+    value = f"{treatment.effect.deep['mean_cosine'].value:+.4f}"
+    for name in ("README.md", "report.md", "report.html"):
+        assert value in (out / name).read_text(encoding="utf-8").replace("−", "-"), name
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert treatment.schedule.train_sha256 in card and "base_model:" in card
+    frame = treatment.to_frame()
+    assert set(frame["arm"]) == {"before", "control", "treated"} and set(frame["corpus"]) == {"validation", "probe"}
+
+
+def test_a_tiny_coefficient_is_no_success(tiny, texts, tmp_path):
+    plan = replace(PLAN, coefficient=1e-5, max_steps=4)
+    found = treat(tiny("llama"), texts, tmp_path / "out", plan, device="cpu")
+    assert found.verdict.id == "no-measurable-effect"
+    assert "penalty-ratio" in {finding.id for finding in found.verdict.findings}
+
+
+def test_toward_collapse(tiny, texts, tmp_path):
+    plan = replace(PLAN, coefficient=-5.0, loss="mean_cosine")
+    found = treat(tiny("llama"), texts, tmp_path / "out", plan, device="cpu")
+    assert found.effect.deep["mean_cosine"].value > 0.01 and found.verdict.id == "condensed-further"
+
+
+def test_lora_is_merged_and_masked_models_are_trained(tiny, texts, tmp_path):
+    plan = replace(PLAN, use_peft=True, max_steps=3, merge_adapter=False)
+    found = treat(tiny("qwen2"), texts, tmp_path / "lora", plan, device="cpu")
+    assert found.arms["treated"].validation.model.architecture == "Qwen2ForCausalLM"
+    assert (tmp_path / "lora" / "adapter" / "adapter_config.json").exists()
+    masked = treat(tiny("bert"), texts, tmp_path / "bert", replace(PLAN, max_steps=3), device="cpu")
+    assert masked.effect.quality["bits_per_byte"].value is None
+    assert masked.arms["treated"].validation.quality.loss.value is not None
+
+
+def test_from_scratch_and_without_control(tiny, texts, tmp_path):
+    plan = replace(PLAN, control=False, max_steps=3)
+    found = treat(tiny("gpt2"), texts, tmp_path / "out", plan, device="cpu", random_init=True)
+    assert list(found.arms) == ["before", "treated"] and found.verdict.id == "inconclusive"
+    assert found.arms["before"].validation.model.source_format == "random"
+
+
+def test_pretraining_with_the_loss_ends_in_a_wider_cone(tiny, texts, tmp_path):
+    """From random weights: the loss against cross-entropy only; docs/treating.md has a larger run."""
+    plan = replace(PLAN, coefficient=1.0, max_steps=40, learning_rate=3e-3)
+    found = treat(tiny("gpt2"), texts, tmp_path / "out", plan, device="cpu", random_init=True)
+    effect = found.effect.deep["mean_cosine"]
+    assert effect.high < -0.01, "the treated model is less condensed than the control"
+    trained = [found.arms[name].validation.quality.bits_per_byte.value for name in ("before", "control", "treated")]
+    assert max(trained[1:]) < trained[0], "both arms learned"
+
+
+def test_refusals_come_before_any_work(tiny, texts, tmp_path):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("keep me")
+    with pytest.raises(UsageError, match="not empty"):
+        treat(tiny("llama"), texts, taken, PLAN)
+    with pytest.raises(UsageError, match="nothing to resume"):
+        treat(tiny("llama"), texts, tmp_path / "new", PLAN, resume=True)
+    (tmp_path / "left.work").mkdir()
+    with pytest.raises(UsageError, match="interrupted run"):
+        treat(tiny("llama"), texts, tmp_path / "left", PLAN)
+    with pytest.raises(UnavailableError, match="no language-modelling objective"):
+        treat(tiny("t5"), texts, tmp_path / "t5", PLAN, device="cpu")
+    with pytest.raises(UsageError, match="positions"):
+        treat(tiny("llama"), texts, tmp_path / "long", replace(PLAN, max_length=4096), device="cpu")
+    assert (taken / "mine.txt").read_text() == "keep me"
+
+
+BAD = [{"tau": 0.0}, {"max_tokens": 1}, {"learning_rate": -1.0}, {"coefficient": float("nan")}]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_plans_that_mean_nothing(bad):
+    with pytest.raises(UsageError):
+        Plan(**bad)
+
+
+def test_dry_run_writes_nothing(tiny, texts, tmp_path):
+    plans = []
+    watch = Watch(on_plan=lambda plan, schedule, overhead: plans.append((schedule, overhead)))
+    assert treat(tiny("llama"), texts, tmp_path / "out", PLAN, dry_run=True, watch=watch, device="cpu") is None
+    assert list(tmp_path.iterdir()) == []
+    schedule, overhead = plans[0]
+    assert schedule.steps == 12 and schedule.tokens_per_step == 256 and schedule.packed
+    assert overhead.time_ratio > 0 and schedule.seconds > 0
+
+
+def test_force_replaces_and_keeps_nothing_half(tiny, texts, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old.txt").write_text("old")
+    treat(tiny("llama"), texts, out, replace(PLAN, max_steps=2), force=True, device="cpu")
+    assert not (out / "old.txt").exists() and (out / "condense.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(treated, tiny, texts, tmp_path):
+    """SIGTERM in the middle of an arm: exit code 143, nothing in place; --resume ends as if nothing had been."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for document in texts:
+        (folder / f"{document.name}.txt").write_text(document.text)
+    arguments = [
+        sys.executable, "-W", "ignore", "-m", "condense", "--quiet", "treat", str(tiny("llama")), "--text", str(folder),
+        "--coefficient", "2", "--max-steps", "30", "--max-length", "64", "--batch-size", "4", "--learning-rate", "5e-3",
+        "--num-texts", "8", "--warmup", "0", "--device", "cpu",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    how = {"env": environment, "capture_output": True, "text": True, "timeout": 240}
+    run = subprocess.run([*arguments, "-o", str(straight)], **how)
+    assert run.returncode == 0, run.stderr
+    process = subprocess.Popen([*arguments, "-o", str(stopped)], env=environment, stderr=subprocess.PIPE, text=True)
+    begun = stopped.with_name("stopped.work") / "control"
+    while process.poll() is None and not (stopped.with_name("stopped.work") / "before" / "arm.json").exists():
+        time.sleep(0.02)
+    time.sleep(0.15)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.fail("the run ended before the signal came")
+    assert process.returncode == 143, errors
+    assert not stopped.exists() and begun.parent.exists()
+    run = subprocess.run([*arguments, "-o", str(stopped), "--resume"], **how)
+    assert run.returncode == 0, run.stderr
+    one, two = (Treatment.from_json(place / "condense.json") for place in (straight, stopped))
+    for name in ("control", "treated"):
+        assert one.arms[name].validation.model.weights_sha256 == two.arms[name].validation.model.weights_sha256
+    assert one.effect == two.effect

@@ -1,0 +1,167 @@
+"""The grammar of `--arms`."""
+
+import itertools
+import random
+from typing import get_args
+
+import pytest
+
+from condense.dispersion.disperser import DispersionConfig
+from condense.errors import UsageError
+from condense.records.treatment import LossName, Plan
+from condense.records.trial import ArmSpec, RemedyName
+from condense.trials.arm_names import COSREG_DEFAULT, parse_arms, slug
+
+
+def names(text: str, *coefficients: float) -> list[str]:
+    return [spec.name for spec in parse_arms(text, coefficients)]
+
+
+def test_an_arm_in_full() -> None:
+    assert parse_arms("dispersion:mean_cosine@late=0.3")[1] == ArmSpec(
+        "dispersion:mean_cosine@late=0.3", "dispersion", "mean_cosine", "late", 0.3
+    )
+
+
+def test_what_is_left_out_is_as_by_default() -> None:
+    assert parse_arms("dispersion,cosreg,larger-vocab")[1:] == (
+        ArmSpec("dispersion=0.1", "dispersion", Plan.loss, Plan.layers, Plan.coefficient),
+        ArmSpec("cosreg=1", "cosreg", coefficient=COSREG_DEFAULT),
+        ArmSpec("larger-vocab", "larger-vocab"),
+    )
+
+
+def test_what_is_by_default_is_left_out_of_the_name() -> None:
+    assert names("dispersion:angular@all=0.10") == ["control", "dispersion=0.1"]
+
+
+@pytest.mark.parametrize("text", ["control", "cosreg,control", "control,cosreg", "cosreg", " cosreg , control "])
+def test_the_control_is_there_once_and_first(text: str) -> None:
+    found = names(text)
+    assert found[0] == "control" and found.count("control") == 1 and set(found) <= {"control", "cosreg=1"}
+
+
+def test_every_remedy_can_be_named() -> None:
+    remedies = get_args(RemedyName)
+    assert [spec.remedy for spec in parse_arms(",".join(remedies))] == list(remedies)
+    for loss in get_args(LossName):
+        assert parse_arms(f"dispersion:{loss}")[1].loss == loss
+
+
+def test_coefficients_expand_the_arms_that_have_none_of_their_own() -> None:
+    assert names("dispersion,dispersion:l2_repel@last=3,cosreg,noisy-embedding", 0.01, 0.3) == [
+        "control", "dispersion=0.01", "dispersion=0.3", "dispersion:l2_repel@last=3", "cosreg=0.01", "cosreg=0.3",
+        "noisy-embedding",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "layers", "name"),
+    [
+        ("@3+7+-1", "3,7,-1", "@3+7+-1"),
+        ("@7+3+-1+-2", "3,7,-2,-1", "@3+7+-2+-1"),
+        ("@-1", "-1", "@-1"),
+        ("@03+3", "3", "@3"),
+        ("@late", "late", "@late"),
+        ("@all", "all", ""),
+    ],
+)
+def test_layers(written: str, layers: str, name: str) -> None:
+    spec = parse_arms(f"dispersion{written}=1")[1]
+    assert (spec.layers, spec.name) == (layers, f"dispersion{name}=1")
+    DispersionConfig(layers=spec.layers or "")  # is understood by what disperses
+
+
+def test_names_are_read_as_they_are_written() -> None:
+    spelled = parse_arms(" Embedding_Dropout , dispersion:L2-repel@Late=1e-2,dispersion=-0.5,dispersion=0.12345678901")
+    for spec in spelled:
+        assert spec in parse_arms(spec.name)
+    assert [spec.name for spec in spelled[1:]] == [
+        "embedding-dropout", "dispersion:l2_repel@late=0.01", "dispersion=-0.5", "dispersion=0.12345678901",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "hint"),
+    [
+        ("dispersal", "unknown arm 'dispersal'", "did you mean dispersion?"),
+        ("embeding-dropout", "unknown arm", "did you mean embedding-dropout?"),
+        ("xyz", "unknown arm 'xyz'", "there is control, dispersion"),
+        ("dispersion:angle", "unknown loss 'angle'", "did you mean angular?"),
+        ("dispersion@latest", "unknown choice of layers 'latest'", "did you mean late?"),
+        ("dispersion@0", "unknown choice of layers '0'", "@3+7+-1"),
+        ("dispersion@3;7", "unknown choice of layers", "@3+7+-1"),
+        ("dispersion@3,7,-1", "unknown arm '7'", "there is"),
+        ("dispersion@", "unknown choice of layers ''", "@3+7+-1"),
+        ("dispersion:", "unknown loss ''", "angular"),
+        ("dispersion=", "is '', not a number", "coefficient"),
+        ("dispersion=much", "is 'much', not a number", "coefficient"),
+        ("dispersion=nan", "is nan", "finite"),
+        ("cosreg=inf", "is inf", "finite"),
+        ("dispersion=0", "is 0", "the control"),
+        ("dispersion=1=2", "'1=2', not a number", "coefficient"),
+        ("dispersion@late:angular", "layers 'late:angular'", "@3+7+-1"),
+        ("cosreg:angular", "cosreg takes no loss", "cosreg=1"),
+        ("cosreg@late", "cosreg takes no layers", "cosreg=1"),
+        ("larger-vocab=2", "larger-vocab takes no coefficient", "larger-vocab alone"),
+        ("control=1", "control takes no coefficient", "control alone"),
+        ("noisy-embedding@late", "noisy-embedding takes no layers", "alone"),
+        ("cosreg,,control", "an arm without a name", "[:loss]"),
+        ("", "an arm without a name", "[:loss]"),
+        (":angular", "an arm without a name", "[:loss]"),
+        ("control,control", "the arm control comes twice", "once"),
+        ("dispersion,dispersion:angular@all=.1", "the arm dispersion=0.1 comes twice", "once"),
+        ("dispersion@3+7,dispersion@7+3", "the arm dispersion@3+7=0.1 comes twice", "once"),
+    ],
+)
+def test_what_is_not_in_the_grammar_is_refused(text: str, said: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_arms(text)
+    assert said in str(caught.value) and hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "coefficients", "said"),
+    [
+        ("dispersion", (0.1, 0.1), "dispersion=0.1 comes twice"),
+        ("dispersion,dispersion=0.3", (0.1, 0.3), "dispersion=0.3 comes twice"),
+        ("larger-vocab", (0.1,), "no arm takes one"),
+        ("dispersion", (float("nan"),), "--coefficients"),
+        ("dispersion", (0.0,), "--coefficients"),
+    ],
+)
+def test_coefficients_that_make_no_sense_are_refused(text: str, coefficients: tuple[float, ...], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_arms(text, coefficients)
+
+
+def test_folder_names_are_safe_and_no_two_arms_share_one() -> None:
+    layers = ["", "@all", "@late", "@early", "@last", "@3", "@-3", "@3+7", "@37", "@3+-7", "@-3+-7"]
+    doses = ["0.1", "1", "-1", "1e-05", "10", "1e+20", "0.30000000000000004", "0.3"]
+    losses = ["", *(f":{loss}" for loss in get_args(LossName))]
+    written = [f"dispersion{a}{b}={c}" for a, b, c in itertools.product(losses, layers, doses)]
+    written += [f"cosreg={dose}" for dose in doses] + [name for name in get_args(RemedyName) if name != "dispersion"]
+    specs = {spec for text in written for spec in parse_arms(text)}
+    slugs = {slug(spec) for spec in specs}
+    assert len(slugs) == len(specs) == len({spec.name for spec in specs})
+    assert len({name.lower() for name in slugs}) == len(slugs)  # where case does not count
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.@=+") for name in slugs)
+    assert slug(parse_arms("dispersion:mean_cosine@3+-1")[1]) == "dispersion-mean_cosine@3+-1=0.1"
+
+
+def test_a_folder_name_leads_nowhere_else() -> None:
+    spec = ArmSpec("dispersion", "dispersion", "angular", "../../etc", 1.0)
+    assert "/" not in slug(spec) and "\\" not in slug(spec)
+
+
+def test_any_text_is_parsed_or_refused() -> None:
+    draw = random.Random(0)
+    alphabet = ["dispersion", "cosreg", "angular", "late", ":", "@", "=", "+", "-", ",", "1", "0", ".", " ", "é", "\n"]
+    for _ in range(3000):
+        text = "".join(draw.choices(alphabet, k=draw.randrange(9)))
+        try:
+            specs = parse_arms(text)
+        except UsageError as error:
+            assert str(error) and error.hint
+        else:
+            assert parse_arms(",".join(spec.name for spec in specs)) == specs

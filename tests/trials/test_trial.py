@@ -1,0 +1,314 @@
+"""A whole trial on a tiny model: every arm, the same rows, resume, failures; and the command around it."""
+
+import json
+import pydoc_data.topics
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from condense.cli.app import app
+from condense.errors import RunError, UsageError
+from condense.models.checkpoint import load
+from condense.records.diagnosis import Diagnosis
+from condense.records.treatment import Plan
+from condense.records.trial import Trial, TrialPlan
+from condense.training.loop import InterruptedRunError
+from condense.trials import run as experiment
+from condense.trials import runs
+from condense.trials.arm_names import parse_arms
+from condense.trials.run import trial
+from condense.trials.runs import TrialWatch
+
+ALL = (
+    "control,dispersion=3,dispersion:mean_cosine@late=0.1,embedding-dropout,noisy-embedding,active-forgetting,"
+    "larger-vocab,cosreg"
+)
+TRAINING = Plan(max_steps=9, max_length=64, per_device_train_batch_size=4, learning_rate=1e-3, num_texts=8)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return [text for _, text in sorted(pydoc_data.topics.topics.items())][:40]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, texts, tmp_path_factory):
+    """Every arm under two seeds, with what the caller was told."""
+    out, told = tmp_path_factory.mktemp("trial") / "out", []
+    watch = TrialWatch(on_run=lambda *said: told.append(said), on_note=lambda line: told.append(line))
+    plan = TrialPlan(parse_arms(ALL, ()), 2, TRAINING)
+    made = trial(tiny("llama"), texts, out, plan, device="cpu", watch=watch, command="condense trial m -o out")
+    return made, out, told
+
+
+def arms(made):
+    return {arm.spec.name: arm for arm in made.arms}
+
+
+def test_every_arm_ran_under_every_seed(whole):
+    made, out, told = whole
+    assert [arm.status for arm in made.arms] == ["done"] * 8, [(arm.spec.name, arm.reason) for arm in made.arms]
+    assert all([run.seed for run in arm.runs] == [0, 1] for arm in made.arms)
+    assert told[0][0] == "before" and [said[2:] for said in told[1:]] == [(n, 16) for n in range(16)]
+    assert not list(out.glob("arms/*/seed-*/model")), "checkpoints are not kept unless asked"
+    assert {path.name for path in out.iterdir()} == {"trial.json", "report.html", "report.md", "trial.csv", "arms"}
+
+
+def test_the_arms_see_the_same_rows_in_the_same_order(whole):
+    found = arms(whole[0])
+    control = found["control"].runs
+    for name in ("dispersion=3", "cosreg=1", "active-forgetting"):
+        for mine, theirs in zip(found[name].runs, control, strict=True):
+            assert mine.curve.ce_loss[0] == pytest.approx(theirs.curve.ce_loss[0], rel=1e-5), name
+    assert control[0].curve.ce_loss[0] != pytest.approx(control[1].curve.ce_loss[0], rel=1e-4), "seeds shuffle"
+    assert found["embedding-dropout"].runs[0].curve.ce_loss[0] != pytest.approx(control[0].curve.ce_loss[0], rel=1e-5)
+    assert len({run.trained_tokens for arm in found.values() for run in arm.runs}) == 1, "one budget"
+
+
+def test_each_arm_did_its_own_thing(whole):
+    found = arms(whole[0])
+    assert found["dispersion=3"].effect.metrics["mean_cosine"].value < -0.01
+    assert found["cosreg=1"].runs[0].penalty_to_ce > 0 and max(found["control"].runs[0].curve.penalty) == 0
+    assert found["larger-vocab"].parameters_added > 0 and found["larger-vocab"].details
+    assert {arm.parameters_added for name, arm in found.items() if name != "larger-vocab"} == {0}
+    forgot, control = found["active-forgetting"].runs[0].curve.ce_loss, found["control"].runs[0].curve.ce_loss
+    assert forgot[:3] == pytest.approx(control[:3], rel=1e-5), "nothing is forgotten before the third step"
+    assert abs(forgot[3] - control[3]) > 0.01 and any(
+        "forgotten" in line for line in found["active-forgetting"].details
+    )
+    weights = [run.weights_sha256 for arm in found.values() for run in arm.runs]
+    assert len(set(weights)) == len(weights)
+
+
+def test_effects_are_those_of_the_saved_diagnoses(whole):
+    made, out, _ = whole
+    of = arms(made)["dispersion=3"].effect.by_seed[1].metrics["mean_cosine"]
+    mine, theirs = (
+        Diagnosis.from_json(out / "arms" / name / "seed-1" / "validation.json")
+        for name in (Path(arms(made)[arm].runs[1].folder).parts[-2] for arm in ("dispersion=3", "control"))
+    )
+    assert of.value == pytest.approx(mine.deep["mean_cosine"].value - theirs.deep["mean_cosine"].value)
+    assert mine.corpus == theirs.corpus and of.low < of.value < of.high
+
+
+def test_larger_vocab_is_compared_by_the_same_bytes(whole):
+    made, out, _ = whole
+    arm = arms(made)["larger-vocab"]
+    assert arm.effect.unpaired and arm.effect.metrics["loss"].value is None
+    assert arm.runs[0].quality.predicted_bytes == made.control.runs[0].quality.predicted_bytes
+    assert sum(arm.runs[0].quality.predicted_tokens) < sum(made.control.runs[0].quality.predicted_tokens)
+    assert arm.cost.memory_ratio > 1
+
+
+def test_tasks_are_scored_under_every_arm(tiny, texts, tmp_path, monkeypatch):
+    """A local task, offline; the scores of two seeds are averaged sample by sample."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr(experiment, "step_costs", lambda *given, **more: {})
+    folder = Path(__file__).parents[1] / "tasks"
+    name = "small_facts"
+    training = replace(TRAINING, max_steps=2, eval_tasks=(name,), include_path=str(folder), eval_limit=6)
+    plan = TrialPlan(parse_arms("dispersion=3", ()), 2, training)
+    made = trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu")
+    arm = arms(made)["dispersion=3"]
+    assert made.before.tasks and all(run.tasks[0].samples == 6 for run in arm.runs)
+    effect = arm.task_effects[0]
+    assert effect.paired and effect.new == pytest.approx(sum(run.tasks[0].value for run in arm.runs) / 2)
+    assert effect.difference.value == pytest.approx(effect.new - effect.old)
+    assert "small\\_facts" in made.to_markdown() and name in made.to_html(plotlyjs="none")
+
+
+def test_costs_and_ranks(whole):
+    made = whole[0]
+    assert all(arm.cost.time_ratio.value > 0 and arm.cost.peak_memory_bytes > 1e7 for arm in made.arms)
+    assert made.control.cost.time_ratio.value == 1 and made.control.cost.memory_ratio == 1
+    assert made.unranked and "2 seeds" in made.unranked and all(not arm.ranks for arm in made.arms)
+    assert {dose.remedy for dose in made.doses} == {"dispersion", "cosreg"}
+
+
+def test_the_record_is_read_back(whole):
+    made, out, _ = whole
+    assert Trial.from_json(out / "trial.json") == made
+    rows = made.rows()
+    assert len(rows) == 16 and {row["seed"] for row in rows} == {0, 1}
+    text = (out / "trial.json").read_text(encoding="utf-8")
+    assert "NaN" not in text and made.to_json() == text
+
+
+def test_only_what_is_missing_is_done_again(whole, tiny, texts, tmp_path):
+    """A lost run is repeated to the same weights, a third seed is added, everything else stands."""
+    made, done, _ = whole
+    out = Path(shutil.copytree(done, tmp_path / "out"))
+    names = "control,dispersion=3,cosreg"
+    lost = out / arms(made)["dispersion=3"].runs[1].folder
+    shutil.rmtree(lost)
+    told = []
+    watch = TrialWatch(on_run=lambda *said: told.append(said[:2]))
+    again = trial(
+        tiny("llama"), texts, out, TrialPlan(parse_arms(names, ()), 3, TRAINING), device="cpu", resume=True, watch=watch
+    )
+    assert told == [("dispersion=3", 1), ("control", 2), ("dispersion=3", 2), ("cosreg=1", 2)]
+    before, after = arms(made)["dispersion=3"].runs, arms(again)["dispersion=3"].runs
+    assert [run.weights_sha256 for run in before] == [run.weights_sha256 for run in after[:2]]
+    assert again.unranked is None and arms(again)["dispersion=3"].ranks["mean_cosine"].place == 1
+    assert arms(again)["dispersion=3"].effect.by_seed[0] == arms(made)["dispersion=3"].effect.by_seed[0]
+
+
+def test_other_settings_are_not_mixed_in(whole, tiny, texts):
+    plan = TrialPlan(parse_arms(ALL, ()), 2, replace(TRAINING, learning_rate=2e-3))
+    with pytest.raises(UsageError, match="other settings"):
+        trial(tiny("llama"), texts, whole[1], plan, device="cpu", resume=True)
+
+
+def failing(monkeypatch, wanted):
+    """Make the training of the wanted arms fail; wanted is asked with (coefficient of dispersion, seed)."""
+    plain = runs.train_arm
+
+    def train(source, rows, plan, schedule, acts, folder, **more):
+        if wanted(acts.dispersion.coefficient, plan.seed):
+            raise ValueError("the remedy <b>broke</b>\nin two lines")
+        return plain(source, rows, plan, schedule, acts, folder, **more)
+
+    monkeypatch.setattr(runs, "train_arm", train)
+    monkeypatch.setattr(experiment, "step_costs", lambda *given, **more: {})
+
+
+def test_an_arm_that_fails_is_told_and_the_others_go_on(tiny, texts, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        failing(patch, lambda coefficient, seed: coefficient == 9 or (coefficient == 1 and seed == 1))
+        plan = TrialPlan(parse_arms("control,dispersion=9,dispersion=1", ()), 2, replace(TRAINING, max_steps=2))
+        notes = []
+        made = trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", watch=TrialWatch(on_note=notes.append))
+    found = arms(made)
+    assert (found["dispersion=9"].status, found["dispersion=1"].status) == ("failed", "partial")
+    assert "seed 0: ValueError: the remedy <b>broke</b>" in found["dispersion=9"].reason
+    assert found["dispersion=1"].effect is not None and found["control"].status == "done"
+    assert len(notes) == 3 and "going on" in notes[0]
+    again = trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", resume=True)
+    assert [arm.status for arm in again.arms] == ["done"] * 3
+
+
+def test_without_a_control_there_is_no_trial(tiny, texts, tmp_path, monkeypatch):
+    failing(monkeypatch, lambda coefficient, seed: coefficient == 0)
+    plan = TrialPlan(parse_arms("dispersion=1", ()), 1, replace(TRAINING, max_steps=1))
+    with pytest.raises(RunError, match="control arm failed under every seed"):
+        trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu")
+
+
+def test_a_masked_model_has_no_larger_vocabulary(tiny, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "step_costs", lambda *given, **more: {})
+    plan = TrialPlan(parse_arms("dispersion=3,larger-vocab", ()), 1, replace(TRAINING, max_steps=2))
+    made = trial(tiny("bert"), texts, tmp_path / "out", plan, device="cpu")
+    found = arms(made)
+    assert found["larger-vocab"].status == "unavailable" and found["larger-vocab"].reason
+    assert found["dispersion=3"].effect.metrics["bits_per_byte"].value is None
+    assert found["dispersion=3"].quality_held is not None, "the pseudo-loss stands in"
+
+
+def test_a_signal_leaves_what_was_done(tiny, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "step_costs", lambda *given, **more: {})
+    plan = TrialPlan(parse_arms("dispersion=3", ()), 1, replace(TRAINING, max_steps=4))
+
+    def stop(step, steps, logs):
+        if step == 2:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(InterruptedRunError) as stopped:
+        trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", watch=TrialWatch(on_step=stop))
+    assert stopped.value.code == 130
+    made = trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", resume=True)
+    straight = trial(tiny("llama"), texts, tmp_path / "straight", plan, device="cpu")
+    for name in ("control", "dispersion=3"):
+        one, two = (arms(run)[name].runs[0].weights_sha256 for run in (made, straight))
+        assert one == two, "a resumed run ends with the weights of an uninterrupted one"
+
+
+# --- the command ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, texts):
+    monkeypatch.chdir(tmp_path)
+    Path("train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+
+    def invoke(*words):
+        return CliRunner().invoke(app, ["--quiet", "trial", *map(str, words)])
+
+    return invoke
+
+
+SMALL = (
+    "--text",
+    "train.jsonl",
+    "--max-steps",
+    2,
+    "--max-length",
+    64,
+    "--num-texts",
+    8,
+    "--device",
+    "cpu",
+    "--batch-size",
+    2,
+)
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(run, tiny):
+    done = run(
+        tiny("llama"), "-o", "out", "--arms", "dispersion,cosreg", "--coefficients", "0.1,1", "--dry-run", *SMALL
+    )
+    assert done.exit_code == 0, done.output
+    for words in ("dispersion=0.1", "dispersion=1", "cosreg=0.1", "control", "3 seeds", "15 runs"):
+        assert words in " ".join(done.output.split()), words
+    assert not Path("out").exists()
+
+
+def test_the_command_writes_its_files_and_tells_the_table(run, tiny, monkeypatch):
+    monkeypatch.setattr(experiment, "step_costs", lambda *given, **more: {})
+    done = run(tiny("llama"), "-o", "out", "--arms", "dispersion=3", "--seeds", 1, "--keep-models", *SMALL)
+    assert done.exit_code == 0, done.output
+    assert "dispersion=3" in done.output and "bits per byte" in done.output
+    for name in ("trial.json", "report.html", "report.md", "trial.csv"):
+        assert (Path("out") / name).stat().st_size > 200
+    kept = list(Path("out/arms").glob("*/seed-0/model"))
+    assert len(kept) == 2 and load(kept[0], device="cpu").info.parameters
+    shown = CliRunner().invoke(app, ["report", "out/trial.json"])
+    assert shown.exit_code == 0 and "dispersion=3" in shown.output
+
+
+def test_an_arm_that_fails_exits_4_after_everything_is_written(run, tiny, monkeypatch):
+    failing(monkeypatch, lambda coefficient, seed: coefficient == 9)
+    done = run(tiny("llama"), "-o", "out", "--arms", "dispersion=9", "--seeds", 1, *SMALL)
+    assert done.exit_code == 4 and "--resume" in done.output and "dispersion=9 failed" in done.output
+    assert "broke" in Path("out/report.md").read_text(encoding="utf-8")
+    assert "<b>broke</b>" not in Path("out/report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--arms", "dispersal"), 2, "dispersion"),
+        (("--arms", "control=1"), 2, "control"),
+        (("--coefficients", "a,b"), 2, "--coefficients"),
+        (("--seeds", "0"), 2, "seeds"),
+        (("--resume",), 2, "nothing to resume"),
+        (("--text", "none.txt"), 3, "none.txt"),
+    ],
+)
+def test_bad_requests(run, tiny, words, code, said):
+    done = run(tiny("llama"), "-o", "out", *SMALL, *words)
+    assert done.exit_code == code and said in done.output and "Traceback" not in done.output
+    assert not Path("out").exists()
+
+
+def test_what_is_not_ours_is_not_touched(run, tiny):
+    Path("out").mkdir()
+    Path("out/thesis.txt").write_text("mine", encoding="utf-8")
+    done = run(tiny("llama"), "-o", "out", "--arms", "dispersion=1", "--seeds", 1, *SMALL)
+    assert done.exit_code == 2 and "not empty" in done.output
+    assert Path("out/thesis.txt").read_text(encoding="utf-8") == "mine"
