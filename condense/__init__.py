@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from condense.diagnosis.run import analyze as analyze
     from condense.dispersion.disperser import Disperser as Disperser
     from condense.dispersion.disperser import DispersionConfig as DispersionConfig
-    from condense.dispersion.trainer import CondensationMonitor as CondensationMonitor
+    from condense.dispersion.monitor import CondensationMonitor as CondensationMonitor
     from condense.dispersion.trainer import DispersionMixin as DispersionMixin
     from condense.dispersion.trainer import DispersionTrainer as DispersionTrainer
     from condense.errors import CondenseError as CondenseError
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from condense.models.checkpoint import load as load
     from condense.records.comparison import Comparison as Comparison
     from condense.records.diagnosis import Diagnosis as Diagnosis
-    from condense.records.treatment import Plan as Plan
+    from condense.records.plans import Plan as Plan
+    from condense.records.plans import TrialPlan as TrialPlan
     from condense.records.treatment import Treatment as Treatment
     from condense.records.trial import Trial as Trial
-    from condense.records.trial import TrialPlan as TrialPlan
     from condense.texts.windows import Windows as Windows
     from condense.texts.windows import windows as windows
     from condense.treatment.run import treat as treat

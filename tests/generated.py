@@ -8,9 +8,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from condense.records.base import Saved
 from condense.records.comparison import Comparison
-from condense.records.diagnosis import Diagnosis, Saved
-from condense.records.schema import schema_of
+from condense.records.diagnosis import Diagnosis
+from condense.records.serial import schema_of
 from condense.records.treatment import Treatment
 from condense.records.trial import Trial
 

@@ -15,8 +15,10 @@ PACKAGE = Path(__file__).parents[1] / "condense"
 
 # Each package or single file may import what stands before it here, and itself. One that is missing fails the test.
 ORDER = (
-    "version", "errors", "metrics", "geometry", "intervals", "files", "records", "texts", "models", "dispersion",
-    "diagnosis", "evaluation", "comparison", "gate", "doctor", "report", "training", "trials", "treatment", "cli",
+    "version", "errors", "metrics", "geometry", "intervals", "files", "rerun", "records", "texts", "models",
+    "dispersion",
+    "diagnosis", "evaluation", "comparison", "gate", "doctor", "report", "training", "trials", "treatment",
+    "cli",
     "__init__", "__main__",
 )  # fmt: skip
 # The one import upwards: a record draws itself, by name, when it is asked to.
@@ -32,7 +34,7 @@ LOADS: dict[str, set[str]] = {
         "diagnosis/quality.py", "diagnosis/rescoring.py", "diagnosis/resume.py", "diagnosis/run.py",
         "diagnosis/summary.py", "training/*", "trials/results.py", "trials/run.py", "trials/runs.py", "treatment/*",
     },
-    "transformers": {"dispersion/trainer.py", "training/loop.py", "training/remedies.py"},
+    "transformers": {"dispersion/monitor.py", "dispersion/trainer.py", "training/loop.py", "training/remedies.py"},
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import condense
 from condense.metrics import METRICS, QUALITY
 from condense.records import serial
 from condense.records.diagnosis import Diagnosis
-from condense.records.schema import schema_of
+from condense.records.serial import schema_of
 from tests import generated
 
 ROOT = generated.ROOT

@@ -12,7 +12,8 @@ from condense.cli.analyze import demo_file
 from condense.cli.outputs import check_file
 from condense.cli.running import console, reported, say
 from condense.errors import CondenseError, UnavailableError
-from condense.records.serial import dumps, write_text
+from condense.files import write_text
+from condense.records.serial import dumps
 
 if TYPE_CHECKING:
     from condense.doctor import Problem

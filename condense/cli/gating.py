@@ -14,11 +14,11 @@ import typer
 from condense.cli.outputs import check_file
 from condense.cli.running import console, say
 from condense.errors import UnavailableError
-from condense.gate.advice import Names
+from condense.files import write_text
 from condense.gate.assertions import Assertion, parse_inline, parse_tables, unknown
-from condense.gate.run import Gate, Policy, evaluate, subject_of
+from condense.gate.run import Gate, Names, Policy, evaluate, subject_of
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis
-from condense.records.serial import read_json, write_text
+from condense.records.serial import read_json
 from condense.records.treatment import TREATMENT_SCHEMA, Treatment
 
 FAILED = 1

@@ -10,7 +10,7 @@ import typer
 
 from condense.cli.running import reported, say
 from condense.errors import UsageError
-from condense.records.serial import write_text
+from condense.files import write_text
 
 FILES = {Path("condense.toml"): "condense.toml", Path(".github/workflows/condense.yml"): "workflow.yml"}
 """What is written, and the template in the package's data that it is written from."""

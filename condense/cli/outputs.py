@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from condense.errors import UsageError
-from condense.records.diagnosis import Saved
-from condense.records.serial import write_text
+from condense.files import write_text
+from condense.records.base import Saved
 
 NAMES = {"json": "diagnosis.json", "html": "report.html", "md": "report.md", "csv": "layers.csv"}
 _OURS = (
@@ -42,7 +42,7 @@ class Outputs:
 
     def write(self, run: Saved) -> list[Path]:
         """Write what was asked for of a run and return the files."""
-        from condense.report.table import rows_csv
+        from condense.report.tables import rows_csv
 
         if self.json:
             run.to_json(self.json)

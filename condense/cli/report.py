@@ -12,8 +12,9 @@ from condense.cli import options
 from condense.cli.outputs import plan_outputs
 from condense.cli.running import console, reported, say
 from condense.errors import UnavailableError
+from condense.records.base import Saved
 from condense.records.comparison import COMPARISON_SCHEMA
-from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Saved
+from condense.records.diagnosis import DIAGNOSIS_SCHEMA
 from condense.records.serial import read_json
 from condense.records.treatment import TREATMENT_SCHEMA
 from condense.records.trial import TRIAL_SCHEMA

@@ -12,10 +12,11 @@ from condense.cli import options
 from condense.cli import training_options as train
 from condense.cli.running import MANNER, command_line, console, quieten_libraries, reported, say, stage_progress
 from condense.cli.training_options import LOSS, option
-from condense.records.treatment import LossName, Plan
+from condense.records.plans import LossName, Plan
 
 if TYPE_CHECKING:
-    from condense.records.treatment import Overhead, Schedule
+    from condense.records.plans import Schedule
+    from condense.records.treatment import Overhead
 
 Output = Annotated[
     Path, option(options.OUTPUT, "--output", "-o", text="Becomes the treated checkpoint.", metavar="DIR")

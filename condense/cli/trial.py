@@ -23,8 +23,8 @@ from condense.cli.running import (
 )
 from condense.cli.training_options import option
 from condense.errors import UsageError
-from condense.records.treatment import Plan, Schedule
-from condense.records.trial import StepCost, TrialPlan
+from condense.records.plans import Plan, Schedule, TrialPlan
+from condense.records.trial import StepCost
 
 if TYPE_CHECKING:
     from condense.records.trial import Trial

@@ -7,13 +7,15 @@ draw of the texts and are averaged within it. Covers texts, not training seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
 from condense.intervals import CONFIDENCE, Floats, resampling_weights, weighted_means
 from condense.metrics import METRICS, PER_TEXT
-from condense.records.diagnosis import Diagnosis, Estimate
+from condense.records.base import Estimate
+from condense.records.diagnosis import Diagnosis, Quality
 from condense.records.treatment import Effect, SiteEffect
 
 TAIL = (1 - CONFIDENCE) / 2
@@ -172,3 +174,24 @@ def _bounds(draws: Floats) -> tuple[float | None, float | None]:
         return None, None
     low, high = np.quantile(known, [TAIL, 1 - TAIL])
     return float(low), float(high)
+
+
+def size_of(estimate: Estimate, least: float) -> Literal["fall", "rise", "none", "unclear"]:
+    """Whether a difference is a measurable fall or rise, lies within ±least, or is unclear."""
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return "unclear"
+    if abs(estimate.value) >= least and (estimate.high < 0 or estimate.low > 0):
+        return "fall" if estimate.value < 0 else "rise"
+    return "none" if -least <= estimate.low and estimate.high <= least else "unclear"
+
+
+def held_within(changes: Mapping[str, Estimate], reference: Quality, tolerance: float) -> bool | None:
+    """True if the upper bound of the change is within a share of the reference's value; None if unknown.
+
+    Bits per byte where there are any, else the loss (masked models).
+    """
+    for key in ("bits_per_byte", "loss"):
+        change, base = changes.get(key), getattr(reference, key).value
+        if change is not None and change.high is not None and base is not None:
+            return bool(change.high <= tolerance * base)
+    return None

@@ -19,8 +19,9 @@ from condense.comparison.differences import difference
 from condense.comparison.members import Candidate, find, run_of, step_of
 from condense.comparison.trajectory import peak_of, scale_of
 from condense.errors import CondenseError
+from condense.records.base import Estimate
 from condense.records.comparison import COMPARISON_SCHEMA, CURVES, Comparison, Failure, Kind, Member, Trajectory
-from condense.records.diagnosis import Diagnosis, Estimate, Histogram, Quality, SiteReading
+from condense.records.diagnosis import Diagnosis, Histogram, Quality, SiteReading
 from condense.records.treatment import Effect
 from condense.version import __version__
 

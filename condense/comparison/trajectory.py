@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from condense.comparison.differences import difference
+from condense.records.base import Estimate
 from condense.records.comparison import Peak
-from condense.records.diagnosis import Diagnosis, Estimate
-from condense.records.treatment import Plan
+from condense.records.diagnosis import Diagnosis
+from condense.records.plans import Plan
 
 LEAST = Plan.min_effect
 """Smallest difference in deep mean cosine that counts, as in a treatment."""

@@ -10,12 +10,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from condense.comparison.differences import size_of
 from condense.diagnosis.verdict import LIU
 from condense.metrics import MIN_TEXTS
+from condense.records.base import Estimate, Finding
 from condense.records.comparison import Kind, Member, Trajectory
-from condense.records.diagnosis import Estimate, Finding
-from condense.records.treatment import Plan
-from condense.treatment.verdict import size_of
+from condense.records.plans import Plan
 
 LEAST, TOLERANCE = Plan.min_effect, Plan.quality_tolerance
 WITHOUT_TOP = "mean_cosine_without_top_dimensions"

@@ -25,11 +25,10 @@ from condense.diagnosis.distributed import ALONE, Ranks, together
 from condense.diagnosis.run import default_batch_size, protocol
 from condense.diagnosis.verdict import BANDS, Bands
 from condense.errors import CondenseError
-from condense.files import cache_folder, cache_root
+from condense.files import cache_folder, cache_root, write_text
 from condense.geometry import SPECTRAL_TOKENS
 from condense.models.locate import Located
 from condense.records.diagnosis import Diagnosis
-from condense.records.serial import write_text
 from condense.texts.windows import Windows
 from condense.version import __version__
 

@@ -29,7 +29,8 @@ from condense.intervals import CONFIDENCE, RESAMPLES
 from condense.metrics import METRICS
 from condense.models.checkpoint import Checkpoint, objective, random_twin
 from condense.models.layers import Stack, embedding_rows, find_stacks, input_device, self_check
-from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis, Estimate, ModelInfo, StackSummary
+from condense.records.base import Estimate
+from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis, ModelInfo, StackSummary
 from condense.texts.windows import Windows, check_ids
 from condense.version import __version__
 

@@ -19,16 +19,8 @@ from condense.geometry import Measurement
 from condense.intervals import bootstrap_interval, mean_interval
 from condense.metrics import METRICS, PER_TEXT
 from condense.models.layers import Site
-from condense.records.diagnosis import (
-    Estimate,
-    Histogram,
-    Kendall,
-    Paper,
-    SiteReading,
-    Spearman,
-    TopDimension,
-    Trend,
-)
+from condense.records.base import Estimate
+from condense.records.diagnosis import Histogram, Kendall, Paper, SiteReading, Spearman, TopDimension, Trend
 
 REASONS = {
     "top_dimension_share": f"mean cosine is below {geometry.SHARE_FLOOR} in every text",

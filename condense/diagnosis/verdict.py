@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from condense.metrics import MIN_TEXTS
-from condense.records.diagnosis import Estimate, Finding, Objective, Trend, Verdict
+from condense.records.base import Estimate, Finding
+from condense.records.diagnosis import Objective, Trend, Verdict
 
 Level = Literal["severe", "condensed", "watch", "ok", "undefined"]
 Cone = Literal["low", "moderate", "high", "severe", "undefined"]

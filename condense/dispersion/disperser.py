@@ -28,7 +28,7 @@ from condense.dispersion import losses as dispersion
 from condense.dispersion.tokens import GIVEN, choose, from_candidates, overriding, read_documents, special_tokens
 from condense.errors import RunError, UnavailableError
 from condense.models.layers import Site, Stack, find_stacks, unwrapped
-from condense.records.treatment import Plan
+from condense.records.plans import Plan
 
 _RANGES = ("all", "late", "early", "last")
 

@@ -18,7 +18,7 @@ from condense.errors import UsageError
 from condense.evaluation import harness
 from condense.evaluation.harness import OnRequest, OpenTasks, find_tasks, open_tasks
 from condense.intervals import CONFIDENCE, Floats, bootstrap_interval
-from condense.records.diagnosis import Estimate
+from condense.records.base import Estimate
 from condense.records.tasks import TaskEffect, TaskScore
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from condense.diagnosis.verdict import ROGUE, SINK
 from condense.gate.assertions import ORDERED, RATIOS, Target
-from condense.records.diagnosis import Diagnosis, Estimate, SiteReading, Verdict
+from condense.records.base import Estimate
+from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 
 
 @dataclass(frozen=True)

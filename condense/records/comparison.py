@@ -8,23 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from condense.records.diagnosis import (
-    CorpusInfo,
-    Estimate,
-    Finding,
-    ModelInfo,
-    Paper,
-    PlotlyJs,
-    Quality,
-    Saved,
-    SiteReading,
-    Trend,
-    Verdict,
-    saved,
-)
+from condense.records.base import Estimate, Finding, Saved
+from condense.records.diagnosis import CorpusInfo, ModelInfo, Paper, Quality, SiteReading, Trend, Verdict
 from condense.records.treatment import Effect
 
 COMPARISON_SCHEMA = "condense.comparison/1"
@@ -123,18 +110,6 @@ class Comparison(Saved):
     def rows(self) -> list[dict[str, Any]]:
         """One row per member: model, deep metrics, quality, trend, verdict, and the differences to the first."""
         return [_row(member) for member in self.members]
-
-    def to_html(self, path: str | Path | None = None, *, plotlyjs: PlotlyJs = "inline") -> str:
-        """Return the report as one HTML page and write it to `path` when one is given."""
-        from condense.report.comparison.page import comparison_page
-
-        return saved(comparison_page(self, plotlyjs=plotlyjs), path)
-
-    def to_markdown(self, path: str | Path | None = None) -> str:
-        """Return the report as Markdown and write it to `path` when one is given."""
-        from condense.report.comparison.markdown import comparison_markdown
-
-        return saved(comparison_markdown(self), path)
 
 
 def _row(member: Member) -> dict[str, Any]:

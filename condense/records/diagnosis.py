@@ -8,84 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from condense.errors import UnavailableError
-from condense.records.serial import decode, dumps, encode
+from condense.records.base import Estimate, Finding, Saved
 
 if TYPE_CHECKING:
-    import pandas
+    pass
 
 Site = Literal["embedding", "block", "output"]
-PlotlyJs = Literal["inline", "cdn", "none"]
 Objective = Literal["causal", "masked", "seq2seq", "none"]
 DIAGNOSIS_SCHEMA = "condense.diagnosis/1"
-
-
-class Saved:
-    """A run as it is saved: `SCHEMA` names its kind and version; the same record gives the same bytes.
-
-    The children are frozen dataclasses with a field `schema`.
-    """
-
-    SCHEMA: ClassVar[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values, as saved."""
-        values: dict[str, Any] = encode(self)
-        return values
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Return the JSON text and write it to `path` when one is given."""
-        return saved(dumps(self), path)
-
-    @classmethod
-    def from_json(cls, source: str | Path | Mapping[str, Any]) -> Self:
-        """Read a run of this kind from a file, JSON text or parsed JSON; UnavailableError if it is not one."""
-        data = parsed(source)
-        if data.get("schema") != cls.SCHEMA:
-            raise UnavailableError(f"schema is {data.get('schema')!r}, expected {cls.SCHEMA!r}")
-        try:
-            run: Self = decode(cls, data)
-        except ValueError as error:
-            raise UnavailableError(f"not a valid {cls.SCHEMA}: {error}") from None
-        return run
-
-    def to_frame(self) -> pandas.DataFrame:
-        """The run's table as a data frame; see `rows`."""
-        import pandas
-
-        return pandas.DataFrame(self.rows())
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The run's table as plain rows, which is what its CSV holds."""
-        raise NotImplementedError
-
-    def to_html(self, path: str | Path | None = None, *, plotlyjs: PlotlyJs = "inline") -> str:
-        """Return the report as one HTML page and write it to `path` when one is given."""
-        raise NotImplementedError
-
-    def to_markdown(self, path: str | Path | None = None) -> str:
-        """Return the report as Markdown and write it to `path` when one is given."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number over texts: mean (or composite) with a 95 % interval; None with a reason if undefined.
-
-    `per_text` keeps the value of every text in window order, so that two saved runs can be compared
-    pair by pair. `null` is the value for Gaussian rows of the same shape, `null_ratio` = value / null.
-    """
-
-    value: float | None
-    low: float | None = field(default_factory=lambda: None)
-    high: float | None = field(default_factory=lambda: None)
-    per_text: tuple[float | None, ...] | None = None
-    null: float | None = None
-    null_ratio: float | None = None
-    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,19 +85,6 @@ class Paper:
     mean_cosine: tuple[float, ...]
     spearman: Spearman
     kendall: Kendall
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was seen: the numbers, why it matters, the exact next command, a source."""
-
-    id: str
-    severity: Literal["severe", "warning", "info", "good"]
-    title: str
-    seen: str
-    why: str
-    next: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -280,18 +199,6 @@ class Diagnosis(Saved):
         """Return the layer table as plain rows: site, stack, index, depth, each metric with its interval."""
         return [_row(site) for site in self.sites]
 
-    def to_html(self, path: str | Path | None = None, *, plotlyjs: PlotlyJs = "inline") -> str:
-        """Return the report as one HTML page and write it to `path` when one is given."""
-        from condense.report.html import diagnosis_page
-
-        return saved(diagnosis_page(self, plotlyjs=plotlyjs), path)
-
-    def to_markdown(self, path: str | Path | None = None) -> str:
-        """Return the report as Markdown and write it to `path` when one is given."""
-        from condense.report.diagnosis.markdown import diagnosis_markdown
-
-        return saved(diagnosis_markdown(self), path)
-
 
 def _row(site: SiteReading) -> dict[str, Any]:
     row: dict[str, Any] = {
@@ -306,29 +213,3 @@ def _row(site: SiteReading) -> dict[str, Any]:
     for rank, top in enumerate(site.top_dimensions, 1):
         row[f"top_dimension_{rank}"], row[f"top_dimension_{rank}_share"] = top.dimension, top.share
     return row
-
-
-def saved(text: str, path: str | Path | None) -> str:
-    """Return the text, after writing it to `path` when one is given."""
-    from condense.records.serial import write_text
-
-    if path is not None:
-        write_text(Path(path), text)
-    return text
-
-
-def parsed(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return parsed JSON of a file, of JSON text, or as it is; UnavailableError if it is neither."""
-    import json
-
-    from condense.records.serial import read_json
-
-    if isinstance(source, Mapping):
-        return source
-    if isinstance(source, str) and source.lstrip().startswith("{"):
-        try:
-            data: dict[str, Any] = json.loads(source)
-        except ValueError:
-            raise UnavailableError("the text is not JSON") from None
-        return data
-    return read_json(Path(source))

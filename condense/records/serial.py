@@ -6,18 +6,20 @@ None with a reason beside it, decided where it is measured.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
+import inspect
 import json
-import os
-import tempfile
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from condense.errors import RunError, UnavailableError, UsageError
+from condense.errors import UnavailableError
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_PLAIN: dict[Any, str] = {bool: "boolean", float: "number", int: "integer", str: "string", types.NoneType: "null"}
+
 
 T = TypeVar("T")
 
@@ -130,36 +132,54 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: beside it first, flushed, then renamed over it."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}", "choose another place") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise _write_error(path, error) from None
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
+def schema_of(kind: type) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a record type, each nested record once under `$defs`.
+
+    kind: a dataclass of plain values, Literal, Optional, tuple, Mapping and further dataclasses; it may hold
+    itself. ValueError if it is not a dataclass, TypeError for a field that has no JSON form.
+    """
+    if not dataclasses.is_dataclass(kind):
+        raise ValueError(f"{kind!r} is not a dataclass")
+    records: dict[str, Any] = {}
+    root = _schema(kind, records)
+    return {"$schema": DIALECT, **root, "$defs": dict(sorted(records.items()))}
 
 
-def _write_error(path: Path, error: OSError) -> Exception:
-    import errno
+def _schema(kind: Any, records: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a type hint; records found on the way are added to `records`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return {}
+    if kind in _PLAIN:
+        return {"type": _PLAIN[kind]}
+    if origin in (Union, types.UnionType):
+        return {"anyOf": [_schema(part, records) for part in args]}
+    if origin is Literal:
+        return {"enum": list(args)}
+    if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
+        return {"type": "array", "items": _schema(args[0], records)}
+    if isinstance(origin, type) and issubclass(origin, Mapping) and args[0] is str:
+        return {"type": "object", "additionalProperties": _schema(args[1], records)}
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _reference(kind, records)
+    raise TypeError(f"no JSON form for {kind!r}")
 
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(f"disk full while writing {path}", "free some space and run again")
-    return UsageError(f"cannot write {path}: {error.strerror or error}", "choose another place")
+
+def _reference(kind: type, records: dict[str, Any]) -> dict[str, Any]:
+    """A reference to a record, which is described on its first use."""
+    name = kind.__name__
+    if name not in records:
+        records[name] = {}  # holds the place, for the record may contain itself
+        records[name] = _record(kind, records)
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _record(kind: Any, records: dict[str, Any]) -> dict[str, Any]:
+    hints, fields = get_type_hints(kind), dataclasses.fields(kind)
+    missing = dataclasses.MISSING
+    return {
+        "description": inspect.cleandoc(kind.__doc__ or "").partition("\n")[0],
+        "type": "object",
+        "properties": {field.name: _schema(hints[field.name], records) for field in fields},
+        "required": [f.name for f in fields if f.default is missing and f.default_factory is missing],
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from condense.records.diagnosis import Estimate
+from condense.records.base import Estimate
 
 
 @dataclass(frozen=True)

@@ -3,3 +3,29 @@
 May import everything but training, treatment, trials and cli; nothing imports it but cli and, by name when
 called, records.base.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from condense.records.base import PlotlyJs, Saved
+
+
+def to_html(record: Saved, *, plotlyjs: PlotlyJs = "inline") -> str:
+    """The record's report as one HTML page; its kind is read from its schema."""
+    page: str = _function(record, "page")(record, plotlyjs=plotlyjs)
+    return page
+
+
+def to_markdown(record: Saved) -> str:
+    """The record's report as Markdown; its kind is read from its schema."""
+    text: str = _function(record, "markdown")(record)
+    return text
+
+
+def _function(record: Saved, module: str) -> Any:
+    """`KIND_page` of report.KIND.page or `KIND_markdown` of report.KIND.markdown; KIND is in `condense.KIND/1`."""
+    kind = record.SCHEMA.removeprefix("condense.").partition("/")[0]
+    return getattr(importlib.import_module(f"condense.report.{kind}.{module}"), f"{kind}_{module}")

@@ -12,12 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condense.records.diagnosis import Diagnosis, PlotlyJs
-from condense.report.diagnosis.facts import AXES, GLOSSARY, LEVEL_WORDS, axes, provenance, quality, title
-from condense.report.diagnosis.figures import figures, stack_views
-from condense.report.diagnosis.layers import layer_table
+from condense.records.base import PlotlyJs
 from condense.report.escape import for_terminal
-from condense.report.text import number, percent, subject
+from condense.report.text import number, percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -29,29 +26,11 @@ CDN = "https://cdn.plot.ly"
 SANS = 'Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
 
-def diagnosis_page(diagnosis: Diagnosis, *, plotlyjs: PlotlyJs = "inline") -> str:
-    """The report of a diagnosis as one HTML page.
-
-    `inline` (≤ 2.3 MB) carries plotly.js gzipped, `cdn` loads it from cdn.plot.ly (the only choice that
-    makes a request), `none` has static drawings only. ValueError for any other word.
-    """
-    stacks: list[dict[str, Any]] = []
-    for index, view in enumerate(stack_views(diagnosis)):
-        drawn = figures(view, f"chart-{index}")
-        stacks.append({"view": view, "axes": axes(view), "figures": drawn, "table": layer_table(view)})
-    charts = [figure.chart for stack in stacks for figure in stack["figures"]]
-    return render(
-        "diagnosis.html.j2", charts, plotlyjs, version=diagnosis.condense, diagnosis=diagnosis, stacks=stacks,
-        title=title(diagnosis), subject=subject(diagnosis), axis_names=AXES, quality=quality(diagnosis),
-        provenance=provenance(diagnosis), glossary=GLOSSARY, level_words=LEVEL_WORDS,
-    )  # fmt: skip
-
-
 def render(template: str, charts: Sequence[Chart], plotlyjs: PlotlyJs, **context: object) -> str:
     """Fill a template that extends the shell; `charts` are all charts that it shows, in order."""
     if plotlyjs not in ("inline", "cdn", "none"):
         raise ValueError(f"plotlyjs is {plotlyjs!r}, not one of inline, cdn, none")
-    from condense.report.charts import plotly_figure
+    from condense.report.plotly import plotly_figure
 
     drawn = [] if plotlyjs == "none" else [plotly_figure(chart) for chart in charts]
     page = environment().get_template(template)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from condense.records.diagnosis import Diagnosis, Estimate
+import re
+
+from condense.records.base import Estimate
+from condense.records.diagnosis import Diagnosis
+
+_MINUS = re.compile(r"(?<![\w.)\]/-])-(?=[\d.])")
+
 
 LEVELS = {
     "severe": "✖ SEVERE", "condensed": "▲ CONDENSED", "watch": "◆ WATCH", "ok": "● OK", "undefined": "○ UNDEFINED",
@@ -80,3 +86,30 @@ def signed(of: Estimate, digits: int = 3) -> str:
     if of.low is None or of.high is None:
         return f"{of.value:+.{digits}f}"
     return f"{of.value:+.{digits}f} [{of.low:+.{digits}f}, {of.high:+.{digits}f}]"
+
+
+def typeset(text: str) -> str:
+    """Text whose negative numbers carry a real minus sign; hyphens and options stay."""
+    return _MINUS.sub("−", text)
+
+
+def difference(of: Estimate, digits: int = 3) -> str:
+    """A difference with its sign and its interval, or a dash."""
+    if of.value is None:
+        return "–"
+    if of.low is None or of.high is None:
+        return typeset(f"{of.value:+.{digits}f}")
+    return typeset(f"{of.value:+.{digits}f} [{of.low:+.{digits}f}, {of.high:+.{digits}f}]")
+
+
+def shortened(name: str, most: int = 40) -> str:
+    """A name that is not too long: its beginning and its end."""
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
+
+
+def parameter_count(count: int) -> str:
+    """A number of parameters: 135 M, 1.5 B, 66 k."""
+    for unit, word in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g}\u202f{word}"
+    return str(count)

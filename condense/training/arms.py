@@ -18,8 +18,7 @@ from condense.diagnosis.run import OnText, analyze
 from condense.errors import UnavailableError, UsageError
 from condense.models.checkpoint import Checkpoint
 from condense.records.diagnosis import Diagnosis
-from condense.records.treatment import Plan, Schedule
-from condense.records.trial import ArmSpec
+from condense.records.plans import ArmSpec, Plan, Schedule
 from condense.texts.windows import Windows
 from condense.training.interventions import Intervention, Regulariser, dispersion_config
 from condense.training.loop import OnStep, Trained, train

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from condense.records.treatment import Plan, Schedule
-from condense.records.trial import ArmSpec, StepCost
+from condense.records.plans import ArmSpec, Plan, Schedule
+from condense.records.trial import StepCost
 from condense.training.arms import intervention
 from condense.training.peak_memory import peak_bytes
 from condense.training.step_time import ROUNDS, Pass, interleaved, time_ratio

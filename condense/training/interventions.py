@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from condense.dispersion.disperser import Disperser, DispersionConfig
-from condense.records.treatment import Plan
+from condense.records.plans import Plan
 
 Hooks = Callable[[Any], AbstractContextManager[None]]
 

@@ -28,7 +28,8 @@ from transformers import (
 
 from condense.dispersion.trainer import DispersionTrainer
 from condense.errors import RunError, UsageError
-from condense.records.treatment import Curve, Plan, Schedule
+from condense.records.plans import Plan, Schedule
+from condense.records.treatment import Curve
 from condense.training.interventions import Intervention, Regulariser
 from condense.training.rows import Rows
 

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from condense.records.plans import ArmSpec, Plan
 from condense.records.serial import decode, encode
-from condense.records.treatment import Plan
-from condense.records.trial import ArmSpec
 
 STEPS = 2
 _LIMIT = 1800

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from condense.errors import UnavailableError, UsageError
 from condense.models.checkpoint import Checkpoint
-from condense.records.treatment import Plan, Schedule
+from condense.records.plans import Plan, Schedule
 from condense.texts.documents import Document
 from condense.texts.windows import Windows, documents_of, windows
 from condense.training.loop import collator

@@ -25,9 +25,8 @@ from condense.dispersion.losses import mean_cosine
 from condense.dispersion.tokens import find_documents
 from condense.errors import UnavailableError, UsageError
 from condense.models.layers import unwrapped
-from condense.records.trial import ArmSpec
+from condense.records.plans import COSREG_DEFAULT, ArmSpec
 from condense.training.vocabulary import MAX_GROWTH, MIN_FREQUENCY, Enlarged, enlarge_vocabulary
-from condense.trials.arm_names import COSREG_DEFAULT
 
 __all__ = [
     "COSREG_DEFAULT", "DROPOUT_P", "FORGET_EVERY", "MAX_GROWTH", "MIN_FREQUENCY", "NOISE_ALPHA", "ActiveForgetting",

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from condense.errors import RunError, UsageError
+from condense.files import write_text
 from condense.models.checkpoint import Checkpoint
 from condense.models.locate import DTYPES
-from condense.records.serial import write_text
-from condense.records.treatment import Plan, Treatment
+from condense.records.plans import Plan
+from condense.records.treatment import Treatment
 from condense.records.trial import Trial
 
 CHECKPOINTS_KEPT = 3  # two by rotation, one while it is written
@@ -131,7 +132,7 @@ def stage(treatment: Treatment, work: Path, target: Path) -> None:
 
 def write_trial(trial: Trial, target: Path) -> None:
     """Write trial.json, report.html, report.md and trial.csv into a trial's folder."""
-    from condense.report.table import rows_csv
+    from condense.report.tables import rows_csv
 
     trial.to_json(target / "trial.json")
     trial.to_html(target / "report.html")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from condense.dispersion.disperser import DispersionConfig
-from condense.records.diagnosis import Estimate
+from condense.records.base import Estimate
 from condense.records.treatment import Overhead
 from condense.training.interventions import Intervention, forward_backward
 

@@ -21,11 +21,13 @@ from condense.comparison.differences import difference
 from condense.errors import UsageError
 from condense.evaluation.harness import OpenTasks, find_tasks, open_tasks
 from condense.evaluation.run import check_model, evaluate, task_effects
+from condense.files import write_text
 from condense.models import checkpoint as checkpoints
 from condense.models.checkpoint import Checkpoint
-from condense.records.serial import decode, encode, write_text
+from condense.records.plans import Plan, Schedule
+from condense.records.serial import decode, encode
 from condense.records.tasks import TaskScore
-from condense.records.treatment import TREATMENT_SCHEMA, Arm, Overhead, Plan, Schedule, Treatment
+from condense.records.treatment import TREATMENT_SCHEMA, Arm, Overhead, Treatment
 from condense.texts.documents import Document
 from condense.training.arms import measure_arm, train_arm
 from condense.training.interventions import Intervention, dispersion_config

@@ -11,13 +11,15 @@ import shlex
 from collections.abc import Mapping
 from typing import Literal
 
+from condense.comparison.differences import held_within
 from condense.diagnosis.verdict import BILLION, LIU
 from condense.metrics import MIN_TEXTS
-from condense.records.diagnosis import Estimate, Finding, Quality
-from condense.records.treatment import Arm, Effect, Outcome, Plan, VerdictId
+from condense.records.base import Finding
+from condense.records.plans import Plan
+from condense.records.treatment import Arm, Effect, Outcome, VerdictId
+from condense.rerun import Again
+from condense.trials.verdict import RATIO_HIGH, RATIO_LOW, Opened, signed, verdict_from, what_opened
 
-Opened = Literal["cone opened", "three dimensions rescaled", "both", "neither"]
-RATIO_LOW, RATIO_HIGH = 1e-3, 0.5
 PUBLISHED = (
     "Published for GPT-2 (mean of 10 tasks): untouched 34.35, cross-entropy only 34.95, noisy embeddings 35.15, active "
     "forgetting 35.36, dispersion 35.42; the margin over active forgetting is not significant, one standard error is "
@@ -43,30 +45,11 @@ def assess(plan: Plan, model: str, arms: Mapping[str, Arm], effect: Effect, comm
     return Outcome(verdict, held, opened, findings)
 
 
-def size_of(estimate: Estimate, least: float) -> Literal["fall", "rise", "none", "unclear"]:
-    """Whether a difference is a measurable fall or rise, lies within ±least, or is unclear."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return "unclear"
-    if abs(estimate.value) >= least and (estimate.high < 0 or estimate.low > 0):
-        return "fall" if estimate.value < 0 else "rise"
-    return "none" if -least <= estimate.low and estimate.high <= least else "unclear"
-
-
 def verdict_of(plan: Plan, arms: Mapping[str, Arm], effect: Effect, held: bool | None) -> VerdictId:
     """The verdict's id; without a control arm, or below 8 texts, nothing is attributed to the loss."""
     if "control" not in arms or arms["treated"].validation.corpus.texts < MIN_TEXTS:
         return "inconclusive"
     return verdict_from(effect.deep["mean_cosine"], plan.min_effect, held)
-
-
-def verdict_from(cosine: Estimate, least: float, held: bool | None) -> VerdictId:
-    """The verdict's id from the difference in deep mean cosine and whether quality held."""
-    size = size_of(cosine, least)
-    if size == "rise":
-        return "condensed-further"
-    if size == "fall":
-        return "dispersed" if held else "dispersed-at-a-cost"
-    return "no-measurable-effect" if size == "none" else "inconclusive"
 
 
 def quality_held(plan: Plan, arms: Mapping[str, Arm], effect: Effect) -> bool | None:
@@ -75,30 +58,6 @@ def quality_held(plan: Plan, arms: Mapping[str, Arm], effect: Effect) -> bool | 
     if reference is None:
         return None
     return held_within(effect.quality, reference.validation.quality, plan.quality_tolerance)
-
-
-def held_within(changes: Mapping[str, Estimate], reference: Quality, tolerance: float) -> bool | None:
-    """True if the upper bound of the change is within a share of the reference's value; None if unknown.
-
-    Bits per byte where there are any, else the loss (masked models).
-    """
-    for key in ("bits_per_byte", "loss"):
-        change, base = changes.get(key), getattr(reference, key).value
-        if change is not None and change.high is not None and base is not None:
-            return bool(change.high <= tolerance * base)
-    return None
-
-
-def what_opened(least: float, deep: Mapping[str, Estimate]) -> Opened:
-    """Did the cone open, or were three dimensions rescaled: the effect with and without the top three."""
-    whole = size_of(deep["mean_cosine"], least) == "fall"
-    rest = size_of(deep["mean_cosine_without_top_dimensions"], least) == "fall"
-    if not whole:
-        return "cone opened" if rest else "neither"
-    if not rest:
-        return "three dimensions rescaled"
-    total, inner = (deep[key].value or 0.0 for key in ("mean_cosine", "mean_cosine_without_top_dimensions"))
-    return "cone opened" if inner <= 0.5 * total else "both"
 
 
 _TITLES: dict[VerdictId, str] = {
@@ -149,30 +108,6 @@ def _next(plan: Plan, again: Again, verdict: VerdictId) -> str:
     if verdict in ("dispersed-at-a-cost", "condensed-further"):
         return again(coefficient=f"{plan.coefficient / 3:.2g}", output="gentler/")
     return again(seed=str(plan.seed + 1), output="other-seed/")
-
-
-class Again:
-    """A command line once more, with other values for some options."""
-
-    def __init__(self, command: str) -> None:
-        """Take the command apart; what belongs to one run only is left out."""
-        words = shlex.split(command)
-        self.words = [word for word in words if word not in ("--resume", "--force", "--dry-run", "--no-control")]
-
-    def __call__(self, **changes: str) -> str:
-        """The command with `--key value` for each change, in place of the value it had."""
-        words = list(self.words)
-        for key, value in changes.items():
-            flag = f"--{key.replace('_', '-')}"
-            names = (flag, flag.replace("-", "_").replace("__", "--", 1), *(("-o",) if key == "output" else ()))
-            place = next((i for i, word in enumerate(words) if word.partition("=")[0] in names), None)
-            if place is None:
-                words += [flag, value]
-            elif "=" in words[place]:
-                words[place] = f"{flag}={value}"
-            else:
-                words[place + 1 : place + 2] = [value]
-        return shlex.join(words)
 
 
 def _rescaled(effect: Effect) -> float:
@@ -269,12 +204,3 @@ def _scope(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect) ->
             )  # fmt: skip
         )
     return notes
-
-
-def signed(estimate: Estimate, digits: int = 4) -> str:
-    """A difference with its sign and interval, in plain characters."""
-    if estimate.value is None:
-        return "undefined"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:+.{digits}f}"
-    return f"{estimate.value:+.{digits}f} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"

@@ -18,10 +18,8 @@ from typing import cast, get_args
 from urllib.parse import quote
 
 from condense.errors import UsageError
-from condense.records.treatment import LossName, Plan
-from condense.records.trial import ArmSpec, RemedyName
+from condense.records.plans import COSREG_DEFAULT, ArmSpec, LossName, Plan, RemedyName
 
-COSREG_DEFAULT = 1.0
 REMEDIES: tuple[str, ...] = get_args(RemedyName)
 LOSSES: tuple[str, ...] = get_args(LossName)
 RANGES = ("all", "late", "early", "last")

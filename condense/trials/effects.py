@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from condense.comparison.differences import QUALITY_KEYS, deep_contrast, quality_contrast, same_windows, site_contrasts
 from condense.metrics import METRICS, MIN_TEXTS
-from condense.records.diagnosis import Diagnosis, Estimate
-from condense.records.trial import MIN_SEEDS, ArmEffect, Pair, Rank, SeedEffect
+from condense.records.base import Estimate
+from condense.records.diagnosis import Diagnosis
+from condense.records.plans import MIN_SEEDS
+from condense.records.trial import ArmEffect, Pair, Rank, SeedEffect
 
 MEASURES = ("mean_cosine", "bits_per_byte")
 SITE_KEYS = ("mean_cosine", "mean_cosine_without_top_dimensions", "effective_rank")

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from condense.evaluation.run import over_seeds, task_effects
-from condense.records.diagnosis import Diagnosis, Estimate, ModelInfo
+from condense.records.base import Estimate
+from condense.records.diagnosis import Diagnosis, ModelInfo
+from condense.records.plans import ArmSpec, Schedule, TrialPlan
 from condense.records.serial import decode
 from condense.records.tasks import TaskScore
-from condense.records.treatment import Curve, Schedule
-from condense.records.trial import TRIAL_SCHEMA, ArmResult, ArmRun, ArmSpec, SitePoint, StepCost, Trial, TrialPlan
+from condense.records.treatment import Curve
+from condense.records.trial import TRIAL_SCHEMA, ArmResult, ArmRun, SitePoint, StepCost, Trial
 from condense.training.loop import Trained
 from condense.training.remedies import definition
 from condense.trials.arm_names import slug

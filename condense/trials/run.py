@@ -21,10 +21,12 @@ from condense.diagnosis.run import environment
 from condense.errors import CondenseError, UsageError
 from condense.evaluation.harness import OpenTasks, find_tasks, open_tasks
 from condense.evaluation.run import check_model
+from condense.files import write_text
 from condense.models import checkpoint as checkpoints
 from condense.models.checkpoint import Checkpoint
-from condense.records.serial import decode, encode, write_text
-from condense.records.trial import StepCost, Trial, TrialPlan
+from condense.records.plans import TrialPlan
+from condense.records.serial import decode, encode
+from condense.records.trial import StepCost, Trial
 from condense.texts.documents import Document
 from condense.training.arms import adapted
 from condense.training.costs import Costed, step_costs

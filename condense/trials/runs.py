@@ -13,15 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from condense.diagnosis.rescoring import rescored
+from condense.diagnosis.quality import rescored
 from condense.errors import CondenseError, RunError, UnavailableError
 from condense.evaluation.harness import OpenTasks
 from condense.evaluation.run import evaluate
+from condense.files import write_text
 from condense.models import checkpoint as checkpoints
 from condense.models.checkpoint import Checkpoint
-from condense.records.serial import decode, encode, write_text
-from condense.records.treatment import Schedule
-from condense.records.trial import ArmSpec, StepCost, TrialPlan
+from condense.records.plans import ArmSpec, Schedule, TrialPlan
+from condense.records.serial import decode, encode
+from condense.records.trial import StepCost
 from condense.texts.windows import Windows, windows
 from condense.training.arms import intervention, measure_arm, train_arm
 from condense.training.loop import InterruptedRunError, OnStep, Trained

@@ -10,22 +10,18 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from condense.comparison.differences import held_within, size_of
 from condense.diagnosis.verdict import BILLION, LIU
 from condense.metrics import MIN_TEXTS
-from condense.records.diagnosis import Estimate, Finding, ModelInfo, Quality
-from condense.records.treatment import Plan, VerdictId
-from condense.records.trial import MIN_SEEDS, ArmEffect, ArmResult, DosePoint, DoseResponse, Rank, TrialPlan
-from condense.treatment.verdict import (
-    RATIO_HIGH,
-    RATIO_LOW,
-    Again,
-    Opened,
-    held_within,
-    signed,
-    size_of,
-    verdict_from,
-    what_opened,
-)
+from condense.records.base import Estimate, Finding
+from condense.records.diagnosis import ModelInfo, Quality
+from condense.records.plans import MIN_SEEDS, Plan, TrialPlan
+from condense.records.treatment import VerdictId
+from condense.records.trial import ArmEffect, ArmResult, DosePoint, DoseResponse, Rank
+from condense.rerun import Again
+
+Opened = Literal["cone opened", "three dimensions rescaled", "both", "neither"]
+RATIO_LOW, RATIO_HIGH = 1e-3, 0.5
 
 
 def unranked(seeds: int, texts: int, arms: int) -> str | None:
@@ -275,3 +271,34 @@ def _best(arms: Sequence[ArmResult]) -> str:
         return "nothing was measured"
     of, arm = min(found, key=lambda pair: pair[0].value or 0.0)
     return f"{arm.spec.name} moved the deep mean cosine most, by {signed(of)}"
+
+
+def verdict_from(cosine: Estimate, least: float, held: bool | None) -> VerdictId:
+    """The verdict's id from the difference in deep mean cosine and whether quality held."""
+    size = size_of(cosine, least)
+    if size == "rise":
+        return "condensed-further"
+    if size == "fall":
+        return "dispersed" if held else "dispersed-at-a-cost"
+    return "no-measurable-effect" if size == "none" else "inconclusive"
+
+
+def what_opened(least: float, deep: Mapping[str, Estimate]) -> Opened:
+    """Did the cone open, or were three dimensions rescaled: the effect with and without the top three."""
+    whole = size_of(deep["mean_cosine"], least) == "fall"
+    rest = size_of(deep["mean_cosine_without_top_dimensions"], least) == "fall"
+    if not whole:
+        return "cone opened" if rest else "neither"
+    if not rest:
+        return "three dimensions rescaled"
+    total, inner = (deep[key].value or 0.0 for key in ("mean_cosine", "mean_cosine_without_top_dimensions"))
+    return "cone opened" if inner <= 0.5 * total else "both"
+
+
+def signed(estimate: Estimate, digits: int = 4) -> str:
+    """A difference with its sign and interval, in plain characters."""
+    if estimate.value is None:
+        return "undefined"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:+.{digits}f}"
+    return f"{estimate.value:+.{digits}f} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"

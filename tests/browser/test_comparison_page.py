@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from condense.comparison.run import compare
+from condense.records.base import Estimate
 from condense.records.comparison import Comparison
-from condense.records.diagnosis import Diagnosis, Estimate, Kendall, Spearman, Trend
+from condense.records.diagnosis import Diagnosis, Kendall, Spearman, Trend
 from condense.report.comparison.markdown import comparison_markdown
 from condense.report.comparison.page import comparison_page
 from condense.report.comparison.terminal import show_comparison

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 
 from condense.metrics import METRICS
-from condense.records.diagnosis import (
+from condense.records.base import Estimate, Finding  # fmt: skip
+from condense.records.diagnosis import (  # fmt: skip
     CorpusInfo,
     Diagnosis,
-    Estimate,
-    Finding,
     Histogram,
     Kendall,
     ModelInfo,
@@ -31,8 +30,8 @@ from condense.records.diagnosis import (
     TopDimension,
     Trend,
     Verdict,
-)  # fmt: skip
-from condense.report.html import diagnosis_page
+)
+from condense.report.diagnosis.page import diagnosis_page
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]

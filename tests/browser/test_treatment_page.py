@@ -13,19 +13,11 @@ from typing import Any
 import pytest
 
 from condense.metrics import METRICS
-from condense.records.diagnosis import Diagnosis, Estimate, Finding, Quality
+from condense.records.base import Estimate, Finding
+from condense.records.diagnosis import Diagnosis, Quality
+from condense.records.plans import Plan, Schedule  # fmt: skip
 from condense.records.tasks import TaskEffect, TaskScore
-from condense.records.treatment import (
-    Arm,
-    Curve,
-    Effect,
-    Outcome,
-    Overhead,
-    Plan,
-    Schedule,
-    SiteEffect,
-    Treatment,
-)  # fmt: skip
+from condense.records.treatment import Arm, Curve, Effect, Outcome, Overhead, SiteEffect, Treatment  # fmt: skip
 from condense.report.treatment.page import treatment_page
 from tests.browser import test_report_page as report_page
 from tests.browser.test_report_page import EVIL, Opened, axe_violations

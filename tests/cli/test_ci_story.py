@@ -9,7 +9,8 @@ from typer.testing import CliRunner, Result
 
 from condense.cli.app import app
 from condense.records.diagnosis import Diagnosis
-from condense.records.treatment import Plan, Treatment
+from condense.records.plans import Plan
+from condense.records.treatment import Treatment
 from condense.texts.documents import Document, probe
 from condense.treatment.run import treat
 

@@ -17,8 +17,9 @@ from condense.comparison.members import find, run_of, step_of
 from condense.comparison.run import Settings, compare
 from condense.comparison.trajectory import peak_of, scale_of
 from condense.errors import UnavailableError, UsageError
+from condense.records.base import Estimate
 from condense.records.comparison import Comparison
-from condense.records.diagnosis import Diagnosis, Estimate
+from condense.records.diagnosis import Diagnosis
 from condense.records.treatment import Arm, Treatment
 from tests.models.test_bad_input import assert_refused, condense
 

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from condense.comparison.differences import difference
-from condense.records.diagnosis import Estimate
-from condense.records.treatment import Arm, Effect, Plan
-from condense.treatment.verdict import assess, quality_held, size_of, verdict_of, what_opened
+from condense.comparison.differences import difference, size_of
+from condense.records.base import Estimate
+from condense.records.plans import Plan
+from condense.records.treatment import Arm, Effect
+from condense.treatment.verdict import assess, quality_held, verdict_of
+from condense.trials.verdict import what_opened
 
 
 @pytest.fixture(scope="module")

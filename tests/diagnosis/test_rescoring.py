@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from condense.diagnosis.rescoring import rescored, score_passage
+from condense.diagnosis.quality import rescored, score_passage
 from condense.diagnosis.run import analyze
 from condense.texts.windows import windows
 

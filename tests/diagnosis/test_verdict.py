@@ -26,7 +26,8 @@ from condense.diagnosis.verdict import (
 )
 from condense.metrics import METRICS
 from condense.models.layers import Site
-from condense.records.diagnosis import Estimate, Kendall, Spearman, Trend, Verdict
+from condense.records.base import Estimate
+from condense.records.diagnosis import Kendall, Spearman, Trend, Verdict
 from tests.clouds import cloud
 
 N, D, TEXTS, BLOCKS = 65, 128, 10, 2

@@ -17,7 +17,8 @@ pytestmark = [
 trl = pytest.importorskip("trl")
 
 from condense.dispersion.disperser import Disperser  # noqa: E402
-from condense.dispersion.trainer import CondensationMonitor, DispersionMixin  # noqa: E402
+from condense.dispersion.monitor import CondensationMonitor  # noqa: E402
+from condense.dispersion.trainer import DispersionMixin  # noqa: E402
 from condense.errors import RunError  # noqa: E402
 
 EXACT = 5e-6  # the fused head sums the cross-entropy in tiles: another order

@@ -16,7 +16,7 @@ from condense.errors import RunError, UnavailableError, UsageError
 from condense.evaluation.harness import find_tasks, open_tasks
 from condense.evaluation.run import evaluate, task_effects
 from condense.intervals import resampling_weights
-from condense.records.diagnosis import Estimate
+from condense.records.base import Estimate
 from condense.records.serial import decode, encode
 from condense.records.tasks import TaskEffect, TaskScore
 

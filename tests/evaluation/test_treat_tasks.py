@@ -12,9 +12,10 @@ import torch
 
 from condense.errors import UnavailableError, UsageError
 from condense.evaluation.run import evaluate
-from condense.records.diagnosis import Estimate
+from condense.records.base import Estimate
+from condense.records.plans import Plan
 from condense.records.tasks import TaskEffect, TaskScore
-from condense.records.treatment import Plan, Treatment
+from condense.records.treatment import Treatment
 from condense.report.tasks import task_rows
 from condense.report.treatment.markdown import treatment_markdown
 from condense.treatment.run import Watch, treat

@@ -9,11 +9,10 @@ import pytest
 from condense.comparison import differences as effects
 from condense.comparison.comparability import differing_settings
 from condense.errors import UsageError
-from condense.gate.advice import Names
 from condense.gate.assertions import Bound, Target, default_gate, parse_inline, parse_tables, parse_target
-from condense.gate.run import Policy, evaluate, own_baseline
+from condense.gate.run import Names, Policy, evaluate, own_baseline
 from condense.metrics import METRICS, QUALITY
-from condense.records.diagnosis import Estimate
+from condense.records.base import Estimate
 from condense.records.treatment import Treatment
 from condense.report.gate.words import bound_words, conclusion, expected, found
 

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from condense.errors import RunError, UnavailableError, UsageError
+from condense.files import write_text
 from condense.metrics import METRICS, QUALITY
 from condense.records import serial
-from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis, Estimate
-from condense.records.serial import decode, dumps, encode, read_json, write_text
+from condense.records.base import Estimate
+from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis
+from condense.records.serial import decode, dumps, encode, read_json
 
 
 @pytest.fixture

@@ -13,12 +13,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from condense.cli.app import app
-from condense.records import seeds
-from condense.records.diagnosis import Estimate, Quality
+from condense.records import trial as seeds
+from condense.records.base import Estimate
+from condense.records.diagnosis import Quality
+from condense.records.plans import ArmSpec
 from condense.records.treatment import Curve
-from condense.records.trial import ArmResult, ArmSpec, Rank, StepCost, Trial
+from condense.records.trial import ArmResult, Rank, StepCost, Trial
 from condense.report.svg import sketch
-from condense.report.table import rows_csv
+from condense.report.tables import rows_csv
 from condense.report.trial.doses import dose_figures, tradeoff
 from condense.report.trial.figures import depth_figures
 from condense.report.trial.forest import forests

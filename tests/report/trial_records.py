@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from condense.metrics import METRICS
-from condense.records.diagnosis import CorpusInfo, Estimate, Finding, ModelInfo, Quality
+from condense.records.base import Estimate, Finding
+from condense.records.diagnosis import CorpusInfo, ModelInfo, Quality
+from condense.records.plans import ArmSpec, Plan, Schedule, TrialPlan
 from condense.records.tasks import TaskEffect, TaskScore
-from condense.records.treatment import Curve, Plan, Schedule, SiteEffect
+from condense.records.treatment import Curve, SiteEffect
 from condense.records.trial import (
     ArmEffect,
     ArmResult,
     ArmRun,
-    ArmSpec,
     DosePoint,
     DoseResponse,
     Pair,
@@ -23,7 +24,6 @@ from condense.records.trial import (
     SitePoint,
     StepCost,
     Trial,
-    TrialPlan,
 )
 
 WITHOUT = "mean_cosine_without_top_dimensions"

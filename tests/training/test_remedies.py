@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from condense.errors import UnavailableError, UsageError
-from condense.records.trial import RemedyName
+from condense.records.plans import RemedyName
 from condense.training.remedies import (
     ActiveForgetting,
     cosreg,

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from condense.dispersion.disperser import DispersionConfig
-from condense.records.treatment import Plan
-from condense.records.trial import ArmSpec
+from condense.records.plans import ArmSpec, Plan
 from condense.training import step_time as overhead
 from condense.training.interventions import Intervention, Regulariser
 from condense.training.peak_memory import peak_bytes

@@ -14,7 +14,8 @@ import torch
 
 from condense.errors import UnavailableError, UsageError
 from condense.models import checkpoint as checkpoints
-from condense.records.treatment import Plan, Treatment
+from condense.records.plans import Plan
+from condense.records.treatment import Treatment
 from condense.texts.documents import Document
 from condense.treatment.run import Watch, treat
 

@@ -8,9 +8,8 @@ import pytest
 
 from condense.dispersion.disperser import DispersionConfig
 from condense.errors import UsageError
-from condense.records.treatment import LossName, Plan
-from condense.records.trial import ArmSpec, RemedyName
-from condense.trials.arm_names import COSREG_DEFAULT, parse_arms, slug
+from condense.records.plans import COSREG_DEFAULT, ArmSpec, LossName, Plan, RemedyName
+from condense.trials.arm_names import parse_arms, slug
 
 
 def names(text: str, *coefficients: float) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from condense.comparison.differences import difference
-from condense.records.diagnosis import Estimate
+from condense.records.base import Estimate
 from condense.records.trial import Pair
 from condense.trials.effects import OTHER_TOKENS, arm_effect, compare_pairs, rank_arms
 

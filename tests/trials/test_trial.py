@@ -13,8 +13,8 @@ from condense.cli.app import app
 from condense.errors import RunError, UsageError
 from condense.models.checkpoint import load
 from condense.records.diagnosis import Diagnosis
-from condense.records.treatment import Plan
-from condense.records.trial import Trial, TrialPlan
+from condense.records.plans import Plan, TrialPlan
+from condense.records.trial import Trial
 from condense.training.loop import InterruptedRunError
 from condense.trials import run as experiment
 from condense.trials import runs

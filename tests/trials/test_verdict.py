@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from condense.records.diagnosis import Estimate, ModelInfo, Quality
-from condense.records.treatment import Plan
-from condense.records.trial import ArmEffect, ArmResult, ArmRun, ArmSpec, Rank, TrialPlan
+from condense.records.base import Estimate
+from condense.records.diagnosis import ModelInfo, Quality
+from condense.records.plans import ArmSpec, Plan, TrialPlan
+from condense.records.trial import ArmEffect, ArmResult, ArmRun, Rank
 from condense.trials.verdict import arm_verdict, dose_responses, trial_findings, unranked
 
 MODEL = ModelInfo("tiny", "LlamaForCausalLM", "causal", 1000, 32, 3, "float32", "safetensors")

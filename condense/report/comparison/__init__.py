@@ -1,1 +1,1 @@
-"""Pages of a comparison."""
+"""The pages of a comparison: HTML, Markdown, terminal. May import report's shared modules."""

@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from condense.records.base import Estimate
 from condense.records.comparison import Comparison, Member
-from condense.records.diagnosis import Estimate
-from condense.records.treatment import Plan
-from condense.report.comparison.figures import called, parameter_count, shortened
-from condense.report.diagnosis.facts import GLOSSARY, term, written
+from condense.records.plans import Plan
+from condense.report.comparison.figures import called
+from condense.report.depth import padded
 from condense.report.diagnosis.figures import NOTHING
-from condense.report.text import number, percent
-from condense.report.treatment.cards import Card, excludes_zero, gauge_of, interval_words, signed_value
-from condense.report.treatment.facts import Mark, Strip
-from condense.report.treatment.figures import WITHOUT_TOP, padded, typeset
+from condense.report.diagnosis.page import written
+from condense.report.glossary import GLOSSARY, term
+from condense.report.parts import Card, Mark, Strip
+from condense.report.text import number, parameter_count, percent, shortened, typeset
+from condense.report.treatment.cards import excludes_zero, gauge_of, interval_words, signed_value
+from condense.report.treatment.figures import WITHOUT_TOP
 
 LEAST, TOLERANCE = Plan.min_effect, Plan.quality_tolerance
 ICONS = {"severe": "severe", "warning": "condensed", "info": "info", "good": "ok"}

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 from condense.records.comparison import Comparison, Member
 from condense.report.charts import Axis, Chart, Series
-from condense.report.diagnosis.figures import NOTHING, Figure, depth_axis
-from condense.report.text import number
-from condense.report.treatment.figures import WITHOUT_TOP, Look, difference, padded, typeset
+from condense.report.depth import depth_axis, padded
+from condense.report.diagnosis.figures import NOTHING
+from condense.report.parts import Figure, Look
+from condense.report.text import difference, number, shortened, typeset
+from condense.report.treatment.figures import WITHOUT_TOP
 
 MOST_CURVES = 12
 MOST_STEPS = 8
@@ -46,19 +48,6 @@ def called(member: Member) -> str:
     if member.step is not None:
         return f"step {member.step:,}".replace(",", "\u202f")
     return shortened(member.name)
-
-
-def shortened(name: str, most: int = 40) -> str:
-    """A name that is not too long: its beginning and its end."""
-    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
-
-
-def parameter_count(count: int) -> str:
-    """A number of parameters: 135 M, 1.5 B, 66 k."""
-    for unit, word in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
-        if count >= unit:
-            return f"{count / unit:.3g}\u202f{word}"
-    return str(count)
 
 
 def drawn(comparison: Comparison, most: int | None = None) -> tuple[Member, ...]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from condense.records.comparison import Comparison, Member
-from condense.report.comparison.figures import parameter_count
 from condense.report.diagnosis.figures import NOTHING
 from condense.report.escape import for_code, for_markdown
-from condense.report.text import DASH, number, percent, signed
+from condense.report.text import DASH, number, parameter_count, percent, signed
 from condense.report.treatment.figures import WITHOUT_TOP
 
 VALUES = (("mean_cosine", "deep mean cosine", 3), (WITHOUT_TOP, "without top 3", 3), ("effective_rank", "eff. rank", 1))

@@ -5,8 +5,8 @@ Records in, text out; the shell, the styles and the guarantees are those of `con
 
 from __future__ import annotations
 
+from condense.records.base import PlotlyJs
 from condense.records.comparison import Comparison
-from condense.records.diagnosis import PlotlyJs
 from condense.report.charts import Chart
 from condense.report.comparison.facts import (
     COMPARISON_GLOSSARY,

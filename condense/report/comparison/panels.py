@@ -8,7 +8,8 @@ from dataclasses import replace
 from condense.records.comparison import Comparison, Member
 from condense.report.charts import Axis, Cells, Chart, Series
 from condense.report.comparison.figures import called, drawn, left_out
-from condense.report.diagnosis.figures import NOTHING, depth_axis
+from condense.report.depth import depth_axis
+from condense.report.diagnosis.figures import NOTHING
 from condense.report.text import number, percent
 from condense.report.treatment.curves import Panels
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from condense.records.base import Estimate
 from condense.records.comparison import Comparison, Member
-from condense.records.diagnosis import Estimate
 from condense.report.charts import Axis, Chart, Series
-from condense.report.comparison.figures import INKS, called, parameter_count, shortened
-from condense.report.diagnosis.figures import NOTHING, Figure
-from condense.report.text import number
-from condense.report.treatment.figures import typeset
+from condense.report.comparison.figures import INKS, called
+from condense.report.diagnosis.figures import NOTHING
+from condense.report.parts import Figure
+from condense.report.text import number, parameter_count, shortened, typeset
 
 
 def size_figures(comparison: Comparison) -> list[Figure]:

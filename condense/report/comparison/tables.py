@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from condense.metrics import METRICS
+from condense.records.base import Estimate
 from condense.records.comparison import CURVES, Comparison, Member
-from condense.records.diagnosis import Estimate
-from condense.report.comparison.figures import called, drawn, parameter_count, same_depth, shortened
+from condense.report.comparison.figures import called, drawn, same_depth
 from condense.report.diagnosis.figures import NOTHING
-from condense.report.diagnosis.layers import Cell, Column, Table
-from condense.report.text import number, percent
+from condense.report.tables import Cell, Column, Table
+from condense.report.text import number, parameter_count, percent, shortened, typeset
 from condense.report.treatment.cards import excludes_zero
-from condense.report.treatment.figures import WITHOUT_TOP, typeset
+from condense.report.treatment.figures import WITHOUT_TOP
 
 DEEP = (
     ("mean_cosine", "Mean cosine", 3), (WITHOUT_TOP, "Without top 3 dimensions", 3),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from condense.records.diagnosis import Estimate
+from condense.records.base import Estimate
 from condense.report.comparison.facts import KINDS, subject, title
-from condense.report.comparison.figures import called, shortened
+from condense.report.comparison.figures import called
+from condense.report.console import bar
 from condense.report.diagnosis.figures import NOTHING
-from condense.report.diagnosis.terminal import bar
 from condense.report.escape import for_terminal
-from condense.report.text import DASH, SEVERITIES, number, percent
+from condense.report.text import DASH, SEVERITIES, number, percent, shortened
 from condense.report.treatment.cards import excludes_zero
 
 if TYPE_CHECKING:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from condense.records.base import Estimate
 from condense.records.comparison import Comparison, Member, Trajectory
-from condense.records.diagnosis import Estimate
 from condense.report.charts import Axis, Cells, Chart, Series
 from condense.report.comparison.figures import called
-from condense.report.diagnosis.figures import NOTHING, Figure
-from condense.report.text import number, percent
-from condense.report.treatment.figures import WITHOUT_TOP, padded, typeset
+from condense.report.depth import padded
+from condense.report.diagnosis.figures import NOTHING
+from condense.report.parts import Figure
+from condense.report.text import number, percent, typeset
+from condense.report.treatment.figures import WITHOUT_TOP
 
 MOST_TICKS = 9
 

@@ -1,1 +1,1 @@
-"""Pages of a diagnosis."""
+"""The pages of a diagnosis: HTML, Markdown, terminal. May import report's shared modules."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from condense.report.console import _speaks_unicode, bar
 from condense.report.escape import for_terminal
 from condense.report.text import LEVELS, SEVERITIES, number, percent, quality_lines, subject
 
@@ -15,11 +16,10 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-    from condense.records.diagnosis import Diagnosis, Finding, SiteReading, Verdict
+    from condense.records.base import Finding
+    from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 
 _COLOURS = {"severe": "red", "condensed": "red", "watch": "magenta", "ok": "green", "undefined": ""}
-_BAR = 16
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
@@ -45,10 +45,6 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     for name, stack in diagnosis.stacks.items():
         console.print(_panel(stack.verdict, f"{name}: "))
     console.print(_panel(diagnosis.verdict, f"{stacks[-1]}: " if len(stacks) > 1 else ""))
-
-
-def _speaks_unicode(console: Console) -> bool:
-    return console.encoding.lower().replace("-", "").startswith("utf")
 
 
 def _table(sites: list[SiteReading], plain: bool) -> Table:
@@ -79,16 +75,6 @@ def _table(sites: list[SiteReading], plain: bool) -> Table:
             end_section=site.site == "embedding" or (site.site == "block" and site.depth == 1.0),
         )
     return table
-
-
-def bar(value: float | None, plain: bool = False, width: int = _BAR) -> str:
-    """A bar of `width` cells for a value in [0, 1]; eighths of a cell, or # where Unicode is not spoken."""
-    filled = max(0.0, min(1.0, value or 0.0)) * width
-    if plain:
-        return "#" * round(filled)
-    whole = int(filled)
-    rest = _EIGHTHS[int((filled - whole) * 8)] if whole < width else ""
-    return ("█" * whole + rest).rstrip()
 
 
 def _twin(diagnosis: Diagnosis, twin: Diagnosis) -> str:

@@ -1,1 +1,1 @@
-"""Pages of a gate."""
+"""The outputs of a gate: terminal, Markdown, JUnit, annotations. May import report's shared modules."""

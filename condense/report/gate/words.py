@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from condense.gate.assertions import Assertion
 from condense.gate.run import OUTCOMES, Gate, Outcome, Result
-from condense.records.diagnosis import Estimate
+from condense.records.base import Estimate
 from condense.report.text import DASH, estimate, number, signed
 
 NAMES: dict[Outcome, str] = {

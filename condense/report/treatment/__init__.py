@@ -1,1 +1,1 @@
-"""Pages of a treatment."""
+"""The pages of a treatment: HTML, model card, Markdown, terminal. May import report's shared modules."""

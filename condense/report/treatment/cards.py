@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-from condense.records.diagnosis import Estimate
+from condense.records.base import Estimate
 from condense.records.treatment import Treatment
 from condense.report.diagnosis.figures import NOTHING
-from condense.report.text import number
-from condense.report.treatment.figures import WITHOUT_TOP, difference, typeset
+from condense.report.parts import Card, Gauge
+from condense.report.text import difference, number, typeset
+from condense.report.treatment.figures import WITHOUT_TOP
 from condense.report.treatment.markdown import quality
-
-
-@dataclass(frozen=True)
-class Gauge:
-    """A difference on a line from −end to +end: what is tinted, interval and value, in percent of the line."""
-
-    end: str
-    zone: tuple[float, float]
-    low: float | None
-    high: float | None
-    mark: float | None
-    left: str
-    right: str
-    key: str
-
-
-@dataclass(frozen=True)
-class Card:
-    """One of the three answers: its question, the word, the numbers, the gauge or the bars of the arms."""
-
-    key: str
-    question: str
-    word: str
-    value: str = ""
-    unit: str = ""
-    interval: str = ""
-    also: str = ""
-    gauge: Gauge | None = None
-    bars: tuple[tuple[str, tuple[tuple[str, str, float], ...], str], ...] = ()
 
 
 def cards(treatment: Treatment) -> list[Card]:

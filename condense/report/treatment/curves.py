@@ -9,9 +9,9 @@ from typing import Any
 
 from condense.records.treatment import Treatment
 from condense.report.charts import POINTS, Axis, Chart, Series
-from condense.report.diagnosis.figures import Figure
-from condense.report.text import number, percent
-from condense.report.treatment.figures import Look, look, padded, typeset
+from condense.report.depth import padded
+from condense.report.parts import Figure, Look, look
+from condense.report.text import number, percent, typeset
 
 MOST_STEPS = 150
 FEW_STEPS = 40

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from condense.records.diagnosis import Diagnosis, Estimate, Finding
+from condense.records.base import Estimate, Finding
+from condense.records.diagnosis import Diagnosis
 from condense.records.treatment import Effect, Treatment
-from condense.report.diagnosis.facts import GLOSSARY, term, written
+from condense.report.depth import padded
 from condense.report.diagnosis.figures import NOTHING
+from condense.report.diagnosis.page import written
+from condense.report.glossary import GLOSSARY, term
+from condense.report.parts import Mark, Strip
 from condense.report.tasks import TaskRow, taken_from, task_rows
-from condense.report.text import in_words, number
+from condense.report.text import difference, in_words, number, typeset
 from condense.report.treatment.cards import excludes_zero, measured, signed_value
-from condense.report.treatment.figures import difference, padded, typeset
 from condense.report.treatment.markdown import QUALITY_ROWS, ROWS, quality
 from condense.report.treatment.terminal import gigabytes
 
@@ -25,30 +28,6 @@ OUTCOMES = {
 ICONS = {"dispersed": "ok", "dispersed-at-a-cost": "condensed", "no-measurable-effect": "info",
          "inconclusive": "none", "condensed-further": "severe"}  # fmt: skip
 LEVELS = {"dispersed": "ok", "dispersed-at-a-cost": "condensed", "condensed-further": "severe"}
-
-
-@dataclass(frozen=True)
-class Mark:
-    """One arm on a strip: the number and its interval as text, and where they lie in percent; `ink` as of that arm."""
-
-    arm: str
-    value: str
-    interval: str
-    at: float | None
-    low: float | None
-    high: float | None
-    ink: str = ""
-
-
-@dataclass(frozen=True)
-class Strip:
-    """The arms on one line each, over the same scale, and the difference in words."""
-
-    title: str
-    unit: str
-    ends: tuple[str, str]
-    rows: tuple[Mark, ...]
-    change: str
 
 
 @dataclass(frozen=True)

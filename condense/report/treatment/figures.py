@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
-from condense.records.diagnosis import Estimate, SiteReading
+from condense.records.base import Estimate
+from condense.records.diagnosis import SiteReading
 from condense.records.treatment import Treatment
-from condense.report.charts import Chart, Series, Shade, Values
-from condense.report.diagnosis.figures import NOTHING, Figure, StackView, depth_axis, stack_views
-from condense.report.text import number
+from condense.report.charts import Chart, Series, Shade
+from condense.report.depth import StackView, depth_axis, padded, stack_views
+from condense.report.diagnosis.figures import NOTHING
+from condense.report.parts import Figure, Look, look
+from condense.report.text import difference, number, typeset
 
 WITHOUT_TOP = "mean_cosine_without_top_dimensions"
-_MINUS = re.compile(r"(?<![\w.)\]/-])-(?=[\d.])")
-
-
-class Look(NamedTuple):
-    """How an arm is called and drawn; told apart by dash and mark as well as by colour."""
-
-    words: str
-    ink: str
-    dash: str
-    symbol: str
-
-
-LOOKS = {
-    "before": Look("before", "quiet", "dot", "square"),
-    "control": Look("control: cross-entropy only", "warm", "longdash", "diamond"),
-    "treated": Look("treated: with the loss", "accent", "solid", "circle"),
-}
-OTHER = Look("", "plum", "dash", "none")
-
-
-def look(arm: str) -> Look:
-    """How an arm is called and drawn."""
-    return LOOKS.get(arm, OTHER._replace(words=arm))
-
-
-def typeset(text: str) -> str:
-    """Text whose negative numbers carry a real minus sign; hyphens and options stay."""
-    return _MINUS.sub("−", text)
-
-
-def difference(of: Estimate, digits: int = 3) -> str:
-    """A difference with its sign and its interval, or a dash."""
-    if of.value is None:
-        return "–"
-    if of.low is None or of.high is None:
-        return typeset(f"{of.value:+.{digits}f}")
-    return typeset(f"{of.value:+.{digits}f} [{of.low:+.{digits}f}, {of.high:+.{digits}f}]")
 
 
 def arm_views(treatment: Treatment) -> dict[str, StackView]:
@@ -207,11 +171,3 @@ def _moved(of: Estimate, least: float, sign: int) -> bool:
     if of.value is None or of.low is None or of.high is None:
         return False
     return sign * of.value >= least and (of.low > 0 if sign > 0 else of.high < 0)
-
-
-def padded(values: Values) -> tuple[float, float]:
-    """The range of the values with a little room at both ends."""
-    known = [v for v in values if v is not None] or [0.0]
-    low, high = min(known), max(known)
-    room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - room, high + room

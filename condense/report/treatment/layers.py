@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from condense.metrics import METRICS
-from condense.records.diagnosis import Estimate, SiteReading
+from condense.records.base import Estimate
+from condense.records.diagnosis import SiteReading
 from condense.records.treatment import Treatment
 from condense.report.diagnosis.figures import NOTHING
-from condense.report.diagnosis.layers import Cell, Column, Table
-from condense.report.text import number
-from condense.report.treatment.figures import WITHOUT_TOP, typeset
+from condense.report.tables import Cell, Column, Table
+from condense.report.text import number, typeset
+from condense.report.treatment.figures import WITHOUT_TOP
 
 _GROUPS = (
     ("mean_cosine", "Mean cosine", 3), (WITHOUT_TOP, "Without top 3 dimensions", 3),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from condense.records.diagnosis import Diagnosis, Estimate
+from condense.records.base import Estimate
+from condense.records.diagnosis import Diagnosis
 from condense.records.treatment import Treatment
 from condense.report.escape import for_code, for_markdown
 from condense.report.tasks import CAUTION, taken_from, task_rows

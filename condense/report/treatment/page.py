@@ -5,10 +5,10 @@ Records in, text out; the shell, the styles and the guarantees are those of `con
 
 from __future__ import annotations
 
-from condense.records.diagnosis import PlotlyJs
+from condense.records.base import PlotlyJs
 from condense.records.treatment import Treatment
 from condense.report.charts import Chart
-from condense.report.diagnosis.facts import LEVEL_WORDS
+from condense.report.diagnosis.page import LEVEL_WORDS
 from condense.report.html import render
 from condense.report.tasks import CAUTION
 from condense.report.text import subject

@@ -12,7 +12,8 @@ from condense.report.treatment.markdown import QUALITY_ROWS, ROWS, quality
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from condense.records.treatment import Overhead, Plan, Schedule, Treatment
+    from condense.records.plans import Plan, Schedule
+    from condense.records.treatment import Overhead, Treatment
 
 _COLOURS = {"dispersed": "green", "dispersed-at-a-cost": "magenta", "condensed-further": "red"}
 

@@ -1,1 +1,1 @@
-"""Pages of a trial."""
+"""The pages of a trial: HTML, Markdown, terminal. May import report's shared modules."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from condense.records.seeds import curve
-from condense.records.trial import Trial
+from condense.records.trial import Trial, curve
 from condense.report.charts import Axis, Chart
-from condense.report.diagnosis.figures import Figure
-from condense.report.text import number
+from condense.report.depth import padded
+from condense.report.parts import Figure
+from condense.report.text import number, typeset
 from condense.report.treatment.curves import thinned
-from condense.report.treatment.figures import padded, typeset
 from condense.report.trial.looks import drawn, looks
 
 MOST_STEPS = 75

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from condense.records.diagnosis import Estimate
-from condense.records.seeds import quality_key, tolerated
-from condense.records.trial import ArmResult, DoseResponse, Trial
+from condense.records.base import Estimate
+from condense.records.trial import ArmResult, DoseResponse, Trial, quality_key, tolerated
 from condense.report.charts import POINTS, Axis, Chart, Series, Values
-from condense.report.diagnosis.figures import NOTHING, Figure
-from condense.report.text import number
-from condense.report.treatment.figures import difference, padded, typeset
+from condense.report.depth import padded
+from condense.report.diagnosis.figures import NOTHING
+from condense.report.parts import Figure
+from condense.report.text import difference, number, typeset
 from condense.report.trial.looks import looks
 from condense.report.trial.rows import DIGITS, TITLES
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from condense.metrics import Metric
 from condense.records.trial import ArmResult, Trial
-from condense.report.diagnosis.facts import GLOSSARY, term, written
+from condense.report.diagnosis.page import written
+from condense.report.glossary import GLOSSARY, term
 from condense.report.text import DASH, in_words
 from condense.report.treatment.facts import TREATMENT_GLOSSARY
 from condense.report.treatment.terminal import gigabytes

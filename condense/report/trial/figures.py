@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from condense.records.seeds import depth, mean, reading
-from condense.records.trial import SitePoint, Trial
+from condense.records.trial import SitePoint, Trial, depth, mean, reading
 from condense.report.charts import Axis, Chart, Shade
-from condense.report.diagnosis.figures import NOTHING, Figure
-from condense.report.text import number
-from condense.report.treatment.figures import difference, padded, typeset
+from condense.report.depth import padded
+from condense.report.diagnosis.figures import NOTHING
+from condense.report.parts import Figure
+from condense.report.text import difference, number, typeset
 from condense.report.trial.looks import BEFORE, drawn, looks
 from condense.report.trial.rows import DIGITS, TITLES, WITHOUT_TOP
 

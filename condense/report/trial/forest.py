@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from condense.records.diagnosis import Estimate
-from condense.records.seeds import quality_key, tolerated
-from condense.records.trial import ArmResult, Trial
+from condense.records.base import Estimate
+from condense.records.trial import ArmResult, Trial, quality_key, tolerated
+from condense.report.depth import padded
 from condense.report.diagnosis.figures import NOTHING
-from condense.report.text import DASH, number
-from condense.report.treatment.figures import difference, padded, typeset
+from condense.report.text import DASH, difference, number, typeset
 from condense.report.trial.rows import DIGITS, TITLES, signed_bounds
 
 

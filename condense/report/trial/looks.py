@@ -6,7 +6,7 @@ from itertools import count
 
 from condense.records.trial import Trial
 from condense.report.charts import Series, Values
-from condense.report.treatment.figures import Look
+from condense.report.parts import Look
 
 BEFORE = Look("before", "quiet", "dot", "square")
 CONTROL = Look("control", "warm", "longdash", "diamond")

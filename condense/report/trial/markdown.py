@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from condense.records.seeds import reading
-from condense.records.trial import ArmResult, Trial
+from condense.records.trial import ArmResult, Trial, reading
 from condense.report.escape import for_code, for_markdown
 from condense.report.text import DASH, number, signed
 from condense.report.trial.rows import DIGITS, MISSING, TITLES, Measure, Row, keys, placed, rankings, rows

@@ -5,12 +5,12 @@ Records in, text out; the shell, the styles and the guarantees are those of `con
 
 from __future__ import annotations
 
-from condense.records.diagnosis import PlotlyJs
+from condense.records.base import PlotlyJs
 from condense.records.trial import Trial
 from condense.report.charts import Chart
 from condense.report.html import render
+from condense.report.text import typeset
 from condense.report.treatment.facts import shown
-from condense.report.treatment.figures import typeset
 from condense.report.trial.curves import training_figures
 from condense.report.trial.doses import dose_figures, tradeoff
 from condense.report.trial.facts import arm_facts, glossary, name_of, provenance, subject

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from condense.records.diagnosis import Estimate
-from condense.records.seeds import mean, quality_key, reading, spread
-from condense.records.trial import MIN_SEEDS, ArmEffect, ArmResult, Rank, Trial
+from condense.records.base import Estimate
+from condense.records.plans import MIN_SEEDS
+from condense.records.trial import ArmEffect, ArmResult, Rank, Trial, mean, quality_key, reading, spread
 from condense.report.text import DASH, number
 from condense.report.treatment.cards import excludes_zero
 from condense.report.treatment.facts import OUTCOMES

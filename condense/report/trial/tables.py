@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from condense.records.diagnosis import Estimate
-from condense.records.seeds import reading
+from condense.records.base import Estimate
 from condense.records.tasks import TaskEffect, TaskScore
-from condense.records.trial import ArmRun, Trial
-from condense.report.diagnosis.layers import Cell, Column, Table
-from condense.report.text import DASH, number
-from condense.report.treatment.figures import difference, typeset
+from condense.records.trial import ArmRun, Trial, reading
+from condense.report.tables import Cell, Column, Table
+from condense.report.text import DASH, difference, number, typeset
 from condense.report.trial.figures import lines, site_label
 from condense.report.trial.rows import DIGITS, MISSING, TITLES, WITHOUT_TOP, keys, signed_bounds
 

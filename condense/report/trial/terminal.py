@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-    from condense.records.treatment import Schedule
-    from condense.records.trial import StepCost, Trial, TrialPlan
+    from condense.records.plans import Schedule, TrialPlan
+    from condense.records.trial import StepCost, Trial
 
 WIDE = 138
 ROOMY = 96

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from condense.records.seeds import quality_key
-from condense.records.trial import ArmResult, ArmSpec, DoseResponse, Trial, TrialPlan
+from condense.records.plans import ArmSpec, TrialPlan
+from condense.records.trial import ArmResult, DoseResponse, Trial, quality_key
 from condense.report.text import signed
 from condense.report.trial.rows import DIGITS
 

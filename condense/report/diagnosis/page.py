@@ -1,15 +1,28 @@
-"""What a page says beside its charts: title, the three axes, quality, provenance, glossary."""
+"""A diagnosis as one HTML file: verdict first, charts, the layer table, provenance, glossary.
+
+Records in, text out. The file makes no request: plotly.js lies gzipped inside and is inflated by the
+browser; without it (or without JavaScript) static drawings and the tables remain. The same record gives
+the same bytes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from condense.metrics import METRICS, QUALITY, Metric
-from condense.records.diagnosis import Diagnosis, Estimate
-from condense.report.diagnosis.figures import NOTHING, StackView
-from condense.report.text import number, percent
+from condense.metrics import METRICS, QUALITY
+from condense.records.base import Estimate, PlotlyJs
+from condense.records.diagnosis import Diagnosis, SiteReading
+from condense.report.depth import StackView, stack_views
+from condense.report.diagnosis.figures import NOTHING, figures
+from condense.report.glossary import GLOSSARY
+from condense.report.html import render
+from condense.report.tables import Cell, Column, Table
+from condense.report.text import number, percent, subject
+
+if TYPE_CHECKING:
+    pass
 
 AXES = {
     "cone": "How narrow is the cone of token directions?",
@@ -19,6 +32,36 @@ AXES = {
 LEVEL_WORDS = {
     "ok": "OK", "watch": "Watch", "condensed": "Condensed", "severe": "Severe", "undefined": "No verdict",
 }  # fmt: skip
+_COLUMNS = (
+    ("mean_cosine", "mean", "Cosine", 3), ("cosine_std", "spread", "Cosine", 3), ("cosine_q05", "5 %", "Cosine", 2),
+    ("cosine_q50", "50 %", "Cosine", 2), ("cosine_q95", "95 %", "Cosine", 2),
+    ("mean_cosine_without_top_dimensions", "without top 3", "Cosine", 3),
+    ("cross_text_cosine", "cross-text", "Cosine", 3),
+    ("effective_rank", "effective", "Rank", 1), ("entropy_rank", "entropy", "Rank", 1),
+    ("participation_ratio", "participation", "Rank", 1),
+    ("relative_variance", "relative", "Variance", 3), ("total_variance", "per dim.", "Variance", 2),
+    ("median_norm", "median norm", "Length", 1), ("sink_ratio", "sink ratio", "Length", 1),
+    ("mean_cosine_with_sink", "cosine", "Sink kept", 3), ("effective_rank_with_sink", "rank", "Sink kept", 1),
+)  # fmt: skip
+_TWIN = (("mean_cosine", "cosine", 3), ("effective_rank", "rank", 1), ("relative_variance", "rel. variance", 3))
+
+
+def diagnosis_page(diagnosis: Diagnosis, *, plotlyjs: PlotlyJs = "inline") -> str:
+    """The report of a diagnosis as one HTML page.
+
+    `inline` (≤ 2.3 MB) carries plotly.js gzipped, `cdn` loads it from cdn.plot.ly (the only choice that
+    makes a request), `none` has static drawings only. ValueError for any other word.
+    """
+    stacks: list[dict[str, Any]] = []
+    for index, view in enumerate(stack_views(diagnosis)):
+        drawn = figures(view, f"chart-{index}")
+        stacks.append({"view": view, "axes": axes(view), "figures": drawn, "table": layer_table(view)})
+    charts = [figure.chart for stack in stacks for figure in stack["figures"]]
+    return render(
+        "diagnosis.html.j2", charts, plotlyjs, version=diagnosis.condense, diagnosis=diagnosis, stacks=stacks,
+        title=title(diagnosis), subject=subject(diagnosis), axis_names=AXES, quality=quality(diagnosis),
+        provenance=provenance(diagnosis), glossary=GLOSSARY, level_words=LEVEL_WORDS,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,9 +186,6 @@ def quality(diagnosis: Diagnosis) -> list[dict[str, str]]:
     return rows
 
 
-# --- provenance ----------------------------------------------------------------------------------------
-
-
 def provenance(diagnosis: Diagnosis) -> list[tuple[str, list[tuple[str, str]]]]:
     """Everything that is needed to repeat or to doubt the measurement: groups of (name, value)."""
     from dataclasses import asdict
@@ -182,48 +222,65 @@ def written(value: Any) -> str:
     return str(value)
 
 
-# --- glossary ------------------------------------------------------------------------------------------
+def layer_table(view: StackView) -> Table:
+    """One row per site with every number that a chart shows."""
+    columns = [Column(head, group, METRICS[key].title) for key, head, group, _ in _COLUMNS]
+    columns.append(Column("top 3", "Dimensions", "the dimensions that make most of the mean cosine, and their shares"))
+    twin = {site.label: site for site in view.twin}
+    if twin:
+        columns += [Column(head, "Random twin", f"{METRICS[key].title} of the random twin") for key, head, _ in _TWIN]
+    published = any(True for _ in view.paper.mean_cosine)
+    if published:
+        columns.append(Column("cosine", "As published", "mean over all n² pairs, diagonal and position 0 kept"))
+    rows = []
+    for place, site in enumerate(view.sites):
+        cells = [_cell(site, key, digits) for key, _, _, digits in _COLUMNS]
+        cells.append(_dimensions(site))
+        if twin:
+            cells += [_plain(_of(twin.get(site.label), key), digits) for key, _, digits in _TWIN]
+        if published:
+            cells.append(_plain(_published(view, place), 3))
+        rows.append((site.label, tuple(cells)))
+    return Table(tuple(columns), tuple(rows))
 
 
-def term(key: str, title: str, meaning: str, source: str, formula: str = "") -> Metric:
-    """A term of the glossary that is not a metric."""
-    return Metric(key, title, "", None, None, None, meaning, formula, source)
+def _cell(site: SiteReading, key: str, digits: int) -> Cell:
+    estimate = site.metrics.get(key, NOTHING)
+    if estimate.value is None:
+        return Cell("–", estimate.reason or "")
+    note = ""
+    if key == "mean_cosine" and estimate.low is not None and estimate.high is not None:
+        note = f"{number(estimate.low, digits)} to {number(estimate.high, digits)}"
+    elif estimate.null_ratio is not None:
+        note = percent(estimate.null_ratio)
+    bar = round(100 * min(1.0, max(0.0, estimate.value)), 1) if key == "mean_cosine" else None
+    return Cell(number(estimate.value, digits), note, f"{estimate.value:.6g}" if note or bar is not None else "", bar)
 
 
-_TERMS = (
-    term("window", "text, window",
-         "A run of exactly max-length tokens of one document. Documents are never glued together.",
-         "convention of condense"),
-    term("deepest-half", "deepest half",
-         "The later half of the blocks. A deep number is the median over them; the verdict reads only these.",
-         "convention of condense", "blocks ⌊L/2⌋+1 to L"),
-    term("attention-sink", "attention sink",
-         "A token, usually the first, that attention heads look at when they have nothing to look at. Its state is "
-         "huge and would hide all others, so position 0 and special tokens are left out of every primary number.",
-         "Xiao et al. 2024, arXiv:2309.17453; Sun et al. 2024, arXiv:2402.17762"),
-    term("rogue-dimension", "rogue dimension",
-         "A coordinate with a large offset common to all tokens, which makes every cosine large although the other "
-         "coordinates differ.", "Timkey & van Schijndel 2021, arXiv:2109.04404"),
-    term("gaussian-null", "Gaussian null",
-         "The same number for random Gaussian rows of the same shape: what no structure at all would give. A rank is "
-         "read against it, never alone.", "convention of condense"),
-    term("random-twin", "random twin",
-         "The same architecture with random weights. What training added is the difference to it.",
-         "convention of condense"),
-    term("interval", "95 % interval",
-         "A t interval over the texts (bootstrap over the texts for deep numbers): how far the number may move with "
-         "other texts of the same kind. Below 8 texts it says little.", "Student 1908; Efron 1979"),
-)  # fmt: skip
+def _plain(value: float | None, digits: int) -> Cell:
+    return Cell("–") if value is None else Cell(number(value, digits))
 
 
-def _groups() -> list[tuple[str, list[Metric]]]:
-    cosine = [m for key, m in METRICS.items() if "cosine" in key or key == "top_dimension_share"]
-    rank = [m for key, m in METRICS.items() if "rank" in key or key == "participation_ratio"]
-    rest = [m for m in METRICS.values() if m not in cosine and m not in rank]
-    return [
-        ("Terms", list(_TERMS)), ("Directions and cosines", cosine), ("Ranks", rank),
-        ("Variance, norms and sinks", rest), ("Quality", list(QUALITY.values())),
-    ]  # fmt: skip
+def _of(site: SiteReading | None, key: str) -> float | None:
+    return None if site is None else site.metrics.get(key, NOTHING).value
 
 
-GLOSSARY = _groups()
+def _dimensions(site: SiteReading) -> Cell:
+    shares = [
+        f"{top.dimension} ({percent(top.share)})" if top.share is not None else str(top.dimension)
+        for top in site.top_dimensions
+    ]
+    first = site.top_dimensions[0] if site.top_dimensions else None
+    share = f"{first.share:.6g}" if first is not None and first.share is not None else ""
+    return Cell(", ".join(shares) or "–", sort=share)
+
+
+def _published(view: StackView, place: int) -> float | None:
+    """Hidden states 0..L−1 stand at embedding..block L−1; the last one is normed, so it stands at the output."""
+    values, site = view.paper.mean_cosine, view.sites[place]
+    index = place
+    if site.site == "output":
+        index = len(values) - 1
+    elif place >= len(values) - 1:
+        return None
+    return values[index] if 0 <= index < len(values) else None
