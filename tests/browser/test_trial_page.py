@@ -159,7 +159,7 @@ def test_an_unknown_kind_of_plotly_is_refused() -> None:
 
 def test_no_model_library_is_loaded() -> None:
     code = (
-        "import sys; sys.path.insert(0, 'tests'); from trial_records import trial; trial().to_html(); "
+        "import sys; from tests.report.trial_records import trial; trial().to_html(); "
         "sys.exit(', '.join({'torch', 'transformers', 'pandas', 'sklearn', 'numpy', 'scipy'} & set(sys.modules)) or 0)"
     )
     root = Path(__file__).parents[2]

@@ -242,7 +242,7 @@ def test_a_model_in_memory_keeps_no_journal(opened: Callable[[str], Any]) -> Non
 
 KILLED = """
     import os, signal, sys
-    import condense.diagnosis as diagnosis
+    import condense.diagnosis.run as diagnosis
     from condense.cli.app import app
     original, calls = diagnosis.analyze, []
     def analyze(*args, on_text=None, **more):

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from condense import files
 from condense.errors import RunError, UnavailableError, UsageError
 from condense.files import write_text
 from condense.metrics import METRICS, QUALITY
-from condense.records import serial
 from condense.records.base import Estimate
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis
 from condense.records.serial import decode, dumps, encode, read_json
@@ -186,7 +186,7 @@ def test_a_file_is_never_torn(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(serial.os if step == "fsync" else serial.Path, step, fail)
+    monkeypatch.setattr(files.os if step == "fsync" else files.Path, step, fail)
     kinds = (UsageError, RunError, KeyboardInterrupt)
     with pytest.raises(kinds) as caught:
         write_text(file, "after" * 1000)
