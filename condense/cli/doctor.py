@@ -27,7 +27,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a file that conden
 
 
 def doctor(context: typer.Context, json: Record = None, force: Force = False) -> None:
-    """Say what is installed, where things are kept, and what would not work and how to mend it."""
+    """Say what is installed, where things are kept, and what would not work and how to fix it."""
     with reported():
         from condense.doctor import examine
         from condense.report.doctor import show_installation

@@ -73,7 +73,7 @@ def _manager(names: Sequence[str], folder: Path | None) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UnavailableError(
-            f"downstream tasks need the package lm_eval ({error})", "pip install '.[eval]'"
+            f"downstream tasks need the package lm_eval ({error})", "pip install 'condense-lm[eval]'"
         ) from None
     if folder is not None:
         own = TaskManager(include_path=str(folder), include_defaults=False)

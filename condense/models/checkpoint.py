@@ -139,7 +139,7 @@ def _merged(model: Any, adapter: Path) -> Any:
     try:
         from peft import PeftModel, get_peft_model_state_dict
     except ImportError:
-        raise UnavailableError("an adapter needs the package peft", "pip install '.[peft]'") from None
+        raise UnavailableError("an adapter needs the package peft", "pip install 'condense-lm[peft]'") from None
     file = adapter / "adapter_model.safetensors"
     if not file.exists():
         raise UnavailableError(f"no {file.name} in {adapter}", "ask its author for safetensors")

@@ -71,7 +71,7 @@ def read_metadata(file: Path) -> dict[str, Any]:
     try:
         from transformers.integrations.gguf.reader import read_gguf_metadata
     except ImportError as error:
-        raise UnavailableError(f"cannot read .gguf files: {error}", "pip install '.[gguf]'") from None
+        raise UnavailableError(f"cannot read .gguf files: {error}", "pip install 'condense-lm[gguf]'") from None
     inspection.refuse_pointer(file)
     try:
         metadata, names = read_gguf_metadata(str(file))
@@ -110,7 +110,7 @@ def _convert(file: Path, work: Path, metadata: dict[str, Any]) -> None:
     try:
         import gguf  # noqa: F401
     except ImportError:
-        raise UnavailableError("a .gguf checkpoint needs the package gguf", "pip install '.[gguf]'") from None
+        raise UnavailableError("a .gguf checkpoint needs the package gguf", "pip install 'condense-lm[gguf]'") from None
     place: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     with contextlib.redirect_stderr(io.StringIO()):  # the reader draws a progress bar that cannot be switched off
         _dequantise(file, work, place, metadata)

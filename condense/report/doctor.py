@@ -1,4 +1,4 @@
-"""An installation on the terminal: what is there, and what would not work with the command that mends it."""
+"""An installation on the terminal: what is there, and what would not work with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from condense.doctor import Installation, Place
+    from condense.doctor import Folder, Installation
 
 
 def show_installation(found: Installation, console: Console) -> None:
@@ -60,12 +60,12 @@ def _machine(found: Installation) -> list[tuple[str, str, str]]:
     if not any(device.name.startswith(("cuda", "mps")) for device in found.devices):
         rows.append(("GPU", "none", "treat trains on the CPU in float32"))
     rows.append(("memory", gigabytes(found.memory), f"{gigabytes(found.memory_available)} available"))
-    return rows + [(place.name, place.path, _room(place)) for place in found.places]
+    return rows + [(folder.name, folder.path, _space(folder)) for folder in found.folders]
 
 
-def _room(place: Place) -> str:
-    held = "" if place.name == "here" else f"{'' if place.counted else 'over '}{gigabytes(place.size)} used, "
-    return f"{held}{gigabytes(place.free)} free{'' if place.writable else ', not writable'}"
+def _space(folder: Folder) -> str:
+    held = "" if folder.name == "here" else f"{'' if folder.counted else 'over '}{gigabytes(folder.size)} used, "
+    return f"{held}{gigabytes(folder.free)} free{'' if folder.writable else ', not writable'}"
 
 
 def _hub(found: Installation) -> list[tuple[str, str, str]]:
@@ -86,12 +86,12 @@ def _show_problems(found: Installation, console: Console) -> None:
     for problem in sorted(found.problems, key=lambda problem: not problem.required):
         mark, colour = (SEVERITIES["severe"], "red") if problem.required else (SEVERITIES["info"], "")
         console.print(Text(f"{mark} ", style=colour).append(for_terminal(f"{problem.what}: {problem.why}")))
-        console.print(Text("    ").append(for_terminal(problem.mend), style="bold cyan"), soft_wrap=True)
+        console.print(Text("    ").append(for_terminal(problem.fix), style="bold cyan"), soft_wrap=True)
     if found.problems:
         console.print()
     missing = sum(problem.required for problem in found.problems)
     if missing:
-        first = f"{missing} thing{'s' * (missing != 1)} to mend before anything works"
+        first = f"{missing} thing{'s' * (missing != 1)} to fix before anything works"
         console.print(Text(f"{SEVERITIES['severe']} {first}.", style="bold red"))
     else:
         console.print(Text(f"{SEVERITIES['good']} All that condense needs is there.", style="bold green"))

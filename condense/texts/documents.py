@@ -70,7 +70,9 @@ def dataset(name: str, config: str | None, split: str | None, column: str) -> It
     try:
         import datasets
     except ImportError:
-        raise UnavailableError("reading a dataset needs the package datasets", "pip install '.[data]'") from None
+        raise UnavailableError(
+            "reading a dataset needs the package datasets", "pip install 'condense-lm[data]'"
+        ) from None
     try:
         splits = datasets.get_dataset_split_names(name, config)
         chosen = split or next((s for s in ("test", "validation", "train") if s in splits), splits[0])
@@ -188,7 +190,7 @@ def _parquet(path: Path, column: str) -> Iterator[Document]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise UnavailableError("reading parquet needs the package pyarrow", "pip install '.[data]'") from None
+        raise UnavailableError("reading parquet needs the package pyarrow", "pip install 'condense-lm[data]'") from None
     try:
         file = parquet.ParquetFile(path)
         rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())

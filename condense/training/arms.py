@@ -87,7 +87,7 @@ def adapted(model: Any, plan: Plan) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise UnavailableError("--use-peft needs the package peft", "pip install '.[peft]'") from None
+        raise UnavailableError("--use-peft needs the package peft", "pip install 'condense-lm[peft]'") from None
     targets: Any = plan.lora_target_modules
     targets = targets if targets == "all-linear" else targets.split(",")
     config = LoraConfig(

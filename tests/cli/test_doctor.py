@@ -1,4 +1,4 @@
-"""`condense doctor` says what is there, what is not, and the command that mends it; a token it never says."""
+"""`condense doctor` says what is there, what is not, and the command that fixes it; a token it never says."""
 
 import json
 import os
@@ -72,10 +72,10 @@ def test_the_record_is_of_this_machine(tmp_path: Path) -> None:
     assert [device.name for device in found.devices][0] == "cpu" and found.cpu_count == os.cpu_count()
     assert f"{torch.get_num_threads()} thread" in found.devices[0].title
     assert found.memory is not None and found.memory > 2**28
-    assert [(place.name, place.size) for place in found.places] == [
+    assert [(place.name, place.size) for place in found.folders] == [
         ("here", 0), ("condense cache", 12345), ("hub cache", 0),
     ]  # fmt: skip
-    assert all(place.writable and place.counted and place.free > 0 for place in found.places)
+    assert all(place.writable and place.counted and place.free > 0 for place in found.folders)
 
 
 def test_a_missing_required_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_a_missing_required_package(monkeypatch: pytest.MonkeyPatch) -> None:
     result = doctor()
     assert result.exit_code == 3
     assert "✖ scipy: this package is missing" in result.stdout and "pip install 'scipy>=1.13'" in result.stdout
-    assert "✖ 1 thing to mend before anything works." in result.stdout
+    assert "✖ 1 thing to fix before anything works." in result.stdout
 
 
 def test_without_torch_there_are_no_devices_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,15 +99,15 @@ def test_a_torch_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(installation, "_devices", broken)
     problem = of(examine(), "torch")
-    assert problem.required and "libcudart.so.12" in problem.why and "--force-reinstall" in problem.mend
+    assert problem.required and "libcudart.so.12" in problem.why and "--force-reinstall" in problem.fix
 
 
 @pytest.mark.parametrize("name", installation.OPTIONAL)
 def test_a_missing_optional_package(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     without(monkeypatch, name)
-    purpose, mend = installation.OPTIONAL[name][1:]
+    purpose, fix = installation.OPTIONAL[name][1:]
     problem = of(examine(), purpose)
-    assert (problem.why, problem.mend, problem.required) == (f"the package {name} is missing", mend, False)
+    assert (problem.why, problem.fix, problem.required) == (f"the package {name} is missing", fix, False)
     assert doctor().exit_code == 0
 
 
@@ -116,7 +116,7 @@ def test_a_package_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     found = examine()
     problem = of(found, "transformers")
     assert problem.required and problem.why == "transformers 5.9.1 is older than 5.23"
-    assert problem.mend == "pip install --upgrade 'transformers>=5.23'"
+    assert problem.fix == "pip install --upgrade 'transformers>=5.23'"
     assert not any("gguf" in other.why for other in found.problems)
 
 
@@ -130,10 +130,33 @@ def test_the_versions_are_those_of_the_project() -> None:
     assert listed(project["dependencies"]) == {k: v for k, v in installation.REQUIRED.items() if k != "accelerate"}
     assert project["requires-python"] == f">={installation.PYTHON}"
     extras = project["optional-dependencies"]
-    for name, (oldest, _, mend) in installation.OPTIONAL.items():
-        extra = re.fullmatch(r"pip install '\.\[(\w+)\]'", mend)
+    for name, (oldest, _, fix) in installation.OPTIONAL.items():
+        extra = re.fullmatch(r"pip install 'condense-lm\[(\w+)\]'", fix)
         if extra:
             assert listed(extras[extra[1]])[name] == oldest
+
+
+def test_a_version_is_read_as_pip_reads_it() -> None:
+    older = [("2.9", "2.10"), ("2.10rc1", "2.10"), ("2.10.dev3", "2.10")]
+    assert all(installation._is_older(version, oldest) for version, oldest in older)
+    others = [("2.13.0+cpu", "2.10"), ("2.10.post1", "2.10"), ("1!1.0", "2.10"), ("unknown", "2.10"), ("1.0", "")]
+    assert not any(installation._is_older(version, oldest) for version, oldest in others)
+
+
+def test_a_foreign_condense_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The distribution `condense` of the index writes the folder condense/ too."""
+    with monkeypatch.context() as patch:
+        without(patch, "condense")
+        assert not any(problem.what == "import condense" for problem in examine().problems)
+    foreign = tmp_path / "site" / "condense-9.9.dist-info"
+    foreign.mkdir(parents=True)
+    (foreign / "METADATA").write_text("Metadata-Version: 2.1\nName: condense\nVersion: 9.9\n")
+    monkeypatch.syspath_prepend(str(foreign.parent))
+    problem = of(examine(), "import condense")
+    assert "condense 9.9" in problem.why and "condense-lm" in problem.why and not problem.required
+    assert problem.fix == ("pip uninstall --yes condense && pip install --force-reinstall --no-deps condense-lm")
+    result = doctor()
+    assert result.exit_code == 0 and "somebody else's" in " ".join(result.stdout.split())
 
 
 # --- the hub ----------------------------------------------------------------------------------------
@@ -160,8 +183,8 @@ def test_no_token_and_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSFORMERS_OFFLINE", "0")
     found = examine()
     assert found.offline == {"HF_HUB_OFFLINE": "1"} and found.token == "none"
-    assert of(found, "models and datasets that are not on this disk").mend == "unset HF_HUB_OFFLINE"
-    assert of(found, "gated and private models of the hub").mend == "hf auth login"
+    assert of(found, "models and datasets that are not on this disk").fix == "unset HF_HUB_OFFLINE"
+    assert of(found, "gated and private models of the hub").fix == "hf auth login"
     monkeypatch.delenv("HF_HUB_OFFLINE")
     assert examine().offline == {}
 
@@ -173,24 +196,24 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("CONDENSE_CACHE", str(tmp_path / "file" / "cache"))
     found = examine()
-    assert not next(place for place in found.places if place.name == "condense cache").writable
+    assert not next(place for place in found.folders if place.name == "condense cache").writable
     problem = of(found, ".gguf checkpoints, used diagnoses, resuming a run")
-    assert problem.mend.startswith("export CONDENSE_CACHE=") and not problem.required
+    assert problem.fix.startswith("export CONDENSE_CACHE=") and not problem.required
     result = doctor()
     assert result.exit_code == 0 and "free, not writable" in result.stdout
 
 
 def test_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "_ROOM", 1e18)
-    assert of(examine(), "downloads from the hub").mend == "export HF_HOME=/another/disk"
+    monkeypatch.setattr(installation, "_FREE_BYTES", 1e18)
+    assert of(examine(), "downloads from the hub").fix == "export HF_HOME=/another/disk"
 
 
 def test_a_huge_cache_is_not_counted_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         (tmp_path / "cache" / name).mkdir(parents=True)
         (tmp_path / "cache" / name / "file").write_bytes(b"x" * 10)
-    monkeypatch.setattr(installation, "_PATIENCE", -1.0)
-    place = next(place for place in examine().places if place.name == "condense cache")
+    monkeypatch.setattr(installation, "_COUNTING_SECONDS", -1.0)
+    place = next(place for place in examine().folders if place.name == "condense cache")
     assert not place.counted and place.size < 20
     assert "over " in doctor().stdout
 
@@ -199,19 +222,19 @@ def test_a_huge_cache_is_not_counted_to_its_end(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("text", "said", "mend"),
+    ("text", "said", "fix"),
     [
         ("[analyze]\nnum_text = 3\n", "unknown key 'num_text' in [analyze]", "did you mean num_texts?"),
         ("[analyze\n", "is not valid TOML", "correct the file"),
         ("[analyze]\ntrust_remote_code = true\n", "only taken as a flag", "--trust-remote-code"),
     ],
 )
-def test_a_settings_file_that_is_wrong(text: str, said: str, mend: str) -> None:
+def test_a_settings_file_that_is_wrong(text: str, said: str, fix: str) -> None:
     Path("condense.toml").write_text(text)
     result = doctor()
     shown = " ".join(result.stdout.split())
     assert result.exit_code == 3 and "condense.toml, not valid" in shown
-    assert "✖ every command: " in shown and said in shown and mend in shown
+    assert "✖ every command: " in shown and said in shown and fix in shown
 
 
 def test_a_variable_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from condense.records.serial import decode, encode
 from condense.records.tasks import TaskEffect, TaskScore
 
 TASKS = Path(__file__).parents[1] / "tasks"
-pytest.importorskip("lm_eval", reason="pip install '.[eval]'")
+pytest.importorskip("lm_eval", reason="pip install 'condense-lm[eval]'")
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +220,7 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UnavailableError, match="lm_eval") as caught:
         find_tasks(["small_facts"], TASKS)
-    assert "pip install '.[eval]'" in caught.value.hint
+    assert "pip install 'condense-lm[eval]'" in caught.value.hint
 
 
 def test_a_dataset_that_cannot_be_reached(tmp_path):

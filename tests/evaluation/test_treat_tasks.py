@@ -20,7 +20,7 @@ from condense.report.tasks import task_rows
 from condense.report.treatment.markdown import treatment_markdown
 from condense.treatment.run import Watch, treat
 
-pytest.importorskip("lm_eval", reason="pip install '.[eval]'")
+pytest.importorskip("lm_eval", reason="pip install 'condense-lm[eval]'")
 TASKS = Path(__file__).parents[1] / "tasks"
 NAMES = ("small_facts", "small_text")
 ARGUMENTS = [

