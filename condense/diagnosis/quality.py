@@ -21,7 +21,8 @@ from condense.models.checkpoint import Checkpoint
 from condense.models.layers import PROBE_TOKENS, Stack, input_device, run
 from condense.records.base import Estimate
 from condense.records.diagnosis import Objective, Quality
-from condense.texts.windows import Windows, added_specials
+from condense.texts.tokens import added_specials
+from condense.texts.windows import Windows
 
 MASK_RATE = 0.15
 _BLOCK = 128  # positions whose logits are held at once
@@ -225,7 +226,7 @@ def score_passage(checkpoint: Checkpoint, context: str, text: str) -> tuple[floa
     With nothing before it the text follows an EOS. ValueError where there is none either: nothing predicts it then.
     """
     tokenizer: Any = checkpoint.tokenizer
-    before = [*added_specials(tokenizer)[0], *_ids(tokenizer, context)]
+    before = [*added_specials(tokenizer, context + text)[0], *_ids(tokenizer, context)]
     wanted = _ids(tokenizer, text)
     if not before and tokenizer.eos_token_id is None:
         raise ValueError("nothing stands before the first token, so nothing predicts it")

@@ -143,7 +143,12 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class CorpusInfo:
-    """Which texts were measured: the source, its hash, the hash of the token ids, the windows' names."""
+    """Which texts were measured: the source, its hash, the hash of the token ids, the windows' names.
+
+    `documents` numbers the document of each window, the unit of inference (empty in runs saved before it was kept);
+    `dropped` counts repeated documents that were left out; `bos` says whether windows begin with a special token of
+    the tokenizer; `notes` is what else is to be said of the texts.
+    """
 
     source: str
     sha256: str
@@ -156,6 +161,10 @@ class CorpusInfo:
     windows: tuple[str, ...]
     requested: int = 0
     version: str | None = None
+    documents: tuple[int, ...] = ()
+    dropped: int = 0
+    bos: bool | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

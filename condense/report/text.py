@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from condense.records.base import Estimate
-from condense.records.diagnosis import Diagnosis
+from condense.records.diagnosis import CorpusInfo, Diagnosis
 
 _MINUS = re.compile(r"(?<![\w.)\]/-])-(?=[\d.])")
 
@@ -56,11 +56,25 @@ def subject(diagnosis: Diagnosis) -> str:
     model, corpus = diagnosis.model, diagnosis.corpus
     size = f"{model.parameters / 1e6:.0f} M parameters" if model.parameters >= 1e6 else f"{model.parameters} parameters"
     source = f" from {model.source_format}" if model.source_format not in ("safetensors", "") else ""
-    short = f" (asked for {corpus.requested})" if corpus.texts < corpus.requested else ""
     return (
         f"{model.architecture}, {size}, {model.blocks} blocks of width {model.hidden_size}{source}; "
-        f"{corpus.texts} texts{short} × {corpus.length} tokens of {corpus.source}, {model.dtype}"
+        f"{corpus_line(corpus)}; {model.dtype}"
     )
+
+
+def corpus_line(corpus: CorpusInfo) -> str:
+    """What was measured on: how many windows of how many documents, how long, of what, and how they begin."""
+    few = f" ({corpus.requested} asked for)" if corpus.texts < corpus.requested else ""
+    documents = len(set(corpus.documents))
+    unit = f"{corpus.texts} window{'s' * (corpus.texts != 1)}{few}"
+    if documents:
+        unit += f" from {documents} document{'s' * (documents != 1)}"
+    line = f"{unit} × {corpus.length} tokens of {corpus.source}"
+    if corpus.bos is not None:
+        line += ", each behind a BOS" if corpus.bos else ", without a BOS"
+    if corpus.dropped:
+        line += f"; {corpus.dropped} repeated document{'s' * (corpus.dropped != 1)} left out"
+    return "; ".join([line, *corpus.notes])
 
 
 def quality_lines(diagnosis: Diagnosis) -> list[str]:

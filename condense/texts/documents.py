@@ -33,6 +33,11 @@ class Document:
     text: str
     messages: tuple[tuple[str, str], ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Half of a surrogate pair, which no UTF-8 can hold, becomes a question mark."""
+        if not self.text.isascii():
+            object.__setattr__(self, "text", self.text.encode("utf-8", errors="replace").decode("utf-8"))
+
 
 def probe() -> list[Document]:
     """The 32 passages that ship with condense: 8 registers × 4, written for it, public domain."""

@@ -1,9 +1,9 @@
 """Documents to windows of token ids: what is measured, and the hashes that say so.
 
-A window is exactly S contiguous token ids of one document, the special tokens that the tokenizer adds
-by default included. First windows of the documents in file order; if there are fewer long-enough
-documents than asked for, the next non-overlapping windows follow, round robin. Text that spells a
-special token is text, never a control token.
+A window is exactly S contiguous token ids of one document, the special tokens that the tokenizer adds by default
+included. It carries its document, which is the unit of inference. With enough documents each gives its beginning;
+with fewer, further windows are shared out round robin and spread evenly over each document (docs/metrics.md). Text
+that spells a special token is text, never a control token.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,15 @@ from torch import Tensor
 from condense.errors import UnavailableError, UsageError
 from condense.records.diagnosis import CorpusInfo
 from condense.texts.documents import PROBE_VERSION, Document, probe, read
+from condense.texts.tokens import SAMPLE, Cutter, Piece, Window, added_specials
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NUM_TEXTS = 32
 MAX_LENGTH = 512
-_CHARACTERS_PER_TOKEN = 8
+WHOLE_CHARACTERS = 4_000_000
+"""A longer document is not tokenised whole: its windows are placed by characters."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Windows:
 
     ids (N, S) int64; special (N, S) bool, the tokens the tokenizer added; `predicted_bytes` the UTF-8
     bytes of the source span of the predicted tokens of each text (None without offsets); `passages` that span
-    itself, behind what of the text the model is given before it (empty where a BOS is given).
+    itself, behind what of the text the model is given before it (empty where a BOS is given). `info.documents`
+    numbers the document of each window.
     """
 
     ids: Tensor
@@ -48,15 +52,6 @@ class Windows:
     def __len__(self) -> int:
         """Number of texts."""
         return len(self.ids)
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """A document's token ids and where each ends in the text (None for a tokenizer without offsets)."""
-
-    document: Document
-    ids: list[int]
-    ends: list[int] | None
 
 
 def windows(
@@ -79,43 +74,46 @@ def windows(
     if num_texts < 1:
         raise UsageError(f"--num-texts {num_texts} asks for no text", "use 8 or more")
     length = _length(max_length, positions)
-    before, after = added_specials(tokenizer)
+    sample, documents = _first_text(documents_of(text, text_column))
+    before, after = added_specials(tokenizer, sample)
     content = length - len(before) - len(after)
     if content < 2:
         raise UsageError(f"--max-length {length} leaves no room for text", "use at least 8 tokens")
-    digest = hashlib.sha256()
-    kept, skipped, longest = _long_enough(tokenizer, documents_of(text, text_column), num_texts, content, digest)
-    if not kept:
-        name, size = longest
-        fits = size + len(before) + len(after)
-        raise UsageError(
-            f"no document is long enough: the longest ({name}) gives {fits} tokens, --max-length is {length}",
-            f"lower --max-length to {max(8, fits)} or less, or give longer documents",
-        )
-    rows = list(_round_robin(kept, content, num_texts))
-    ids = torch.tensor([[*before, *t.ids[a : a + content], *after] for t, _, a in rows], dtype=torch.int64)
+    reading = _Reading(Cutter(tokenizer, content, bool(before)))
+    reading.read(documents, num_texts)
+    if not reading.kept:
+        raise _too_short(reading, length, length - content)
+    cut = list(_shared_out(reading.kept, num_texts))
+    ids = torch.tensor([[*before, *window.ids, *after] for _, _, window in cut], dtype=torch.int64)
     special = torch.zeros_like(ids, dtype=torch.bool)
     special[:, : len(before)] = True
     special[:, length - len(after) :] = True
     info = CorpusInfo(
         source=source or _label(text),
-        sha256=digest.hexdigest(),
+        sha256=reading.digest.hexdigest(),
         windows_sha256=_ids_sha256(ids),
         texts=len(ids),
-        skipped=skipped,
+        skipped=reading.skipped,
         tokens=ids.numel(),
         length=length,
         seed=seed,
-        windows=tuple(f"{t.document.name}#{k}" for t, k, _ in rows),
+        windows=tuple(f"{reading.kept[index].document.name}#{number}" for index, number, _ in cut),
         requested=num_texts,
         version=PROBE_VERSION if text is None else None,
+        documents=tuple(index for index, _, _ in cut),
+        dropped=reading.repeated,
+        bos=bool(before),
+        notes=tuple(_notes(reading)),
     )
-    passages = [_passage(t, a, a + content, bool(before)) for t, _, a in rows]
-    spans = tuple(None if p is None else len(p[1].encode("utf-8", errors="replace")) for p in passages)
+    passages = [window.passage for _, _, window in cut]
     return Windows(
-        ids, special, spans, getattr(tokenizer, "mask_token_id", None), info,
+        ids,
+        special,
+        tuple(None if p is None else len(p[1].encode("utf-8", errors="replace")) for p in passages),
+        getattr(tokenizer, "mask_token_id", None),
+        info,
         passages=tuple(p for p in passages if p is not None),
-    )  # fmt: skip
+    )
 
 
 def _length(asked: int | None, positions: int | None) -> int:
@@ -145,82 +143,134 @@ def _label(text: Any) -> str:
     return str(text) if isinstance(text, str | Path) else "documents in memory"
 
 
-def added_specials(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Special tokens that the tokenizer puts before and after a text by default."""
-    bare = tokenizer("a b", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a b")["input_ids"]
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return full[:start], full[start + len(bare) :]
-    return [], []
-
-
-def _long_enough(
-    tokenizer: Any, documents: Iterator[Document], wanted: int, content: int, digest: Any
-) -> tuple[list[_Tokens], int, tuple[str, int]]:
-    """Read documents until `wanted` are long enough; count the shorter ones and the longest of them."""
-    kept: list[_Tokens] = []
-    skipped, longest = 0, ("none", 0)
+def _first_text(documents: Iterator[Document]) -> tuple[str, Iterator[Document]]:
+    """The beginning of the first document that is not blank, and all documents."""
+    read: list[Document] = []
     for document in documents:
-        data = document.text.encode("utf-8", errors="replace")
-        digest.update(len(data).to_bytes(8, "big") + data)
-        tokens = _tokenize(tokenizer, document, wanted * content)
-        if len(tokens.ids) >= content:
-            kept.append(tokens)
-        else:
-            skipped += 1
-            longest = max(longest, (document.name, len(tokens.ids)), key=lambda known: known[1])
-        if len(kept) == wanted:
-            break
-    return kept, skipped, longest
+        read.append(document)
+        sample = document.text[:SAMPLE]
+        if sample.strip():
+            return sample, chain(read, documents)
+    return "", iter(read)
 
 
-def _tokenize(tokenizer: Any, document: Document, needed: int) -> _Tokens:
-    """Token ids of a document, or of a beginning of it that surely holds `needed` of them.
+def _too_short(reading: _Reading, length: int, specials: int) -> UsageError:
+    fits = reading.longest_tokens + specials
+    return UsageError(
+        f"no document is long enough: the longest ({reading.longest}) gives {fits} tokens, --max-length is {length}",
+        f"lower --max-length to {max(8, fits)} or less, or give longer documents",
+    )
 
-    A long file is not tokenised to its end for the sake of its first windows; the last tokens of such a
-    beginning are dropped, because the cut may have changed them.
+
+def _notes(reading: _Reading) -> Iterator[str]:
+    large = sum(len(kept.document.text) > WHOLE_CHARACTERS for kept in reading.kept)
+    if large and any(kept.count > 1 for kept in reading.kept):
+        yield f"{large} of the documents above 4 MB: windows spread by characters, from the next line break on"
+
+
+# --- which windows of which documents ------------------------------------------------------------------------
+
+
+class _Kept:
+    """A document long enough for a window; `count` is how many it is to give."""
+
+    def __init__(self, cutter: Cutter, document: Document, beginning: Piece) -> None:
+        self.cutter, self.document, self.count = cutter, document, 1
+        self._first = cutter.window(beginning, 0)
+        ends = beginning.ends
+        self._width = len(beginning.text) if ends is None else ends[cutter.content - 1]  # characters of a window
+        self._all = beginning if len(beginning.text) == len(document.text) else None
+
+    def capacity(self) -> int:
+        """How many windows fit into the document without overlap."""
+        if len(self.document.text) > WHOLE_CHARACTERS:
+            return max(1, len(self.document.text) // (2 * self._width))
+        if self._all is None:
+            self._all = self.cutter.tokens(self.document.text)
+        return max(1, len(self._all.ids) // self.cutter.content)
+
+    def windows(self) -> list[Window]:
+        """`count` windows, evenly spread from the beginning of the document to its end."""
+        if self.count == 1:
+            return [self._first]
+        if self._all is None:
+            return [self._first, *self._by_characters()]
+        starts = even_starts(len(self._all.ids) - self.cutter.content, self.count)
+        return [self.cutter.window(self._all, start) for start in starts]
+
+    def _by_characters(self) -> Iterator[Window]:
+        """The windows after the first, each from the next line break on; only what a window needs is tokenised.
+
+        Where a start leaves too little text before the end of the document it is moved back.
+        """
+        text, width, free = self.document.text, self._width, self._width
+        for planned in even_starts(len(text) - width, self.count)[1:]:
+            line_break = text[planned : planned + width].find("\n")
+            starts = [planned + line_break + 1 if line_break >= 0 else planned]
+            starts += [planned - width * quarter // 4 for quarter in range(5)]
+            for start in starts:
+                piece = self.cutter.tokens_from(text, max(start, free))
+                if len(piece.ids) >= self.cutter.content:
+                    yield self.cutter.window(piece, 0)
+                    taken = len(piece.text) if piece.ends is None else piece.ends[self.cutter.content - 1]
+                    free = max(start, free) + taken
+                    break
+
+
+class _Reading:
+    """What was read of the documents: those long enough, how many were too short or repeated, the hash of all."""
+
+    def __init__(self, cutter: Cutter) -> None:
+        self.cutter = cutter
+        self.kept: list[_Kept] = []
+        self.skipped = self.repeated = self.longest_tokens = 0
+        self.longest = "none"
+        self.digest = hashlib.sha256()
+
+    def read(self, documents: Iterator[Document], wanted: int) -> None:
+        """Read documents until `wanted` different ones are long enough."""
+        known: set[bytes] = set()
+        for document in documents:
+            data = document.text.encode("utf-8", errors="replace")
+            self.digest.update(len(data).to_bytes(8, "big") + data)
+            beginning = self.cutter.tokens_from(document.text, 0)
+            if len(beginning.ids) < self.cutter.content:
+                self.skipped += 1
+                if self.longest == "none" or len(beginning.ids) > self.longest_tokens:
+                    self.longest, self.longest_tokens = document.name, len(beginning.ids)
+                continue
+            fingerprint = hashlib.sha256(data.strip()).digest()
+            if fingerprint in known:
+                self.repeated += 1
+                continue
+            known.add(fingerprint)
+            self.kept.append(_Kept(self.cutter, document, beginning))
+            if len(self.kept) == wanted:
+                return
+
+
+def _shared_out(kept: list[_Kept], wanted: int) -> Iterator[tuple[int, int, Window]]:
+    """Yield (document, number, window): all documents' first windows, then their second ones.
+
+    The windows that the documents' beginnings leave to be cut go to the documents one after another, as far as they
+    fit without overlap.
     """
-    text = document.text.encode("utf-8", errors="replace").decode("utf-8")
-    size = max(4096, needed * _CHARACTERS_PER_TOKEN)
-    while True:
-        part = text[:size]
-        coded = tokenizer(
-            part, add_special_tokens=False, split_special_tokens=True, verbose=False,
-            return_attention_mask=False, return_offsets_mapping=bool(tokenizer.is_fast),
-        )  # fmt: skip
-        ids, offsets = list(coded["input_ids"]), coded.get("offset_mapping")
-        ends = [int(end) for _, end in offsets] if offsets is not None else None
-        if len(part) == len(text):
-            return _Tokens(document, ids, ends)
-        if len(ids) - 64 >= needed:
-            return _Tokens(document, ids[:-64], ends[:-64] if ends else None)
-        size *= 2
+    left = wanted - len(kept)
+    room = [document.capacity() - 1 for document in kept] if left else []
+    while left and any(room):
+        for index, document in enumerate(kept):
+            if left and room[index]:
+                document.count, room[index], left = document.count + 1, room[index] - 1, left - 1
+    cut = [document.windows() for document in kept]
+    for number in range(max(map(len, cut))):
+        for index, of_document in enumerate(cut):
+            if number < len(of_document):
+                yield index, number, of_document[number]
 
 
-def _round_robin(kept: list[_Tokens], content: int, wanted: int) -> Iterator[tuple[_Tokens, int, int]]:
-    """Yield (document, number, start) of the windows: all documents' first ones, then their second ones."""
-    count, number = 0, 0
-    while count < wanted:
-        start = number * content
-        fitting = [tokens for tokens in kept if len(tokens.ids) >= start + content]
-        if not fitting:
-            return
-        for tokens in fitting[: wanted - count]:
-            yield tokens, number, start
-        count += len(fitting)
-        number += 1
-
-
-def _passage(tokens: _Tokens, start: int, end: int, has_prefix: bool) -> tuple[str, str] | None:
-    """What stands before the first predicted token in the window, and the text from there to the last one's end."""
-    if tokens.ends is None:
-        return None
-    first = start if has_prefix else start + 1
-    text, ends = tokens.document.text, tokens.ends
-    opening = ends[start - 1] if start > 0 else 0
-    begin = ends[first - 1] if first > 0 else 0
-    return text[opening:begin], text[begin : ends[end - 1]]
+def even_starts(last: int, count: int) -> list[int]:
+    """`count` whole numbers spread evenly from 0 to `last`: round(j · last / (count − 1)); 0 alone for one."""
+    return [round(number * last / (count - 1)) for number in range(count)] if count > 1 else [0]
 
 
 def _ids_sha256(ids: Tensor) -> str:
@@ -239,6 +289,6 @@ def check_ids(ids: Tensor, rows: int) -> None:
 
 
 def without_names(windows: Windows) -> Windows:
-    """The same windows with numbers for names and no source path: nothing of the corpus is told."""
+    """The same windows with numbers for names and no source path; which of them share a document stays."""
     names = tuple(f"text {number}" for number in range(len(windows)))
     return replace(windows, info=replace(windows.info, windows=names, source="not told"))

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 
 from condense.errors import UnavailableError, UsageError
 from condense.texts.documents import Document, probe
-from condense.texts.windows import Windows, added_specials, windows
+from condense.texts.tokens import added_specials
+from condense.texts.windows import Windows, windows
 
 IGNORED = -100
 VALIDATION_SHARE = 0.1
@@ -150,7 +151,8 @@ def packed_rows(tokenizer: Any, documents: Iterable[Document], length: int) -> R
 
 def padded_rows(tokenizer: Any, documents: Iterable[Document], length: int, *, masked: bool = False) -> Rows:
     """One chunk of one document per row, padded on the right; `masked`: with the tokenizer's specials, no labels."""
-    before, after = added_specials(tokenizer) if masked else ([], [])
+    documents = list(documents)
+    before, after = added_specials(tokenizer, _sample(documents)) if masked else ([], [])
     room = length - len(before) - len(after)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     rows = []
@@ -177,7 +179,8 @@ def _sequences(
     tokenizer: Any, documents: Iterable[Document], whole: bool = True
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Token ids and labels of each document; `whole`: with the tokenizer's own beginning and an EOS."""
-    before = added_specials(tokenizer)[0] if whole else []
+    documents = list(documents)
+    before = added_specials(tokenizer, _sample(documents))[0] if whole else []
     end = [tokenizer.eos_token_id] if whole and tokenizer.eos_token_id is not None else []
     for document in documents:
         if document.messages is not None and whole:
@@ -188,6 +191,10 @@ def _sequences(
         )
         if ids:
             yield [*before, *ids, *end], [*before, *ids, *end]
+
+
+def _sample(documents: Iterable[Document]) -> str:
+    return next((document.text for document in documents if document.text.strip()), "")
 
 
 def _chat(tokenizer: Any, document: Document) -> tuple[list[int], list[int]]:

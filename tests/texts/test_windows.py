@@ -43,34 +43,75 @@ def test_a_window_is_exactly_its_length_with_the_specials(
     assert made.mask_token_id == (tokenizer.mask_token_id if kind == "words" else None)
 
 
+def spread(size: int, content: int, count: int) -> list[int]:
+    """The definition in docs/metrics.md, written again."""
+    return [round(j * (size - content) / (count - 1)) for j in range(count)] if count > 1 else [0]
+
+
 @every_kind
-def test_round_robin_over_documents(tokenizers: Tokenizers, kind: str) -> None:
-    """First windows of all documents in order, then second ones of those long enough, none overlapping."""
+def test_windows_are_shared_out_and_spread_over_each_document(tokenizers: Tokenizers, kind: str) -> None:
+    """One window more for each document in turn, as far as it has room; evenly from its first token to its last."""
     tokenizer = tokenizers[kind]
     words = LONG.split()
     texts = [" ".join(words[:n]) for n in (120, 40, 200)]
     content = 20
     length = content + len(tokenizer("a b")["input_ids"]) - len(tokenizer("a b", add_special_tokens=False)["input_ids"])
     ids = [plain(tokenizer, text) for text in texts]
-    expected = [
-        (f"text:{d}#{k}", ids[d][k * content : (k + 1) * content])
-        for k in range(max(map(len, ids)) // content)
-        for d in range(3)
-        if len(ids[d]) >= (k + 1) * content
-    ]
-    assert len(expected) > 10
-    made = windows(tokenizer, texts, num_texts=1000, max_length=length)
-    assert made.info.windows == tuple(name for name, _ in expected)
-    assert made.ids[~made.special].view(-1, content).tolist() == [row for _, row in expected]
-    assert made.info.requested == 1000 and made.info.texts == len(expected) and made.info.tokens == made.ids.numel()
-    fewer = windows(tokenizer, texts, num_texts=5, max_length=length)
-    assert fewer.info.windows == made.info.windows[:5]
+    room = [len(of) // content for of in ids]
+    assert room[1] < 7 < room[0]
+    for wanted in (2, 3, 4, 8, 1000):
+        counts = [0, 0, 0]
+        while sum(counts) < min(wanted, sum(room)):
+            for d in range(3):
+                counts[d] += counts[d] < room[d] and sum(counts) < wanted
+        starts = [spread(len(ids[d]), content, counts[d]) if counts[d] else [] for d in range(3)]
+        expected = [
+            (d, k, ids[d][starts[d][k] : starts[d][k] + content])
+            for k in range(max(counts))
+            for d in range(3)
+            if k < counts[d]
+        ]
+        made = windows(tokenizer, texts, num_texts=wanted, max_length=length)
+        assert made.info.windows == tuple(f"text:{d}#{k}" for d, k, _ in expected)
+        assert made.info.documents == tuple(d for d, _, _ in expected)
+        assert made.ids[~made.special].view(-1, content).tolist() == [row for _, _, row in expected]
+        assert made.info.requested == wanted and made.info.tokens == made.ids.numel()
+        for d in range(3):
+            assert all(b - a >= content for a, b in zip(starts[d], starts[d][1:], strict=False))
+            assert counts[d] < 2 or starts[d][-1] + content == len(ids[d])
+
+
+def test_repeated_documents_are_left_out_and_counted(tokenizers: Tokenizers) -> None:
+    other = LONG[::-1]
+    made = windows(
+        tokenizers["bytes"], [LONG, f"  {LONG}\n", other, LONG, "short", "short"], num_texts=9, max_length=64
+    )
+    assert made.info.dropped == 2 and made.info.skipped == 2
+    assert set(made.info.documents) == {0, 1} and made.info.windows[:2] == ("text:0#0", "text:2#0")
+    assert windows(tokenizers["bytes"], [LONG, other], num_texts=9, max_length=64).info.dropped == 0
+
+
+def test_a_document_is_not_read_to_its_end_for_its_first_window(tokenizers: Tokenizers) -> None:
+    class Counting:
+        """The byte tokenizer, which notes how much text it is given."""
+
+        is_fast, seen = True, 0
+
+        def __call__(self, text: str, **options: Any) -> Any:
+            self.seen += len(text)
+            return tokenizers["bytes"](text, **options)
+
+    counting: Any = Counting()
+    texts = [f"{number} " + "long " * 200_000 for number in range(3)]
+    windows(counting, texts, num_texts=3, max_length=64)
+    assert counting.seen < 30_000
 
 
 def test_short_documents_are_skipped_and_counted(tokenizers: Tokenizers) -> None:
     texts = ["short", LONG, "", "also short", LONG[::-1]]
     made = windows(tokenizers["bytes"], texts, num_texts=4, max_length=64)
     assert made.info.skipped == 3 and made.info.windows == ("text:1#0", "text:4#0", "text:1#1", "text:4#1")
+    assert made.info.documents == (0, 1, 0, 1)
 
 
 def test_documents_are_never_glued(tokenizers: Tokenizers) -> None:
@@ -162,23 +203,29 @@ def test_a_tokenizer_from_disk_splits_special_tokens_too(opened: Callable[[str],
 MIXED = "Grüße aus Zürich — naïve 🙂 日本語 text. " * 60
 
 
-def test_bytes_of_consecutive_windows_are_those_of_the_document(tokenizers: Tokenizers) -> None:
-    """With a BOS every token is predicted, so the spans join without a gap."""
+def test_with_a_bos_every_token_of_a_window_is_predicted(tokenizers: Tokenizers) -> None:
+    """So windows that touch have spans that join without a gap: those of a document of n · content tokens do."""
     tokenizer, content = tokenizers["bos"], 24
-    made = windows(tokenizer, [MIXED], num_texts=1000, max_length=content + 1)
-    coded = tokenizer(MIXED, add_special_tokens=False, return_offsets_mapping=True)
-    end = coded["offset_mapping"][len(made) * content - 1][1]
-    assert len(made) > 20
-    assert sum(size or 0 for size in made.predicted_bytes) == len(MIXED[:end].encode())
+    ends = [end for _, end in tokenizer(MIXED, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
+    text = next(
+        MIXED[: ends[n]] for n in range(len(ends) - 1, 0, -1) if len(plain(tokenizer, MIXED[: ends[n]])) % 24 == 0
+    )
+    made = windows(tokenizer, [text], num_texts=1000, max_length=content + 1)
+    assert len(made) > 20 and len(made) == len(plain(tokenizer, text)) // content
+    assert sum(size or 0 for size in made.predicted_bytes) == len(text.encode())
+    assert "".join(passage for _, passage in made.passages) == text and {before for before, _ in made.passages} == {""}
 
 
 def test_without_a_bos_the_first_token_is_given_not_predicted(tokenizers: Tokenizers) -> None:
     tokenizer, content = tokenizers["bytes"], 24
     made = windows(tokenizer, [MIXED], num_texts=1000, max_length=content)
-    offsets = tokenizer(MIXED, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    for number, size in enumerate(made.predicted_bytes):
-        start, stop = number * content, (number + 1) * content
-        assert size == len(MIXED[offsets[start][1] : offsets[stop - 1][1]].encode())
+    coded = tokenizer(MIXED, add_special_tokens=False, return_offsets_mapping=True)
+    offsets = coded["offset_mapping"]
+    starts = spread(len(offsets), content, len(made))
+    for start, size, (before, passage) in zip(starts, made.predicted_bytes, made.passages, strict=True):
+        predicted = MIXED[offsets[start][1] : offsets[start + content - 1][1]]
+        assert passage == predicted and size == len(predicted.encode())
+        assert before == MIXED[offsets[start - 1][1] if start else 0 : offsets[start][1]]
 
 
 def test_bytes_of_plain_ascii_are_its_characters(tokenizers: Tokenizers) -> None:
@@ -214,17 +261,53 @@ def test_the_beginning_of_a_long_document_is_tokenised_as_if_whole(
     text = joint.join(d.text for d in probe())  # 150,000 characters
     tokenizer = tokenizers[kind]
     whole = plain(tokenizer, text)
-    made = windows(tokenizer, [text], num_texts=3, max_length=200)
+    for count in (1, 3):
+        made = windows(tokenizer, [text], num_texts=count, max_length=200)
+        content = int((~made.special[0]).sum())
+        starts = spread(len(whole), content, count)
+        assert made.ids[~made.special].view(count, -1).tolist() == [whole[at : at + content] for at in starts]
+
+
+@every_kind
+def test_a_document_above_4_mb_is_spread_by_characters(
+    tokenizers: Tokenizers, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first window from the beginning, each other from the line break after its place; only slices are read."""
+    monkeypatch.setattr(corpus, "WHOLE_CHARACTERS", 100_000)
+    text = "\n".join(f"line {number}: {line}" for number, line in enumerate(LONG[:90] for _ in range(1500)))
+    tokenizer = tokenizers[kind]
+    made = windows(tokenizer, [text], num_texts=5, max_length=64)
     content = int((~made.special[0]).sum())
-    assert made.ids[~made.special].tolist() == whole[: 3 * content]
-    part = corpus._tokenize(tokenizer, Document("x", text), 3 * content)
-    assert len(part.ids) < len(whole)  # so it was not tokenised to its end
+    width = tokenizer(text[:4096], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][
+        content - 1
+    ][1]
+    places = [0, *(text.index("\n", round(j * (len(text) - width) / 4)) + 1 for j in (1, 2, 3))]
+    rows = made.ids[~made.special].view(5, content).tolist()
+    assert rows[:4] == [plain(tokenizer, text[at : at + 4096])[:content] for at in places]
+    last = [at for at in range(len(text) - 3 * width, len(text)) if plain(tokenizer, text[at:])[:content] == rows[4]]
+    assert last and last[-1] > places[3] + width
+    assert made.info.documents == (0,) * 5 and "above 4 MB" in made.info.notes[0]
+
+
+@pytest.mark.parametrize(("text", "least"), [("a" * 150_000, 30), ("word " * 30_000, 30), ("\n" * 150_000, 30)])
+def test_windows_of_a_document_above_4_mb_do_not_overlap(
+    tokenizers: Tokenizers, monkeypatch: pytest.MonkeyPatch, text: str, least: int
+) -> None:
+    monkeypatch.setattr(corpus, "WHOLE_CHARACTERS", 100_000)
+    numbered = "".join(f"{number:06d} {text[number : number + 20]}" for number in range(0, len(text), 20))
+    made = windows(tokenizers["bytes"], [numbered], num_texts=40, max_length=64)
+    spans = [tokenizers["bytes"].decode(row) for row in made.ids]
+    starts = [numbered.index(span) for span in spans]
+    assert len(made) >= least
+    assert all(starts[k] + len(spans[k]) <= starts[k + 1] for k in range(len(spans) - 1))
+    assert starts[0] == 0 and starts[-1] + 3 * len(spans[-1]) > len(numbered)
 
 
 def test_a_document_of_one_endless_word(tokenizers: Tokenizers) -> None:
     text = "a" * 60_000
     made = windows(tokenizers["bytes"], [text], num_texts=4, max_length=64)
-    assert made.ids.flatten().tolist() == plain(tokenizers["bytes"], text)[:256]
+    ids = plain(tokenizers["bytes"], text)
+    assert made.ids.tolist() == [ids[at : at + 64] for at in spread(len(ids), 64, 4)]
 
 
 def test_lone_surrogates(tokenizers: Tokenizers) -> None:

@@ -16,7 +16,7 @@ from condense.report.diagnosis.figures import NOTHING
 from condense.report.diagnosis.page import written
 from condense.report.glossary import GLOSSARY, term
 from condense.report.parts import Card, Mark, Strip
-from condense.report.text import number, parameter_count, percent, shortened, typeset
+from condense.report.text import corpus_line, number, parameter_count, percent, shortened, typeset
 from condense.report.treatment.cards import excludes_zero, gauge_of, interval_words, signed_value
 from condense.report.treatment.figures import WITHOUT_TOP
 
@@ -46,10 +46,7 @@ def subject(comparison: Comparison) -> str:
     sizes = sorted({member.model.parameters for member in comparison.members})
     size = " to ".join(dict.fromkeys(parameter_count(count) for count in (sizes[0], sizes[-1])))
     architectures = ", ".join(dict.fromkeys(member.model.architecture for member in comparison.members))
-    return (
-        f"{architectures}, {size} parameters; {corpus.texts} texts × {corpus.length} tokens of {corpus.source}, "
-        f"{first.model.dtype}"
-    )
+    return f"{architectures}, {size} parameters; {corpus_line(corpus)}; {first.model.dtype}"
 
 
 # --- cards -----------------------------------------------------------------------------------------------

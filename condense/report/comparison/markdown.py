@@ -5,7 +5,7 @@ from __future__ import annotations
 from condense.records.comparison import Comparison, Member
 from condense.report.diagnosis.figures import NOTHING
 from condense.report.escape import for_code, for_markdown
-from condense.report.text import DASH, number, parameter_count, percent, signed
+from condense.report.text import DASH, corpus_line, number, parameter_count, percent, signed
 from condense.report.treatment.figures import WITHOUT_TOP
 
 VALUES = (("mean_cosine", "deep mean cosine", 3), (WITHOUT_TOP, "without top 3", 3), ("effective_rank", "eff. rank", 1))
@@ -21,7 +21,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     lines = [
         f"# condense: {comparison.kind} of {len(comparison.members)}, against {first}",
         "",
-        f"{corpus.texts} texts × {corpus.length} tokens of {for_markdown(corpus.source)}.",
+        f"{for_markdown(corpus_line(corpus))}.",
         "",
     ]
     for finding in comparison.findings:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from condense.gate.run import Gate, Result
 from condense.report.escape import for_code, for_markdown
 from condense.report.gate.words import MARKS, NAMES, conclusion, expected, found, tally
+from condense.report.text import corpus_line
 
 LIMIT = 900_000
 """Bytes; a GitHub step summary may hold 1 MiB, and other steps' text is not in it."""
@@ -82,7 +83,7 @@ def _measured(gate: Gate) -> list[str]:
     lines = [
         f"- model: `{for_code(run.model.id)}`, {for_markdown(run.model.architecture)}, {run.model.dtype}",
         f"- weights: `{for_code(run.model.weights_sha256 or 'unknown')}`",
-        f"- text: {run.corpus.texts} texts × {run.corpus.length} tokens of {for_markdown(run.corpus.source)}",
+        f"- text: {for_markdown(corpus_line(run.corpus))}",
         f"- protocol: `{for_code(str(run.protocol.get('hash', '')))}`",
         f"- verdict: {run.verdict.level}, cone {run.verdict.cone}, rank {run.verdict.rank}, "
         f"{for_markdown(run.verdict.attribution)}",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from condense.report.escape import for_log
 from condense.report.gate.words import MARKS, NAMES, conclusion, expected, found, lines, tally
+from condense.report.text import corpus_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,8 +26,7 @@ def show_gate(gate: Gate, console: Console) -> None:
     plain = not console.encoding.lower().replace("-", "").startswith("utf")
     against = f" against {gate.baseline}" if gate.baseline else ""
     console.print(Text(for_log(f"check {gate.run}{against}"), style="bold"))
-    corpus = gate.subject.corpus
-    console.print(Text(for_log(f"{gate.model}: {corpus.texts} texts x {corpus.length} tokens of {corpus.source}")))
+    console.print(Text(for_log(f"{gate.model}: {corpus_line(gate.subject.corpus)}".replace("×", "x"))))
     for note in gate.notes:
         console.print(Text(for_log(f"note: {note}")))
     console.print()

@@ -15,7 +15,7 @@ from condense.report.diagnosis.page import written
 from condense.report.glossary import GLOSSARY, term
 from condense.report.parts import Mark, Strip
 from condense.report.tasks import TaskRow, taken_from, task_rows
-from condense.report.text import difference, in_words, number, typeset
+from condense.report.text import corpus_line, difference, in_words, number, typeset
 from condense.report.treatment.cards import excludes_zero, measured, signed_value
 from condense.report.treatment.markdown import QUALITY_ROWS, ROWS, quality
 from condense.report.treatment.terminal import gigabytes
@@ -72,8 +72,7 @@ def arm_tables(treatment: Treatment) -> list[dict[str, Any]]:
     made = []
     for title, effect, probe in (("validation", treatment.effect, False), ("probe", treatment.probe_effect, True)):
         runs = [arm.probe if probe else arm.validation for arm in treatment.arms.values()]
-        corpus = runs[-1].corpus
-        note = f"{corpus.texts} texts × {corpus.length} tokens of {corpus.source}"
+        note = corpus_line(runs[-1].corpus)
         note += "" if effect.paired else "; not the same windows in both arms, so not paired"
         made.append({"title": title, "note": note, "against": effect.against, "rows": _rows(runs, effect)})
     return made

@@ -10,7 +10,7 @@ from condense.metrics import Metric
 from condense.records.trial import ArmResult, Trial
 from condense.report.diagnosis.page import written
 from condense.report.glossary import GLOSSARY, term
-from condense.report.text import DASH, in_words
+from condense.report.text import DASH, corpus_line, in_words
 from condense.report.treatment.facts import TREATMENT_GLOSSARY
 from condense.report.treatment.terminal import gigabytes
 from condense.report.trial.rows import added, count, times
@@ -62,10 +62,10 @@ def name_of(trial: Trial) -> str:
 
 def subject(trial: Trial) -> str:
     """What was trained and on what it was measured, in one line."""
-    model, corpus = trial.model, trial.validation
+    model = trial.model
     return (
         f"{model.architecture}, {count(model.parameters)} parameters, {model.blocks} blocks of width "
-        f"{model.hidden_size}; measured on {corpus.texts} texts × {corpus.length} tokens of {corpus.source}"
+        f"{model.hidden_size}; measured on {corpus_line(trial.validation)}"
     )
 
 
