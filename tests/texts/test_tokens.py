@@ -41,13 +41,12 @@ CASES = [
     ("unknown is BOS", letters("ACGT", before=("<s>",), unk="<s>"), "x" * 300, ["<s>"], []),
     ("Greek", letters("αβγδ", before=("<s>",), after=("</s>",)), "αβγδ" * 100, ["<s>"], ["</s>"]),
     ("none", letters("ACGT"), DNA, [], []),
-    ("amino acids", letters("ACDEFGHIKLMNPQRSTVWY", before=("<cls>",), after=("<eos>",)), "MKVLAT" * 60, ["<cls>"], ["<eos>"]),
-]  # fmt: skip
+    ("proteins", letters("ACDEFGHIKLMNPQRSTVWY", before=("<c>",), after=("<e>",)), "MKVLAT" * 60, ["<c>"], ["<e>"]),
+]
+NAMES = [case[0] for case in CASES]
 
 
-@pytest.mark.parametrize(
-    ("tokenizer", "text", "before", "after"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
-)
+@pytest.mark.parametrize(("tokenizer", "text", "before", "after"), [case[1:] for case in CASES], ids=NAMES)
 def test_bos_stands_first_and_eos_last(tokenizer: Any, text: str, before: list[str], after: list[str]) -> None:
     first, last = tokenizer.convert_tokens_to_ids(before), tokenizer.convert_tokens_to_ids(after)
     assert added_specials(tokenizer, text) == (first, last)
