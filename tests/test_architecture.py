@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "condense"
 ORDER = (
     "version", "errors", "metrics", "geometry", "intervals", "files", "rerun", "records", "texts", "models",
     "dispersion",
-    "diagnosis", "evaluation", "comparison", "gate", "doctor", "report", "training", "trials", "treatment",
+    "diagnosis", "evaluation", "comparison", "gate", "doctor", "training", "report", "trials", "treatment",
     "cli",
     "__init__", "__main__",
 )  # fmt: skip
@@ -26,15 +26,19 @@ UPWARDS = {("records/base.py", "report")}
 HEAVY = (
     "torch", "transformers", "pandas", "sklearn", "scipy", "plotly", "datasets", "peft", "accelerate", "trl", "lm_eval",
 )  # fmt: skip
+HEAVY_TRAINING = [  # all but remedies.py, which the grammar of --arms and the reports read, and bpe.py
+    f"training/{name}.py"
+    for name in ("arms", "costs", "interventions", "loop", "peak_memory", "prepare", "rows", "saving", "step_time")
+] + ["training/vocabulary.py"]
 # Files that may import a heavy package when they are loaded; inside functions every file may.
 LOADS: dict[str, set[str]] = {
     "torch": {
         "geometry.py", "texts/windows.py", "models/checkpoint.py", "models/checks.py", "models/layers.py",
         "models/locate.py", "dispersion/*", "diagnosis/cache.py", "diagnosis/distributed.py", "diagnosis/forward.py",
         "diagnosis/quality.py", "diagnosis/rescoring.py", "diagnosis/resume.py", "diagnosis/run.py",
-        "diagnosis/summary.py", "training/*", "trials/results.py", "trials/run.py", "trials/runs.py", "treatment/*",
+        "diagnosis/summary.py", *HEAVY_TRAINING, "trials/results.py", "trials/run.py", "trials/runs.py", "treatment/*",
     },
-    "transformers": {"dispersion/monitor.py", "dispersion/trainer.py", "training/loop.py", "training/remedies.py"},
+    "transformers": {"dispersion/monitor.py", "dispersion/trainer.py", "training/loop.py", "training/interventions.py"},
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The values of a treatment: the plan, the arms, the effect, and the verdict. Frozen, standard library only.
+"""What was asked for: the plan of a treatment, the arms and seeds of a trial, the schedule. Standard library only.
 
 `Plan` is the one home of every default of `condense treat`; the command line reads them from here.
 """
@@ -12,10 +12,21 @@ from condense.errors import UsageError
 
 MIN_SEEDS = 3
 RemedyName = Literal[
-    "control", "dispersion", "embedding-dropout", "noisy-embedding", "active-forgetting", "larger-vocab", "cosreg"
-]  # fmt: skip
+    "control",
+    "dispersion",
+    "embedding-dropout",
+    "noisy-embedding",
+    "active-forgetting",
+    "larger-vocab",
+    "cosreg",
+]
+# The constants of the remedies; the reports and definitions print them.
 COSREG_DEFAULT = 1.0
-
+DROPOUT_P = 0.1
+NOISE_ALPHA = 5.0
+FORGET_EVERY = 1000
+MIN_FREQUENCY = 10
+MAX_GROWTH = 0.20
 
 LossName = Literal["angular", "orthogonal", "decorrelation", "l2_repel", "mean_cosine"]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from condense.records.plans import ArmSpec, Plan, Schedule
 from condense.records.trial import StepCost
-from condense.training.arms import intervention
 from condense.training.peak_memory import peak_bytes
+from condense.training.remedies import remedy_of
 from condense.training.step_time import ROUNDS, Pass, interleaved, time_ratio
 
 
@@ -42,9 +42,9 @@ def step_costs(
     Time: forward and backward of a micro-batch, median over rounds, times the micro-batches of a step; the
     optimizer's own step is left out. Memory: the peak of a process that takes two whole steps.
     """
-    passes = {arm.spec.name: Pass(arm.model, arm.batch, intervention(arm.spec, plan)) for arm in arms}
+    passes = {arm.spec.name: Pass(arm.model, arm.batch, remedy_of(arm.spec).acts(arm.spec, plan)) for arm in arms}
     spent = interleaved(passes, ROUNDS, on_pass)
-    control = next(arm.spec.name for arm in arms if arm.spec.remedy == "control")
+    control = next(arm.spec.name for arm in arms if remedy_of(arm.spec).is_control)
     peaks = peak_bytes(model, options, plan, [(arm.spec, arm.added, arm.batch) for arm in arms])
     base = peaks[control]
     made = {}

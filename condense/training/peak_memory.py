@@ -109,8 +109,8 @@ def _forked(job: Footprint) -> int | str:
 def _measured(job: Footprint) -> int | str:
     """Load, take whole optimizer steps as the arm does, and read the peak."""
     from condense.models.checkpoint import load
-    from condense.training.arms import adapted, intervention
-    from condense.training.interventions import forward_backward
+    from condense.training.interventions import adapted, forward_backward
+    from condense.training.remedies import remedy_of
 
     try:
         model: Any = load(job.model, **job.options).model
@@ -127,8 +127,9 @@ def _measured(job: Footprint) -> int | str:
         model.train()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        acts = remedy_of(job.spec).acts(job.spec, job.plan)
         for _ in range(STEPS):
-            forward_backward(model, batch, intervention(job.spec, job.plan))
+            forward_backward(model, batch, acts)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     except Exception as error:  # whatever it was, it is the answer

@@ -1,7 +1,4 @@
-"""Write a treated checkpoint: beside its place first, complete, then renamed; nothing of the user's is lost.
-
-A trial's report is written into the folder of its runs.
-"""
+"""A trained model on disk, the room it takes, and the folder that a run may write into."""
 
 from __future__ import annotations
 
@@ -13,12 +10,9 @@ from typing import Any
 import torch
 
 from condense.errors import RunError, UsageError
-from condense.files import write_text
 from condense.models.checkpoint import Checkpoint
 from condense.models.locate import DTYPES
 from condense.records.plans import Plan
-from condense.records.treatment import Treatment
-from condense.records.trial import Trial
 
 CHECKPOINTS_KEPT = 3  # two by rotation, one while it is written
 
@@ -95,46 +89,3 @@ def save_model(model: Any, source: Checkpoint, folder: Path, *, merge: bool, ada
         if "no space left" in str(error).lower():
             raise RunError(f"disk full while saving to {folder}", "free some space, then --resume") from error
         raise
-
-
-def _readable(folder: Path) -> None:
-    """Give every file the mode that the umask asks for; safetensors writes for the owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~mask)
-
-
-def stage(treatment: Treatment, work: Path, target: Path) -> None:
-    """Complete the treated model folder with card, JSON and reports, rename it into place, drop the work folder."""
-    from condense.report.treatment.card import model_card
-    from condense.report.treatment.markdown import treatment_markdown
-
-    model = work / "treated" / "model"
-    adapter = work / "treated" / "adapter"
-    if adapter.is_dir():
-        adapter.rename(model / "adapter")
-    write_text(model / "README.md", model_card(treatment))
-    write_text(model / "report.md", treatment_markdown(treatment))
-    treatment.to_html(model / "report.html")
-    treatment.to_json(model / "condense.json")
-    _readable(model)
-    old = None
-    if target.exists():
-        old = target.with_name(f".{target.name}.old-{os.getpid()}")
-        target.rename(old)
-    model.rename(target)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(work, ignore_errors=True)
-
-
-def write_trial(trial: Trial, target: Path) -> None:
-    """Write trial.json, report.html, report.md and trial.csv into a trial's folder."""
-    from condense.report.tables import rows_csv
-
-    trial.to_json(target / "trial.json")
-    trial.to_html(target / "report.html")
-    trial.to_markdown(target / "report.md")
-    write_text(target / "trial.csv", rows_csv(trial.rows()))

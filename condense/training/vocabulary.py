@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from condense.errors import UnavailableError
+from condense.records.plans import MAX_GROWTH, MIN_FREQUENCY
 from condense.texts.documents import Document
 from condense.training.bpe import Merge, continue_merges
 
-MIN_FREQUENCY = 10
-MAX_GROWTH = 0.20
 _CHECKED = 500_000
 _AT_ONCE = 64  # documents encoded at a time, so that the tokens of a large text are never all in memory
 

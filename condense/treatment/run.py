@@ -8,6 +8,8 @@ the saved and reloaded file. Everything lives in `OUT.work/` until it is renamed
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -33,7 +35,7 @@ from condense.training.arms import measure_arm, train_arm
 from condense.training.interventions import Intervention, dispersion_config
 from condense.training.loop import OnStep, Trained
 from condense.training.prepare import Prepared, first_batch, prepare_text, training_memory
-from condense.training.saving import prepare, refuse_small_disk, stage
+from condense.training.saving import prepare, refuse_small_disk
 from condense.training.step_time import measure_overhead
 from condense.treatment.projection import drawn_block, project, token_states
 from condense.treatment.verdict import assess
@@ -226,3 +228,36 @@ def _task_scores(job: _Job, current: Checkpoint, name: str) -> tuple[TaskScore, 
     job.watch.on_phase(f"{name}: downstream tasks")
     plan = job.plan
     return evaluate(current, job.tasks, limit=plan.eval_limit, seed=plan.seed, on_request=job.watch.on_text)
+
+
+def _readable(folder: Path) -> None:
+    """Give every file the mode that the umask asks for; safetensors writes for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
+
+
+def stage(treatment: Treatment, work: Path, target: Path) -> None:
+    """Complete the treated model folder with card, JSON and reports, rename it into place, drop the work folder."""
+    from condense.report.treatment.card import model_card
+    from condense.report.treatment.markdown import treatment_markdown
+
+    model = work / "treated" / "model"
+    adapter = work / "treated" / "adapter"
+    if adapter.is_dir():
+        adapter.rename(model / "adapter")
+    write_text(model / "README.md", model_card(treatment))
+    write_text(model / "report.md", treatment_markdown(treatment))
+    treatment.to_html(model / "report.html")
+    treatment.to_json(model / "condense.json")
+    _readable(model)
+    old = None
+    if target.exists():
+        old = target.with_name(f".{target.name}.old-{os.getpid()}")
+        target.rename(old)
+    model.rename(target)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)

@@ -6,7 +6,7 @@
     cosreg=1                            takes a coefficient, nothing else
     embedding-dropout                   takes nothing
 
-The control is always there, once and first, named or not.
+The control is always there, once and first, named or not. What each remedy takes is in condense/training/remedies.py.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import cast, get_args
 from urllib.parse import quote
 
 from condense.errors import UsageError
-from condense.records.plans import COSREG_DEFAULT, ArmSpec, LossName, Plan, RemedyName
+from condense.records.plans import ArmSpec, LossName, Plan
+from condense.training.remedies import REMEDIES, Remedy
 
-REMEDIES: tuple[str, ...] = get_args(RemedyName)
 LOSSES: tuple[str, ...] = get_args(LossName)
 RANGES = ("all", "late", "early", "last")
 GRAMMAR = "write name[:loss][@layers][=coefficient], arms separated by commas, block numbers joined by +: @3+7+-1"
@@ -39,7 +39,7 @@ def parse_arms(text: str, coefficients: tuple[float, ...] = ()) -> tuple[ArmSpec
     """
     for coefficient in coefficients:
         _check_coefficient(coefficient, "--coefficients")
-    specs = [spec for part in text.split(",") for spec in _arms(part.strip(), coefficients)]
+    specs = [spec for part in text.split(",") for spec in _parse_part(part.strip(), coefficients)]
     if coefficients and all(spec.coefficient is None for spec in specs):
         raise UsageError("--coefficients is given, but no arm takes one", "name dispersion or cosreg in --arms")
     seen: set[str] = set()
@@ -56,61 +56,58 @@ def slug(spec: ArmSpec) -> str:
 
     `dispersion-mean_cosine@3+-1=0.1`: no colon, which Windows does not allow; whatever else is unusual is quoted.
     """
-    named = _name(spec.remedy, spec.loss, spec.layers, spec.coefficient)
+    named = _shortest_name(spec.remedy, spec.loss, spec.layers, spec.coefficient)
     return quote(named.replace(":", "-"), safe="@=+")
 
 
-def _arms(text: str, coefficients: tuple[float, ...]) -> list[ArmSpec]:
+def _parse_part(text: str, coefficients: tuple[float, ...]) -> list[ArmSpec]:
     """The arms of one part between commas: one, or one for each coefficient."""
     parts = _PARTS.fullmatch(text)
     if parts is None or not parts["name"].strip():
         raise UsageError(f"an arm without a name in --arms: {text!r}", GRAMMAR)
-    name = _known(parts["name"].strip().lower().replace("_", "-"), REMEDIES, "arm")
-    loss, layers, own = parts["loss"], parts["layers"], parts["coefficient"]
-    taken = {"dispersion": ("loss", "layers", "coefficient"), "cosreg": ("coefficient",)}.get(name, ())
+    remedy = REMEDIES[_match_word(parts["name"].strip().lower().replace("_", "-"), tuple(REMEDIES), "arm")]
     for part in ("loss", "layers", "coefficient"):
-        if parts[part] is not None and part not in taken:
-            raise UsageError(f"{name} takes no {part}: {text}", _takes(name, taken))
-    if "coefficient" not in taken:
-        return [ArmSpec(name, cast(RemedyName, name))]
+        if parts[part] is not None and part not in remedy.takes:
+            raise UsageError(f"{remedy.name} takes no {part}: {text}", _accepted_parts(remedy))
+    if remedy.coefficient is None:
+        return [ArmSpec(remedy.name, remedy.name)]
+    loss, layers, own = parts["loss"], parts["layers"], parts["coefficient"]
     chosen_loss = chosen_layers = None
-    if name == "dispersion":
-        chosen_loss = cast(LossName, Plan.loss if loss is None else _known(_snake(loss), LOSSES, "loss"))
-        chosen_layers = Plan.layers if layers is None else _layers(layers)
-    default = Plan.coefficient if name == "dispersion" else COSREG_DEFAULT
-    doses = (_number(own, text),) if own is not None else coefficients or (default,)
+    if "loss" in remedy.takes:
+        word = Plan.loss if loss is None else loss.strip().lower().replace("-", "_")
+        chosen_loss = cast(LossName, _match_word(word, LOSSES, "loss"))
+    if "layers" in remedy.takes:
+        chosen_layers = Plan.layers if layers is None else _parse_layers(layers)
+    doses = (_parse_coefficient(own, text),) if own is not None else coefficients or (remedy.coefficient,)
     return [
         ArmSpec(
-            _name(name, chosen_loss, chosen_layers, dose), cast(RemedyName, name), chosen_loss, chosen_layers, dose
+            _shortest_name(remedy.name, chosen_loss, chosen_layers, dose), remedy.name, chosen_loss, chosen_layers, dose
         )
         for dose in doses
-    ]  # fmt: skip
+    ]
 
 
-def _takes(name: str, taken: tuple[str, ...]) -> str:
+def _accepted_parts(remedy: Remedy) -> str:
+    name, taken = remedy.name, remedy.takes
     return f"{name} takes only a {taken[0]}: {name}=1" if taken else f"write {name} alone"
 
 
-def _name(remedy: str, loss: str | None, layers: str | None, coefficient: float | None) -> str:
+def _shortest_name(remedy: str, loss: str | None, layers: str | None, coefficient: float | None) -> str:
     """The shortest way to write an arm: what is as by default is left out, but for the coefficient."""
     name = remedy
     if loss not in (None, Plan.loss):
         name += f":{loss}"
     if layers not in (None, Plan.layers):
         name += f"@{str(layers).replace(',', '+')}"
-    return name if coefficient is None else f"{name}={_written(coefficient)}"
+    return name if coefficient is None else f"{name}={_format_number(coefficient)}"
 
 
-def _written(number: float) -> str:
+def _format_number(number: float) -> str:
     short = f"{number:g}"
     return short if float(short) == number else repr(number)
 
 
-def _snake(word: str) -> str:
-    return word.strip().lower().replace("-", "_")
-
-
-def _known(word: str, words: tuple[str, ...], kind: str) -> str:
+def _match_word(word: str, words: tuple[str, ...], kind: str) -> str:
     if word in words:
         return word
     near = difflib.get_close_matches(word, words, n=1)
@@ -118,13 +115,13 @@ def _known(word: str, words: tuple[str, ...], kind: str) -> str:
     raise UsageError(f"unknown {kind} {word!r} in --arms", f"{hint}there is {', '.join(words)}")
 
 
-def _layers(text: str) -> str:
+def _parse_layers(text: str) -> str:
     """`all`, `late`, `early`, `last`, or block numbers as `Plan.layers` writes them: 3,7,-1."""
     word = text.strip().lower()
     if word.isalpha():
-        return _known(word, RANGES, "choice of layers")
-    found = re.fullmatch(r"[+-]?\d+(\+[+-]?\d+)*", word, re.ASCII)
-    numbers = {int(number) for number in re.findall(r"-?\d+", word)} if found else set()
+        return _match_word(word, RANGES, "choice of layers")
+    matched = re.fullmatch(r"[+-]?\d+(\+[+-]?\d+)*", word, re.ASCII)
+    numbers = {int(number) for number in re.findall(r"-?\d+", word)} if matched else set()
     if not numbers or 0 in numbers:
         raise UsageError(
             f"unknown choice of layers {text!r} in --arms",
@@ -134,7 +131,7 @@ def _layers(text: str) -> str:
     return ",".join(str(number) for number in sorted(numbers, key=lambda number: (number < 0, number)))
 
 
-def _number(text: str, arm: str) -> float:
+def _parse_coefficient(text: str, arm: str) -> float:
     try:
         number = float(text)
     except ValueError:

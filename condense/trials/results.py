@@ -20,7 +20,7 @@ from condense.records.tasks import TaskScore
 from condense.records.treatment import Curve
 from condense.records.trial import TRIAL_SCHEMA, ArmResult, ArmRun, SitePoint, StepCost, Trial
 from condense.training.loop import Trained
-from condense.training.remedies import definition
+from condense.training.remedies import remedy_of
 from condense.trials.arm_names import slug
 from condense.trials.effects import MEASURES, arm_effect, compare_pairs, rank_arms
 from condense.trials.verdict import arm_verdict, dose_responses, trial_findings, unranked
@@ -65,7 +65,7 @@ def assembled(
                 reasons.get(spec.name), _failures(folder, spec, plan))
         for spec in plan.arms
     ]  # fmt: skip
-    other = [spec.name for spec in plan.arms if spec.remedy == "larger-vocab"]
+    other = [spec.name for spec in plan.arms if remedy_of(spec).other_tokens]
     measured = {name: {seed: run.validation for seed, run in of.items()} for name, of in runs.items() if of}
     pairs = compare_pairs(measured, other, first)
     seeds = min((len(of) for of in runs.values() if of), default=0)
@@ -152,9 +152,9 @@ def _result(
     spec: ArmSpec, plan: TrialPlan, runs: Mapping[int, _Run], control: Mapping[int, _Run], before: _Run,
     cost: StepCost, unavailable: str | None, failures: list[str],
 ) -> ArmResult:  # fmt: skip
-    told = definition(spec)
+    remedy = remedy_of(spec)
     made = ArmResult(
-        spec=spec, status="done", title=told.title, definition=told.definition, source=told.source,
+        spec=spec, status="done", title=remedy.title, definition=remedy.definition(spec), source=remedy.source,
         reason="; ".join(failures) or None, cost=cost, runs=tuple(run.record for run in runs.values()),
     )  # fmt: skip
     if unavailable is not None:
@@ -167,13 +167,13 @@ def _result(
         made, status="done" if len(runs) == plan.seeds else "partial", details=first.details, parameters=parameters,
         parameters_added=parameters - before.validation.model.parameters,
     )  # fmt: skip
-    if spec.remedy == "control":
+    if remedy.is_control:
         return made
     effects = [
         arm_effect(
             {seed: getattr(run, text) for seed, run in runs.items()},
             {seed: getattr(run, text) for seed, run in control.items()},
-            plan.training.seed, same_bytes=spec.remedy == "larger-vocab",
+            plan.training.seed, same_bytes=remedy.other_tokens,
         )
         for text in ("validation", "probe")
     ]  # fmt: skip

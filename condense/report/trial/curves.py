@@ -9,6 +9,7 @@ from condense.report.parts import Figure
 from condense.report.text import number, typeset
 from condense.report.treatment.curves import thinned
 from condense.report.trial.looks import drawn, looks
+from condense.training.remedies import remedy_of
 
 MOST_STEPS = 75
 _DRAWN = (("ce_loss", "Cross-entropy", "nats per token"), ("mean_cosine", "Mean cosine, live", "cosine"))
@@ -46,6 +47,6 @@ def _training(
     last = steps[-1]
     ends = [f"{name} {number(values.get(last), 3)}" for name, values in logged.items()]
     words = f"At step {last}, mean over seeds: {', '.join(ends)}."
-    if key == "ce_loss" and any(arm.spec.remedy == "larger-vocab" for arm in trial.arms):
+    if key == "ce_loss" and any(remedy_of(arm.spec).other_tokens for arm in trial.arms):
         words += " Nats per token are not comparable where the vocabulary differs; the table reads bits per byte."
     return Figure(chart, title, typeset(words))

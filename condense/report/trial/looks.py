@@ -7,13 +7,10 @@ from itertools import count
 from condense.records.trial import Trial
 from condense.report.charts import Series, Values
 from condense.report.parts import Look
+from condense.training.remedies import remedy_of
 
 BEFORE = Look("before", "quiet", "dot", "square")
 CONTROL = Look("control", "warm", "longdash", "diamond")
-_INKS = {
-    "dispersion": ("accent", "navy", "sky"), "embedding-dropout": ("plum",), "noisy-embedding": ("leaf",),
-    "active-forgetting": ("rose",), "larger-vocab": ("teal",), "cosreg": ("moss",),
-}  # fmt: skip
 _DASHES = ("solid", "dash", "dashdot", "longdash", "dot")
 _SYMBOLS = ("circle", "square", "triangle", "diamond")
 MARKS = 12
@@ -29,11 +26,11 @@ def looks(trial: Trial) -> dict[str, Look]:
     found, place = {}, count()
     of_remedy: dict[str, int] = {}
     for arm in trial.arms:
-        name, remedy = arm.spec.name, arm.spec.remedy
-        if remedy == "control":
+        name, remedy = arm.spec.name, remedy_of(arm.spec)
+        if remedy.is_control:
             found[name] = CONTROL._replace(words=name)
             continue
-        at, inks = next(place), _INKS[remedy]
-        own = of_remedy[remedy] = of_remedy.get(remedy, -1) + 1
+        at, inks = next(place), remedy.inks
+        own = of_remedy[remedy.name] = of_remedy.get(remedy.name, -1) + 1
         found[name] = Look(name, inks[own % len(inks)], _DASHES[at % len(_DASHES)], _SYMBOLS[at % len(_SYMBOLS)])
     return found

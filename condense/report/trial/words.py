@@ -8,27 +8,20 @@ from condense.records.plans import ArmSpec, TrialPlan
 from condense.records.trial import ArmResult, DoseResponse, Trial, quality_key
 from condense.report.text import signed
 from condense.report.trial.rows import DIGITS
+from condense.training.remedies import remedy_of
 
 _LAYERS = {
     "all": "all layers", "late": "the deepest half of the layers", "early": "the first half of the layers",
     "last": "the last layer",
 }  # fmt: skip
-_IN_A_LINE = {
-    "control": "cross-entropy only, the reference",
-    "embedding-dropout": "whole vocabulary rows dropped while training",
-    "noisy-embedding": "uniform noise on the embeddings while training (NEFTune)",
-    "active-forgetting": "input embeddings drawn anew from time to time",
-    "larger-vocab": "new tokens learned from the training text",
-    "cosreg": "mean cosine of the output embedding rows in the loss",
-}
 
 
 def in_a_line(spec: ArmSpec, plan: TrialPlan) -> str:
     """What an arm is, in a line; its full definition with its source stands in the report."""
-    if spec.remedy == "dispersion":
+    if "loss" in remedy_of(spec).takes:
         loss, layers = spec.loss or plan.training.loss, spec.layers or plan.training.layers
         return f"{loss} loss on {_LAYERS.get(layers, f'layers {layers}')}{_coefficient(spec)}"
-    return f"{_IN_A_LINE[spec.remedy]}{_coefficient(spec)}"
+    return f"{remedy_of(spec).in_a_line}{_coefficient(spec)}"
 
 
 def _coefficient(spec: ArmSpec) -> str:
