@@ -46,3 +46,33 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     said = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in text for part in said))
+
+
+def is_panic(error: BaseException) -> bool:
+    """True for the panic of a Rust extension (tokenizers, safetensors), which is no `Exception`."""
+    return type(error).__name__ == "PanicException"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, short enough for a terminal."""
+    if isinstance(error, KeyError):  # its message is the bare key
+        return f"nothing is known of {error}"[:240]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:240]
+
+
+def as_condense_error(error: BaseException) -> CondenseError:
+    """What a user reads of any failure: itself, or what is known of it in one line, with its exit code."""
+    if isinstance(error, CondenseError):
+        return error
+    if is_out_of_memory(error):
+        return RunError("out of memory", "lower --batch-size or --max-length, or use --dtype bfloat16 or --device cpu")
+    if is_panic(error):
+        return UnavailableError(
+            f"a library crashed on the model's files: {first_line(error)}", "the tokenizer or the weights are damaged"
+        )
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return CondenseError(
+        f"internal error ({type(error).__name__}): {line}",
+        "run again with --debug for the traceback, and please report it",
+    )

@@ -10,19 +10,41 @@ from pathlib import Path
 from condense.errors import RunError, UsageError
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with `~` replaced by the home folder; UsageError where there is none (no HOME, no entry in passwd)."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path}: there is no such home folder", "give the whole path") from None
+
+
 def cache_root() -> Path:
-    """`$CONDENSE_CACHE`, else `$XDG_CACHE_HOME/condense`, else `~/.cache/condense`."""
+    """`$CONDENSE_CACHE`, else `$XDG_CACHE_HOME/condense`, else `~/.cache/condense`.
+
+    A process without a home folder (a container under an arbitrary user) gets a folder of its own where temporary
+    files go.
+    """
     named = os.environ.get("CONDENSE_CACHE")
     if named:
-        return Path(named).expanduser()
+        return expanded(named)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "condense"
+    if base:
+        return Path(base) / "condense"
+    try:
+        return Path.home() / ".cache" / "condense"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"condense-{os.getuid()}"
 
 
 def cache_folder(name: str) -> Path:
     """A folder in the cache, made on first use; UsageError where it cannot be written."""
-    folder = cache_root() / name
+    root = cache_root()
+    folder = root / name
     try:
+        if root.parent == Path(tempfile.gettempdir()):
+            root.mkdir(mode=0o700, exist_ok=True)
+            if root.is_symlink() or root.stat().st_uid != os.getuid():  # the name can be guessed, by others too
+                raise UsageError(f"the cache {root} belongs to somebody else", "set CONDENSE_CACHE to another place")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(

@@ -11,6 +11,7 @@ import typer
 
 from condense.cli.running import quieten_libraries, working
 from condense.errors import UnavailableError, UsageError
+from condense.files import expanded
 from condense.report.escape import for_terminal
 from condense.report.text import in_words
 
@@ -67,7 +68,7 @@ def tell(trial: Trial, outputs: list[Path], ranks: Ranks | None) -> None:
 def _check_text(text: str | None) -> None:
     if text is None or text == "-" or text.startswith("dataset "):
         return
-    if not Path(text).expanduser().exists():
+    if not expanded(text).exists():
         raise UnavailableError(f"no such text: {text}", "give a file, a folder or - for standard input")
 
 

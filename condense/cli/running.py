@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from condense.errors import CondenseError, is_out_of_memory
+from condense.errors import as_condense_error, is_panic
 from condense.report.escape import for_terminal
 from condense.report.text import in_words
 
@@ -105,28 +105,22 @@ def reported() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         if MANNER.debug:
             traceback.print_exc()
         raise typer.Exit(_explain(error)) from None
 
 
-def _explain(error: Exception) -> int:
-    if isinstance(error, CondenseError):
-        if MANNER.rank and error.shared:
-            return error.exit_code
-        say(f"condense: {str(error).replace(chr(10), ' ')}")
-        if error.hint:
-            say(f"  {error.hint}")
-        return error.exit_code
-    if is_out_of_memory(error):
-        say("condense: out of memory")
-        say("  lower --batch-size or --max-length, or use --dtype bfloat16 or --device cpu")
-        return INTERNAL
-    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    say(f"condense: internal error ({type(error).__name__}): {line}")
-    say("  run again with --debug for the traceback, and please report it")
-    return INTERNAL
+def _explain(error: BaseException) -> int:
+    told = as_condense_error(error)
+    if MANNER.rank and told.shared:
+        return told.exit_code
+    say(f"condense: {str(told).replace(chr(10), ' ')}")
+    if told.hint:
+        say(f"  {told.hint}")
+    return told.exit_code
 
 
 def console() -> Console:

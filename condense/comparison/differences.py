@@ -76,7 +76,8 @@ def quality_contrast(pairs: Pairs, key: str, seed: int = 0, *, paired: bool) -> 
     per_text = None
     first, second = both[0]
     if paired and len(pairs) == 1 and len(first.per_text or ()) == len(second.per_text or ()):
-        per_text = tuple(x - y for x, y in zip(first.per_text, second.per_text, strict=True))
+        texts = zip(first.per_text, second.per_text, strict=True)
+        per_text = tuple(None if x is None or y is None else x - y for x, y in texts)
     return Estimate(value, low, high, per_text)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from condense.errors import UnavailableError, UsageError
+from condense.files import expanded
 from condense.models import folder as inspection
 from condense.records.comparison import COMPARISON_SCHEMA
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis
@@ -88,7 +89,7 @@ def _run(candidate: Candidate) -> str:
 
 
 def _of_one(argument: str) -> list[Candidate]:
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     if path.is_dir():
         return _run_of_folder(path)
     return _named(_candidates(argument))
@@ -119,7 +120,7 @@ def _run_of_folder(folder: Path) -> list[Candidate]:
 
 
 def _candidates(argument: str) -> list[Candidate]:
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     if path.suffix == ".json":
         return _saved(path)
     if inspection.is_path(argument):

@@ -18,7 +18,7 @@ from condense.comparison.comparability import caveats, refuse_incomparable
 from condense.comparison.differences import difference
 from condense.comparison.members import Candidate, find, run_of, step_of
 from condense.comparison.trajectory import peak_of, scale_of
-from condense.errors import CondenseError
+from condense.errors import CondenseError, as_condense_error, is_panic
 from condense.records.base import Estimate
 from condense.records.comparison import COMPARISON_SCHEMA, CURVES, Comparison, Failure, Kind, Member, Trajectory
 from condense.records.diagnosis import Diagnosis, Histogram, Quality, SiteReading
@@ -169,8 +169,10 @@ def _measured(
             diagnosis = candidate.diagnosis or measure(candidate, settings, (number, len(candidates)))
             found.append((candidate, diagnosis))
             settings = settings.completed([diagnosis])
-        except CondenseError as error:
-            last = error
+        except BaseException as failure:  # one bad member never ends the others
+            if not isinstance(failure, Exception) and not is_panic(failure):
+                raise
+            error = last = as_condense_error(failure)
             failures.append(Failure(candidate.name, str(error), error.exit_code))
             if on_note is not None:
                 on_note(f"{candidate.name} is left out: {error}")

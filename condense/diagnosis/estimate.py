@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from condense.errors import UnavailableError
+from condense.files import expanded
 from condense.models import folder as inspection
 from condense.models import gguf, hub
 
@@ -76,7 +77,7 @@ def find(
 ) -> Source:
     """Sizes of MODEL from its config and headers. UnavailableError as `load` would raise it for these files."""
     if inspection.is_path(model):
-        return _local(Path(model).expanduser(), offline=offline, allow_pickle=allow_pickle, random_init=random_init)
+        return _local(expanded(model), offline=offline, allow_pickle=allow_pickle, random_init=random_init)
     if not offline and not _offline():
         listing = hub.list_files(model, revision, token, allow_pickle, code, not random_init)
         downloads = hub.missing(model, listing)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from condense.intervals import bootstrap_interval, mean_interval
 from condense.models.checkpoint import Checkpoint
-from condense.models.layers import PROBE_TOKENS, Stack, input_device, run
+from condense.models.layers import PROBE_TOKENS, Stack, forward_pass, input_device, run
 from condense.records.base import Estimate
 from condense.records.diagnosis import Objective, Quality
 from condense.texts.tokens import added_specials
@@ -78,9 +78,11 @@ class Scorer:
             chosen = mask_positions(special.cpu(), self.seed, index).to(ids.device)
             masked = ids.clone()
             masked[chosen] = int(self.mask_token_id or 0)
-            logits = _logits(self.model(input_ids=masked.unsqueeze(0)))[0, chosen]
+            with forward_pass(self.model):
+                logits = _logits(self.model(input_ids=masked.unsqueeze(0)))[0, chosen]
             return Score(float(_nats(logits, ids[chosen], torch.ones_like(chosen, dtype=torch.bool))), len(chosen))
-        logits = self.model(input_ids=ids.unsqueeze(0)).logits[0, :-1]
+        with forward_pass(self.model):
+            logits = self.model(input_ids=ids.unsqueeze(0)).logits[0, :-1]
         nats = torch.zeros((), dtype=torch.float64)
         for start in range(0, len(logits), _BLOCK):
             span = slice(start + 1, start + 1 + _BLOCK)
@@ -154,7 +156,8 @@ def make_scorer(
     head = model.get_output_embeddings()
     ids = windows.ids[:1, :PROBE_TOKENS].to(input_device(model))
     states = run(model, stacks, ids).last_hidden_state
-    expected = model(input_ids=ids).logits.float()
+    with forward_pass(model):
+        expected = model(input_ids=ids).logits.float()
     try:
         agrees = torch.allclose(head(states).float(), expected, rtol=1e-4, atol=1e-4)
     except (RuntimeError, TypeError):
@@ -172,7 +175,7 @@ def summarise(scorer: Scorer, scores: list[Score], windows: Windows) -> Quality:
     loss = Estimate(mean, low, high, tuple(per_text))
     return Quality(
         loss=loss,
-        perplexity=Estimate(_exp(mean), _exp(low), _exp(high), tuple(math.exp(v) for v in per_text)),
+        perplexity=perplexity(loss),
         bits_per_byte=_bits_per_byte(scorer, scores, windows),
         predicted_tokens=tuple(score.tokens for score in scores),
         predicted_bytes=tuple(size or 0 for size in windows.predicted_bytes),
@@ -180,8 +183,24 @@ def summarise(scorer: Scorer, scores: list[Score], windows: Windows) -> Quality:
     )
 
 
-def _exp(value: float | None) -> float | None:
-    return None if value is None or value > 700 else math.exp(value)
+def perplexity(loss: Estimate) -> Estimate:
+    """The exponential of a loss in nats per token, of its bounds and of its texts; null with the reason beyond floats.
+
+    e^709.8 is the largest float: a diverged checkpoint can lose more, and its report is written all the same.
+    """
+    value, low, high = (_exp(bound) for bound in (loss.value, loss.low, loss.high))
+    per_text = None if loss.per_text is None else tuple(_exp(text) for text in loss.per_text)
+    reason = loss.reason
+    if value is None and loss.value is not None:
+        reason = f"exp of {loss.value:,.0f} nats per token is beyond the numbers there are"
+    return Estimate(value, low, high, per_text, reason=reason)
+
+
+def _exp(nats: float | None) -> float | None:
+    try:
+        return None if nats is None else math.exp(nats)
+    except OverflowError:
+        return None
 
 
 def _bits_per_byte(scorer: Scorer, scores: list[Score], windows: Windows) -> Estimate:
@@ -208,11 +227,11 @@ def rescored(quality: Quality, checkpoint: Checkpoint, reference: Windows, seed:
     sizes = np.array(reference.predicted_bytes, dtype=np.float64)
     low, high = bootstrap_interval(np.stack([bits, sizes], axis=1), lambda m: m[:, 0] / m[:, 1], seed)
     per_token = tuple(nats / tokens for nats, tokens in scores)
-    mean, loss_low, loss_high = mean_interval(per_token)
+    loss = Estimate(*mean_interval(per_token), per_token)
     return replace(
         quality,
-        loss=Estimate(mean, loss_low, loss_high, per_token),
-        perplexity=Estimate(_exp(mean), _exp(loss_low), _exp(loss_high), tuple(map(math.exp, per_token))),
+        loss=loss,
+        perplexity=perplexity(loss),
         bits_per_byte=Estimate(float(bits.sum() / sizes.sum()), low, high, tuple((bits / sizes).tolist())),
         predicted_tokens=tuple(tokens for _, tokens in scores),
         predicted_bytes=tuple(size or 0 for size in reference.predicted_bytes),
@@ -232,7 +251,8 @@ def score_passage(checkpoint: Checkpoint, context: str, text: str) -> tuple[floa
         raise ValueError("nothing stands before the first token, so nothing predicts it")
     before = before or [tokenizer.eos_token_id]
     ids = torch.tensor([[*before, *wanted]], device=checkpoint.model.device)
-    logits: Tensor = checkpoint.model(input_ids=ids).logits[0, len(before) - 1 : -1]
+    with forward_pass(checkpoint.model):
+        logits: Tensor = checkpoint.model(input_ids=ids).logits[0, len(before) - 1 : -1]
     nats = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(wanted), 128):
         part = slice(start, start + 128)

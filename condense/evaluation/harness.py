@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from condense.errors import RunError, UnavailableError, UsageError, is_out_of_memory
+from condense.files import expanded
 
 if TYPE_CHECKING:
     from condense.models.checkpoint import Checkpoint
@@ -56,7 +57,7 @@ def find_tasks(names: Sequence[str], include_path: str | Path | None = None) -> 
     """
     if not names:
         return FoundTasks()
-    folder = Path(include_path).expanduser().absolute() if include_path is not None else None
+    folder = expanded(include_path).absolute() if include_path is not None else None
     if folder is not None and not folder.is_dir():
         raise UnavailableError(f"no such folder of task files: {folder}", "see --include-path")
     with _quiet():

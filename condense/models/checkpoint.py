@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from condense.errors import UnavailableError, UsageError
+from condense.errors import UnavailableError, UsageError, first_line
 from condense.models.checks import built_from, check_loaded, first_misfit, refuse_not_finite
 from condense.models.folder import Folder, safetensors_header
 from condense.models.layers import find_stacks
-from condense.models.locate import Located, Options, adapter_sha256, dtype_of, first_line, locate, reported
+from condense.models.locate import Located, Options, adapter_sha256, dtype_of, locate, reported
 from condense.records.diagnosis import ModelInfo, Objective
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _merged(model: Any, adapter: Path) -> Any:
             f"{len(astray)} weights of the adapter do not fit its base, first {astray[0]}",
             "is the base the one that it was trained on? (base_model_name_or_path in adapter_config.json)",
         )
-    merged = wrapped.merge_and_unload().eval()
+    merged = wrapped.merge_and_unload().eval().requires_grad_(True)  # peft gives back frozen weights
     refuse_not_finite(merged)
     return merged
 

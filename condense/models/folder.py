@@ -53,9 +53,8 @@ class Folder:
 
 def is_path(name: str) -> bool:
     """True if MODEL is meant as a place on disk rather than a hub id."""
-    path = Path(name).expanduser()
     looks = name.startswith((".", "/", "~")) or name.endswith((".gguf", ".safetensors", ".bin", ".pt", "/"))
-    return looks or name.count("/") > 1 or _exists(path)
+    return looks or name.count("/") > 1 or _exists(Path(name))
 
 
 def _exists(path: Path) -> bool:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from condense.errors import RunError, UnavailableError
+from condense.errors import CondenseError, RunError, UnavailableError, first_line, is_out_of_memory
 from condense.records.diagnosis import Site as SiteName
 
 PROBE_TOKENS = 64
@@ -200,12 +201,42 @@ def run(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor, **options: Any
 
     An encoder–decoder model reads the ids on both sides, shifted right in the decoder.
     """
-    if len(stacks) == 1:
-        return stacks[0].root(input_ids=ids, **options)
-    inner = unwrapped(model)
-    return getattr(inner, "base_model", inner)(
-        input_ids=ids, decoder_input_ids=shifted(ids, getattr(inner, "config", None)), **options
-    )
+    with forward_pass(model):
+        if len(stacks) == 1:
+            return stacks[0].root(input_ids=ids, **options)
+        inner = unwrapped(model)
+        return getattr(inner, "base_model", inner)(
+            input_ids=ids, decoder_input_ids=shifted(ids, getattr(inner, "config", None)), **options
+        )
+
+
+@contextlib.contextmanager
+def forward_pass(model: nn.Module) -> Iterator[None]:
+    """What a checkpoint's own code raises while it runs becomes UnavailableError; running out of memory does not.
+
+    The frames tell whose failure it is: one in condense below the pass (a hook of ours) is a bug, and stays one.
+    """
+    try:
+        yield
+    except CondenseError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error) or _raised_by_us(error):
+            raise
+        raise UnavailableError(
+            f"{type(unwrapped(model)).__name__} fails in its forward pass: {first_line(error)[:160]}",
+            "config, weights and tokenizer do not belong together, or the architecture is not supported",
+        ) from error
+
+
+def _raised_by_us(error: Exception) -> bool:
+    package = str(Path(__file__).parents[1])
+    frame = error.__traceback__
+    files = []
+    while frame is not None:
+        files.append(frame.tb_frame.f_code.co_filename)
+        frame = frame.tb_next
+    return any(file.startswith(package) for file in files[2:])  # the first is this file's, the second the caller's
 
 
 def specials_of(stack: Stack, stacks: tuple[Stack, ...], special: Tensor) -> Tensor:
@@ -261,11 +292,14 @@ def self_check(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> None
             hooks.enter_context(watching(stack, lambda site, states: seen[site.stack].append(states.clone())))
         try:
             output = run(model, stacks, ids[:1, :PROBE_TOKENS], output_hidden_states=True)
-        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        except UnavailableError as error:
+            cause = error.__cause__
+            if not isinstance(cause, AttributeError | NotImplementedError | TypeError | ValueError):
+                raise
             raise UnavailableError(
-                f"{type(model).__name__} does not run on token ids alone: {(str(error).splitlines() or [''])[0][:160]}",
+                f"{type(model).__name__} does not run on token ids alone: {first_line(cause)[:160]}",
                 "this architecture is not supported; nothing was measured",
-            ) from error
+            ) from cause
     for stack in stacks:
         _check_finite(stack, seen[stack.name])
         key = "hidden_states" if len(stacks) == 1 else f"{stack.name}_hidden_states"

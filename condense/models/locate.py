@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from condense.errors import CondenseError, RunError, UnavailableError, UsageError
+from condense.errors import (
+    CondenseError,
+    RunError,
+    UnavailableError,
+    UsageError,
+    first_line,
+    is_out_of_memory,
+    is_panic,
+)
+from condense.files import expanded
 from condense.models import folder as inspection
 from condense.models import gguf, hub
 from condense.models.checks import check_quantisation
@@ -25,7 +36,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl")
+# What configs call the longest input, the names of models whose code is their own among them.
+_POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_seq_length",
+    "max_sequence_length",
+    "seq_length",
+    "context_length",
+    "block_size",
+    "max_target_positions",
+    "max_source_positions",
+)
+# Their positions count from pad + 1.
+_OFFSET_POSITIONS = (
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +168,7 @@ def load_tokenizer(place: str | Path, options: Options) -> PreTrainedTokenizerBa
     """Open a tokenizer from a folder or hub id; UnavailableError if there is none."""
     from transformers import AutoTokenizer
 
-    local = Path(place).expanduser()
+    local = expanded(place)
     if inspection.is_path(str(place)):
         if local.suffix == ".gguf":
             local = gguf.converted(local, options.trust_remote_code)
@@ -138,12 +179,10 @@ def load_tokenizer(place: str | Path, options: Options) -> PreTrainedTokenizerBa
         place = local
     else:
         place = hub.fetch(str(place), options.revision, options.token, options.offline, tokenizer_only=True).path
-    try:
+    with reported(f"the tokenizer in {place}"), silent_panics():
         return AutoTokenizer.from_pretrained(
             str(place), trust_remote_code=options.trust_remote_code, local_files_only=True
         )
-    except Exception as error:  # tokenizer files come from outside: any failure means they are unusable
-        raise UnavailableError(f"the tokenizer in {place} cannot be loaded: {first_line(error)}") from error
 
 
 def _place(name: str, options: Options) -> tuple[Folder, str, str | None]:
@@ -154,7 +193,7 @@ def _place(name: str, options: Options) -> tuple[Folder, str, str | None]:
             allow_pickle=options.allow_pickle, code=options.trust_remote_code, weights=not options.random_init,
         )  # fmt: skip
         return _opened(fetched.path), "safetensors", fetched.revision
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file() and path.suffix == ".gguf":
         with reported(name):
             kind = gguf.quantisation(path)
@@ -213,18 +252,19 @@ def _known(model_type: Any) -> bool:
 
 
 def _origin(name: str, folder: Folder) -> tuple[Path, ...]:
-    return (Path(name).expanduser(),) if name.endswith(".gguf") else folder.weights
+    return (expanded(name),) if name.endswith(".gguf") else folder.weights
 
 
 def positions_of(config: Any) -> int | None:
     """The longest input that a config allows, or None where it names no limit."""
     text = config.get_text_config()
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+    for key in _POSITIONS:
         value = getattr(text, key, None)
-        if isinstance(value, int) and value > 0:
-            # RoBERTa-like models count positions from pad + 1
-            offset = text.pad_token_id + 1 if text.model_type in _OFFSET_POSITIONS else 0
-            return value - offset
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            if getattr(text, "model_type", None) not in _OFFSET_POSITIONS:
+                return value
+            pad = getattr(text, "pad_token_id", None)
+            return value - ((pad if isinstance(pad, int) else 1) + 1)
     return None
 
 
@@ -254,12 +294,22 @@ def adapter_sha256(adapter: Path, base: str | None) -> str:
     return hashlib.sha256(f"{own}{base}".encode()).hexdigest()
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, short enough for a terminal."""
-    if isinstance(error, KeyError):  # its message is the bare key
-        return f"nothing is known of {error}"[:240]
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:240]
+@contextlib.contextmanager
+def silent_panics() -> Iterator[None]:
+    """Drop what Rust writes of a panic straight to file descriptor 2; the exception says the same."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed by who started us
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextlib.contextmanager
@@ -269,17 +319,29 @@ def reported(name: str) -> Iterator[None]:
         yield
     except CondenseError:
         raise
-    except (MemoryError, torch.OutOfMemoryError):
-        raise RunError(f"out of memory while loading {name}", "use --dtype bfloat16 or a smaller model") from None
-    except ImportError as error:
-        raise UnavailableError(
+    except BaseException as error:
+        refusal = _as_refusal(error, name)
+        if refusal is None:
+            raise
+        raise refusal from error
+
+
+def _as_refusal(error: BaseException, name: str) -> CondenseError | None:
+    """What is said of a failure while NAME was loaded; None for an interruption, which is none."""
+    if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
+        return RunError(f"out of memory while loading {name}", "use --dtype bfloat16 or a smaller model")
+    if is_panic(error):
+        return UnavailableError(f"{name} cannot be loaded: a library crashed on its files ({first_line(error)})")
+    if isinstance(error, ImportError):
+        return UnavailableError(
             f"{name} needs a package that is missing: {first_line(error)}",
             "install it, or use a checkpoint that does not need it (if quantised: the one it was made from)",
-        ) from error
-    except Exception as error:  # loaders raise dozens of kinds; --debug shows the cause
-        if "weights_only" in str(error):  # its advice is to switch the protection off
-            raise UnavailableError(
-                f"the pickled weights of {name} cannot be loaded: damaged, or not only tensors; none of it was run",
-                "ask its author for safetensors",
-            ) from error
-        raise UnavailableError(f"{name} cannot be loaded: {first_line(error)}") from error
+        )
+    if not isinstance(error, Exception):
+        return None
+    if "weights_only" in str(error):  # its advice is to switch the protection off
+        return UnavailableError(
+            f"the pickled weights of {name} cannot be loaded: damaged, or not only tensors; none of it was run",
+            "ask its author for safetensors",
+        )
+    return UnavailableError(f"{name} cannot be loaded: {first_line(error)}")

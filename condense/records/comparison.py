@@ -7,11 +7,20 @@ further stack of an encoder–decoder model stay in the diagnosis itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from condense.records.base import Estimate, Finding, Saved
-from condense.records.diagnosis import CorpusInfo, ModelInfo, Paper, Quality, SiteReading, Trend, Verdict
+from condense.records.diagnosis import (
+    CorpusInfo,
+    ModelInfo,
+    Paper,
+    Quality,
+    SiteReading,
+    Trend,
+    Verdict,
+    with_every_metric,
+)
 from condense.records.treatment import Effect
 
 COMPARISON_SCHEMA = "condense.comparison/1"
@@ -42,6 +51,13 @@ class Member:
     verdict: Verdict
     step: int | None = None
     difference: Effect | None = None
+
+    def __post_init__(self) -> None:
+        """Give a member of an older version the depth metrics that it lacks, as undefined ones with the reason."""
+        object.__setattr__(self, "deep", with_every_metric(self.deep, self.condense))
+        if self.difference is not None:
+            deep = with_every_metric(self.difference.deep, self.condense)
+            object.__setattr__(self, "difference", replace(self.difference, deep=deep))
 
     @property
     def blocks(self) -> int:

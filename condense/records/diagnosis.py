@@ -7,13 +7,11 @@ The field names are the JSON keys (see docs/metrics.md).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
+from condense.metrics import METRICS
 from condense.records.base import Estimate, Finding, Saved
-
-if TYPE_CHECKING:
-    pass
 
 Site = Literal["embedding", "block", "output"]
 Objective = Literal["causal", "masked", "seq2seq", "none"]
@@ -191,6 +189,15 @@ class Diagnosis(Saved):
     stacks: Mapping[str, StackSummary] = field(default_factory=dict)
     twin: Diagnosis | None = None
 
+    def __post_init__(self) -> None:
+        """Give a run of an older version the metrics that it lacks, as undefined ones with the reason."""
+        by = self.condense
+        sites = tuple(replace(site, metrics=with_every_metric(site.metrics, by)) for site in self.sites)
+        stacks = {name: replace(stack, deep=with_every_metric(stack.deep, by)) for name, stack in self.stacks.items()}
+        for name, value in {"deep": with_every_metric(self.deep, by), "sites": sites, "stacks": stacks}.items():
+            if value != getattr(self, name):
+                object.__setattr__(self, name, value)
+
     @property
     def main_stack(self) -> str:
         """The stack that `deep`, `trend` and `verdict` are of: the last one, the decoder where there are two."""
@@ -207,6 +214,12 @@ class Diagnosis(Saved):
     def rows(self) -> list[dict[str, Any]]:
         """Return the layer table as plain rows: site, stack, index, depth, each metric with its interval."""
         return [_row(site) for site in self.sites]
+
+
+def with_every_metric(own: Mapping[str, Estimate], version: str) -> Mapping[str, Estimate]:
+    """`own` with an undefined estimate for each metric that it lacks; version: the condense that measured it."""
+    lacking = Estimate(None, reason=f"condense {version}, which measured this run, did not have it")
+    return {**own, **{key: lacking for key in METRICS if key not in own}}
 
 
 def _row(site: SiteReading) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from condense.errors import UnavailableError, UsageError
+from condense.files import expanded
 
 PROBE_VERSION = "1"
 _HEAD = 4096
@@ -54,7 +55,7 @@ def read(source: str | Path, column: str = "text") -> Iterator[Document]:
     if str(source) == "-":
         yield from _whole("standard input", sys.stdin.buffer.read())
         return
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in _READERS)
         if not files:
