@@ -1,10 +1,14 @@
-"""Where condense keeps what it can make again, and how a file is written whole or not at all."""
+"""Where condense keeps what it can make again, how a file is written whole or not at all, and its hash."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import shutil
 import tempfile
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from condense.errors import RunError, UsageError
@@ -51,6 +55,57 @@ def cache_folder(name: str) -> Path:
             f"cannot write the cache {folder}: {error.strerror or error}", "set CONDENSE_CACHE to another place"
         ) from None
     return folder
+
+
+def prune(folder: Path, *, days: float, most_bytes: float = float("inf")) -> None:
+    """Remove what was not used for `days` from a folder of the cache, then the longest unused beyond `most_bytes`.
+
+    Entries are files or folders, their age is that of their modification time. Half-written files (`*.tmp`) of
+    processes that were killed go after an hour. What cannot be removed stays.
+    """
+    now, entries = time.time(), []
+    for entry in folder.iterdir():
+        with contextlib.suppress(OSError):
+            age = now - entry.stat().st_mtime
+            if age > (3600 if entry.suffix == ".tmp" else days * 86400):
+                _remove(entry)
+                continue
+            for leftover in entry.glob("*.tmp"):
+                if now - leftover.stat().st_mtime > 3600:
+                    leftover.unlink()
+            entries.append((age, _size(entry), entry))
+    total = sum(size for _, size, _ in entries)
+    for _, size, entry in sorted(entries, reverse=True):
+        if total <= most_bytes:
+            return
+        with contextlib.suppress(OSError):
+            _remove(entry)
+        total -= size
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
+
+
+def _size(entry: Path) -> int:
+    return sum(file.stat().st_size for file in ([entry] if entry.is_file() else entry.rglob("*")))
+
+
+def sha256(data: bytes | str) -> str:
+    """The sha256 of bytes, or of a text in UTF-8, as 64 hexadecimal digits."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def sha256_of_files(files: Iterable[Path]) -> str:
+    """The sha256 of a file's bytes; of several (shards), that of their sorted hashes joined."""
+    hashes = []
+    for file in files:
+        with file.open("rb") as stream:
+            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else sha256("".join(sorted(hashes)))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,11 +8,9 @@ have been measured; `created`, `timing` and `environment` stay those of the meas
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -25,7 +23,7 @@ from condense.diagnosis.distributed import ALONE, Ranks, together
 from condense.diagnosis.run import default_batch_size, protocol
 from condense.diagnosis.verdict import BANDS, Bands
 from condense.errors import CondenseError
-from condense.files import cache_folder, cache_root, write_text
+from condense.files import cache_folder, cache_root, prune, sha256, write_text
 from condense.geometry import SPECTRAL_TOKENS
 from condense.models.locate import Located
 from condense.records.diagnosis import Diagnosis
@@ -37,12 +35,23 @@ _KEPT_DAYS = 90
 _KEPT_BYTES = 256 * 2**20
 _HEAD = "condense diagnosis "
 # packages whose code decides a diagnosis, beside the single files at the top
-_MEASURING = ("records", "texts", "models", "dispersion", "diagnosis")
+_MEASURING = ("records", "texts", "models", "diagnosis")
 # What computes the numbers, and what transformers uses in place of its own layers where it is installed.
 _PACKAGES = (
-    "torch", "transformers", "numpy", "scipy", "accelerate", "peft", "kernels", "flash-attn", "flash-linear-attention",
-    "causal-conv1d", "mamba-ssm", "apex", "bitsandbytes",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "accelerate",
+    "peft",
+    "kernels",
+    "flash-attn",
+    "flash-linear-attention",
+    "causal-conv1d",
+    "mamba-ssm",
+    "apex",
+    "bitsandbytes",
+)
 
 
 @dataclass(frozen=True)
@@ -64,12 +73,12 @@ def recall(wanted: Wanted, *, command: str = "", ranks: Ranks = ALONE) -> Diagno
     Under several ranks each of them has to call this: the first looks, and all get what it found.
     """
     with together(ranks):
-        place = _place(wanted, ranks.size) if ranks.is_first else None
-        found: Diagnosis | None = ranks.told(None if place is None else _read(place))
-    if found is None:
+        path = _path(wanted, ranks.size) if ranks.is_first else None
+        kept: Diagnosis | None = ranks.told(None if path is None else _read(path))
+    if kept is None:
         return None
-    twin = None if found.twin is None else replace(found.twin, command=command)
-    return replace(found, command=command, twin=twin)
+    twin = None if kept.twin is None else replace(kept.twin, command=command)
+    return replace(kept, command=command, twin=twin)
 
 
 def keep(wanted: Wanted, diagnosis: Diagnosis, *, ranks: Ranks = ALONE) -> None:
@@ -78,53 +87,32 @@ def keep(wanted: Wanted, diagnosis: Diagnosis, *, ranks: Ranks = ALONE) -> None:
     A cache is a help, never a reason to fail: where it cannot be written, nothing is kept. Nor is anything
     kept of weights that were written since they were hashed, or of code that came with the checkpoint.
     """
-    place = _place(wanted, ranks.size)
-    if place is None or not ranks.is_first or wanted.located.has_changed():
+    path = _path(wanted, ranks.size)
+    if path is None or not ranks.is_first or wanted.located.has_changed():
         return
     with contextlib.suppress(CondenseError, OSError, UnicodeError):  # a file may have a name that is no text
         text = diagnosis.to_json()
-        _prune(cache_folder(FOLDER))
-        write_text(place, f"{_HEAD}{_sha256(text.encode())}\n{text}")
+        prune(cache_folder(FOLDER), days=_KEPT_DAYS, most_bytes=_KEPT_BYTES)
+        write_text(path, f"{_HEAD}{sha256(text)}\n{text}")
 
 
-def _place(wanted: Wanted, processes: int) -> Path | None:
+def _path(wanted: Wanted, processes: int) -> Path | None:
     key = _key(wanted, processes)
-    return None if key is None else cache_root() / FOLDER / f"{_sha256(key)}.txt"
+    return None if key is None else cache_root() / FOLDER / f"{sha256(key)}.txt"
 
 
-def _read(place: Path) -> Diagnosis | None:
+def _read(path: Path) -> Diagnosis | None:
     """The diagnosis in a file of the cache, or None where it is missing or not whole."""
     try:
-        head, _, text = place.read_text(encoding="utf-8").partition("\n")
-        if head != f"{_HEAD}{_sha256(text.encode())}":
+        head, _, text = path.read_text(encoding="utf-8").partition("\n")
+        if head != f"{_HEAD}{sha256(text)}":
             return None
-        found = Diagnosis.from_json(text)
+        diagnosis = Diagnosis.from_json(text)
     except (OSError, ValueError, CondenseError):
         return None
     with contextlib.suppress(OSError):
-        os.utime(place)  # what is used is kept
-    return found
-
-
-def _prune(root: Path) -> None:
-    """Remove what was not used for months, then the longest unused of what is too much, and torn files."""
-    now = time.time()
-    found = []
-    for file in root.iterdir():
-        with contextlib.suppress(OSError):
-            state = file.stat()
-            old = now - state.st_mtime > (3600 if file.suffix == ".tmp" else _KEPT_DAYS * 86400)
-            if old:
-                file.unlink()
-            else:
-                found.append((state.st_mtime, state.st_size, file))
-    total = sum(size for _, size, _ in found)
-    for _, size, file in sorted(found):
-        if total <= _KEPT_BYTES:
-            return
-        with contextlib.suppress(OSError):
-            file.unlink()
-        total -= size
+        os.utime(path)  # what is used is kept
+    return diagnosis
 
 
 def _key(wanted: Wanted, processes: int) -> bytes | None:
@@ -172,21 +160,17 @@ def _arithmetic(device: str) -> list[Any]:
 
 
 def _versions() -> Mapping[str, str | None]:
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def _code() -> str:
     """The hash of the modules that measure and judge: between two releases the version alone says too little."""
     root = Path(__file__).parents[1]
     files = sorted([*root.glob("*.py"), *(file for name in _MEASURING for file in (root / name).rglob("*.py"))])
-    return _sha256(b"".join(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() for file in files))
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return sha256(b"".join(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() for file in files))

@@ -221,8 +221,6 @@ def matmul_rate(shape: Shape, load: Load, device: str) -> float:
 
 def resident_bytes() -> float:
     """What this process holds in memory now: with torch and transformers imported, what a run starts from."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-        return float(pages * 4096)
-    except (OSError, ValueError, IndexError):
-        return 3e8
+    import psutil
+
+    return float(psutil.Process().memory_info().rss)

@@ -7,7 +7,6 @@ missing, mismatched, truncated or not finite is refused, never measured silently
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from condense.errors import UnavailableError, UsageError, first_line
+from condense.files import sha256
 from condense.models.checks import built_from, check_loaded, first_misfit, refuse_not_finite
 from condense.models.folder import Folder, safetensors_header
 from condense.models.layers import find_stacks
@@ -211,4 +211,4 @@ def objective(model: Any) -> Objective:
 
 def _random_sha256(config: Any, seed: int) -> str:
     text = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    return hashlib.sha256(f"random {seed} {text}".encode()).hexdigest()
+    return sha256(f"random {seed} {text}")

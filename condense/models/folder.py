@@ -6,7 +6,6 @@ does not fit the weights is refused here, where it costs milliseconds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import struct
@@ -239,15 +238,3 @@ def without_prediction_layers(names: Iterable[str]) -> list[str]:
     listed = list(names)
     extra = tuple({match.group(1) for name in listed if (match := _PREDICTION_LAYER.match(name))})
     return [name for name in listed if not extra or not name.startswith(extra)]
-
-
-def sha256(files: tuple[Path, ...]) -> str:
-    """sha256 of a file, or of the sorted hashes of several (shards)."""
-    hashes = []
-    for file in files:
-        digest = hashlib.sha256()
-        with file.open("rb") as stream:
-            while chunk := stream.read(2**22):
-                digest.update(chunk)
-        hashes.append(digest.hexdigest())
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from condense.errors import UnavailableError
-from condense.files import cache_folder, cache_root
+from condense.files import cache_folder, cache_root, sha256_of_files
 from condense.models import folder as inspection
 
 _VERSION = "1"
@@ -57,7 +57,7 @@ def converted(file: Path, trust_remote_code: bool = False) -> Path:
 
 
 def _target(file: Path) -> Path:
-    return cache_root() / "gguf" / f"{inspection.sha256((file,))}-{_VERSION}"
+    return cache_root() / "gguf" / f"{sha256_of_files((file,))}-{_VERSION}"
 
 
 def already_converted(file: Path) -> Path | None:

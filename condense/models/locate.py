@@ -7,7 +7,6 @@ same place is another model.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from condense.errors import (
     is_out_of_memory,
     is_panic,
 )
-from condense.files import expanded
+from condense.files import expanded, sha256, sha256_of_files
 from condense.models import folder as inspection
 from condense.models import gguf, hub
 from condense.models.checks import check_quantisation
@@ -144,7 +143,7 @@ def locate(model: str | Path, **options: Any) -> Located:
     weights = () if chosen.random_init else _origin(name, base)
     files = tuple(file for file in (*weights, *own) if file.exists())  # an adapter without one is refused later
     stamps = _stamps(files)
-    digest = inspection.sha256(weights) if weights else None
+    digest = sha256_of_files(weights) if weights else None
     if own and own[0].exists() and digest:
         digest = adapter_sha256(folder.path, digest)
     return Located(
@@ -290,8 +289,8 @@ def _device(options: Options) -> str:
 
 def adapter_sha256(adapter: Path, base: str | None) -> str:
     """The hash of an adapter and its base's."""
-    own = inspection.sha256((adapter / "adapter_model.safetensors",))
-    return hashlib.sha256(f"{own}{base}".encode()).hexdigest()
+    own = sha256_of_files((adapter / "adapter_model.safetensors",))
+    return sha256(f"{own}{base}")
 
 
 @contextlib.contextmanager

@@ -22,11 +22,12 @@ from condense.diagnosis.distributed import Ranks
 from condense.diagnosis.run import analyze
 from condense.diagnosis.verdict import BANDS
 from condense.errors import UnavailableError
-from condense.files import cache_root
+from condense.files import cache_root, prune
 from condense.models.checkpoint import load, read
 from condense.models.locate import Located, locate
 from condense.records.diagnosis import Diagnosis
 from condense.texts.windows import windows
+from tests.test_architecture import UPWARDS, file_of, imports, sources
 
 Copy = Callable[[str], Path]
 USED = "used the diagnosis measured on"
@@ -238,6 +239,21 @@ def test_the_packages_that_are_hashed_exist() -> None:
     assert all((root / name / "__init__.py").is_file() for name in diagnosis_cache._MEASURING)
 
 
+def test_all_code_that_measures_is_hashed() -> None:
+    """Everything that a diagnosis imports, also inside functions, stands in a package whose files are hashed."""
+    files, seen = sources(), set[str]()
+    waiting = ["diagnosis/run.py", "texts/documents.py", "models/checkpoint.py"]
+    while waiting:
+        file = waiting.pop()
+        if file not in seen and file != "__init__.py":
+            seen.add(file)
+            others = {file_of(module) for module, _ in imports(files[file]) if module.startswith("condense.")}
+            waiting += [other for other in others if (file, other.split("/")[0]) not in UPWARDS]
+    assert {"geometry.py", "diagnosis/verdict.py", "models/layers.py"} <= seen
+    packages = {file.split("/")[0] for file in seen if "/" in file}
+    assert packages == set(diagnosis_cache._MEASURING)
+
+
 def test_a_config_alone_makes_another_model(copy_of: Copy, diagnosed: Callable[[str], Any]) -> None:
     folder = copy_of("gpt2")
     keep(asked(folder), diagnosed("gpt2"))
@@ -259,8 +275,8 @@ def test_ranks_share_an_entry_of_single_texts_only(tiny: Copy, diagnosed: Callab
     one, four = asked(tiny("gpt2")), asked(tiny("gpt2"), batch_size=4)
     for wanted in (one, four):
         keep(wanted, diagnosed("gpt2"))
-    assert diagnosis_cache._place(one, 1) == diagnosis_cache._place(one, 2)
-    assert diagnosis_cache._place(four, 1) != diagnosis_cache._place(four, 2)
+    assert diagnosis_cache._path(one, 1) == diagnosis_cache._path(one, 2)
+    assert diagnosis_cache._path(four, 1) != diagnosis_cache._path(four, 2)
     keep(asked(tiny("gpt2"), seed=5), diagnosed("gpt2"), ranks=Ranks(1, 2))  # not the first: writes nothing
     assert recall(asked(tiny("gpt2"), seed=5)) is None
 
@@ -320,12 +336,11 @@ def test_the_unused_and_the_too_much_are_dropped(
         (root / name).write_text("x" * 1000)
     ancient, old, recent, torn, writing = (root / name for name in names)
     age(ancient, 91), age(old, 60), age(recent, 1), age(torn, 1)
-    diagnosis_cache._prune(root)
+    prune(root, days=90, most_bytes=2**28)
     assert not ancient.exists() and not torn.exists() and old.exists() and recent.exists() and writing.exists()
     monkeypatch.setattr(diagnosis_cache, "_KEPT_BYTES", 2500)
-    diagnosis_cache._prune(root)
-    assert not old.exists() and recent.exists()
     keep(asked(tiny("gpt2")), diagnosed("gpt2"))
+    assert not old.exists() and recent.exists()
     (file,) = (file for file in kept() if file != recent)
     age(file, 30)
     assert recall(asked(tiny("gpt2"))) is not None

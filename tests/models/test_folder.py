@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from condense.errors import UnavailableError
-from condense.models import folder as inspection
+from condense.files import sha256_of_files
 from condense.models.folder import check_weights, has_tokenizer, is_path, open_folder, read_config, safetensors_header
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -264,9 +264,9 @@ def test_sha256_of_files(tmp_path: Path) -> None:
     a.write_bytes(b"one" * 2_000_000)
     b.write_bytes(b"two")
     one, two = (hashlib.sha256(file.read_bytes()).hexdigest() for file in (a, b))
-    assert inspection.sha256((a,)) == one
+    assert sha256_of_files((a,)) == one
     both = hashlib.sha256("".join(sorted([one, two])).encode()).hexdigest()
-    assert inspection.sha256((a, b)) == inspection.sha256((b, a)) == both
+    assert sha256_of_files((a, b)) == sha256_of_files((b, a)) == both
 
 
 def test_reading_a_config_gives_it_back(tiny: Callable[[str], Path]) -> None:
