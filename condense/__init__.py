@@ -1,6 +1,6 @@
-"""condense: the truth about how condensed a language model's token states are, and a treatment.
+"""condense: measures how condensed a language model's token states are, and treats it.
 
-Public names load their rooms on first use, so that `import condense` costs nothing.
+Public names load their modules on first use, so that `import condense` costs nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from condense.models.checkpoint import load as load
     from condense.records.comparison import Comparison as Comparison
     from condense.records.diagnosis import Diagnosis as Diagnosis
+    from condense.records.options import ModelOptions as ModelOptions
     from condense.records.plans import Plan as Plan
     from condense.records.plans import TrialPlan as TrialPlan
     from condense.records.treatment import Treatment as Treatment
@@ -40,17 +41,18 @@ if TYPE_CHECKING:
 _HOMES = {
     "Checkpoint": "models.checkpoint",
     "Comparison": "records.comparison",
-    "CondensationMonitor": "dispersion.trainer",
+    "CondensationMonitor": "dispersion.monitor",
     "CondenseError": "errors",
     "Diagnosis": "records.diagnosis",
     "Disperser": "dispersion.disperser",
     "DispersionConfig": "dispersion.disperser",
     "DispersionMixin": "dispersion.trainer",
     "DispersionTrainer": "dispersion.trainer",
-    "Plan": "records.treatment",
+    "ModelOptions": "records.options",
+    "Plan": "records.plans",
     "Treatment": "records.treatment",
     "Trial": "records.trial",
-    "TrialPlan": "records.trial",
+    "TrialPlan": "records.plans",
     "Windows": "texts.windows",
     "analyze": "diagnosis.run",
     "evaluate": "evaluation.run",
@@ -68,7 +70,7 @@ __all__ = ["__version__", *_MODULES, *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name's room when it is first asked for (PEP 562)."""
+    """Import a public name's module when it is first asked for (PEP 562)."""
     if name in _MODULES:
         return importlib.import_module(f"condense.{name}")
     if name not in _HOMES:

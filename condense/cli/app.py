@@ -1,4 +1,4 @@
-"""The door: `condense` and what holds for all its commands. Nothing heavy is imported here."""
+"""The command line: `condense` and what holds for all its commands. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-from condense.cli import analyze as analyzing
-from condense.cli import check as checking
-from condense.cli import compare as comparing
-from condense.cli import doctor as examining
-from condense.cli import init as starting
-from condense.cli import report as reporting
 from condense.cli import settings
-from condense.cli import treat as treating
-from condense.cli import trial as trying
-from condense.cli.running import MANNER, reported
+from condense.cli.analyze import analyze, demo
+from condense.cli.check import check
+from condense.cli.compare import compare
+from condense.cli.console import MANNER, reported
+from condense.cli.doctor import doctor
+from condense.cli.report import report
+from condense.cli.treat import treat
+from condense.cli.trial import trial
 from condense.version import __version__
 
 app = typer.Typer(
     name="condense",
-    help="The truth about how condensed a language model's token states are, and a treatment.",
+    help="Measure how condensed a language model's token states are, and treat it.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -32,15 +31,8 @@ app = typer.Typer(
         "token_normalize_func": lambda token: token.replace("_", "-"),
     },
 )
-app.command("analyze")(analyzing.analyze)
-app.command("treat")(treating.treat)
-app.command("trial")(trying.trial)
-app.command("compare")(comparing.compare)
-app.command("check")(checking.check)
-app.command("report")(reporting.report)
-app.command("demo")(analyzing.demo)
-app.command("init")(starting.init)
-app.command("doctor")(examining.doctor)
+for run in (analyze, treat, trial, compare, check, report, demo, settings.init, doctor):
+    app.command(run.__name__)(run)
 
 
 def _version(wanted: bool) -> None:

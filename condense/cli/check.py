@@ -1,63 +1,142 @@
-"""`condense check RUN.json`: hold a saved run against a gate, without a model and without torch."""
+"""`condense check RUN.json`, and the gate of `analyze --check`: options in, results out, exit code 1 if it fails.
+
+Neither a model nor torch is loaded.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
-from condense.cli import options
-from condense.cli.gating import asked, plan_gate, read_run
-from condense.cli.running import reported
+from condense.cli.console import console, say
+from condense.cli.groups import command, group_from_settings
+from condense.cli.outputs import check_file
+from condense.errors import UnavailableError
+from condense.files import write_text
+from condense.gate.assertions import Assertion, parse_inline, parse_tables, unknown
+from condense.gate.run import Gate, Names, Policy, evaluate, subject_of
+from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis
+from condense.records.options import GateOptions
+from condense.records.serial import read_json
+from condense.records.treatment import TREATMENT_SCHEMA, Treatment
 
-Run = Annotated[Path, typer.Argument(metavar="RUN.json", help="A run that condense saved.", show_default=False)]
-Informational = Annotated[
-    bool,
-    typer.Option(
-        "--informational", help="Tell everything, never fail.", show_default=False, rich_help_panel=options.GATE
-    ),
-]
-Strict = Annotated[
-    bool,
-    typer.Option(
-        "--strict", help="Fail unless everything passed: warnings, open results and what did not run count.",
-        show_default=False, rich_help_panel=options.GATE,
-    ),
-]  # fmt: skip
-Inconclusive = Annotated[
-    Literal["warn", "fail"],
-    typer.Option(
-        "--inconclusive", help="What an interval that reaches over the bound counts as.", rich_help_panel=options.GATE
-    ),
-]
-Force = Annotated[
-    bool,
-    typer.Option(
-        "--force", help="Compare runs whose settings differ; write over files that condense did not write.",
-        show_default=False, rich_help_panel=options.GATE,
-    ),
-]  # fmt: skip
+FAILED = 1
 
 
+@command
 def check(
     context: typer.Context,
-    run: Run,
-    baseline: options.Baseline = None,
-    asserted: options.Asserted = None,
-    informational: Informational = False,
-    strict: Strict = False,
-    inconclusive: Inconclusive = "warn",
-    junit: options.JunitFile = None,
-    md: options.MdFile = None,
-    force: Force = False,
+    run: Annotated[Path, typer.Argument(metavar="RUN.json", help="A run that condense saved.", show_default=False)],
+    gate: GateOptions,
 ) -> None:
     """Hold a saved run against thresholds and a baseline: 0 if it passes, 1 if it fails."""
-    with reported():
-        gate = plan_gate(
-            asked(
-                context, baseline=baseline, asserted=asserted, informational=informational, strict=strict,
-                inconclusive=inconclusive, junit=junit, md=md, force=force,
-            )
-        )  # fmt: skip
-        gate.conclude(read_run(run), run)
+    plan_gate(Asked(gate, _section(context))).conclude(read_run(run), run)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of the gate; `tables` is the [check] section of the settings file, with its assertions."""
+
+    options: GateOptions
+    tables: Mapping[str, Any]
+
+
+def gate_options(context: typer.Context, gate: GateOptions) -> Asked:
+    """What `analyze` asks for: its own flags, and for the rest what is set for `check`."""
+    settings = group_from_settings(context, "check", GateOptions)
+    own = {name: getattr(gate, name) for name in ("baseline", "asserted") if getattr(gate, name)}
+    return Asked(replace(settings, **own), _section(context))
+
+
+def _section(context: typer.Context) -> Mapping[str, Any]:
+    section: Mapping[str, Any] = (context.find_root().obj or {}).get("check", {})
+    return section
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A gate that can be held: everything that was asked has been read and understood."""
+
+    options: GateOptions
+    assertions: tuple[Assertion, ...] | None
+    baseline: Diagnosis | None
+
+    def conclude(self, run: Diagnosis | Treatment, path: Path) -> None:
+        """Hold the run against the gate, show and write what came of it; typer.Exit(1) if it fails."""
+        options = self.options
+        policy = Policy(options.informational, options.strict, options.inconclusive)
+        names = Names(str(path), str(options.baseline or ""))
+        gate = evaluate(run, self.assertions, self.baseline, policy=policy, names=names, force=options.force)
+        _write(gate, options)
+        _show(gate)
+        if gate.failed:
+            raise typer.Exit(FAILED)
+
+
+def plan_gate(asked: Asked) -> Planned:
+    """Read the assertions and the baseline before any work; UsageError or UnavailableError if that fails."""
+    options = asked.options
+    for path in (options.junit, options.md):
+        if path is not None:
+            check_file(path, force=options.force)
+    baseline = subject_of(read_run(options.baseline)) if options.baseline else None
+    return Planned(options, _assertions(asked), baseline)
+
+
+def _assertions(asked: Asked) -> tuple[Assertion, ...] | None:
+    """Those of the flags, else those of the file, else None: the default gate."""
+    tables = {name: table for name, table in asked.tables.items() if isinstance(table, Mapping)}
+    for name in tables:
+        if name != "assertions":
+            raise unknown(f"table [check.{name}]", name, ("assertions",), "assertions go into [check.assertions]")
+    from_file = parse_tables(tables.get("assertions", {}))
+    if asked.options.asserted:
+        return tuple(parse_inline(text) for text in asked.options.asserted)
+    return from_file if "assertions" in tables else None
+
+
+def read_run(path: Path) -> Diagnosis | Treatment:
+    """A saved diagnosis or treatment; UnavailableError for anything else."""
+    data = read_json(path)
+    kinds: dict[str, type[Diagnosis] | type[Treatment]] = {DIAGNOSIS_SCHEMA: Diagnosis, TREATMENT_SCHEMA: Treatment}
+    if data["schema"] not in kinds:
+        raise UnavailableError(
+            f"{path} is of another kind ({data['schema']})", "a gate reads what analyze and treat write"
+        )
+    try:
+        return kinds[data["schema"]].from_json(data)
+    except UnavailableError as error:
+        raise UnavailableError(f"{path}: {error}", "was it written by another version of condense?") from None
+
+
+def _write(gate: Gate, options: GateOptions) -> None:
+    from condense.report.gate.markdown import gate_markdown
+
+    if options.junit:
+        from condense.report.gate.junit import gate_junit
+
+        write_text(options.junit, gate_junit(gate))
+    if options.md:
+        write_text(options.md, gate_markdown(gate))
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(gate_markdown(gate) + "\n")
+        except OSError as error:  # a fault of the CI runner: it must not change the outcome of the gate
+            say(f"cannot write the step summary: {error.strerror or error}")
+
+
+def _show(gate: Gate) -> None:
+    from condense.report.gate.annotations import gate_annotations
+    from condense.report.gate.terminal import show_gate
+
+    show_gate(gate, console())
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        sys.stdout.write("".join(f"{line}\n" for line in gate_annotations(gate)))

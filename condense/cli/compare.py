@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from condense.cli import options
-from condense.cli.measure import Cache, batch_of, cache_of, cut_windows, diagnosed, locate_model
+from condense.cli.console import command_line, console, say
+from condense.cli.groups import Without, command
+from condense.cli.measure import cut_windows, diagnosed, locate_model
 from condense.cli.outputs import plan_outputs
-from condense.cli.running import command_line, console, reported, say
 from condense.errors import CondenseError
+from condense.records.options import (
+    MODEL,
+    OUTPUT,
+    CompareOptions,
+    Flag,
+    MeasureOptions,
+    ModelOptions,
+    OutputOptions,
+    TextOptions,
+)
+from condense.records.plans import names_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from condense.comparison.members import Candidate
-    from condense.comparison.run import Settings
     from condense.records.diagnosis import Diagnosis
 
 NAMES = {"json": "comparison.json", "html": "report.html", "md": "report.md", "csv": "comparison.csv"}
@@ -26,153 +35,103 @@ MEMBERS = "members"
 Runs = Annotated[
     list[str],
     typer.Argument(
-        metavar="A B [C …]", show_default=False,
-        help="Models, checkpoints or saved runs; the first is what the others are compared to. Or one folder of "
-        "checkpoint-*.",
+        metavar="A B [C …]",
+        show_default=False,
+        help="Models, checkpoints or saved runs; the first is what the others are compared to. "
+        "Or one folder of checkpoint-*.",
     ),
-]  # fmt: skip
-Revisions = Annotated[
-    str | None,
-    typer.Option(
-        "--revisions", metavar="R1,R2,…", help="Revisions of one hub id, such as step1000,step2000.",
-        show_default=False, rich_help_panel=options.MODEL,
-    ),
-]  # fmt: skip
-NumTexts = Annotated[
-    int | None,
-    typer.Option(
-        "--num-texts", "--limit", min=1, help="Windows to measure. Default: what the saved runs had, or 32.",
-        show_default=False, rich_help_panel=options.CORPUS,
-    ),
-]  # fmt: skip
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed", min=0, help="Seed of everything drawn. Default: that of the saved runs, or 0.", show_default=False,
-        rich_help_panel=options.CORPUS,
-    ),
-]  # fmt: skip
-OutputDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--output", "-o", metavar="DIR", show_default=False, rich_help_panel=options.OUTPUT,
-        help="Write comparison.json, report.html, report.md, comparison.csv here, and what was measured to members/.",
-    ),
-]  # fmt: skip
-Force = Annotated[
-    bool,
-    typer.Option(
-        "--force", show_default=False, rich_help_panel=options.OUTPUT,
-        help="Compare runs that do not match, with that caveat; write into a folder that is not empty.",
-    ),
-]  # fmt: skip
+]
+Revisions = Flag(
+    "Revisions of one hub id, such as step1000,step2000.",
+    MODEL,
+    metavar="R1,R2,…",
+    kind=str | None,
+    read=names_of,
+)
+Output = Flag(
+    "Write comparison.json, report.html, report.md, comparison.csv here, and what was measured to members/.",
+    OUTPUT,
+    ("--output", "-o"),
+    metavar="DIR",
+)
+Force = Flag("Compare runs that do not match, with that caveat; write into a folder that is not empty.", OUTPUT)
 
 
+@command
 def compare(
     runs: Runs,
-    revisions: Revisions = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "auto",
-    device_map: options.DeviceMap = None,
-    tokenizer: options.TokenizerName = None,
-    token: options.Token = None,
-    offline: options.Offline = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    allow_pickle: options.AllowPickle = False,
-    text: options.Text = None,
-    dataset: options.Dataset = None,
-    dataset_config: options.DatasetConfig = None,
-    split: options.Split = None,
-    text_column: options.TextColumn = "text",
-    num_texts: NumTexts = None,
-    max_length: options.MaxLength = None,
-    seed: Seed = None,
-    batch_size: options.BatchSize = "auto",
-    output: OutputDir = None,
-    json: options.JsonFile = None,
-    html: options.HtmlFile = None,
-    md: options.MdFile = None,
-    csv: options.CsvFile = None,
-    plotlyjs: options.PlotlyJs = "inline",
-    no_text: options.NoText = False,
-    force: Force = False,
-    no_cache: options.NoCache = False,
-    refresh: options.Refresh = False,
+    *,
+    revisions: Annotated[tuple[str, ...], Revisions] = (),
+    options: Annotated[ModelOptions, Without("revision", "random_init", "seed")],
+    corpus: TextOptions,
+    settings: CompareOptions,
+    output: Annotated[Path | None, Output] = None,
+    files: OutputOptions,
+    force: Annotated[bool, Force] = False,
+    measure: Annotated[MeasureOptions, Without("num_texts", "max_length", "seed", "random_twin")],
 ) -> None:
     """Put models side by side on the same texts: curves, differences with intervals, trends, a run over its steps."""
-    with reported():
-        from condense.comparison.run import Settings
-        from condense.comparison.run import compare as compared
-        from condense.report.comparison.terminal import show_comparison
+    from condense.comparison.run import compare as compare_runs
+    from condense.report.comparison.terminal import show_comparison
 
-        files = {"json": json, "html": html, "md": md, "csv": csv}
-        outputs = plan_outputs(output, files, force=force, plotlyjs=plotlyjs, names=NAMES)
-        model = {
-            "dtype": dtype, "device": device, "device_map": device_map, "token": token, "offline": offline,
-            "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle,
-        }  # fmt: skip
-        corpus = {
-            "text": text, "dataset": dataset, "dataset_config": dataset_config, "split": split, "column": text_column,
-            "no_text": no_text,
-        }  # fmt: skip
-        measuring = Measuring(
-            model,
-            tokenizer,
-            corpus,
-            batch_of(batch_size),
-            cache_of(no_cache, refresh),
-            output / MEMBERS if output else None,
-        )
-        comparison = compared(
-            *runs, revisions=revisions.split(",") if revisions else (), force=force, command=command_line(),
-            settings=Settings(num_texts, max_length, seed), measure=measuring, on_note=say,
-        )  # fmt: skip
-        show_comparison(comparison, console())
-        for path in outputs.write(comparison):
-            say(f"wrote {path}")
-        if comparison.failures:
-            names = ", ".join(failure.name for failure in comparison.failures)
-            error = CondenseError(f"could not be measured: {names}", "the others were compared; see the caveats above")
-            error.exit_code = max(failure.exit_code for failure in comparison.failures)
-            raise error
+    outputs = plan_outputs(files, NAMES)
+    members = output / MEMBERS if output else None
+    comparison = compare_runs(
+        *runs,
+        revisions=revisions,
+        force=force,
+        command=command_line(),
+        settings=settings,
+        measure=MeasureMembers(options, corpus, measure, members, no_text=files.no_text),
+        on_note=say,
+    )
+    show_comparison(comparison, console())
+    for path in outputs.write(comparison):
+        say(f"wrote {path}")
+    if comparison.failures:
+        names = ", ".join(failure.name for failure in comparison.failures)
+        error = CondenseError(f"could not be measured: {names}", "the others were compared; see the caveats above")
+        error.exit_code = max(failure.exit_code for failure in comparison.failures)
+        raise error
 
 
-class Measuring:
-    """From a candidate to its diagnosis, the same way for all; keeps each in a folder as soon as it is there."""
+class MeasureMembers:
+    """From a candidate to its diagnosis, the same way for all; keeps each in a folder as soon as it is measured."""
 
     def __init__(
-        self, model: Mapping[str, Any], tokenizer: str | None, corpus: Mapping[str, Any], batch: int | None,
-        cache: Cache, folder: Path | None,
-    ) -> None:  # fmt: skip
+        self, options: ModelOptions, corpus: TextOptions, measure: MeasureOptions, folder: Path | None, *, no_text: bool
+    ) -> None:
         """Keep the options that hold for every candidate; `folder` is where what is measured goes, if anywhere."""
-        self._model, self._tokenizer, self._corpus = model, tokenizer, corpus
-        self._batch, self._cache, self._folder = batch, cache, folder
+        self._options, self._corpus, self._measure = options, corpus, measure
+        self._folder, self._no_text = folder, no_text
         self._written: list[str] = []
 
-    def __call__(self, candidate: Candidate, settings: Settings, place: tuple[int, int]) -> Diagnosis:
-        """Open, cut, measure; `place` is which of how many."""
-        from condense.texts.windows import NUM_TEXTS
-
+    def __call__(self, candidate: Candidate, settings: CompareOptions, position: tuple[int, int]) -> Diagnosis:
+        """Open, cut, measure; `position` is which of how many."""
         seed = settings.seed or 0
-        located = locate_model(
-            candidate.place, revision=candidate.revision, tokenizer=self._tokenizer or candidate.tokenizer, seed=seed,
-            **self._model,
-        )  # fmt: skip
-        windows = cut_windows(
-            located, **self._corpus, num_texts=settings.num_texts or NUM_TEXTS, max_length=settings.max_length,
+        options = replace(
+            self._options,
+            revision=candidate.revision,
+            tokenizer=self._options.tokenizer or candidate.tokenizer,
             seed=seed,
-        )  # fmt: skip
-        title = f"{place[0]} of {place[1]}: {candidate.name}"[:40]
-        diagnosis = diagnosed(located, windows, self._batch, seed, twin=False, cache=self._cache, title=title)
+        )
+        measure = replace(
+            self._measure,
+            num_texts=settings.num_texts or MeasureOptions.num_texts,
+            max_length=settings.max_length,
+            seed=seed,
+        )
+        located = locate_model(candidate.place, options)
+        windows = cut_windows(located, self._corpus, measure, no_text=self._no_text)
+        title = f"{position[0]} of {position[1]}: {candidate.name}"[:40]
+        diagnosis = diagnosed(located, windows, measure, title=title)
         if self._folder is not None:
-            name = _file_name(candidate.name)
-            self._written.append(name)
-            again = self._written.count(name)
-            diagnosis.to_json(self._folder / (f"{name}.json" if again == 1 else f"{name}-{again}.json"))
+            diagnosis.to_json(self._folder / self._file_name(candidate.name))
         return diagnosis
 
-
-def _file_name(name: str) -> str:
-    """A name as a file name: what is not a letter, a digit, a dot or a dash becomes a dash."""
-    kept = "".join(c if c.isalnum() or c in ".-_" else "-" for c in name).strip(".-")
-    return kept[:100] or "member"
+    def _file_name(self, name: str) -> str:
+        """A name of its own for a member: what is not a letter, a digit, a dot or a dash becomes a dash."""
+        kept = "".join(c if c.isalnum() or c in ".-_" else "-" for c in name).strip(".-")[:100] or "member"
+        self._written.append(kept)
+        again = self._written.count(kept)
+        return f"{kept}.json" if again == 1 else f"{kept}-{again}.json"

@@ -9,41 +9,42 @@ import typer
 
 from condense.cli import settings
 from condense.cli.analyze import demo_file
+from condense.cli.console import console, say
+from condense.cli.groups import command
 from condense.cli.outputs import check_file
-from condense.cli.running import console, reported, say
 from condense.errors import CondenseError, UnavailableError
 from condense.files import write_text
+from condense.records.options import Flag
 from condense.records.serial import dumps
 
 if TYPE_CHECKING:
     from condense.doctor import Problem
 
 MISSING = 3
-Record = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", help="Write what was found here instead of showing it.", show_default=False),
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace a file that condense did not write.", show_default=False)]
+Record = Flag("Write what was found here instead of showing it.", metavar="FILE")
+Force = Flag("Replace a file that condense did not write.")
 
 
-def doctor(context: typer.Context, json: Record = None, force: Force = False) -> None:
-    """Say what is installed, where things are kept, and what would not work and how to fix it."""
-    with reported():
-        from condense.doctor import examine
-        from condense.report.doctor import show_installation
+@command
+def doctor(
+    context: typer.Context, json: Annotated[Path | None, Record] = None, force: Annotated[bool, Force] = False
+) -> None:
+    """Show what is installed, where things are kept, what would not work, and how to fix it."""
+    from condense.doctor import examine
+    from condense.report.doctor import show_installation
 
-        if json is not None:
-            check_file(json, force=force)
-        file, wrong = _settings(context)
-        demo = _demo()
-        found = examine(file, (*wrong, *demo), demo=not demo)
-        if json is None:
-            show_installation(found, console())
-        else:
-            write_text(json, dumps(found))
-            say(f"wrote {json}")
-        if not found.works:
-            raise typer.Exit(MISSING)
+    if json is not None:
+        check_file(json, force=force)
+    file, wrong = _settings(context)
+    demo = _demo()
+    installation = examine(file, (*wrong, *demo), demo=not demo)
+    if json is None:
+        show_installation(installation, console())
+    else:
+        write_text(json, dumps(installation))
+        say(f"wrote {json}")
+    if not installation.works:
+        raise typer.Exit(MISSING)
 
 
 def _settings(context: typer.Context) -> tuple[str, tuple[Problem, ...]]:

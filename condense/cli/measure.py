@@ -1,116 +1,216 @@
-"""From options to a checkpoint, its windows and its diagnosis: what `analyze` and `compare` have in common."""
+"""From options to a checkpoint, its windows and its diagnosis: what `analyze` and `compare` have in common.
+
+And `--dry-run` of `analyze`: what would run, what it would download, how long and how large; nothing of it is done.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from condense.cli.running import MANNER, command_line, counting, quieten_libraries, say, say_first, working
-from condense.errors import UsageError
+import typer
+
+from condense.cli.console import MANNER, command_line, quieten_libraries, say, say_first
+from condense.cli.progress import counting, working
+from condense.errors import UnavailableError, UsageError
+from condense.files import expanded
+from condense.report.escape import for_terminal
+from condense.report.text import in_words
 
 if TYPE_CHECKING:
     from condense.diagnosis.cache import Wanted
     from condense.diagnosis.distributed import Ranks
+    from condense.diagnosis.estimate import Load, Shape, Source
     from condense.models.locate import Located
     from condense.records.diagnosis import Diagnosis
+    from condense.records.options import MeasureOptions, ModelOptions, TextOptions
     from condense.texts.windows import Windows
 
-Cache = Literal["use", "refresh", "off"]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Hub id, checkpoint folder, adapter folder or .gguf file.", show_default=False
+    ),
+]
 
 
-def batch_of(size: str) -> int | None:
-    """Texts per forward pass; None for auto."""
-    if size == "auto":
-        return None
-    if not size.isdigit() or int(size) < 1:
-        raise UsageError(f"--batch-size is {size!r}", "use a whole number from 1, or auto")
-    return int(size)
+def go_offline(options: ModelOptions) -> None:
+    """Keep the hub client off the network with --offline; it reads the variable when it is imported."""
+    if options.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def cache_of(no_cache: bool, refresh: bool) -> Cache:
-    """What is done with kept diagnoses: used, measured again and replaced, or left alone."""
-    if no_cache and refresh:
-        raise UsageError("--no-cache and --refresh are both given", "--refresh keeps what it measures: name one")
-    return "off" if no_cache else "refresh" if refresh else "use"
-
-
-def locate_model(model: str, **chosen: Any) -> Located:
-    """Find MODEL with a spinner; `chosen` are the keywords of `condense.load`. No weights are read yet."""
-    if chosen.get("offline"):
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub client is imported, so set before
+def locate_model(model: str, options: ModelOptions) -> Located:
+    """Find MODEL with a spinner. No weights are read yet."""
+    go_offline(options)
     with working(f"looking at {model}"):
         quieten_libraries()
         from condense.models.locate import locate
 
-        return locate(model, **chosen)
+        return locate(model, options)
 
 
-def cut_windows(
-    located: Located,
-    *,
-    text: str | None = None,
-    dataset: str | None = None,
-    dataset_config: str | None = None,
-    split: str | None = None,
-    column: str = "text",
-    num_texts: int = 32,
-    max_length: int | None = None,
-    seed: int = 0,
-    no_text: bool = False,
-) -> Windows:
-    """The windows that the corpus options ask for; says so where there are fewer."""
+def named_text(corpus: TextOptions, split: str | None = None) -> Any:
+    """The text as `windows` and `treat` take it: a path, the documents of a dataset, or None.
+
+    split: the one to read of a dataset where none is named.
+    """
+    if corpus.dataset is None:
+        return corpus.text
     from condense.texts import documents
-    from condense.texts import windows as corpus
 
-    if text is not None and dataset is not None:
-        raise UsageError("--text and --dataset are both given", "name one corpus")
-    chosen: Any = documents.dataset(dataset, dataset_config, split, column) if dataset else text
-    windows = corpus.windows(
-        located.tokenizer, chosen, num_texts=num_texts, max_length=max_length, positions=located.positions,
-        seed=seed, text_column=column, source=f"dataset {dataset}" if dataset else None,
-    )  # fmt: skip
-    if len(windows) < num_texts and not MANNER.quiet:
-        say(f"{len(windows)} windows of {windows.info.length} tokens were found, {num_texts} asked for; going on")
-    return corpus.without_names(windows) if no_text else windows
+    return documents.dataset(corpus.dataset, corpus.dataset_config, corpus.split or split, corpus.text_column)
+
+
+def training_text(corpus: TextOptions) -> Any:
+    """The text to train on; UsageError where none is named."""
+    if corpus.text is None and corpus.dataset is None:
+        raise UsageError("name the training text: --text or --dataset, one of them")
+    return named_text(corpus, "train")
+
+
+def cut_windows(located: Located, corpus: TextOptions, measure: MeasureOptions, *, no_text: bool = False) -> Windows:
+    """The windows that the options ask for; says so where there are fewer."""
+    from condense.texts.windows import windows, without_names
+
+    cut = windows(
+        located.tokenizer,
+        named_text(corpus),
+        num_texts=measure.num_texts,
+        max_length=measure.max_length,
+        positions=located.positions,
+        seed=measure.seed,
+        text_column=corpus.text_column,
+        source=f"dataset {corpus.dataset}" if corpus.dataset else None,
+    )
+    if len(cut) < measure.num_texts and not MANNER.quiet:
+        say(f"{len(cut)} windows of {cut.info.length} tokens were found, {measure.num_texts} asked for; going on")
+    return without_names(cut) if no_text else cut
 
 
 def diagnosed(
-    located: Located,
-    windows: Windows,
-    batch: int | None,
-    seed: int,
-    twin: bool,
-    *,
-    cache: Cache,
-    ranks: Ranks | None = None,
-    title: str = "",
+    located: Located, windows: Windows, measure: MeasureOptions, *, ranks: Ranks | None = None, title: str = ""
 ) -> Diagnosis:
     """The diagnosis that was kept of this very run, else a measured one, which is kept."""
     from condense.diagnosis.cache import Wanted, keep, recall
     from condense.diagnosis.distributed import ALONE, together
 
-    wanted, ranks = Wanted(located, windows, batch, seed, twin), ranks or ALONE
+    wanted = Wanted(located, windows, measure.batch_size, measure.seed, measure.random_twin)
+    ranks, cached = ranks or ALONE, not measure.no_cache
     with together(ranks):
-        found = recall(wanted, command=command_line(), ranks=ranks) if cache == "use" else None
-        if found is not None:
-            day, clock = found.created[:10], found.created[11:16]
+        kept = recall(wanted, command=command_line(), ranks=ranks) if cached and not measure.refresh else None
+        if kept is not None:
+            day, clock = kept.created[:10], kept.created[11:16]
             say_first(f"used the diagnosis measured on {day} {clock} UTC; --refresh measures again")
-            return found
-        diagnosis = _measured(wanted, journal=cache != "off", ranks=ranks, title=title)
-        if cache != "off":
+            return kept
+        diagnosis = _read_and_measure(wanted, resumable=cached, ranks=ranks, title=title)
+        if cached:
             keep(wanted, diagnosis, ranks=ranks)
     return diagnosis
 
 
-def _measured(wanted: Wanted, *, journal: bool, ranks: Ranks, title: str) -> Diagnosis:
-    from condense.diagnosis.run import analyze as measure
+def _read_and_measure(wanted: Wanted, *, resumable: bool, ranks: Ranks, title: str) -> Diagnosis:
+    from condense.diagnosis.run import analyze
     from condense.models.checkpoint import read
 
     with working(f"loading {wanted.located.name}"):
         checkpoint = read(wanted.located)
     title = title or ("measuring, then its random twin" if wanted.twin else "measuring")
     with counting(title) as on_text:
-        return measure(
-            checkpoint, wanted.windows, batch_size=wanted.batch_size, seed=wanted.seed, twin=wanted.twin,
-            command=command_line(), on_text=on_text, on_note=say_first, journal=journal, ranks=ranks,
-        )  # fmt: skip
+        return analyze(
+            checkpoint,
+            wanted.windows,
+            batch_size=wanted.batch_size,
+            seed=wanted.seed,
+            twin=wanted.twin,
+            command=command_line(),
+            on_text=on_text,
+            on_note=say_first,
+            journal=resumable,
+            ranks=ranks,
+        )
+
+
+# --- --dry-run -------------------------------------------------------------------------------------------
+
+
+def show_dry_run(
+    model: str,
+    options: ModelOptions,
+    corpus: TextOptions,
+    measure: MeasureOptions,
+    *,
+    outputs: list[Path],
+    ranks: Ranks | None,
+) -> None:
+    """Print what `analyze` would do, on stdout."""
+    go_offline(options)
+    with working(f"looking at {model}"):
+        quieten_libraries()
+        from condense.diagnosis import estimate
+        from condense.models.locate import device_of
+
+        source = estimate.find(model, options)
+        _check_text(corpus.text)
+        device = device_of(options)
+        load = _load(options, measure, source.shape, device, ranks.size if ranks else 1)
+        base = estimate.resident_bytes() if device == "cpu" else 0.0
+        memory = estimate.peak_bytes(source, load, libraries=base)
+        seconds = estimate.seconds(source, load, estimate.matmul_rate(source.shape, load, device))
+    if ranks is not None and not ranks.is_first:
+        return
+    text = corpus.text or (f"dataset {corpus.dataset}" if corpus.dataset else "the probe text that ships with condense")
+    lines = [
+        *_model_lines(model, source, load, text),
+        *_cost_lines(source, load, device, memory, seconds),
+        ("writes", ", ".join(map(str, outputs)) or "nothing"),
+    ]
+    for name, value in lines:
+        typer.echo(f"{name:<12} {for_terminal(value)}")
+
+
+def _check_text(text: str | None) -> None:
+    if text not in (None, "-") and not expanded(str(text)).exists():
+        raise UnavailableError(f"no such text: {text}", "give a file, a folder or - for standard input")
+
+
+def _load(options: ModelOptions, measure: MeasureOptions, shape: Shape, device: str, processes: int) -> Load:
+    from condense.diagnosis.estimate import Load
+    from condense.texts.windows import MAX_LENGTH
+
+    asked = measure.max_length
+    if asked and shape.positions and asked > shape.positions:
+        raise UsageError(f"--max-length {asked} is beyond the model's {shape.positions} positions", "use a shorter one")
+    length = asked or min(MAX_LENGTH, shape.positions or MAX_LENGTH)
+    batch = measure.batch_size or (1 if device == "cpu" else 8)
+    twin = measure.random_twin
+    return Load(measure.num_texts, length, batch, options.dtype, twin=twin, processes=processes)
+
+
+def _model_lines(model: str, source: Source, load: Load, text: str) -> list[tuple[str, str]]:
+    shape, twin = source.shape, " and its random twin" if load.twin else ""
+    sizes = f"{shape.parameters / 1e6:,.1f} M parameters, {shape.blocks} blocks, width {shape.width}"
+    first = [("first", "the .gguf is converted once, into the cache")] if source.convert else []
+    return [
+        ("model", f"{model}{twin}: {sizes}, {load.dtype}"),
+        *first,
+        ("texts", f"{load.texts} × {load.length} tokens at most, of {text}"),
+    ]
+
+
+def _cost_lines(source: Source, load: Load, device: str, memory: float, seconds: float) -> list[tuple[str, str]]:
+    several = load.processes > 1
+    total = sum(size for _, size in source.downloads)
+    names = ", ".join(f"{name} {_size(size)}" for name, size in source.downloads)
+    kind = "resident memory" if device == "cpu" else f"memory of {device}"
+    return [
+        ("where", f"{device}, {load.batch} at a time" + (f", {load.processes} processes" if several else "")),
+        ("downloads", f"{_size(total)}: {names}" if source.downloads else "nothing"),
+        ("time", f"about {in_words(seconds)}"),
+        ("memory", f"about {_size(memory)} of {kind} at the peak" + (" in each process" if several else "")),
+    ]
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -6,11 +6,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from condense.errors import UsageError
 from condense.files import write_text
-from condense.records.base import Saved
+from condense.records.base import PlotlyJs, Saved
+from condense.records.options import OutputOptions
 
 NAMES = {"json": "diagnosis.json", "html": "report.html", "md": "report.md", "csv": "layers.csv"}
 _OURS = (
@@ -34,7 +34,7 @@ class Outputs:
     html: Path | None = None
     md: Path | None = None
     csv: Path | None = None
-    plotlyjs: Literal["inline", "cdn", "none"] = "inline"
+    plotlyjs: PlotlyJs = "inline"
 
     def paths(self) -> list[Path]:
         """All files that will be written."""
@@ -55,25 +55,19 @@ class Outputs:
         return self.paths()
 
 
-def plan_outputs(
-    folder: Path | None,
-    files: dict[str, Path | None],
-    *,
-    force: bool,
-    plotlyjs: Literal["inline", "cdn", "none"] = "inline",
-    names: Mapping[str, str] = NAMES,
-) -> Outputs:
+def plan_outputs(files: OutputOptions, names: Mapping[str, str] = NAMES) -> Outputs:
     """Join -o DIR and the single files; UsageError if one cannot be written or is not ours to replace.
 
     names: what the files of DIR are called, by kind.
     """
-    chosen = {kind: files.get(kind) or (folder / name if folder else None) for kind, name in names.items()}
+    folder = files.output
+    chosen = {kind: getattr(files, kind) or (folder / name if folder else None) for kind, name in names.items()}
     if folder is not None:
-        check_folder(folder, force=force)
+        check_folder(folder, force=files.force)
     for path in chosen.values():
         if path is not None:
-            check_file(path, force=force)
-    return Outputs(**chosen, plotlyjs=plotlyjs)
+            check_file(path, force=files.force)
+    return Outputs(**chosen, plotlyjs=files.plotlyjs)
 
 
 def check_folder(folder: Path, *, force: bool) -> None:

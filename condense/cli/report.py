@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from condense.cli import options
+from condense.cli.console import console, say
+from condense.cli.groups import Only, command
 from condense.cli.outputs import plan_outputs
-from condense.cli.running import console, reported, say
 from condense.errors import UnavailableError
 from condense.records.base import Saved
 from condense.records.comparison import COMPARISON_SCHEMA
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA
+from condense.records.options import OutputOptions
 from condense.records.serial import read_json
 from condense.records.treatment import TREATMENT_SCHEMA
 from condense.records.trial import TRIAL_SCHEMA
@@ -50,7 +51,7 @@ def _comparison() -> Shown:
     return Comparison, show_comparison
 
 
-# Per kind of saved run its record and what shows it; a report loads the rooms and pages of its own kind only.
+# Per kind of saved run its record and what shows it; a report loads the modules of its own kind only.
 _SHOWN: dict[str, Callable[[], Shown]] = {
     DIAGNOSIS_SCHEMA: _diagnosis,
     TREATMENT_SCHEMA: _treatment,
@@ -59,25 +60,21 @@ _SHOWN: dict[str, Callable[[], Shown]] = {
 }
 
 
+@command
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN.json", help="A run that condense saved.", show_default=False)],
-    html: options.HtmlFile = None,
-    md: options.MdFile = None,
-    csv: options.CsvFile = None,
-    plotlyjs: options.PlotlyJs = "inline",
-    force: options.Force = False,
+    files: Annotated[OutputOptions, Only("html", "md", "csv", "plotlyjs", "force")],
 ) -> None:
     """Show a saved run again, or write its report; needs neither the model nor torch."""
-    with reported():
-        outputs = plan_outputs(None, {"html": html, "md": md, "csv": csv}, force=force, plotlyjs=plotlyjs)
-        data = read_json(run)
-        kind = data["schema"]
-        if kind not in _SHOWN:
-            raise UnavailableError(f"{run} is of an unknown kind ({kind})", "was it written by a newer condense?")
-        record, show = _SHOWN[kind]()
-        found = record.from_json(data)
-        written = outputs.write(found)
-        if not written:
-            show(found, console())
-        for path in written:
-            say(f"wrote {path}")
+    outputs = plan_outputs(files)
+    data = read_json(run)
+    kind = data["schema"]
+    if kind not in _SHOWN:
+        raise UnavailableError(f"{run} is of an unknown kind ({kind})", "was it written by a newer condense?")
+    record, show = _SHOWN[kind]()
+    saved = record.from_json(data)
+    written = outputs.write(saved)
+    if not written:
+        show(saved, console())
+    for path in written:
+        say(f"wrote {path}")

@@ -1,4 +1,4 @@
-"""Defaults from a file and the environment: default < condense.toml < CONDENSE_<SECTION>__<KEY> < flag."""
+"""Settings: default < condense.toml < CONDENSE_<SECTION>__<KEY> < flag; and `condense init`, which writes a file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from condense.cli.console import say
+from condense.cli.groups import command
 from condense.errors import UsageError
+from condense.files import write_text
+from condense.records.options import Flag
 
 PREFIX = "CONDENSE_"
 FLAGS_ONLY = ("trust_remote_code", "allow_pickle", "token")
@@ -85,3 +92,31 @@ def _known(name: str, keys: Mapping[str, str], where: str) -> str:
         return keys[name]
     near = difflib.get_close_matches(name, list(keys), n=1)
     raise UsageError(f"unknown key {name!r} in {where}", f"did you mean {near[0]}?" if near else "see condense --help")
+
+
+# --- condense init ---------------------------------------------------------------------------------------
+
+TEMPLATES = {Path("condense.toml"): "condense.toml", Path(".github/workflows/condense.yml"): "workflow.yml"}
+"""What `condense init` writes, and the template in the package's data that it is written from."""
+
+
+@command
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The repository.", show_default=False)] = Path("."),
+    force: Annotated[bool, Flag("Write over files that exist.")] = False,
+) -> None:
+    """Write a commented condense.toml and .github/workflows/condense.yml."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, not a folder", "name the folder of a repository")
+    taken = [str(folder / name) for name in TEMPLATES if (folder / name).exists()]
+    if taken and not force:
+        raise UsageError(f"{' and '.join(taken)} exists already", "nothing was written; --force replaces it")
+    for name, source in TEMPLATES.items():
+        write_text(folder / name, template(source))
+        say(f"wrote {folder / name}")
+    say("next: put the model and the address of condense into the workflow, then condense check RUN.json")
+
+
+def template(name: str) -> str:
+    """The text of a template that ships with condense."""
+    return (resources.files("condense") / "data" / "init" / name).read_text(encoding="utf-8")

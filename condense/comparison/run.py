@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from condense.comparison import verdict as remarks
 from condense.comparison.comparability import caveats, refuse_incomparable
@@ -22,6 +23,7 @@ from condense.errors import CondenseError, as_condense_error, is_panic
 from condense.records.base import Estimate
 from condense.records.comparison import COMPARISON_SCHEMA, CURVES, Comparison, Failure, Kind, Member, Trajectory
 from condense.records.diagnosis import Diagnosis, Histogram, Quality, SiteReading
+from condense.records.options import CompareOptions, MeasureOptions, ModelOptions, takes
 from condense.records.treatment import Effect
 from condense.version import __version__
 
@@ -29,46 +31,42 @@ BINS = 100
 OnNote = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How models are measured that come without a diagnosis; None is what the saved runs had, or the default."""
-
-    num_texts: int | None = None
-    max_length: int | None = None
-    seed: int | None = None
-
-    def completed(self, known: Sequence[Diagnosis]) -> Settings:
-        """The same, with what is left open taken from the first diagnosis there is."""
-        if not known:
-            return self
-        corpus = known[0].corpus
-        return Settings(
-            corpus.requested or corpus.texts if self.num_texts is None else self.num_texts,
-            corpus.length if self.max_length is None else self.max_length,
-            corpus.seed if self.seed is None else self.seed,
-        )
+def completed(settings: CompareOptions, known: Sequence[Diagnosis]) -> CompareOptions:
+    """The settings, with what is left open taken from the first diagnosis there is."""
+    if not known:
+        return settings
+    corpus = known[0].corpus
+    return CompareOptions(
+        corpus.requested or corpus.texts if settings.num_texts is None else settings.num_texts,
+        corpus.length if settings.max_length is None else settings.max_length,
+        corpus.seed if settings.seed is None else settings.seed,
+    )
 
 
-Measure = Callable[[Candidate, Settings, tuple[int, int]], Diagnosis]
+Measure = Callable[[Candidate, CompareOptions, tuple[int, int]], Diagnosis]
 """From a candidate to its diagnosis: with which settings, and which of how many it is."""
 
 
+@takes(ModelOptions)
 def compare(
     *runs: str | Path | Diagnosis,
     revisions: Sequence[str] = (),
     text: str | Path | None = None,
-    settings: Settings | None = None,
+    settings: CompareOptions | None = None,
     force: bool = False,
     command: str = "",
     measure: Measure | None = None,
     on_note: OnNote | None = None,
+    options: ModelOptions | None = None,
+    **fields: Any,
 ) -> Comparison:
     """Put models side by side, each against the first, paired by text where the windows are the same.
 
     runs: saved runs (.json), diagnoses in memory, models (hub id, folder, adapter, .gguf), or one folder of
     checkpoints; revisions: of one hub id. text, settings: how models without a diagnosis are measured (the probe
-    text; as the saved runs were). force: compare although protocol or corpus differ, with that caveat. measure:
-    your own way from a candidate to its diagnosis; on_note(line) tells of members that failed.
+    text; as the saved runs were); options: how models are opened, as for `load`, as an object or as keywords.
+    force: compare although protocol or corpus differ, with that caveat. measure: your own way from a candidate to
+    its diagnosis; on_note(line) is called for members that failed.
 
     A member that cannot be measured is left out and named in `failures`; with fewer than two left its error is
     raised. UsageError for runs that cannot be compared, naming the settings that differ.
@@ -77,8 +75,10 @@ def compare(
     known = [candidate.diagnosis for candidate in candidates if candidate.diagnosis is not None]
     if not force and len(known) > 1:  # before any work
         refuse_incomparable({c.name: c.diagnosis for c in candidates if c.diagnosis is not None})
-    wanted = (settings or Settings()).completed(known)
-    measured, failures = _measured(candidates, measure or _Measuring(text), wanted, on_note)
+    wanted = completed(settings or CompareOptions(), known)
+    measured, failures = _measured(
+        candidates, measure or _Measuring(text, ModelOptions.of(options, fields)), wanted, on_note
+    )
     found = {candidate.name: diagnosis for candidate, diagnosis in measured}
     if not force:
         refuse_incomparable(found)
@@ -158,7 +158,7 @@ def _numbered(found: list[Candidate]) -> list[Candidate]:
 
 
 def _measured(
-    candidates: Sequence[Candidate], measure: Measure, settings: Settings, on_note: OnNote | None
+    candidates: Sequence[Candidate], measure: Measure, settings: CompareOptions, on_note: OnNote | None
 ) -> tuple[list[tuple[Candidate, Diagnosis]], list[Failure]]:
     """The diagnoses in order, and what failed; the length of the first that is measured holds for all."""
     found: list[tuple[Candidate, Diagnosis]] = []
@@ -168,7 +168,7 @@ def _measured(
         try:
             diagnosis = candidate.diagnosis or measure(candidate, settings, (number, len(candidates)))
             found.append((candidate, diagnosis))
-            settings = settings.completed([diagnosis])
+            settings = completed(settings, [diagnosis])
         except BaseException as failure:  # one bad member never ends the others
             if not isinstance(failure, Exception) and not is_panic(failure):
                 raise
@@ -194,18 +194,23 @@ def _give_back() -> None:
 class _Measuring:
     """Measure a candidate from its name alone, as `load`, `windows` and `analyze` do by default."""
 
-    def __init__(self, text: str | Path | None) -> None:
-        self._text = text
+    def __init__(self, text: str | Path | None, options: ModelOptions) -> None:
+        self._text, self._options = text, options
 
-    def __call__(self, candidate: Candidate, settings: Settings, place: tuple[int, int]) -> Diagnosis:
+    def __call__(self, candidate: Candidate, settings: CompareOptions, place: tuple[int, int]) -> Diagnosis:
         from condense.diagnosis.run import analyze
         from condense.models.checkpoint import load
-        from condense.texts.windows import NUM_TEXTS, windows
+        from condense.texts.windows import windows
 
         seed = settings.seed or 0
-        checkpoint = load(candidate.place, revision=candidate.revision, tokenizer=candidate.tokenizer)
+        checkpoint = load(
+            candidate.place,
+            self._options,
+            revision=candidate.revision or self._options.revision,
+            tokenizer=self._options.tokenizer or candidate.tokenizer,
+        )
         texts = windows(
-            checkpoint.tokenizer, self._text, num_texts=settings.num_texts or NUM_TEXTS,
+            checkpoint.tokenizer, self._text, num_texts=settings.num_texts or MeasureOptions.num_texts,
             max_length=settings.max_length, positions=checkpoint.positions, seed=seed,
         )  # fmt: skip
         return analyze(checkpoint, texts, seed=seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from condense.errors import UnavailableError
 from condense.files import expanded
 from condense.models import folder as inspection
 from condense.models import gguf, hub
+from condense.records.options import ModelOptions
 
 BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 _NAMES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
@@ -65,28 +66,26 @@ class Load:
     processes: int = 1
 
 
-def find(
-    model: str,
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    offline: bool = False,
-    allow_pickle: bool = False,
-    code: bool = False,
-    random_init: bool = False,
-) -> Source:
+def find(model: str, options: ModelOptions) -> Source:
     """Sizes of MODEL from its config and headers. UnavailableError as `load` would raise it for these files."""
     if inspection.is_path(model):
-        return _local(expanded(model), offline=offline, allow_pickle=allow_pickle, random_init=random_init)
-    if not offline and not _offline():
-        listing = hub.list_files(model, revision, token, allow_pickle, code, not random_init)
+        return _local(expanded(model), options)
+    if not options.offline and not _offline():
+        listing = hub.list_files(
+            model,
+            options.revision,
+            options.token,
+            options.allow_pickle,
+            options.trust_remote_code,
+            not options.random_init,
+        )
         downloads = hub.missing(model, listing)
         if downloads:
-            config = hub.remote_config(model, listing.revision, token)
+            config = hub.remote_config(model, listing.revision, options.token)
             size = sum(size for name, size in listing.files if name.endswith((".safetensors", ".bin")))
             return Source(shape(config, model, stored=size), downloads)
-    folder = hub.fetch(model, revision, token, offline=True).path
-    return _local(folder, offline=offline, allow_pickle=allow_pickle, random_init=random_init, name=model)
+    folder = hub.fetch(model, options.revision, options.token, offline=True).path
+    return _local(folder, options, name=model)
 
 
 def _offline() -> bool:
@@ -95,7 +94,7 @@ def _offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _local(path: Path, *, offline: bool, allow_pickle: bool, random_init: bool, name: str | None = None) -> Source:
+def _local(path: Path, options: ModelOptions, name: str | None = None) -> Source:
     name = name or path.name
     if path.suffix == ".gguf" and path.is_file():
         metadata = gguf.read_metadata(path)
@@ -109,11 +108,11 @@ def _local(path: Path, *, offline: bool, allow_pickle: bool, random_init: bool, 
             raise UnavailableError(f"{path}/adapter_config.json names no base model")
         beside = path / base
         found = str(beside) if not Path(base).is_absolute() and beside.exists() else base
-        return find(found, offline=offline, allow_pickle=allow_pickle, random_init=random_init)
+        return find(found, replace(options, revision=None, token=None, trust_remote_code=False))
     opened = inspection.open_folder(path)
-    if random_init:
+    if options.random_init:
         return Source(shape(opened.config, name))
-    inspection.check_weights(opened, allow_pickle=allow_pickle)
+    inspection.check_weights(opened, allow_pickle=options.allow_pickle)
     if opened.is_pickle:
         return Source(shape(opened.config, name, stored=sum(file.stat().st_size for file in opened.weights)))
     headers = [entry for file in opened.weights for entry in inspection.safetensors_header(file).values()]

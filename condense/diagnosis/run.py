@@ -31,6 +31,7 @@ from condense.models.checkpoint import Checkpoint, objective, random_twin
 from condense.models.layers import Stack, embedding_rows, find_stacks, input_device, self_check
 from condense.records.base import Estimate
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis, ModelInfo, StackSummary
+from condense.records.options import MeasureOptions
 from condense.texts.windows import Windows, check_ids
 from condense.version import __version__
 
@@ -41,10 +42,10 @@ def analyze(
     checkpoint: Checkpoint | torch.nn.Module,
     windows: Windows,
     *,
-    batch_size: int | None = None,
+    batch_size: int | None = MeasureOptions.batch_size,
     spectral_tokens: int = geometry.SPECTRAL_TOKENS,
-    seed: int = 0,
-    twin: bool = False,
+    seed: int = MeasureOptions.seed,
+    twin: bool = MeasureOptions.random_twin,
     bands: Bands = BANDS,
     command: str = "",
     on_text: OnText | None = None,

@@ -20,8 +20,9 @@ from condense.files import sha256
 from condense.models.checks import built_from, check_loaded, first_misfit, refuse_not_finite
 from condense.models.folder import Folder, safetensors_header
 from condense.models.layers import find_stacks
-from condense.models.locate import Located, Options, adapter_sha256, dtype_of, locate, reported
+from condense.models.locate import Located, adapter_sha256, dtype_of, locate, reported
 from condense.records.diagnosis import ModelInfo, Objective
+from condense.records.options import ModelOptions, takes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,13 +45,15 @@ class Checkpoint:
     use_cache: bool = True
 
 
-def load(model: str | Path, **options: Any) -> Checkpoint:
-    """Open MODEL for measuring: eval mode, float32 unless asked otherwise. See `Options` for the keywords.
+@takes(ModelOptions)
+def load(model: str | Path, options: ModelOptions | None = None, **fields: Any) -> Checkpoint:
+    """Open MODEL for measuring: eval mode, float32 unless asked otherwise.
 
+    options: how, as `condense.ModelOptions`; its fields can be given as keywords instead, or on top of it.
     UnavailableError for what is missing, unsafe, damaged or unsupported; UsageError for options that
     do not go together.
     """
-    return read(locate(model, **options))
+    return read(locate(model, ModelOptions.of(options, fields)))
 
 
 def read(located: Located) -> Checkpoint:
@@ -83,7 +86,7 @@ def random_twin(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
     return replace(checkpoint, model=model, info=info)
 
 
-def _model_class(config: Any, options: Options) -> Any:
+def _model_class(config: Any, options: ModelOptions) -> Any:
     """The class that config.architectures names, if transformers has it; else the base model's."""
     import transformers
 
@@ -111,7 +114,7 @@ def _build(located: Located) -> tuple[PreTrainedModel, str | None, tuple[str, ..
     return model, reason, ()
 
 
-def _from_pretrained(kind: Any, folder: Folder, config: Any, options: Options) -> tuple[Any, dict[str, Any]]:
+def _from_pretrained(kind: Any, folder: Folder, config: Any, options: ModelOptions) -> tuple[Any, dict[str, Any]]:
     more: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
     try:
         model, problems = kind.from_pretrained(

@@ -30,6 +30,7 @@ from condense.models import folder as inspection
 from condense.models import gguf, hub
 from condense.models.checks import check_quantisation
 from condense.models.folder import Folder
+from condense.records.options import ModelOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,23 +70,6 @@ _OFFSET_POSITIONS = (
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to open a checkpoint; the same for the model, its tokenizer and a base model."""
-
-    revision: str | None = None
-    dtype: str = "float32"
-    device: str = "auto"
-    device_map: str | None = None
-    tokenizer: str | None = None
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    token: str | None = None
-    offline: bool = False
-    random_init: bool = False
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Located:
     """A checkpoint that was found and looked into, its weights hashed but not read.
 
@@ -97,7 +81,7 @@ class Located:
     name: str
     folder: Folder
     base: Folder
-    options: Options
+    options: ModelOptions
     source_format: str
     revision: str | None
     config: Any
@@ -119,36 +103,36 @@ class Located:
         return _stamps(self.files) != self.stamps
 
 
-def locate(model: str | Path, **options: Any) -> Located:
-    """Find MODEL, check its files and open its config and tokenizer. See `Options` for the keywords.
+def locate(model: str | Path, options: ModelOptions) -> Located:
+    """Find MODEL, check its files and open its config and tokenizer.
 
     UnavailableError for what is missing, unsafe, damaged or unsupported; UsageError for options that
     do not go together.
     """
-    chosen, name = Options(**options), str(model)
-    folder, source, revision = _place(name, chosen)
+    name = str(model)
+    folder, source, revision = _place(name, options)
     has_adapter = (folder.path / "adapter_config.json").exists()
     if has_adapter and folder.weights:
         raise UnavailableError(
             f"{folder.path} holds both a model's weights and an adapter", "move one of them to a folder of its own"
         )
-    base = _base_folder(folder, chosen) if has_adapter else folder
-    if not chosen.random_init:
-        inspection.check_weights(base, allow_pickle=chosen.allow_pickle)
+    base = _base_folder(folder, options) if has_adapter else folder
+    if not options.random_init:
+        inspection.check_weights(base, allow_pickle=options.allow_pickle)
     with reported(name):
-        config = _config(base, chosen)
-        dtype = dtype_of(config, chosen)
-    tokenizer = load_tokenizer(chosen.tokenizer or _tokenizer_folder(folder, base, name), chosen)
+        config = _config(base, options)
+        dtype = dtype_of(config, options)
+    tokenizer = load_tokenizer(options.tokenizer or _tokenizer_folder(folder, base, name), options)
     own = (folder.path / "adapter_model.safetensors",) if has_adapter else ()
-    weights = () if chosen.random_init else _origin(name, base)
+    weights = () if options.random_init else _origin(name, base)
     files = tuple(file for file in (*weights, *own) if file.exists())  # an adapter without one is refused later
     stamps = _stamps(files)
     digest = sha256_of_files(weights) if weights else None
     if own and own[0].exists() and digest:
         digest = adapter_sha256(folder.path, digest)
     return Located(
-        name, folder, base, chosen, "adapter" if has_adapter else source, revision, config, tokenizer,
-        positions_of(config), _device(chosen), str(dtype).removeprefix("torch."), digest, files, stamps,
+        name, folder, base, options, "adapter" if has_adapter else source, revision, config, tokenizer,
+        positions_of(config), device_of(options), str(dtype).removeprefix("torch."), digest, files, stamps,
     )  # fmt: skip
 
 
@@ -163,7 +147,7 @@ def _stamps(files: tuple[Path, ...]) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
-def load_tokenizer(place: str | Path, options: Options) -> PreTrainedTokenizerBase:
+def load_tokenizer(place: str | Path, options: ModelOptions) -> PreTrainedTokenizerBase:
     """Open a tokenizer from a folder or hub id; UnavailableError if there is none."""
     from transformers import AutoTokenizer
 
@@ -184,7 +168,7 @@ def load_tokenizer(place: str | Path, options: Options) -> PreTrainedTokenizerBa
         )
 
 
-def _place(name: str, options: Options) -> tuple[Folder, str, str | None]:
+def _place(name: str, options: ModelOptions) -> tuple[Folder, str, str | None]:
     """The folder that holds MODEL, the format it came in, and its resolved revision."""
     if not inspection.is_path(name):
         fetched = hub.fetch(
@@ -207,7 +191,7 @@ def _opened(path: Path) -> Folder:
     return inspection.open_folder(path)
 
 
-def _base_folder(adapter: Folder, options: Options) -> Folder:
+def _base_folder(adapter: Folder, options: ModelOptions) -> Folder:
     base = inspection.read_config(adapter.path, "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UnavailableError(f"{adapter.path}/adapter_config.json names no base model")
@@ -225,7 +209,7 @@ def _tokenizer_folder(folder: Folder, base: Folder, name: str) -> Path:
     raise UnavailableError(f"no tokenizer in {name}", "pass --tokenizer with a hub id or a folder")
 
 
-def _config(folder: Folder, options: Options) -> Any:
+def _config(folder: Folder, options: ModelOptions) -> Any:
     from transformers import AutoConfig
 
     check_quantisation(folder)
@@ -267,7 +251,7 @@ def positions_of(config: Any) -> int | None:
     return None
 
 
-def dtype_of(config: Any, options: Options) -> torch.dtype:
+def dtype_of(config: Any, options: ModelOptions) -> torch.dtype:
     """The type of the forward pass that was asked for; UsageError for an unknown one."""
     if options.dtype == "auto":
         named = getattr(config, "dtype", None) or torch.float32
@@ -277,14 +261,11 @@ def dtype_of(config: Any, options: Options) -> torch.dtype:
     return DTYPES[options.dtype]
 
 
-def _device(options: Options) -> str:
-    """The device that was asked for, by its name only: whether this machine has it is found out by placing."""
+def device_of(options: ModelOptions) -> str:
+    """The device that was asked for, by its name; that this machine has it shows when a model is moved there."""
     if options.device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return str(torch.device(options.device))
-    except RuntimeError as error:
-        raise UsageError(f"cannot use device {options.device!r}: {first_line(error)}", "use --device cpu") from None
+    return str(torch.device(options.device))
 
 
 def adapter_sha256(adapter: Path, base: str | None) -> str:

@@ -1,14 +1,15 @@
-"""What was asked for: the plan of a treatment, the arms and seeds of a trial, the schedule. Standard library only.
+"""Plans of treatments and trials: what is asked for, and what it comes to. Frozen, standard library only.
 
-`Plan` is the one home of every default of `condense treat`; the command line reads them from here.
+`Plan` and `TrialPlan` are option groups: the command line, settings and Python read their fields.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from condense.errors import UsageError
+from condense.records.options import ARMS, CORPUS, LORA, LOSS, OUTPUT, TASKS, TRAINING, Flag, Options
 
 MIN_SEEDS = 3
 RemedyName = Literal[
@@ -31,66 +32,114 @@ MAX_GROWTH = 0.20
 LossName = Literal["angular", "orthogonal", "decorrelation", "l2_repel", "mean_cosine"]
 
 
+def names_of(listed: str | None) -> tuple[str, ...]:
+    """The names in `a,b`, each once."""
+    return tuple(dict.fromkeys(name for part in (listed or "").split(",") if (name := part.strip())))
+
+
+def precision_of(bf16: bool | None) -> Literal["auto", "bf16", "fp32"]:
+    """The plan's word for `--bf16`, `--fp32` or neither."""
+    return "auto" if bf16 is None else "bf16" if bf16 else "fp32"
+
+
 @dataclass(frozen=True)
-class Plan:
+class Plan(Options):
     """Everything that decides a treatment. Optimizer settings are the published recipe's; its budget is not.
 
     Budget: one pass over the training text, at most 2 M tokens, unless `max_steps` or `train_tokens`;
     tokens per step min(131,072, budget/50) unless batch sizes are given. Liu et al. 2026, arXiv:2602.00217.
     """
 
-    coefficient: float = 0.1
-    loss: LossName = "angular"
-    layers: str = "all"
-    paper_sites: bool = False
-    max_tokens: int = 256
-    tau: float = 1.0
-    train_tokens: int | None = None
-    max_steps: int | None = None
-    max_length: int | None = None
-    learning_rate: float = 5e-5
-    lr_scheduler: str = "cosine"
-    warmup: float = 0.2
-    weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
-    optim: str = "adamw_torch"
-    per_device_train_batch_size: int | None = None
-    gradient_accumulation_steps: int | None = None
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    activation_checkpointing: bool = False
-    use_peft: bool = False
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.05
-    lora_target_modules: str = "all-linear"
-    merge_adapter: bool = True
-    seed: int = 0
-    control: bool = True
-    num_texts: int = 32
-    min_effect: float = 0.01
-    quality_tolerance: float = 0.005
-    save_steps: int | None = None
-    report_to: str = "none"
-    eval_tasks: tuple[str, ...] = ()
-    eval_limit: int | None = None
-    include_path: str | None = None
+    coefficient: Annotated[float, Flag("Weight of the loss; published range 0.01 to 0.1.", LOSS, settings="found")] = (
+        0.1
+    )
+    loss: Annotated[LossName, Flag("Which dispersion loss.", LOSS, settings="found")] = "angular"
+    layers: Annotated[str, Flag("all, late, early, last, or blocks such as 3,7,-1.", LOSS, settings="found")] = "all"
+    paper_sites: Annotated[bool, Flag("Disperse the normed output in place of block L.", LOSS, settings="found")] = (
+        False
+    )
+    max_tokens: Annotated[int, Flag("Tokens per sequence in the loss; 0 for all.", LOSS, settings="found")] = 256
+    tau: Annotated[float, Flag("Temperature of angular and l2_repel.", LOSS, above=0, settings="found")] = 1.0
+    train_tokens: Annotated[int | None, Flag("Budget in tokens.", TRAINING, above=0, settings="found")] = None
+    max_steps: Annotated[int | None, Flag("Budget in optimizer steps.", TRAINING, above=0, settings="found")] = None
+    max_length: Annotated[
+        int | None, Flag("Tokens per row. Default: min(1024, positions).", TRAINING, at_least=8, settings="found")
+    ] = None
+    learning_rate: Annotated[float, Flag("Peak learning rate.", TRAINING, above=0, settings="found")] = 5e-5
+    lr_scheduler: Annotated[str, Flag("Any schedule Trainer knows by name.", TRAINING)] = "cosine"
+    warmup: Annotated[float, Flag("Share of the steps (below 1) or number of steps.", TRAINING, settings="found")] = 0.2
+    weight_decay: Annotated[float, Flag("Weight decay.", TRAINING, settings="found")] = 0.1
+    max_grad_norm: Annotated[float, Flag("Gradient clipping.", TRAINING, above=0, settings="found")] = 1.0
+    optim: Annotated[str, Flag("Any optimizer Trainer knows by name.", TRAINING)] = "adamw_torch"
+    per_device_train_batch_size: Annotated[
+        int | None,
+        Flag(
+            "Rows per micro-batch.",
+            TRAINING,
+            ("--per-device-train-batch-size", "--batch-size"),
+            above=0,
+            settings="found",
+        ),
+    ] = None
+    gradient_accumulation_steps: Annotated[
+        int | None, Flag("Micro-batches per step.", TRAINING, above=0, settings="found")
+    ] = None
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"],
+        Flag(
+            "Autocast; default bf16 on a GPU, fp32 on a CPU.",
+            TRAINING,
+            ("--bf16/--fp32",),
+            kind=bool | None,
+            read=precision_of,
+            settings="found",
+        ),
+    ] = "auto"
+    activation_checkpointing: Annotated[bool, Flag("Trade time for memory.", TRAINING)] = False
+    use_peft: Annotated[bool, Flag("Train LoRA adapters only.", LORA)] = False
+    lora_r: Annotated[int, Flag("Rank.", LORA, above=0, settings="found")] = 16
+    lora_alpha: Annotated[int, Flag("Scale.", LORA, settings="found")] = 32
+    lora_dropout: Annotated[float, Flag("Dropout.", LORA, settings="found")] = 0.05
+    lora_target_modules: Annotated[str, Flag("Modules, by comma, or all-linear.", LORA)] = "all-linear"
+    merge_adapter: Annotated[
+        bool, Flag("Keep the adapter beside the merged model with --no-merge.", LORA, ("--merge/--no-merge",))
+    ] = True
+    seed: Annotated[int, Flag("Seed of everything drawn.", CORPUS, at_least=0, settings="found")] = 0
+    control: Annotated[bool, Flag("Train the control arm too.", LOSS, ("--control/--no-control",))] = True
+    num_texts: Annotated[
+        int, Flag("Windows to measure.", CORPUS, ("--num-texts", "--limit"), at_least=1, settings="found")
+    ] = 32
+    min_effect: Annotated[
+        float, Flag("Smallest change of deep mean cosine that counts.", LOSS, above=0, settings="found")
+    ] = 0.01
+    quality_tolerance: Annotated[
+        float, Flag("Loss of quality that is tolerated, as a share.", LOSS, settings="found")
+    ] = 0.005
+    save_steps: Annotated[int | None, Flag("Save a checkpoint every N steps.", TRAINING, above=0, settings="found")] = (
+        None
+    )
+    report_to: Annotated[str, Flag("tensorboard, wandb, … as in Trainer.", TRAINING)] = "none"
+    eval_tasks: Annotated[
+        tuple[str, ...],
+        Flag(
+            "Score every arm on these tasks of lm-evaluation-harness.",
+            TASKS,
+            metavar="A,B",
+            kind=str | None,
+            read=names_of,
+        ),
+    ] = ()
+    eval_limit: Annotated[
+        int | None,
+        Flag("Only the first N samples of each task.", TASKS, metavar="N", at_least=1, settings="found"),
+    ] = None
+    include_path: Annotated[str | None, Flag("Task files of your own; they may run code.", TASKS, metavar="DIR")] = None
 
     def __post_init__(self) -> None:
         """UsageError for values that mean nothing."""
-        positive = {
-            "--tau": self.tau, "--learning-rate": self.learning_rate, "--lora-r": self.lora_r,
-            "--train-tokens": self.train_tokens, "--max-steps": self.max_steps, "--save-steps": self.save_steps,
-            "--per-device-train-batch-size": self.per_device_train_batch_size, "--max-grad-norm": self.max_grad_norm,
-            "--gradient-accumulation-steps": self.gradient_accumulation_steps, "--min-effect": self.min_effect,
-            "--eval-limit": self.eval_limit,
-        }  # fmt: skip
-        for flag, value in positive.items():
-            if value is not None and not value > 0:
-                raise UsageError(f"{flag} is {value}", "use a number above 0")
+        super().__post_init__()
         if self.max_tokens < 0 or self.max_tokens == 1:
             raise UsageError(f"--max-tokens is {self.max_tokens}", "use 0 for all, or at least 2")
-        if self.coefficient != self.coefficient or abs(self.coefficient) == float("inf"):
-            raise UsageError(f"--coefficient is {self.coefficient}", "use a finite number")
         if not self.eval_tasks and (self.eval_limit is not None or self.include_path is not None):
             raise UsageError("--eval-limit and --include-path belong to tasks", "name some with --eval-tasks")
 
@@ -128,13 +177,15 @@ class ArmSpec:
 
 
 @dataclass(frozen=True)
-class TrialPlan:
+class TrialPlan(Options):
     """Everything that decides a trial: the arms (control is always one), the seeds, how every arm is trained.
 
     `training.seed` decides the split of the text and is the first training seed; the others follow it.
     """
 
-    arms: tuple[ArmSpec, ...]
-    seeds: int = 3
+    arms: tuple[ArmSpec, ...] = (ArmSpec("control", "control"),)
+    seeds: Annotated[
+        int, Flag("Training seeds per arm; below 3 nothing is ranked.", ARMS, at_least=1, settings="found")
+    ] = 3
     training: Plan = field(default_factory=Plan)
-    keep_models: bool = False
+    keep_models: Annotated[bool, Flag("Keep the trained checkpoints of all runs.", OUTPUT)] = False

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from condense.errors import UnavailableError, UsageError
 from condense.records.diagnosis import CorpusInfo
+from condense.records.options import MeasureOptions, TextOptions
 from condense.texts.documents import PROBE_VERSION, Document, probe, read
 from condense.texts.tokens import SAMPLE, Cutter, Piece, Window, added_specials
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NUM_TEXTS = 32
 MAX_LENGTH = 512
 WHOLE_CHARACTERS = 4_000_000
 """A longer document is not tokenised whole: its windows are placed by characters."""
@@ -58,11 +58,11 @@ def windows(
     tokenizer: PreTrainedTokenizerBase,
     text: str | Path | Iterable[str] | Iterable[Document] | None = None,
     *,
-    num_texts: int = NUM_TEXTS,
+    num_texts: int = MeasureOptions.num_texts,
     max_length: int | None = None,
     positions: int | None = None,
-    seed: int = 0,
-    text_column: str = "text",
+    seed: int = MeasureOptions.seed,
+    text_column: str = TextOptions.text_column,
     source: str | None = None,
 ) -> Windows:
     """Cut documents into windows of token ids.

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from condense.records.options import ModelOptions
 from condense.records.plans import ArmSpec, Plan, Schedule
 from condense.records.trial import StepCost
 from condense.training.peak_memory import peak_bytes
@@ -31,7 +32,7 @@ class Costed:
 
 def step_costs(
     model: str,
-    options: Mapping[str, Any],
+    options: ModelOptions,
     plan: Plan,
     schedule: Schedule,
     arms: Sequence[Costed],

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from condense.records.options import ModelOptions
 from condense.records.plans import ArmSpec, Plan
 from condense.records.serial import decode, encode
 
@@ -32,7 +33,7 @@ class Footprint:
     """One arm to be measured: the model and its options, the arm, the training plan, rows added to the vocabulary."""
 
     model: str
-    options: Mapping[str, Any]
+    options: ModelOptions
     spec: ArmSpec
     plan: Plan
     added: int
@@ -40,14 +41,14 @@ class Footprint:
 
 
 def peak_bytes(
-    model: str, options: Mapping[str, Any], plan: Plan, arms: Sequence[tuple[ArmSpec, int, Mapping[str, Tensor]]]
+    model: str, options: ModelOptions, plan: Plan, arms: Sequence[tuple[ArmSpec, int, Mapping[str, Tensor]]]
 ) -> dict[str, int | str]:
     """Peak bytes of each arm by name, or the reason why it is not known.
 
     arms: the arm, the tokens added to its vocabulary, its micro-batch.
     """
     with tempfile.TemporaryDirectory(prefix="condense-footprint-") as folder:
-        jobs, untold = [], {key: value for key, value in options.items() if key != "token"}
+        jobs, untold = [], replace(options, token=None)  # which goes by the environment
         for number, (spec, added, batch) in enumerate(arms):
             place = Path(folder) / f"{number}.pt"
             torch.save(dict(batch), place)
@@ -55,7 +56,7 @@ def peak_bytes(
         together = sys.platform == "linux"
         found: dict[str, int | str] = {}
         for group in [jobs] if together else [[job] for job in jobs]:
-            found |= _ask(group, options.get("token"))
+            found |= _ask(group, options.token)
         return found
 
 
@@ -113,7 +114,7 @@ def _measured(job: Footprint) -> int | str:
     from condense.training.remedies import remedy_of
 
     try:
-        model: Any = load(job.model, **job.options).model
+        model: Any = load(job.model, job.options).model
         if job.added:
             rows = model.get_input_embeddings().num_embeddings
             model.resize_token_embeddings(rows + job.added, mean_resizing=False)

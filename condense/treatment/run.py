@@ -26,6 +26,7 @@ from condense.evaluation.run import check_model, evaluate, task_effects
 from condense.files import write_text
 from condense.models import checkpoint as checkpoints
 from condense.models.checkpoint import Checkpoint
+from condense.records.options import ModelOptions, TextOptions, takes
 from condense.records.plans import Plan, Schedule
 from condense.records.serial import decode, encode
 from condense.records.tasks import TaskScore
@@ -57,7 +58,7 @@ class _Job:
     """What all arms share."""
 
     model: str
-    options: dict[str, Any]
+    options: ModelOptions
     plan: Plan
     schedule: Schedule
     texts: Prepared
@@ -67,35 +68,37 @@ class _Job:
     tasks: OpenTasks = field(default_factory=OpenTasks)
 
 
+@takes(ModelOptions)
 def treat(
     model: str | Path,
     text: str | Path | Iterable[str] | Iterable[Document],
     output: str | Path,
     plan: Plan | None = None,
     *,
-    text_column: str = "text",
+    text_column: str = TextOptions.text_column,
     resume: bool = False,
     force: bool = False,
     dry_run: bool = False,
     command: str = "",
     watch: Watch | None = None,
-    **options: Any,
+    options: ModelOptions | None = None,
+    **fields: Any,
 ) -> Treatment | None:
     """Fine-tune with dispersion loss beside cross-entropy, beside a control arm, and report the difference.
 
-    model: as for `load`, with its keyword options; text: a path or documents; output: the folder that becomes
-    the treated checkpoint with README.md, condense.json, report.html and report.md. Returns None for a dry
-    run. UsageError for an output that is not empty, UnavailableError for a model or text that cannot be used,
-    RunError for a run that failed; `training.InterruptedRunError` after a signal, with a checkpoint saved.
+    model: as for `load`, with its options as an object or as keywords; text: a path or documents; output: the
+    folder that becomes the treated checkpoint with README.md, condense.json, report.html and report.md. Returns
+    None for a dry run. UsageError for an output that is not empty, UnavailableError for a model or text that cannot
+    be used, RunError for a run that failed; `training.InterruptedRunError` after a signal, with a checkpoint saved.
     """
     plan, watch, started = plan or Plan(), watch or Watch(), time.perf_counter()
     found = find_tasks(plan.eval_tasks, plan.include_path)
     tasks = OpenTasks() if dry_run else open_tasks(found)
     target = Path(output)
     work = prepare(target, resume=resume, force=force, dry_run=dry_run)
-    options = {**options, "dtype": "float32"}
+    options = replace(ModelOptions.of(options, fields), dtype="float32")
     watch.on_phase("loading")
-    opened = checkpoints.load(model, **options)
+    opened = checkpoints.load(model, options)
     if plan.eval_tasks:
         check_model(opened)
     job, overhead = _job(str(model), opened, text, text_column, plan, options, work, resume, watch)
@@ -134,7 +137,7 @@ def treat(
 
 
 def _job(
-    name: str, opened: Checkpoint, text: Any, column: str, plan: Plan, options: dict[str, Any], work: Path,
+    name: str, opened: Checkpoint, text: Any, column: str, plan: Plan, options: ModelOptions, work: Path,
     resume: bool, watch: Watch,
 ) -> tuple[_Job, Overhead]:  # fmt: skip
     watch.on_phase("reading text")
@@ -199,7 +202,7 @@ def _arms(job: _Job, opened: Checkpoint) -> tuple[dict[str, Arm], dict[str, torc
 def _trained(job: _Job, name: str) -> Trained:
     """Train one arm from the source weights and save it."""
     job.watch.on_phase(f"{name}: training")
-    source = checkpoints.load(job.model, **job.options)
+    source = checkpoints.load(job.model, job.options)
     coefficient = job.plan.coefficient if name == "treated" else 0.0
     return train_arm(
         source, job.texts.rows, job.plan, job.schedule, Intervention(dispersion_config(job.plan, coefficient)),

@@ -24,6 +24,7 @@ from condense.evaluation.run import check_model
 from condense.files import write_text
 from condense.models import checkpoint as checkpoints
 from condense.models.checkpoint import Checkpoint
+from condense.records.options import ModelOptions, TextOptions, takes
 from condense.records.plans import TrialPlan
 from condense.records.serial import decode, encode
 from condense.records.trial import StepCost, Trial
@@ -42,35 +43,38 @@ from condense.version import __version__
 _MEASURING = 0.45  # of a forward and backward pass: what measuring the same tokens takes
 
 
+@takes(ModelOptions)
 def trial(
     model: str | Path,
     text: str | Path | Iterable[str] | Iterable[Document],
     output: str | Path,
     plan: TrialPlan,
     *,
-    text_column: str = "text",
+    text_column: str = TextOptions.text_column,
     resume: bool = False,
     force: bool = False,
     dry_run: bool = False,
     command: str = "",
     watch: TrialWatch | None = None,
-    **options: Any,
+    options: ModelOptions | None = None,
+    **fields: Any,
 ) -> Trial | None:
     """Train every arm under every seed on the same text and report each against the control.
 
-    model: as for `load`, with its keyword options; text: a path or documents; output: the folder of trial.json,
-    report.html, report.md, trial.csv and arms/. Returns None for a dry run. An arm that fails is in the result with
-    its reason; RunError if the control itself never succeeds. UsageError for an output that is not empty,
-    UnavailableError for a model or text that cannot be used, `training.InterruptedRunError` after a signal.
+    model: as for `load`, with its options as an object or as keywords; text: a path or documents; output: the
+    folder of trial.json, report.html, report.md, trial.csv and arms/. Returns None for a dry run. An arm that fails
+    is in the result with its reason; RunError if the control itself never succeeds. UsageError for an output that
+    is not empty, UnavailableError for a model or text that cannot be used, `training.InterruptedRunError` after a
+    signal.
     """
     watch, started = watch or TrialWatch(), time.perf_counter()
     found = find_tasks(plan.training.eval_tasks, plan.training.include_path)
     tasks = OpenTasks() if dry_run else open_tasks(found)
     target = Path(output)
     ours = check_target(target, resume=resume, force=force)
-    options = {**options, "dtype": "float32"}
+    options = replace(ModelOptions.of(options, fields), dtype="float32")
     watch.on_phase("loading")
-    opened = checkpoints.load(model, **options)
+    opened = checkpoints.load(model, options)
     if plan.training.eval_tasks:
         check_model(opened)
     watch.on_phase("reading text")

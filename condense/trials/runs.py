@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from condense.diagnosis.quality import rescored
 from condense.errors import CondenseError, RunError
@@ -20,6 +19,7 @@ from condense.evaluation.run import evaluate
 from condense.files import write_text
 from condense.models import checkpoint as checkpoints
 from condense.models.checkpoint import Checkpoint
+from condense.records.options import ModelOptions
 from condense.records.plans import ArmSpec, Schedule, TrialPlan
 from condense.records.serial import decode, encode
 from condense.records.trial import StepCost
@@ -52,7 +52,7 @@ class Job:
     """What all runs share."""
 
     model: str
-    options: dict[str, Any]
+    options: ModelOptions
     plan: TrialPlan
     texts: Prepared
     folder: Path
@@ -146,7 +146,7 @@ def _run(job: Job, spec: ArmSpec, seed: int, folder: Path, device: str) -> None:
 
 def fresh(job: Job) -> Checkpoint:
     """The source weights, opened anew."""
-    return checkpoints.load(job.model, **job.options)
+    return checkpoints.load(job.model, job.options)
 
 
 def arm_source(job: Job, spec: ArmSpec) -> tuple[Checkpoint, Rows, tuple[str, ...]]:

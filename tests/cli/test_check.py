@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from condense.cli.app import app
-from condense.cli.init import FILES, template
-from condense.cli.running import MANNER
+from condense.cli.console import MANNER
+from condense.cli.settings import TEMPLATES, template
 from condense.gate.assertions import default_gate, parse_inline, parse_tables
 from condense.gate.run import Policy, evaluate
 from condense.records.diagnosis import Diagnosis
@@ -128,7 +128,7 @@ def test_what_is_no_failed_gate_is_not_1(files, run, arguments, code, parts):
 
 
 def test_a_bug_is_4(files, monkeypatch):
-    monkeypatch.setattr("condense.cli.gating.evaluate", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("condense.cli.check.evaluate", lambda *a, **k: 1 / 0)
     result = condense("check", "base.json")
     assert result.exit_code == 4 and "internal error" in result.stderr
 
@@ -369,7 +369,7 @@ def test_infrastructure_beside_analyze_is_never_1(tiny, arguments, code):
 
 def test_init_writes_what_check_reads(files):
     result = condense("init")
-    assert result.exit_code == 0 and all(path.exists() for path in FILES)
+    assert result.exit_code == 0 and all(path.exists() for path in TEMPLATES)
     assert condense("check", "same.json", "--baseline", "base.json").exit_code == 0
     failed = condense("check", "worse.json", "--baseline", "base.json")
     assert failed.exit_code == 1 and "increase <= 0.02" in failed.stdout

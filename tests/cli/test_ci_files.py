@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from condense.cli.app import app
-from condense.cli.init import template
+from condense.cli.settings import template
 
 ROOT = Path(__file__).parents[2]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from condense import doctor as installation
 from condense.cli.app import app
-from condense.cli.running import MANNER
+from condense.cli.console import MANNER
 from condense.doctor import Installation, Problem, examine
 
 ROOT = Path(__file__).parents[2]

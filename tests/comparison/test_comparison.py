@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from condense.cli.running import MANNER
+from condense.cli.console import MANNER
 from condense.comparison.comparability import caveats, differing_settings, refuse_incomparable
 from condense.comparison.differences import difference
 from condense.comparison.members import find, run_of, step_of
-from condense.comparison.run import Settings, compare
+from condense.comparison.run import compare
 from condense.comparison.trajectory import peak_of, scale_of
 from condense.errors import UnavailableError, UsageError
 from condense.records.base import Estimate
 from condense.records.comparison import Comparison
 from condense.records.diagnosis import Diagnosis
+from condense.records.options import CompareOptions
 from condense.records.treatment import Arm, Treatment
 from tests.models.test_bad_input import assert_refused, condense
 
@@ -365,7 +366,7 @@ def test_checkpoints_of_two_runs_keep_their_names(llama: Diagnosis, tmp_path: Pa
 
 
 def test_python_measures_too(tiny: Callable[[str], Path]) -> None:
-    found = compare(tiny("gpt2"), tiny("qwen2"), settings=Settings(num_texts=4, max_length=32))
+    found = compare(tiny("gpt2"), tiny("qwen2"), settings=CompareOptions(num_texts=4, max_length=32))
     assert found.reference.corpus.texts == 4 and found.reference.corpus.length == 32
     assert found.members[1].difference is not None and found.members[1].difference.paired
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from condense.cli.app import app
-from condense.cli.running import MANNER
+from condense.cli.console import MANNER
 from condense.diagnosis import cache as diagnosis_cache
 from condense.diagnosis.cache import FOLDER, Wanted, keep, recall
 from condense.diagnosis.distributed import Ranks
@@ -26,6 +26,7 @@ from condense.files import cache_root, prune
 from condense.models.checkpoint import load, read
 from condense.models.locate import Located, locate
 from condense.records.diagnosis import Diagnosis
+from condense.records.options import ModelOptions
 from condense.texts.windows import windows
 from tests.test_architecture import UPWARDS, file_of, imports, sources
 
@@ -170,7 +171,11 @@ def asked(
     model: Path | Located, *, num_texts: int = 3, length: int = 32, text: Any = None, tokenizer: Path | None = None,
     text_seed: int = 0, twin: bool = False, **more: Any,
 ) -> Wanted:  # fmt: skip
-    found = model if isinstance(model, Located) else locate(model, **{"device": "cpu", **more.pop("opened", {})})
+    found = (
+        model
+        if isinstance(model, Located)
+        else locate(model, ModelOptions(**{"device": "cpu", **more.pop("opened", {})}))
+    )
     cut = windows(found.tokenizer, text, num_texts=num_texts, max_length=length, seed=text_seed)
     return Wanted(found, cut, twin=twin, **more)
 
@@ -267,7 +272,7 @@ def test_another_name_or_tokenizer_is_told_in_the_record(
 ) -> None:
     keep(asked(tiny("gpt2")), diagnosed("gpt2"))
     assert recall(asked(copy_of("gpt2"))) is None  # its findings name the model
-    other = locate(tiny("gpt2"), device="cpu", tokenizer=str(tiny("llama")))
+    other = locate(tiny("gpt2"), ModelOptions(device="cpu", tokenizer=str(tiny("llama"))))
     assert recall(asked(other)) is None
 
 

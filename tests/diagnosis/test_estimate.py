@@ -15,6 +15,7 @@ from condense.diagnosis.estimate import Load, Source, find, peak_bytes, seconds
 from condense.errors import UnavailableError
 from condense.models import gguf, hub
 from condense.models.hub import Listing
+from condense.records.options import ModelOptions
 from tests.conftest import CAUSAL
 
 CONFIG = {
@@ -29,7 +30,7 @@ def run(*arguments: str) -> Any:
 
 @pytest.mark.parametrize("name", [*CAUSAL, "bert", "albert", "bart", "t5"])
 def test_sizes_are_those_of_the_model(tiny: Callable[[str], Path], opened: Callable[[str], Any], name: str) -> None:
-    shape, info = find(str(tiny(name))).shape, opened(name).info
+    shape, info = find(str(tiny(name)), ModelOptions()).shape, opened(name).info
     assert shape.parameters == pytest.approx(info.parameters, rel=0.02)
     assert (shape.width, shape.blocks, shape.vocabulary) == (info.hidden_size, info.blocks, 480)
     assert shape.stored_dtype == "float32" and shape.stored == 4 * shape.parameters
@@ -80,10 +81,12 @@ def test_an_adapter_is_as_large_as_its_base(tiny: Callable[[str], Path], tmp_pat
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "../base"}))
-    assert find(str(adapter)).shape.parameters == find(str(tiny("gpt2"))).shape.parameters
+    assert (
+        find(str(adapter), ModelOptions()).shape.parameters == find(str(tiny("gpt2")), ModelOptions()).shape.parameters
+    )
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(UnavailableError, match="no base model"):
-        find(str(adapter))
+        find(str(adapter), ModelOptions())
 
 
 def test_a_hub_model_tells_what_it_would_download(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +95,7 @@ def test_a_hub_model_tells_what_it_would_download(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(hub, "missing", lambda repo, listing: files[1:])
     monkeypatch.setattr(hub, "remote_config", lambda *args: CONFIG)
     monkeypatch.setattr(estimate, "_offline", lambda: False)
-    source = find("meta-llama/Llama-3.2-1B")
+    source = find("meta-llama/Llama-3.2-1B", ModelOptions())
     assert source.downloads == files[1:]
     assert source.shape.parameters == pytest.approx(1.236e9, rel=0.01)
     done = run("meta-llama/Llama-3.2-1B")
@@ -113,7 +116,7 @@ def test_a_gguf_that_would_be_converted(tmp_path: Path, monkeypatch: pytest.Monk
         "llama.block_count": 30, "llama.context_length": 2048, "tokenizer.ggml.tokens": ["a"] * 49152,
     }  # fmt: skip
     monkeypatch.setattr(gguf, "read_metadata", lambda path: metadata)
-    source = find(str(file))
+    source = find(str(file), ModelOptions())
     assert source.convert and source.shape.parameters == pytest.approx(134.5e6, rel=0.15)
     converting = peak_bytes(source, Load(32, 512, 1, "float32"), libraries=0)
     assert converting > peak_bytes(Source(source.shape), Load(32, 512, 1, "float32"), libraries=0)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from condense.cli.app import app
-from condense.cli.running import MANNER
+from condense.cli.console import MANNER
 from condense.errors import CondenseError, RunError, UnavailableError
 from tests.conftest import VOCABULARY, byte_tokenizer, tiny_config, write_checkpoint
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from condense import files as cache
 from condense.errors import CondenseError, UnavailableError, UsageError
 from condense.models.checkpoint import load
-from condense.models.locate import Options, load_tokenizer, positions_of
+from condense.models.locate import load_tokenizer, positions_of
+from condense.records.options import ModelOptions
 from tests.conftest import build, tiny_config, write_checkpoint
 from tests.models.test_folder import POINTER, sharded, with_config
 
@@ -179,9 +180,9 @@ def test_no_tokenizer(copy_of: Copy) -> None:
         file.unlink()
     assert "--tokenizer" in refused(folder, "no tokenizer in").hint
     with pytest.raises(UnavailableError, match="no tokenizer"):
-        load_tokenizer(folder, Options())
+        load_tokenizer(folder, ModelOptions())
     with pytest.raises(UnavailableError, match="no such file"):
-        load_tokenizer("./nowhere", Options())
+        load_tokenizer("./nowhere", ModelOptions())
 
 
 @pytest.mark.parametrize("content", [POINTER, "{", "", '{"version": "1.0", "model": {"type": "Telepathy"}}'])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from condense.dispersion.disperser import DispersionConfig
+from condense.records.options import ModelOptions
 from condense.records.plans import ArmSpec, Plan
 from condense.training import step_time as overhead
 from condense.training.interventions import Intervention, Regulariser
@@ -88,7 +89,7 @@ def test_memory_is_that_of_a_process_of_its_own(tiny, batch):
     added = 200_000
     larger = ArmSpec("larger-vocab", "larger-vocab")
     found = peak_bytes(
-        str(tiny("llama")), {"device": "cpu", "dtype": "float32"}, Plan(), [(CONTROL, 0, batch), (larger, added, batch)]
+        str(tiny("llama")), ModelOptions(device="cpu"), Plan(), [(CONTROL, 0, batch), (larger, added, batch)]
     )
     assert all(isinstance(peak, int) for peak in found.values()), found
     least = 2 * added * 32 * 4 * 3.5
@@ -97,5 +98,5 @@ def test_memory_is_that_of_a_process_of_its_own(tiny, batch):
 
 
 def test_an_arm_that_cannot_be_measured_has_a_reason(tmp_path, batch):
-    found = peak_bytes(str(tmp_path / "none"), {"device": "cpu"}, Plan(), [(CONTROL, 0, batch)])
+    found = peak_bytes(str(tmp_path / "none"), ModelOptions(device="cpu"), Plan(), [(CONTROL, 0, batch)])
     assert "no such file" in found["control"]
