@@ -227,6 +227,21 @@ def test_the_check_on_loading_can_fail() -> None:
     assert loaded_by("import torch") == ["torch"]
 
 
+PUBLIC = (
+    "Checkpoint", "Comparison", "CondensationMonitor", "CondenseError", "Diagnosis", "Disperser", "DispersionConfig",
+    "DispersionMixin", "DispersionTrainer", "ModelOptions", "Plan", "Treatment", "Trial", "TrialPlan", "Windows",
+    "__version__", "analyze", "compare", "dispersion", "evaluate", "geometry", "load", "parse_arms", "task_effects",
+    "treat", "trial", "windows",
+)  # fmt: skip
+
+
+def test_public_names_are_these() -> None:
+    """A name that goes breaks somebody's code; one that comes has to be documented in docs/python.md."""
+    import condense
+
+    assert sorted(condense.__all__) == list(PUBLIC)
+
+
 def test_public_names_are_really_there() -> None:
     import condense
 
