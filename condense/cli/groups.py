@@ -131,11 +131,12 @@ def flag_parameter(name: str, option: Option) -> inspect.Parameter:
 
 def value_of(name: str, option: Option, value: Any) -> Any:
     """A field's value from its flag's; UsageError for one that the flag does not allow."""
-    if option.flag is not None:
-        if option.flag.environment is None:
-            option.flag.check(name, value)
-        if option.flag.read is not None:
-            return option.flag.read(value)
+    flag = option.flag or Flag("")
+    read = flag.read(value) if flag.read else value
+    if flag.environment is None:  # a variable that is set to nothing is as good as none
+        flag.check(name, value)
+    if flag.read:
+        return read
     return Path(value) if isinstance(value, str) and _text_of(option.kind) is not option.kind else value
 
 
