@@ -12,7 +12,12 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """One number: how it is called, what it means, which values it can take, which way is condensed."""
+    """One number: how it is called, what it means, which values it can take, which way is condensed.
+
+    The last four say how tables show it: under which group and short head, with how many digits, and where. `level`
+    1 is in every table, 2 in those with room (Markdown, the arms beside each other, a wide terminal), 3 in the page's
+    layer table only, 0 in none.
+    """
 
     key: str
     title: str
@@ -23,6 +28,10 @@ class Metric:
     meaning: str
     formula: str
     source: str
+    group: str = "Further"
+    head: str = ""
+    digits: int = 3
+    level: Literal[0, 1, 2, 3] = 2
 
 
 _TABLE = (
@@ -30,17 +39,20 @@ _TABLE = (
         "mean_cosine", "mean cosine", "cosine", -1, 1, "high",
         "How alike the directions of two tokens of one text are on average; 0 is spread, 1 is one direction.",
         "(‖s‖² − n)/(n(n−1)), s = Σ x/‖x‖", "Ethayarajh 2019, arXiv:1909.00512",
+        group="Cosine", head="mean", level=1,
     ),
     Metric(
         "cosine_std", "cosine spread", "cosine", 0, 1, None,
         "Standard deviation of the cosine similarity over all pairs of tokens of a text.",
         "sqrt(mean c² − (mean c)²) over pairs i<j", "Liu et al. 2026, arXiv:2602.00217",
+        group="Cosine", head="spread", level=3,
     ),
     *(
         Metric(
             f"cosine_q{q}", f"cosine {q} % quantile", "cosine", -1, 1, None,
             f"{q} % of the pairs of tokens of a text are less similar than this.",
             "exact quantile over pairs i<j, linear interpolation", "Liu et al. 2026, arXiv:2602.00217",
+            group="Cosine", head=f"{int(q)} %", digits=2, level=0 if q in ("25", "75") else 3,
         )
         for q in ("05", "25", "50", "75", "95")
     ),
@@ -48,63 +60,75 @@ _TABLE = (
         "effective_rank", "effective rank", "dimensions", 1, None, "low",
         "How many directions the tokens of a text use once their common direction is taken away.",
         "exp H(σ/Σσ), σ singular values of the centred unit rows", "Roy & Vetterli 2007, EUSIPCO",
+        group="Rank", head="effective", digits=1, level=1,
     ),
     Metric(
         "entropy_rank", "entropy rank", "dimensions", 1, None, "low",
         "Exponential of the matrix entropy of the cosine matrix; falls to 1 when all tokens point one way.",
         "exp H(λ/Σλ), λ eigenvalues of C/n (uncentred)", "Skean et al. 2025, arXiv:2502.02013",
+        group="Rank", head="entropy", digits=1,
     ),
     Metric(
         "participation_ratio", "participation ratio", "dimensions", 1, None, "low",
         "Number of directions that share the energy evenly, corrected for the number of tokens.",
         "1 / mean c² over pairs i<j", "Chun et al. 2026, arXiv:2509.26560",
+        group="Rank", head="participation", digits=1, level=3,
     ),
     Metric(
         "relative_variance", "relative variance", "share", 0, 1, "low",
         "Share of the states' energy that is not in their mean.",
         "1 − n‖x̄‖²/‖X‖²_F, raw rows", "share of energy outside the mean; equals 1 − R² on unit rows",
+        group="Variance", head="relative",
     ),
     Metric(
         "total_variance", "variance per dimension", "activation²", 0, None, "low",
         "Unbiased variance of the raw states, averaged over dimensions; not comparable across depth.",
         "tr Cov(X)/d", "Bardes et al. 2022, arXiv:2105.04906",
+        group="Variance", head="per dim.", digits=2, level=3,
     ),
     Metric(
         "median_norm", "median norm", "activation", 0, None, None,
         "Median length of the token states: how far the residual stream has grown.",
         "median ‖x‖", "Sun et al. 2024, arXiv:2402.17762",
+        group="Length", head="median norm", digits=1, level=3,
     ),
     Metric(
         "sink_ratio", "sink ratio", "ratio", 1, None, None,
         "Longest state of any position over the median: above 100 one token carries massive activations.",
         "max ‖x‖ over all positions / median ‖x‖", "Sun et al. 2024, arXiv:2402.17762",
+        group="Length", head="sink ratio", digits=1,
     ),
     Metric(
         "mean_cosine_with_sink", "mean cosine, sink kept", "cosine", -1, 1, "high",
         "The mean cosine a naive tool prints: position 0 and special tokens kept.",
         "as mean_cosine, all positions", "Xiao et al. 2024, arXiv:2309.17453",
+        group="Sink kept", head="cosine", level=3,
     ),
     Metric(
         "effective_rank_with_sink", "effective rank, sink kept", "dimensions", 1, None, "low",
         "The effective rank a naive tool prints: raw uncentred rows, position 0 and special tokens kept.",
         "exp H(σ/Σσ), σ of the raw rows", "Roy & Vetterli 2007; arXiv:2510.06477 for the artefact",
+        group="Sink kept", head="rank", digits=1, level=3,
     ),
     Metric(
         "top_dimension_share", "share of the top 3 dimensions", "share", None, None, None,
         "Share of the mean cosine that three single coordinates make; near 1 the cone is three dimensions.",
         "Σ top 3 of (s_k² − Σ u_ik²)/(n(n−1)) / mean_cosine",
         "Timkey & van Schijndel 2021, arXiv:2109.04404",
+        group="Dimensions", head="share of top 3",
     ),
     Metric(
         "mean_cosine_without_top_dimensions", "mean cosine without top 3", "cosine", -1, 1, "high",
         "Mean cosine after the text's own three strongest coordinates are set to zero.",
         "as mean_cosine, top 3 coordinates zeroed in x",
         "Timkey & van Schijndel 2021, arXiv:2109.04404",
+        group="Cosine", head="without top 3", level=1,
     ),
     Metric(
         "cross_text_cosine", "cross-text cosine", "cosine", -1, 1, "high",
         "Mean cosine of tokens of different texts: the anisotropy baseline, a direction common to all texts.",
         "(‖Σs_t‖² − Σ‖s_t‖²)/Σ_{t≠t'} n_t n_t'", "Ethayarajh 2019, arXiv:1909.00512",
+        group="Cosine", head="cross-text",
     ),
 )  # fmt: skip
 
@@ -113,16 +137,19 @@ _QUALITY = (
         "loss", "loss", "nats/token", 0, None, None,
         "Mean negative log-likelihood of the predicted tokens; for masked models a pseudo-loss.",
         "−mean log p(token)", "Salazar et al. 2020, arXiv:1910.14659 for the masked form",
+        group="Quality", head="loss", digits=4, level=1,
     ),
     Metric(
         "perplexity", "perplexity", "", 1, None, None,
         "Exponential of the loss; comparable only between models with one tokenizer.",
         "exp(loss)", "Jelinek et al. 1977",
+        group="Quality", head="perplexity", digits=2,
     ),
     Metric(
         "bits_per_byte", "bits per byte", "bits/byte", 0, None, None,
         "Bits the model needs for a byte of text; comparable across tokenizers and vocabularies.",
         "Σ nats / (ln 2 · UTF-8 bytes of the predicted span)", "Gao et al. 2020, arXiv:2101.00027",
+        group="Quality", head="bits/byte", digits=4, level=1,
     ),
 )  # fmt: skip
 

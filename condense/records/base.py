@@ -89,6 +89,11 @@ class Estimate:
     null_ratio: float | None = None
     reason: str | None = None
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval leaves 0 out; False where there is no interval."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
 
 @dataclass(frozen=True)
 class Finding:
