@@ -17,9 +17,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,10 @@ from torch import Tensor, nn
 from condense.dispersion import losses as dispersion
 from condense.dispersion.tokens import GIVEN, choose, from_candidates, overriding, read_documents, special_tokens
 from condense.errors import RunError, UnavailableError
-from condense.models.layers import Site, Stack, find_stacks, unwrapped
+from condense.models.layers import Site, Stack, find_stacks, path_of, unwrapped
 from condense.records.plans import Plan
 
+_LOG = logging.getLogger("condense")
 _RANGES = ("all", "late", "early", "last")
 
 
@@ -78,7 +80,10 @@ def _numbers(layers: str | Sequence[int]) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or 0 in numbers:
-        raise ValueError(f"layers must be {', '.join(_RANGES)} or block numbers such as 3,7,-1, got {layers!r}")
+        counted = " (blocks are counted from 1)" if 0 in numbers else ""
+        raise ValueError(
+            f"layers must be {', '.join(_RANGES)} or block numbers such as 3,7,-1, got {layers!r}{counted}"
+        )
     return numbers
 
 
@@ -99,14 +104,17 @@ def chosen_blocks(layers: str | Sequence[int], blocks: int) -> list[int]:
 # --- the penalty ------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Pass:
-    """One forward pass through one stack: from where `opener` is called until it returns."""
+class _Pass(TypedDict):
+    """One forward pass through one stack: from where its outermost module is called until that returns.
 
-    opener: nn.Module
-    calls: int = 0
-    inputs: dict[nn.Module, dict[str, Any]] = field(default_factory=dict)
-    states: dict[Site, Tensor] = field(default_factory=dict)
+    Modules and sites are numbers here, and the pass is a plain dictionary, so that torch.compile can trace the hooks.
+    """
+
+    opener: int  # which of the containers was called first
+    calls: int  # blocks that ran with gradients
+    silent: int  # blocks that ran without, inside a pass with gradients
+    inputs: dict[int, dict[str, Any]]  # what each container was given
+    states: dict[int, Tensor]  # by block number; 0 is the output
 
 
 class Disperser:
@@ -139,12 +147,15 @@ class Disperser:
         self._loss: Callable[..., Tensor] = functools.partial(dispersion.LOSSES[loss], **(constants or {}))
         self._stacks = find_stacks(model)
         self._sites = {stack.name: _sites(stack, self.config) for stack in self._stacks}
+        self._wanted = {name: frozenset(map(_number, sites)) for name, sites in self._sites.items()}
+        self._blocks = {stack.name: stack.blocks for stack in self._stacks}
         self._special = special_tokens(model, special_ids)
         self._hooks = contextlib.ExitStack()
         self._attached = False
         self._step = 0
         self._open: dict[str, _Pass] = {}
         self._done: dict[str, _Pass] = {}
+        self._seen = {"stray": 0, "without gradients": 0}
 
     @property
     def attached(self) -> bool:
@@ -157,14 +168,19 @@ class Disperser:
             return self
         with contextlib.ExitStack() as hooks:
             for stack in self._stacks:
-                enter, block, leave = (functools.partial(f, stack) for f in (self._enter, self._block, self._leave))
-                for module in self._containers(stack):
+                for index, module in enumerate(self._containers(stack)):
+                    enter = functools.partial(self._enter, stack.name, index, _parameters(module))
+                    output = module is not self.model or module is stack.root
+                    leave = functools.partial(self._leave, stack.name, index, output)
                     hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                     hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
                 for module in stack.modules:
-                    hooks.callback(module.register_forward_hook(block).remove)
+                    hooks.callback(module.register_forward_hook(functools.partial(self._block, stack.name)).remove)
+            hooks.callback(_forget_compiled, self.model)
             self._hooks = hooks.pop_all()
+        _forget_compiled(self.model)
         self._attached = True
+        _LOG.info("%r", self)
         return self
 
     def detach(self) -> None:
@@ -179,6 +195,16 @@ class Disperser:
 
     def __exit__(self, *exception: object) -> None:
         self.detach()
+
+    def __repr__(self) -> str:
+        """What is hooked: loss, coefficient, and how many blocks at which module path."""
+        inner = unwrapped(self.model)
+        hooked = [
+            f"{len(self._sites[stack.name])} of {stack.blocks} blocks at {path_of(inner, stack)}"
+            for stack in self._stacks
+        ]
+        state = "attached" if self._attached else "not attached"
+        return f"Disperser({self.config.loss} x {self.config.coefficient:g} on {', '.join(hooked)}; {state})"
 
     def penalty(
         self,
@@ -200,23 +226,21 @@ class Disperser:
         """
         passes, self._done = self._done, {}
         if len(passes) < len(self._stacks):
-            raise RunError(
-                "penalty() without a new forward pass of the hooked model under gradients",
-                "call the model inside the `with` block, under torch.enable_grad(), once before each penalty()",
-            )
+            raise self._nothing_collected()
+        self._seen = dict.fromkeys(self._seen, 0)
         step, self._step = (self._step if step is None else step), self._step + 1
         explicit = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         values, cosines, sites = [], [], []
         for stack in self._stacks:
-            inputs, states = passes[stack.name].inputs, passes[stack.name].states
-            known = [inputs[module] for module in self._containers(stack) if module in inputs]
+            inputs, states = passes[stack.name]["inputs"], passes[stack.name]["states"]
+            known = [inputs[index] for index in sorted(inputs)]
             given = {name: [one[name] for one in known] for name in GIVEN}
             like = next(iter(states.values()))
             documents = from_candidates(overriding(given, explicit, like.shape[:2]), like, self._special)
             explicit = {}
             choice = choose(documents, self.config.max_tokens, self.config.seed, step)
             for site in self._sites[stack.name]:
-                rows, mask = choice.of(states.pop(site))
+                rows, mask = choice.of(states.pop(_number(site)))
                 values.append(self._loss(rows, mask))
                 cosines.append(dispersion.mean_cosine(rows.detach(), mask))
                 sites.append(site)
@@ -239,7 +263,7 @@ class Disperser:
         """How many sequences `penalty` averages over for these inputs of the model. ValueError without input_ids."""
         return int(read_documents(inputs, self._special).sequences)
 
-    # The hooks. Not `capture.watching`, which trusts that the stack's root is called: here anything may be called,
+    # The hooks. Not `layers.watching`, which trusts that the stack's root is called: here anything may be called,
     # and some models (OPT) and wrappers (PEFT) go past the root. The outermost container that is called counts.
 
     def _containers(self, stack: Stack) -> list[nn.Module]:
@@ -247,49 +271,77 @@ class Disperser:
         outer = [self.model] if len(self._stacks) == 1 else []
         return list(dict.fromkeys([stack.root, *outer, _owner(stack)]))
 
-    def _enter(self, stack: Stack, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.is_grad_enabled():
-            passing = self._open.setdefault(stack.name, _Pass(module))
-            passing.inputs[module] = _inputs(module, args, kwargs)
+    def _enter(self, stack: str, index: int, parameters: tuple[str, ...], module: Any, args: Any, kwargs: Any) -> None:
+        if not torch.is_grad_enabled():
+            return
+        passing = self._open.get(stack)
+        if passing is None:
+            passing = {"opener": index, "calls": 0, "silent": 0, "inputs": {}, "states": {}}
+            self._open[stack] = passing
+        named = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        passing["inputs"][index] = {name: named.get(name) for name in GIVEN}
 
-    def _block(self, stack: Stack, module: nn.Module, args: Any, output: Any) -> None:
+    def _block(self, stack: str, module: Any, args: Any, output: Any) -> None:
         # No pass is open while blocks are recomputed in the backward pass, nor in a pass without gradients.
-        passing = self._open.get(stack.name)
-        if passing is not None and torch.is_grad_enabled():
-            passing.calls += 1
-            self._keep(passing, Site("block", stack.name, passing.calls, stack.blocks), output)
+        passing = self._open.get(stack)
+        if passing is None:
+            self._seen["stray" if torch.is_grad_enabled() else "without gradients"] += 1
+        elif not torch.is_grad_enabled():
+            passing["silent"] += 1
+        else:
+            passing["calls"] += 1
+            self._keep(stack, passing, passing["calls"], output)
 
-    def _leave(self, stack: Stack, module: nn.Module, args: Any, output: Any) -> None:
-        passing = self._open.get(stack.name)
+    def _leave(self, stack: str, index: int, has_output: bool, module: Any, args: Any, output: Any) -> None:
+        passing = self._open.get(stack)
         if passing is None:
             return
-        if module is not self.model or module is stack.root or hasattr(output, "last_hidden_state"):
-            site = Site("output", stack.name, stack.blocks, stack.blocks)
-            self._keep(passing, site, getattr(output, "last_hidden_state", output))
-        if passing.opener is not module:
+        if has_output or hasattr(output, "last_hidden_state"):
+            self._keep(stack, passing, 0, getattr(output, "last_hidden_state", output))
+        if passing["opener"] != index:
             return
-        del self._open[stack.name]
+        del self._open[stack]
         if output is None:
             return  # the forward pass raised
-        if passing.calls != stack.blocks:
-            raise RunError(
-                f"{passing.calls} of {stack.blocks} blocks of the {stack.name} were called in a forward pass",
-                "set layerdrop to 0; with activation checkpointing, use transformers 5.23 or newer",
-            )
-        if len(passing.states) != len(self._sites[stack.name]):
-            raise RunError(f"the {stack.name} gave no last_hidden_state", "leave paper_sites out")
-        self._done[stack.name] = passing
+        if passing["calls"] != self._blocks[stack]:
+            raise _miscounted(stack, passing, self._blocks[stack])
+        if len(passing["states"]) != len(self._wanted[stack]):
+            raise RunError(f"the {stack} gave no last_hidden_state", "leave paper_sites out")
+        self._done[stack] = passing
 
-    def _keep(self, passing: _Pass, site: Site, output: Any) -> None:
-        if site not in self._sites[site.stack]:
+    def _keep(self, stack: str, passing: _Pass, number: int, output: Any) -> None:
+        if number not in self._wanted[stack]:
             return
         states = output[0] if isinstance(output, tuple | list) else output
         if not isinstance(states, Tensor) or states.ndim != 3:
             raise UnavailableError(
-                f"{site.name} {site.index} of the {site.stack} does not hand on one (batch, tokens, width) stream",
+                f"{f'block {number}' if number else 'the output'} of the {stack} does not return one "
+                "(batch, tokens, width) stream",
                 "models with several residual streams are not supported",
             )
-        passing.states[site] = states
+        passing["states"][number] = states
+
+    def _nothing_collected(self) -> RunError:
+        """Why there is nothing to take the penalty of, as far as the hooks saw it."""
+        if not self._attached:
+            return RunError(
+                "penalty() of a Disperser that is not attached",
+                "call disperser.attach() once, or use it as a context manager around the training loop",
+            )
+        if self._seen["stray"]:
+            return RunError(
+                "penalty(): blocks of the hooked model ran, but none of the modules around them was called",
+                f"give Disperser the module that your loop calls, not a part of it or another wrapper ({self!r})",
+            )
+        if self._seen["without gradients"]:
+            return RunError(
+                "penalty(): the last forward pass was not under gradients",
+                "call the model under torch.enable_grad(), not under no_grad() or inference_mode()",
+            )
+        return RunError(
+            "penalty() without a new forward pass of the hooked model",
+            f"call this very module once before each penalty(); a copy of it has no hooks ({self!r})",
+        )
 
 
 def _owner(stack: Stack) -> nn.Module:
@@ -308,9 +360,32 @@ def _sites(stack: Stack, config: DispersionConfig) -> tuple[Site, ...]:
     return (*sites, Site("output", stack.name, stack.blocks, stack.blocks)) if normed else sites
 
 
-def _inputs(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those inputs of a call that say which token is what."""
-    named = dict(kwargs)
-    if args:
-        named |= dict(zip(inspect.signature(unwrapped(module).forward).parameters, args, strict=False))
-    return {name: named.get(name) for name in GIVEN}
+def _number(site: Site) -> int:
+    """A site as the hooks know it: the number of the block, 0 for the output."""
+    return site.index if site.name == "block" else 0
+
+
+def _parameters(module: nn.Module) -> tuple[str, ...]:
+    """The names of a module's positional arguments."""
+    return tuple(inspect.signature(unwrapped(module).forward).parameters)
+
+
+def _miscounted(stack: str, passing: _Pass, blocks: int) -> RunError:
+    """The error of a forward pass that called another number of blocks than the stack has."""
+    calls, silent = passing["calls"], passing["silent"]
+    if calls == 0 and silent:
+        return RunError(
+            f"the blocks of the {stack} ran without gradients inside a forward pass with gradients",
+            "reentrant activation checkpointing hides the states: use checkpoint(..., use_reentrant=False)",
+        )
+    hint = "set layerdrop to 0; with activation checkpointing, use transformers 5.23 or newer"
+    if calls > blocks:
+        hint = "blocks that are shared or looped are called more often than there are modules: not supported here"
+    return RunError(f"{calls} of {blocks} blocks of the {stack} were called in a forward pass", hint)
+
+
+def _forget_compiled(model: nn.Module) -> None:
+    """Make a compiled model trace its hooks anew: what was compiled before does not look at them again."""
+    compiled = (hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) for part in model.modules())
+    if any(compiled):
+        torch.compiler.reset()

@@ -104,6 +104,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return found
 
 
+def path_of(model: nn.Module, stack: Stack) -> str:
+    """The path of the module that holds a stack's blocks, such as `model.layers`; "the model itself" at the top."""
+    paths = [name for name, module in model.named_modules() if module is stack.modules[0]]
+    return (paths[0].rpartition(".")[0] if paths else "") or "the model itself"
+
+
 def _part(model: nn.Module, getter: str) -> nn.Module | None:
     try:
         part = getattr(model, getter)()

@@ -1,11 +1,13 @@
 """Disperser in a plain loop: which states, which tokens, which scale, and nothing left behind."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from transformers import (
     AlbertConfig,
@@ -508,8 +510,76 @@ def test_a_penalty_is_consumed_once(batch: dict[str, Tensor]) -> None:
         with pytest.raises(RunError, match="without a new forward"):
             disperser.penalty()
     model(**batch)
-    with pytest.raises(RunError, match="without a new forward"):
+    with pytest.raises(RunError, match="not attached"):
         disperser.penalty()
+
+
+def test_what_is_hooked_is_said(batch: dict[str, Tensor], caplog: pytest.LogCaptureFixture) -> None:
+    disperser = Disperser(llama(), 0.3, layers="late")
+    assert repr(disperser) == "Disperser(angular x 0.3 on 2 of 3 blocks at model.layers; not attached)"
+    with caplog.at_level("INFO", logger="condense"):
+        disperser.attach()
+    assert "2 of 3 blocks at model.layers; attached" in caplog.text
+
+
+def test_the_cause_is_named_where_nothing_was_collected(batch: dict[str, Tensor]) -> None:
+    model = llama()
+    never = Disperser(model)
+    model(**batch)
+    with pytest.raises(RunError, match="not attached") as caught:
+        never.penalty()
+    assert "attach()" in str(caught.value.hint)
+    with Disperser(model) as disperser:
+        with torch.no_grad():
+            model(**batch)
+        with pytest.raises(RunError, match="not under gradients"):
+            disperser.penalty()
+        states = model.model.embed_tokens(batch["input_ids"])
+        turns = model.model.rotary_emb(states, torch.arange(states.shape[1])[None])
+        model.model.layers[0](states, position_embeddings=turns)
+        with pytest.raises(RunError, match="none of the modules around them was called"):
+            disperser.penalty()
+    with Disperser(model) as disperser:
+        llama()(**batch)  # another copy than the one that is hooked
+        with pytest.raises(RunError, match="without a new forward pass of the hooked model"):
+            disperser.penalty()
+
+
+def test_blocks_that_run_without_gradients_inside_a_pass_are_called_reentrant(batch: dict[str, Tensor]) -> None:
+    model = llama()
+    call = torch.nn.Module.__call__
+
+    class Reentrant(nn.Module):
+        def __init__(self, block: nn.Module) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, states: Tensor, **options: Any) -> Any:
+            return torch.utils.checkpoint.checkpoint(
+                functools.partial(call, self.block, **options), states, use_reentrant=True
+            )
+
+    with Disperser(model):
+        for index, block in enumerate(model.model.layers):
+            model.model.layers[index] = Reentrant(block)
+        with pytest.raises(RunError, match="without gradients inside") as caught:
+            model(**batch)
+    assert "use_reentrant=False" in str(caught.value.hint)
+
+
+def test_blocks_that_are_called_too_often_are_called_looped(batch: dict[str, Tensor]) -> None:
+    model = llama()
+    with Disperser(model):
+        model.model.layers.extend(list(model.model.layers))
+        model.config.num_hidden_layers = 6
+        with pytest.raises(RunError, match="6 of 3 blocks") as caught:
+            model(**batch, use_cache=False)
+    assert "looped" in str(caught.value.hint)
+
+
+def test_layers_are_counted_from_one() -> None:
+    with pytest.raises(ValueError, match="counted from 1"):
+        Disperser(llama(), layers="0,1")
 
 
 def test_passes_without_gradients_do_not_disturb(batch: dict[str, Tensor]) -> None:
