@@ -225,7 +225,10 @@ def test_positions_under_any_name(values: dict[str, Any], positions: int | None)
 # --- runs of an older version -----------------------------------------------------------------------
 
 
-def test_a_metric_that_an_older_run_lacks(diagnosed: Callable[[str], Any], tmp_path: Path) -> None:
+def test_a_metric_that_an_older_run_lacks(
+    diagnosed: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     own = json.loads(diagnosed("llama").to_json())
     (tmp_path / "new.json").write_text(json.dumps(own))
     kept = {"mean_cosine", "effective_rank"}
