@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from condense.errors import RunError, UsageError
@@ -105,6 +105,11 @@ def sha256_of_files(files: Iterable[Path]) -> str:
     for file in files:
         with file.open("rb") as stream:
             hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return joined_sha256(hashes)
+
+
+def joined_sha256(hashes: Sequence[str]) -> str:
+    """The hash of a file as it is; of several (shards), the sha256 of their sorted hashes joined."""
     return hashes[0] if len(hashes) == 1 else sha256("".join(sorted(hashes)))
 
 

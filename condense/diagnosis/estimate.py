@@ -6,6 +6,7 @@ activations, a block of logits, the pairs of one text and the Gram matrices of a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any
 from condense.errors import UnavailableError
 from condense.files import expanded
 from condense.models import folder as inspection
-from condense.models import gguf, hub
+from condense.models import gguf, hub, hub_files
 from condense.records.options import ModelOptions
 
 BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -70,28 +71,20 @@ def find(model: str, options: ModelOptions) -> Source:
     """Sizes of MODEL from its config and headers. UnavailableError as `load` would raise it for these files."""
     if inspection.is_path(model):
         return _local(expanded(model), options)
-    if not options.offline and not _offline():
-        listing = hub.list_files(
-            model,
-            options.revision,
-            options.token,
-            options.allow_pickle,
-            options.trust_remote_code,
-            not options.random_init,
-        )
-        downloads = hub.missing(model, listing)
-        if downloads:
-            config = hub.remote_config(model, listing.revision, options.token)
-            size = sum(size for name, size in listing.files if name.endswith((".safetensors", ".bin")))
-            return Source(shape(config, model, stored=size), downloads)
-    folder = hub.fetch(model, options.revision, options.token, offline=True).path
-    return _local(folder, options, name=model)
-
-
-def _offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
+    selection, commit = hub_files.Selection.of(options), options.revision
+    if not hub.is_offline(options.offline):
+        try:
+            listing = hub.list_files(model, options, selection)
+            if listing.missing:
+                config = hub.remote_config(model, listing.revision, options.token)
+                size = sum(size for name, size in listing.files if name.endswith(hub_files.WEIGHTS))
+                return Source(shape(config, model, stored=size), listing.missing)
+            commit = listing.revision
+        except hub.HubOutageError:
+            with contextlib.suppress(UnavailableError):
+                return _local(hub_files.cached(model, commit, selection).path, options, name=model)
+            raise
+    return _local(hub_files.cached(model, commit, selection).path, options, name=model)
 
 
 def _local(path: Path, options: ModelOptions, name: str | None = None) -> Source:

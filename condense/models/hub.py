@@ -1,161 +1,239 @@
 """Checkpoints by hub id: which files, how large, is there room, and what went wrong. Nothing unasked.
 
 Only the top-level files a measurement needs are fetched: config, tokenizer, generation config and the
-safetensors weights (never a second copy in another format).
+safetensors weights (never a second copy in another format). What a user should know goes to the logger
+`condense`: downloads as information, a hub that is not reachable and damaged files as warnings.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fnmatch
+import glob
 import json
+import logging
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from condense.errors import CondenseError, RunError, UnavailableError
-from condense.models.folder import PICKLE_HINT
+from condense.files import sha256_of_files
+from condense.models.hub_files import (
+    COMMIT,
+    GO_ONLINE,
+    INDEX,
+    WEIGHTS,
+    Fetched,
+    Selection,
+    cached,
+    damage,
+    needed,
+    repository_of,
+    shards_of,
+)
+from condense.records.options import ModelOptions
 
-_SMALL = (
-    "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "*.model", "chat_template*", "tekken.json", "modules.json",
-    "adapter_config.json", "sentence_bert_config.json",
-)  # fmt: skip
 _MARGIN = 1.2
+_SECONDS = 10.0  # until a hub that does not answer counts as not reachable
+_REPORTED = 10  # percent of a download between two lines
+_LOGGER = logging.getLogger("condense")
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A snapshot on disk and the commit it is of."""
-
-    path: Path
-    revision: str | None
+class HubOutageError(UnavailableError):
+    """The hub does not answer, answers with an error of its own (5xx), or refuses because of too many requests."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a repository that would be fetched, with their sizes in bytes."""
+    """The files of a repository that a measurement needs, with their bytes, and of them those not on this disk."""
 
     files: tuple[tuple[str, int], ...]
-    revision: str | None
+    missing: tuple[tuple[str, int], ...]
+    revision: str
 
     @property
     def size(self) -> int:
-        """Bytes of all of them."""
-        return sum(size for _, size in self.files)
+        """Bytes to download."""
+        return sum(size for _, size in self.missing)
 
 
-Announce = Callable[[str], None]
+def fetch(repo: str, options: ModelOptions, selection: Selection | None = None) -> Fetched:
+    """Fetch what is needed of a repository (by default: a model) into the hub's own cache and return the folder.
 
-
-def to_stderr(line: str) -> None:
-    """Say a line where progress goes."""
-    sys.stderr.write(f"{line}\n")
-
-
-def fetch(
-    repo: str,
-    revision: str | None,
-    token: str | None,
-    offline: bool,
-    *,
-    allow_pickle: bool = False,
-    code: bool = False,
-    weights: bool = True,
-    tokenizer_only: bool = False,
-    announce: Announce = to_stderr,
-) -> Fetched:
-    """Fetch what is needed of a repository into the hub's own cache and return the folder.
-
-    Prints size and free disk first. UnavailableError tells missing, gated, private and offline apart;
-    RunError if the disk is too small.
+    Size and free disk are logged first. Offline, or where the hub is not reachable, the copy in the cache is used
+    if it is whole. UnavailableError tells missing, gated, private, offline and not reachable apart; RunError if the
+    disk is too small.
     """
-    from huggingface_hub import constants, snapshot_download
+    chosen, revision = selection or Selection.of(options), options.revision
+    if is_offline(options.offline):
+        return _repaired(cached(repo, revision, chosen), options)
+    if revision and COMMIT.fullmatch(revision):  # a commit never changes: what is whole needs no question
+        with contextlib.suppress(UnavailableError):
+            return _repaired(cached(repo, revision, chosen, listed=True), options)
+    try:
+        listing = list_files(repo, options, chosen)
+        fetched = _download(repo, options, listing)
+    except HubOutageError as outage:
+        with contextlib.suppress(UnavailableError):
+            kept = cached(repo, revision, chosen)
+            _LOGGER.warning("%s; going on with the copy in %s", outage, kept.path)
+            return kept
+        raise
+    return _repaired(fetched, options)
 
-    if offline or constants.HF_HUB_OFFLINE:
-        with _explained(repo):
-            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-        return Fetched(folder, folder.name)
-    listing = list_files(repo, revision, token, allow_pickle, code, weights and not tokenizer_only)
-    names = [name for name, _ in listing.files]
-    if weights and not tokenizer_only and not any(name.endswith((".safetensors", ".bin")) for name in names):
-        raise UnavailableError(f"{repo} has no safetensors weights", PICKLE_HINT)
-    _check_room(repo, listing, Path(constants.HF_HUB_CACHE), announce)
+
+def is_offline(offline: bool = False) -> bool:
+    """True if the hub must not be asked: by the option, or by HF_HUB_OFFLINE when the client was imported."""
+    from huggingface_hub import constants
+
+    return offline or bool(constants.HF_HUB_OFFLINE)
+
+
+def list_files(repo: str, options: ModelOptions, selection: Selection) -> Listing:
+    """What `fetch` would need and what it would download; nothing is kept. HubOutageError if it cannot be asked."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    token = options.token
     with _explained(repo):
-        folder = Path(snapshot_download(repo, revision=listing.revision, token=token, allow_patterns=names))
-    return Fetched(folder, listing.revision)
-
-
-def list_files(
-    repo: str, revision: str | None, token: str | None, allow_pickle: bool, code: bool, weights: bool = True
-) -> Listing:
-    """What `fetch` would download: names and sizes."""
-    from huggingface_hub import HfApi
-
-    with _explained(repo):
-        info = HfApi(token=token).model_info(repo, revision=revision, files_metadata=True)
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
-    chosen = needed(tuple(sizes), allow_pickle, code, weights)
-    return Listing(tuple((name, sizes[name]) for name in chosen), info.sha)
-
-
-def missing(repo: str, listing: Listing) -> tuple[tuple[str, int], ...]:
-    """Of a listing, the files that are not in the hub's cache yet."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return tuple(
-        (name, size) for name, size in listing.files
-        if not isinstance(try_to_load_from_cache(repo, name, revision=listing.revision), str)
-    )  # fmt: skip
+        info = HfApi(token=token).model_info(repo, revision=options.revision, timeout=_SECONDS)
+        commit, present = str(info.sha), [file.rfilename for file in info.siblings or [] if "/" not in file.rfilename]
+        indexed = selection.weights and INDEX in present and "model.safetensors" not in present
+        names = needed(repo, present, selection, shards_of(_read_remote(repo, commit, INDEX, token)) if indexed else ())
+        # the client's own look at the cache, which knows blobs that another commit brought
+        files = snapshot_download(repo, revision=commit, token=token, allow_patterns=_literal(names), dry_run=True)
+    sizes = {file.filename: file.file_size or 0 for file in files}
+    missing = sorted(file.filename for file in files if file.will_download)
+    return Listing(tuple(sorted(sizes.items())), tuple((name, sizes[name]) for name in missing), commit)
 
 
 def remote_config(repo: str, revision: str | None, token: str | None) -> dict[str, Any]:
     """config.json of a repository, read without keeping it; {} where it has none or it is not an object."""
-    from huggingface_hub import HfFileSystem
-
     with _explained(repo):
         try:
-            text = HfFileSystem(token=token).cat_file(f"{repo}@{revision or 'main'}/config.json")
-        except FileNotFoundError:
+            config = json.loads(_read_remote(repo, revision or "main", "config.json", token))
+        except (FileNotFoundError, ValueError):
             return {}
-    try:
-        config = json.loads(text)
-    except ValueError:
-        return {}
     return config if isinstance(config, dict) else {}
 
 
-def needed(names: Sequence[str], allow_pickle: bool = False, code: bool = False, weights: bool = True) -> list[str]:
-    """Of the top-level files of a repository, those that a measurement reads."""
-    patterns = [*_SMALL, *(("*.py",) if code else ())]
-    chosen = {name for name in names for pattern in patterns if fnmatch.fnmatch(name, pattern)}
-    if weights:
-        whole = [name for name in names if name in ("model.safetensors", "adapter_model.safetensors")]
-        shards = [name for name in names if fnmatch.fnmatch(name, "model-*-of-*.safetensors")]
-        index = [name for name in names if name == "model.safetensors.index.json"]
-        pickles = [name for name in names if fnmatch.fnmatch(name, "pytorch_model*.bin*")]
-        chosen |= set(whole or [*shards, *index] or (pickles if allow_pickle else []))
-    return sorted(chosen)
+def _read_remote(repo: str, revision: str, name: str, token: str | None) -> bytes:
+    from huggingface_hub import HfFileSystem
+
+    data: bytes = HfFileSystem(token=token, skip_instance_cache=True).cat_file(f"{repo}@{revision}/{name}")
+    return data
 
 
-def _check_room(repo: str, listing: Listing, cache: Path, announce: Announce) -> None:
-    place = cache
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    announce(f"{repo}: {len(listing.files)} files, {_bytes(listing.size)}; free disk {_bytes(free)} in {place}")
+def _literal(names: Iterable[str]) -> list[str]:
+    """Patterns that match these names and nothing else."""
+    return [glob.escape(name) for name in names]
+
+
+# --- downloading ------------------------------------------------------------------------------------
+
+
+def _download(repo: str, options: ModelOptions, listing: Listing) -> Fetched:
+    """The snapshot with all that is listed. Asked for by its branch or tag, so that it is found offline again."""
+    from huggingface_hub import constants, snapshot_download
+
+    if listing.missing:
+        _check_disk(repo, listing, Path(constants.HF_HUB_CACHE))
+    with _explained(repo):
+        folder = Path(
+            snapshot_download(
+                repo,
+                revision=options.revision,
+                token=options.token,
+                allow_patterns=_literal(name for name, _ in listing.files),
+                tqdm_class=_progress(repo, listing.size),
+            )
+        )
+    return Fetched(folder, folder.name)
+
+
+def _check_disk(repo: str, listing: Listing, cache: Path) -> None:
+    folder = next(parent for parent in (cache, *cache.absolute().parents) if parent.exists())
+    free, count = shutil.disk_usage(folder).free, len(listing.missing)
+    _LOGGER.info(
+        "%s: %d of %d files to download, %s; free disk %s in %s",
+        *(repo, count, len(listing.files), size_in_words(listing.size), size_in_words(free), folder),
+    )
     if free < _MARGIN * listing.size:
         raise RunError(
-            f"not enough disk for {repo}: {_bytes(listing.size)} needed, {_bytes(free)} free in {place}",
+            f"not enough disk for {repo}: {size_in_words(listing.size)} to download, {size_in_words(free)} free "
+            f"in {folder}",
             "free some space or set HF_HOME to another disk",
         )
 
 
-def _bytes(size: int) -> str:
+def size_in_words(size: float) -> str:
+    """`1.24 GB`, `38.2 MB`."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _progress(repo: str, total: int) -> Any:
+    """A class in place of the client's progress bars: a line to the log at every tenth of the download."""
+    from tqdm.auto import tqdm
+
+    class Lines(tqdm):  # type: ignore[misc]
+        """Counts the bytes that were written, and draws nothing."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})
+            # of the client's bars the one that counts what is on the disk; "total" is known before it is
+            self.counts = str(options.get("desc", "")).startswith("Reconstructing")
+            self.done, self.told = 0.0, 0
+
+        def update(self, n: float | None = 1) -> None:
+            if not self.counts or total <= 0:
+                return
+            self.done += n or 0
+            percent = int(100 * self.done / total) // _REPORTED * _REPORTED
+            if percent > self.told:
+                self.told = percent
+                _LOGGER.info("%s: %d %% of %s", repo, min(percent, 100), size_in_words(total))
+
+    return Lines
+
+
+# --- damaged files ----------------------------------------------------------------------------------
+
+
+def _repaired(fetched: Fetched, options: ModelOptions) -> Fetched:
+    """Check the files beside the weights, whose hash is taken later in any case."""
+    for file in sorted(fetched.path.iterdir()):
+        if not file.name.endswith(WEIGHTS):
+            _intact(file, options)
+    return fetched
+
+
+def checked_sha256(files: Iterable[Path], options: ModelOptions) -> list[str]:
+    """The sha256 of each file; one of the hub's cache that is not what it is kept under is fetched again.
+
+    UnavailableError with its path where that is not possible.
+    """
+    digests = []
+    for file in files:
+        digest = sha256_of_files((file,))
+        if not _intact(file, options, digest):
+            digest = sha256_of_files((file,))
+        digests.append(digest)
+    return digests
+
+
+def _intact(file: Path, options: ModelOptions, digest: str | None = None) -> bool:
+    """True if a file of the hub's cache is what it should be; else it is fetched again, and False."""
+    repo, wrong = repository_of(file), damage(file, digest)
+    if repo is None or not wrong:
+        return True
+    if is_offline(options.offline):
+        raise UnavailableError(wrong, GO_ONLINE)
+    from huggingface_hub import hf_hub_download
+
+    _LOGGER.warning("%s; fetching it again", wrong)
+    with _explained(repo):
+        hf_hub_download(repo, file.name, revision=file.parent.name, token=options.token, force_download=True)
+    return False
 
 
 def push(folder: Path, repo: str, token: str | None) -> None:
@@ -168,20 +246,30 @@ def push(folder: Path, repo: str, token: str | None) -> None:
         client.upload_folder(repo_id=repo, folder_path=str(folder))
 
 
+# --- failures ---------------------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def _explained(repo: str) -> Iterator[None]:
-    """Turn the hub client's failures into one line each that says what to do."""
+    """Turn the hub client's failures into one line each that says what to do; its lines on retries are not shown."""
+    from huggingface_hub.utils import logging as client
+
+    level = client.get_verbosity()
+    if level > logging.DEBUG:
+        client.set_verbosity_error()
     try:
         yield
     except CondenseError:
         raise
     except Exception as error:  # the client raises kinds of four libraries; explain() tells them apart
         raise explain(error, repo) from error
+    finally:
+        client.set_verbosity(level)
 
 
 def explain(error: Exception, repo: str) -> CondenseError:
     """The line a user reads for a failure of the hub client."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 8:
@@ -190,29 +278,40 @@ def explain(error: Exception, repo: str) -> CondenseError:
     def any_of(*kinds: type[BaseException]) -> bool:
         return any(isinstance(link, kinds) for link in chain)
 
+    page = f"{constants.ENDPOINT.removeprefix('https://')}/{repo}"
     if any_of(errors.GatedRepoError):
         return UnavailableError(
-            f"{repo} is gated", f"accept its terms on huggingface.co/{repo}, then set HF_TOKEN or run: hf auth login"
+            f"{repo} is gated", f"accept its terms on {page}, then set HF_TOKEN or run: hf auth login"
         )
     if any_of(errors.DisabledRepoError):
-        return UnavailableError(f"{repo} is disabled on the hub", f"see huggingface.co/{repo}")
+        return UnavailableError(f"{repo} is disabled on the hub", f"see {page}")
     if any_of(errors.RevisionNotFoundError):
         return UnavailableError(f"{repo} has no such revision", "look at its branches and tags")
+    answers = [
+        link.response.status_code
+        for link in chain
+        if isinstance(link, errors.HfHubHTTPError) and getattr(link, "response", None) is not None
+    ]
     if any_of(errors.RepositoryNotFoundError):
         return UnavailableError(
             f"{repo} is not on the hub, or it is private", "check the spelling; for a private one set HF_TOKEN"
         )
     if any_of(errors.HFValidationError):
         return UnavailableError(f"{repo!r} is neither a file, a folder nor a hub id")
-    if any_of(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
-        return UnavailableError(
-            f"{repo} is not in the local cache and the hub is not used or not reachable (offline)",
-            "check the spelling, give a folder, or go online without --offline and HF_HUB_OFFLINE",
-        )
-    answers = [link.response.status_code for link in chain if isinstance(link, errors.HfHubHTTPError)]
     if set(answers) & {401, 403}:
         return UnavailableError(f"the hub refuses access to {repo} ({answers[0]})", "check HF_TOKEN: hf auth login")
-    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return UnavailableError(
-        f"cannot reach the hub for {repo}: {line}", "try again, or use --offline with a cached model"
-    )
+    if any_of(errors.OfflineModeIsEnabled):
+        return UnavailableError(
+            f"{repo} is not in the local cache and the hub is not used (offline)",
+            "check the spelling, give a folder, or go online without --offline and HF_HUB_OFFLINE",
+        )
+    if 404 in answers:
+        return UnavailableError(f"the hub has no such file of {repo} (404)", "was it changed meanwhile? run again")
+    if 429 in answers:
+        return HubOutageError(f"the hub refuses {repo} for too many requests (429)", "wait, or set HF_TOKEN for more")
+    again = "try again, or use --offline with a model in the cache"
+    if answers:
+        return HubOutageError(f"the hub answers {answers[0]} for {repo}", again)
+    first = chain[-1] if any_of(errors.LocalEntryNotFoundError) else error
+    line = (str(first).strip() or type(first).__name__).splitlines()[0][:200]
+    return HubOutageError(f"cannot reach the hub for {repo}: {line}", again)

@@ -25,11 +25,12 @@ from condense.errors import (
     is_out_of_memory,
     is_panic,
 )
-from condense.files import expanded, sha256, sha256_of_files
+from condense.files import expanded, joined_sha256, sha256, sha256_of_files
 from condense.models import folder as inspection
 from condense.models import gguf, hub
 from condense.models.checks import check_quantisation
 from condense.models.folder import Folder
+from condense.models.hub_files import Selection
 from condense.records.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ def locate(model: str | Path, options: ModelOptions) -> Located:
             f"{folder.path} holds both a model's weights and an adapter", "move one of them to a folder of its own"
         )
     base = _base_folder(folder, options) if has_adapter else folder
+    weights = () if options.random_init else _origin(name, base)
+    hashes = hub.checked_sha256(weights, options)
     if not options.random_init:
         inspection.check_weights(base, allow_pickle=options.allow_pickle)
     with reported(name):
@@ -124,10 +127,9 @@ def locate(model: str | Path, options: ModelOptions) -> Located:
         dtype = dtype_of(config, options)
     tokenizer = load_tokenizer(options.tokenizer or _tokenizer_folder(folder, base, name), options)
     own = (folder.path / "adapter_model.safetensors",) if has_adapter else ()
-    weights = () if options.random_init else _origin(name, base)
     files = tuple(file for file in (*weights, *own) if file.exists())  # an adapter without one is refused later
     stamps = _stamps(files)
-    digest = sha256_of_files(weights) if weights else None
+    digest = joined_sha256(hashes) if hashes else None
     if own and own[0].exists() and digest:
         digest = adapter_sha256(folder.path, digest)
     return Located(
@@ -161,7 +163,7 @@ def load_tokenizer(place: str | Path, options: ModelOptions) -> PreTrainedTokeni
             raise UnavailableError(f"no tokenizer in {local}", "pass --tokenizer with a hub id or a folder")
         place = local
     else:
-        place = hub.fetch(str(place), options.revision, options.token, options.offline, tokenizer_only=True).path
+        place = hub.fetch(str(place), options, Selection(weights=False)).path
     with reported(f"the tokenizer in {place}"), silent_panics():
         return AutoTokenizer.from_pretrained(
             str(place), trust_remote_code=options.trust_remote_code, local_files_only=True
@@ -171,10 +173,7 @@ def load_tokenizer(place: str | Path, options: ModelOptions) -> PreTrainedTokeni
 def _place(name: str, options: ModelOptions) -> tuple[Folder, str, str | None]:
     """The folder that holds MODEL, the format it came in, and its resolved revision."""
     if not inspection.is_path(name):
-        fetched = hub.fetch(
-            name, options.revision, options.token, options.offline,
-            allow_pickle=options.allow_pickle, code=options.trust_remote_code, weights=not options.random_init,
-        )  # fmt: skip
+        fetched = hub.fetch(name, options)
         return _opened(fetched.path), "safetensors", fetched.revision
     path = expanded(name)
     if path.is_file() and path.suffix == ".gguf":
