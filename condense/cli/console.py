@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 import signal
@@ -133,17 +134,32 @@ def console() -> Console:
     return Patient(highlight=False, emoji=False, markup=False, soft_wrap=False)
 
 
+class _Lines(logging.Handler):
+    """What condense's modules log, as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say_first(record.getMessage())
+
+
+def show_log() -> None:
+    """Show what condense logs: downloads with their progress, and warnings; with --quiet the warnings alone."""
+    logger = logging.getLogger("condense")
+    logger.setLevel(logging.WARNING if MANNER.quiet else logging.INFO)
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines())
+
+
 def quieten_libraries() -> None:
     """Progress and chatter of the model libraries would fight ours; failures still arrive as exceptions."""
+    show_log()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import logging
     import warnings
 
     if not MANNER.debug:
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when the client is imported
         warnings.simplefilter("ignore")
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -28,6 +28,7 @@ from condense.models.hub_files import (
     Selection,
     cached,
     damage,
+    keep_ref,
     needed,
     repository_of,
     shards_of,
@@ -71,12 +72,14 @@ def fetch(repo: str, options: ModelOptions, selection: Selection | None = None) 
     if revision and COMMIT.fullmatch(revision):  # a commit never changes: what is whole needs no question
         with contextlib.suppress(UnavailableError):
             return _repaired(cached(repo, revision, chosen, listed=True), options)
+    commit = revision
     try:
         listing = list_files(repo, options, chosen)
+        commit = listing.revision  # from here on no other one will do
         fetched = _download(repo, options, listing)
     except HubOutageError as outage:
         with contextlib.suppress(UnavailableError):
-            kept = cached(repo, revision, chosen)
+            kept = cached(repo, commit, chosen)
             _LOGGER.warning("%s; going on with the copy in %s", outage, kept.path)
             return kept
         raise
@@ -101,7 +104,14 @@ def list_files(repo: str, options: ModelOptions, selection: Selection) -> Listin
         indexed = selection.weights and INDEX in present and "model.safetensors" not in present
         names = needed(repo, present, selection, shards_of(_read_remote(repo, commit, INDEX, token)) if indexed else ())
         # the client's own look at the cache, which knows blobs that another commit brought
-        files = snapshot_download(repo, revision=commit, token=token, allow_patterns=_literal(names), dry_run=True)
+        files = snapshot_download(
+            repo,
+            revision=commit,
+            token=token,
+            allow_patterns=_literal(names),
+            dry_run=True,
+            tqdm_class=_progress(repo, 0),
+        )
     sizes = {file.filename: file.file_size or 0 for file in files}
     missing = sorted(file.filename for file in files if file.will_download)
     return Listing(tuple(sorted(sizes.items())), tuple((name, sizes[name]) for name in missing), commit)
@@ -133,7 +143,7 @@ def _literal(names: Iterable[str]) -> list[str]:
 
 
 def _download(repo: str, options: ModelOptions, listing: Listing) -> Fetched:
-    """The snapshot with all that is listed. Asked for by its branch or tag, so that it is found offline again."""
+    """The snapshot with all that is listed; then what its branch or tag stands for is noted, to be found offline."""
     from huggingface_hub import constants, snapshot_download
 
     if listing.missing:
@@ -142,13 +152,14 @@ def _download(repo: str, options: ModelOptions, listing: Listing) -> Fetched:
         folder = Path(
             snapshot_download(
                 repo,
-                revision=options.revision,
+                revision=listing.revision,
                 token=options.token,
                 allow_patterns=_literal(name for name, _ in listing.files),
                 tqdm_class=_progress(repo, listing.size),
             )
         )
-    return Fetched(folder, folder.name)
+    keep_ref(repo, options.revision or "main", listing.revision)
+    return Fetched(folder, listing.revision)
 
 
 def _check_disk(repo: str, listing: Listing, cache: Path) -> None:
@@ -207,17 +218,17 @@ def _repaired(fetched: Fetched, options: ModelOptions) -> Fetched:
     return fetched
 
 
-def checked_sha256(files: Iterable[Path], options: ModelOptions) -> list[str]:
-    """The sha256 of each file; one of the hub's cache that is not what it is kept under is fetched again.
+def checked_sha256(files: Iterable[Path], options: ModelOptions) -> dict[Path, str]:
+    """The sha256 of those files that are in the hub's cache; one that is damaged is fetched again.
 
     UnavailableError with its path where that is not possible.
     """
-    digests = []
+    digests = {}
     for file in files:
-        digest = sha256_of_files((file,))
-        if not _intact(file, options, digest):
-            digest = sha256_of_files((file,))
-        digests.append(digest)
+        if repository_of(file) is not None and file.is_file():
+            digests[file] = sha256_of_files((file,))
+            if not _intact(file, options, digests[file]):
+                digests[file] = sha256_of_files((file,))
     return digests
 
 
@@ -300,7 +311,7 @@ def explain(error: Exception, repo: str) -> CondenseError:
         return UnavailableError(f"{repo!r} is neither a file, a folder nor a hub id")
     if set(answers) & {401, 403}:
         return UnavailableError(f"the hub refuses access to {repo} ({answers[0]})", "check HF_TOKEN: hf auth login")
-    if any_of(errors.OfflineModeIsEnabled):
+    if any_of(errors.OfflineModeIsEnabled) or all(isinstance(link, errors.LocalEntryNotFoundError) for link in chain):
         return UnavailableError(
             f"{repo} is not in the local cache and the hub is not used (offline)",
             "check the spelling, give a folder, or go online without --offline and HF_HUB_OFFLINE",

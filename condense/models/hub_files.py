@@ -5,6 +5,7 @@ Nothing here asks the hub.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -14,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from condense.errors import UnavailableError
-from condense.files import sha256_of_files
+from condense.errors import CondenseError, UnavailableError
+from condense.files import sha256_of_files, write_text
 from condense.models.folder import PICKLE_HINT
 from condense.records.options import ModelOptions
 
@@ -70,11 +71,10 @@ def cached(repo: str, revision: str | None, selection: Selection | None = None, 
     Which files belong to it is known from the listing that the client keeps. Of a copy without one, fetched file by
     file by another program, what is there is taken; with `listed` it is refused.
     """
-    from huggingface_hub import constants, errors, get_cached_repo_tree
+    from huggingface_hub import errors, get_cached_repo_tree
 
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
-    commit = revision if revision and COMMIT.fullmatch(revision) else _read_ref(folder, revision or "main")
-    snapshot = folder / "snapshots" / (commit or "none")
+    commit = revision if revision and COMMIT.fullmatch(revision) else _read_ref(repo, revision or "main")
+    snapshot = _folder(repo) / "snapshots" / (commit or "none")
     if commit is None or not snapshot.is_dir():
         of = f" at {revision}" if revision else ""
         raise UnavailableError(
@@ -98,14 +98,32 @@ def cached(repo: str, revision: str | None, selection: Selection | None = None, 
     return Fetched(snapshot, commit)
 
 
-def _read_ref(folder: Path, revision: str) -> str | None:
-    """The commit that a branch or tag stood for when it was fetched."""
-    if ".." in revision.split("/"):
-        return None
+def _folder(repo: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+
+
+def _ref(repo: str, revision: str) -> Path | None:
+    """The file that holds the commit of a branch or tag, where the hub's client looks for it; None for no name."""
+    return None if ".." in revision or revision.startswith("/") else _folder(repo) / "refs" / revision
+
+
+def _read_ref(repo: str, revision: str) -> str | None:
+    """The commit that a branch or tag stood for when it was fetched last."""
+    path = _ref(repo, revision)
     try:
-        return (folder / "refs" / revision).read_text(encoding="ascii").strip()
+        return path.read_text(encoding="ascii").strip() if path else None
     except (OSError, ValueError):
         return None
+
+
+def keep_ref(repo: str, revision: str, commit: str) -> None:
+    """Note which commit a branch or tag stands for; a cache that cannot be written is left as it is."""
+    path = _ref(repo, revision)
+    if path is not None and revision != commit and _read_ref(repo, revision) != commit:
+        with contextlib.suppress(CondenseError):
+            write_text(path, commit)
 
 
 def shards_of(index: bytes) -> tuple[str, ...]:

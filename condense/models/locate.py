@@ -118,18 +118,18 @@ def locate(model: str | Path, options: ModelOptions) -> Located:
             f"{folder.path} holds both a model's weights and an adapter", "move one of them to a folder of its own"
         )
     base = _base_folder(folder, options) if has_adapter else folder
+    own = (folder.path / "adapter_model.safetensors",) if has_adapter else ()
     weights = () if options.random_init else _origin(name, base)
-    hashes = hub.checked_sha256(weights, options)
+    hashes = hub.checked_sha256((*weights, *own), options)
     if not options.random_init:
         inspection.check_weights(base, allow_pickle=options.allow_pickle)
     with reported(name):
         config = _config(base, options)
         dtype = dtype_of(config, options)
     tokenizer = load_tokenizer(options.tokenizer or _tokenizer_folder(folder, base, name), options)
-    own = (folder.path / "adapter_model.safetensors",) if has_adapter else ()
     files = tuple(file for file in (*weights, *own) if file.exists())  # an adapter without one is refused later
     stamps = _stamps(files)
-    digest = joined_sha256(hashes) if hashes else None
+    digest = joined_sha256([hashes.get(file) or sha256_of_files((file,)) for file in weights]) if weights else None
     if own and own[0].exists() and digest:
         digest = adapter_sha256(folder.path, digest)
     return Located(

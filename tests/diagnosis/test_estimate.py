@@ -91,10 +91,9 @@ def test_an_adapter_is_as_large_as_its_base(tiny: Callable[[str], Path], tmp_pat
 
 def test_a_hub_model_tells_what_it_would_download(monkeypatch: pytest.MonkeyPatch) -> None:
     files = (("config.json", 700), ("model.safetensors", 2_471_645_608), ("tokenizer.json", 9_000_000))
-    monkeypatch.setattr(hub, "list_files", lambda *args: Listing(files, "abc"))
-    monkeypatch.setattr(hub, "missing", lambda repo, listing: files[1:])
+    monkeypatch.setattr(hub, "list_files", lambda *args: Listing(files, files[1:], "abc"))
     monkeypatch.setattr(hub, "remote_config", lambda *args: CONFIG)
-    monkeypatch.setattr(estimate, "_offline", lambda: False)
+    monkeypatch.setattr(hub, "is_offline", lambda offline: False)
     source = find("meta-llama/Llama-3.2-1B", ModelOptions())
     assert source.downloads == files[1:]
     assert source.shape.parameters == pytest.approx(1.236e9, rel=0.01)

@@ -1,6 +1,5 @@
 """Bad input through the real command: the exit code of the contract, one or two lines, nothing written over."""
 
-import dataclasses
 import errno
 import json
 import os
@@ -761,64 +760,6 @@ def test_failures_of_the_hub_through_the_command(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fails)
     assert_refused(analyze("a/b"), 3, hub_failures()[name][1])
-
-
-@dataclasses.dataclass
-class Sibling:
-    rfilename: str
-    size: int | None
-
-
-@pytest.fixture
-def a_hub(monkeypatch: pytest.MonkeyPatch, tiny: Copy) -> dict[str, Any]:
-    """A hub with one repository: the tiny Llama, pickles beside it, and files nobody needs."""
-    import huggingface_hub
-
-    seen: dict[str, Any] = {"folder": tiny("llama")}
-    names = [path.name for path in tiny("llama").iterdir()]
-    files = [Sibling(name, (tiny("llama") / name).stat().st_size) for name in names]
-    files += [Sibling("pytorch_model.bin", 10**12), Sibling("onnx/model.onnx", 10**12), Sibling("video.mp4", None)]
-
-    def model_info(self: Any, repo: str, **kwargs: Any) -> Any:
-        seen["revision"] = kwargs.get("revision")
-        return type("Info", (), {"siblings": files, "sha": "0123abcd"})()
-
-    def snapshot_download(repo: str, **kwargs: Any) -> str:
-        seen.update(kwargs, downloaded=repo)
-        return str(seen["folder"])
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    seen["files"] = files
-    return seen
-
-
-def test_size_and_free_disk_are_told_before_a_download(a_hub: dict[str, Any], tmp_path: Path) -> None:
-    result = analyze("a/b", "--revision", "main", "--json", tmp_path / "run.json")
-    assert_went_on(result)
-    told = next(line for line in result.stderr.splitlines() if line.startswith("a/b: "))
-    assert " files, " in told and " MB; free disk " in told
-    assert "model.safetensors" in a_hub["allow_patterns"]
-    assert not {"pytorch_model.bin", "onnx/model.onnx", "video.mp4"} & set(a_hub["allow_patterns"])
-    assert a_hub["revision"] == "0123abcd"  # what was listed is what is fetched
-    assert json.loads((tmp_path / "run.json").read_text())["model"]["revision"] == "0123abcd"
-
-
-def test_a_disk_that_is_too_small(a_hub: dict[str, Any]) -> None:
-    next(file for file in a_hub["files"] if file.rfilename == "model.safetensors").size = 10**16
-    result = analyze("a/b")
-    assert result.exit_code == 4
-    assert "not enough disk for a/b" in result.stderr and "HF_HOME" in result.stderr
-    assert "downloaded" not in a_hub
-
-
-def test_a_hub_repository_without_safetensors(a_hub: dict[str, Any]) -> None:
-    a_hub["files"][:] = [file for file in a_hub["files"] if file.rfilename != "model.safetensors"]
-    result = analyze("a/b")
-    assert result.exit_code == 3, result.output
-    assert "--allow-pickle" in result.stderr
-    assert "downloaded" not in a_hub  # nothing is fetched for nothing
 
 
 def test_dataset_offline(tiny: Copy) -> None:
