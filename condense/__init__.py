@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from condense.errors import CondenseError as CondenseError
     from condense.evaluation.run import evaluate as evaluate
     from condense.evaluation.run import task_effects as task_effects
+    from condense.models.adapt import adapt as adapt
     from condense.models.checkpoint import Checkpoint as Checkpoint
     from condense.models.checkpoint import load as load
     from condense.records.comparison import Comparison as Comparison
@@ -54,6 +55,7 @@ _HOMES = {
     "Trial": "records.trial",
     "TrialPlan": "records.plans",
     "Windows": "texts.windows",
+    "adapt": "models.adapt",
     "analyze": "diagnosis.run",
     "evaluate": "evaluation.run",
     "compare": "comparison.run",

@@ -27,8 +27,8 @@ from condense.diagnosis.resume import Journal, open_journal, resumed
 from condense.diagnosis.verdict import BANDS, Bands, Facts, judge
 from condense.intervals import CONFIDENCE, RESAMPLES
 from condense.metrics import METRICS
-from condense.models.checkpoint import Checkpoint, objective, random_twin
-from condense.models.layers import Stack, embedding_rows, find_stacks, input_device, self_check
+from condense.models.checkpoint import Checkpoint, checkpoint_of, random_twin
+from condense.models.layers import PROBE_TOKENS, Stack, embedding_rows, find_stacks, input_device, self_check
 from condense.records.base import Estimate
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis, ModelInfo, StackSummary
 from condense.records.options import MeasureOptions
@@ -64,7 +64,7 @@ def analyze(
     (B, S, d) residual stream or ids beyond the embedding.
     """
     if not isinstance(checkpoint, Checkpoint):
-        checkpoint = _in_memory(checkpoint)
+        checkpoint = checkpoint_of(checkpoint, windows.ids[:1, :PROBE_TOKENS])
     model = checkpoint.model
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -235,17 +235,3 @@ def environment(model: Any, world_size: int = 1) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "world_size": world_size,
     }
-
-
-def _in_memory(model: Any) -> Checkpoint:
-    info = ModelInfo(
-        id=getattr(model.config, "name_or_path", "") or type(model).__name__,
-        architecture=type(model).__name__,
-        objective=objective(model),
-        parameters=sum(p.numel() for p in model.parameters()),
-        hidden_size=int(getattr(model.config.get_text_config(), "hidden_size", 0)),
-        blocks=sum(stack.blocks for stack in find_stacks(model)),
-        dtype=str(model.dtype).removeprefix("torch."),
-        source_format="in memory",
-    )
-    return Checkpoint(model, None, info, None)

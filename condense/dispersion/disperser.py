@@ -28,10 +28,12 @@ from torch import Tensor, nn
 from condense.dispersion import losses as dispersion
 from condense.dispersion.tokens import GIVEN, choose, from_candidates, overriding, read_documents, special_tokens
 from condense.errors import RunError, UnavailableError
+from condense.models.adapt import stream_of
 from condense.models.layers import Site, Stack, find_stacks, path_of, unwrapped
 from condense.records.plans import Plan
 
 _LOG = logging.getLogger("condense")
+_NO_IDS = ("labels", "targets", "target", "attention_mask", "position_ids", "token_type_ids")
 _RANGES = ("all", "late", "early", "last")
 
 
@@ -170,12 +172,14 @@ class Disperser:
             for stack in self._stacks:
                 for index, module in enumerate(self._containers(stack)):
                     enter = functools.partial(self._enter, stack.name, index, _parameters(module))
-                    output = module is not self.model or module is stack.root
+                    output = stack.called is None and (module is not self.model or module is stack.root)
                     leave = functools.partial(self._leave, stack.name, index, output)
                     hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                     hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
                 for module in stack.modules:
                     hooks.callback(module.register_forward_hook(functools.partial(self._block, stack.name)).remove)
+                if stack.final is not None:
+                    hooks.callback(stack.final.register_forward_hook(functools.partial(self._norm, stack.name)).remove)
             hooks.callback(_forget_compiled, self.model)
             self._hooks = hooks.pop_all()
         _forget_compiled(self.model)
@@ -198,9 +202,8 @@ class Disperser:
 
     def __repr__(self) -> str:
         """What is hooked: loss, coefficient, and how many blocks at which module path."""
-        inner = unwrapped(self.model)
         hooked = [
-            f"{len(self._sites[stack.name])} of {stack.blocks} blocks at {path_of(inner, stack)}"
+            f"{len(self._sites[stack.name])} of {stack.blocks} blocks at {path_of(self.model, stack)}"
             for stack in self._stacks
         ]
         state = "attached" if self._attached else "not attached"
@@ -236,6 +239,11 @@ class Disperser:
             known = [inputs[index] for index in sorted(inputs)]
             given = {name: [one[name] for one in known] for name in GIVEN}
             like = next(iter(states.values()))
+            if self.config.special_ids and input_ids is None and not any(ids is not None for ids in given["input_ids"]):
+                raise RunError(
+                    "special_ids were given, but the forward pass shows no token ids",
+                    "pass them: penalty(input_ids=...)",
+                )
             documents = from_candidates(overriding(given, explicit, like.shape[:2]), like, self._special)
             explicit = {}
             choice = choose(documents, self.config.max_tokens, self.config.seed, step)
@@ -269,7 +277,8 @@ class Disperser:
     def _containers(self, stack: Stack) -> list[nn.Module]:
         """The modules around the blocks that may be called, best informed about the tokens first."""
         outer = [self.model] if len(self._stacks) == 1 else []
-        return list(dict.fromkeys([stack.root, *outer, _owner(stack)]))
+        called = [] if stack.called is None else [stack.called]
+        return list(dict.fromkeys([stack.root, *called, *outer, _owner(stack)]))
 
     def _enter(self, stack: str, index: int, parameters: tuple[str, ...], module: Any, args: Any, kwargs: Any) -> None:
         if not torch.is_grad_enabled():
@@ -279,7 +288,15 @@ class Disperser:
             passing = {"opener": index, "calls": 0, "silent": 0, "inputs": {}, "states": {}}
             self._open[stack] = passing
         named = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        passing["inputs"][index] = {name: named.get(name) for name in GIVEN}
+        given = {name: named.get(name) for name in GIVEN}
+        if given["input_ids"] is None:
+            given["input_ids"] = _ids_in(named)
+        passing["inputs"][index] = given
+
+    def _norm(self, stack: str, module: Any, args: Any, output: Any) -> None:
+        passing = self._open.get(stack)
+        if passing is not None and torch.is_grad_enabled():
+            self._keep(stack, passing, 0, output)
 
     def _block(self, stack: str, module: Any, args: Any, output: Any) -> None:
         # No pass is open while blocks are recomputed in the backward pass, nor in a pass without gradients.
@@ -312,7 +329,7 @@ class Disperser:
     def _keep(self, stack: str, passing: _Pass, number: int, output: Any) -> None:
         if number not in self._wanted[stack]:
             return
-        states = output[0] if isinstance(output, tuple | list) else output
+        states = stream_of(output)
         if not isinstance(states, Tensor) or states.ndim != 3:
             raise UnavailableError(
                 f"{f'block {number}' if number else 'the output'} of the {stack} does not return one "
@@ -368,6 +385,16 @@ def _number(site: Site) -> int:
 def _parameters(module: nn.Module) -> tuple[str, ...]:
     """The names of a module's positional arguments."""
     return tuple(inspect.signature(unwrapped(module).forward).parameters)
+
+
+def _ids_in(named: Mapping[str, Any]) -> Tensor | None:
+    """The token ids among a module's inputs, whatever they are called: the first (B, S) of whole numbers."""
+    for name, value in named.items():
+        if name in _NO_IDS or not isinstance(value, Tensor):
+            continue
+        if value.ndim == 2 and value.dtype in (torch.int64, torch.int32):
+            return value
+    return None
 
 
 def _miscounted(stack: str, passing: _Pass, blocks: int) -> RunError:

@@ -17,9 +17,10 @@ import torch
 
 from condense.errors import UnavailableError, UsageError, first_line
 from condense.files import sha256
+from condense.models.adapt import Adapted, adapt, bare, is_transformers
 from condense.models.checks import built_from, check_loaded, first_misfit, refuse_not_finite
 from condense.models.folder import Folder, safetensors_header
-from condense.models.layers import find_stacks
+from condense.models.layers import find_stacks, unwrapped
 from condense.models.locate import Located, adapter_sha256, dtype_of, locate, reported
 from condense.records.diagnosis import ModelInfo, Objective
 from condense.records.options import ModelOptions, takes
@@ -199,6 +200,36 @@ def _info(model: Any, located: Located, notes: tuple[str, ...]) -> ModelInfo:
         vocabulary_size=int(getattr(text, "vocab_size", 0)) or None,
         contrastive=located.base.contrastive,
         notes=notes,
+    )
+
+
+def checkpoint_of(model: torch.nn.Module, ids: torch.Tensor) -> Checkpoint:
+    """A module of any class in memory as a checkpoint without a tokenizer; ids (1, S) show which part does what.
+
+    A transformers model is taken as it is; any other is adapted (see `condense.adapt` for the errors).
+    """
+    if is_transformers(unwrapped(model)):
+        transformer: Any = model if hasattr(model, "config") else unwrapped(model)
+        return Checkpoint(transformer, None, _module_info(transformer, objective(transformer)), None)
+    adapted: Any = model if isinstance(model, Adapted) else adapt(model)
+    adapted.probe(ids.to(adapted.device))
+    info = _module_info(adapted, "causal" if adapted.head_missing is None else "none")
+    inner = type(bare(adapted.module)).__name__
+    info = replace(info, id=inner, architecture=inner, hidden_size=adapted.hidden_size)
+    return Checkpoint(adapted, None, info, None, adapted.head_missing)
+
+
+def _module_info(model: Any, trained_for: Objective) -> ModelInfo:
+    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    return ModelInfo(
+        id=getattr(model.config, "name_or_path", "") or type(model).__name__,
+        architecture=type(model).__name__,
+        objective=trained_for,
+        parameters=sum(p.numel() for p in model.parameters()),
+        hidden_size=int(getattr(text, "hidden_size", 0)),
+        blocks=sum(stack.blocks for stack in find_stacks(model)),
+        dtype=str(model.dtype).removeprefix("torch."),
+        source_format="in memory",
     )
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from condense.errors import CondenseError, RunError, UnavailableError, first_line, is_out_of_memory
+from condense.models.adapt import Adapted, adapt, bare, is_transformers, stream_of
 from condense.records.diagnosis import Site as SiteName
 
 PROBE_TOKENS = 64
@@ -53,13 +54,16 @@ class Site:
 class Stack:
     """One tower of blocks: `root` returns `last_hidden_state`; `modules` fire `blocks` times per forward.
 
-    A model that calls one shared block L times (ALBERT) has fewer modules than blocks.
+    A model that calls one shared block L times (ALBERT) has fewer modules than blocks. A module that is no
+    transformers model has an `Adapted` as its root, which calls it.
     """
 
     name: str
     root: nn.Module
     modules: tuple[nn.Module, ...]
     blocks: int
+    called: nn.Module | None = None  # what a loop calls, where that is not `root`: the module inside an `Adapted`
+    final: nn.Module | None = None  # the final norm of such a module, if it is known
 
     def sites(self) -> list[Site]:
         """All sites of this stack in depth order."""
@@ -74,9 +78,14 @@ Receive = Callable[[Site, Tensor], None]
 def find_stacks(model: nn.Module) -> tuple[Stack, ...]:
     """Find the tower(s) of blocks of a model: one, or encoder and decoder.
 
-    UnavailableError if no list of blocks fits the config.
+    UnavailableError if no list of blocks fits the config, or if several could be the blocks of a module that is no
+    transformers model (`condense.adapt` names them).
     """
     model = unwrapped(model)
+    if not is_transformers(model):
+        adapted = model if isinstance(model, Adapted) else adapt(model)
+        blocks = adapted.blocks.modules
+        return (Stack("decoder", adapted, blocks, len(blocks), bare(adapted.module), adapted.final_norm),)
     config: Any = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         encoder, decoder = _part(model, "get_encoder"), _part(model, "get_decoder")
@@ -106,7 +115,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def path_of(model: nn.Module, stack: Stack) -> str:
     """The path of the module that holds a stack's blocks, such as `model.layers`; "the model itself" at the top."""
-    paths = [name for name, module in model.named_modules() if module is stack.modules[0]]
+    outer = stack.called or unwrapped(model)
+    paths = [name for name, module in outer.named_modules() if module is stack.modules[0]]
     return (paths[0].rpartition(".")[0] if paths else "") or "the model itself"
 
 
@@ -164,7 +174,7 @@ def watching(stack: Stack, receive: Receive) -> Iterator[None]:
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         if count == 0:
-            states = args[0] if args else kwargs.get("hidden_states")
+            states = args[0] if args else kwargs.get("hidden_states", stream_of(kwargs))
             receive(Site("embedding", stack.name, 0, stack.blocks), _stream(states, stack, 0))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
@@ -277,6 +287,8 @@ def input_device(model: Any) -> torch.device:
 
 def embedding_rows(model: Any) -> int:
     """Number of token ids that the model has an embedding for; UnavailableError where it reads none."""
+    if isinstance(model, Adapted) and model.get_input_embeddings() is None:
+        return torch.iinfo(torch.int64).max  # no embedding was seen, so nothing is known of its rows
     try:
         return int(model.get_input_embeddings().num_embeddings)
     except (AttributeError, NotImplementedError) as error:
@@ -308,6 +320,8 @@ def self_check(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> None
             ) from cause
     for stack in stacks:
         _check_finite(stack, seen[stack.name])
+        if stack.called is not None:
+            continue  # not a transformers model: it reports no hidden states of its own
         key = "hidden_states" if len(stacks) == 1 else f"{stack.name}_hidden_states"
         _compare(stack, seen[stack.name], getattr(output, key, None))
 

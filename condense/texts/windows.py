@@ -9,7 +9,7 @@ that spells a special token is text, never a control token.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_LENGTH = 512
+TokenIds = Sequence[int] | Sequence[Sequence[int]] | Tensor | Any
 WHOLE_CHARACTERS = 4_000_000
 """A longer document is not tokenised whole: its windows are placed by characters."""
 
@@ -55,8 +56,8 @@ class Windows:
 
 
 def windows(
-    tokenizer: PreTrainedTokenizerBase,
-    text: str | Path | Iterable[str] | Iterable[Document] | None = None,
+    tokenizer: PreTrainedTokenizerBase | TokenIds | None,
+    text: str | Path | Iterable[str] | Iterable[Document] | TokenIds | None = None,
     *,
     num_texts: int = MeasureOptions.num_texts,
     max_length: int | None = None,
@@ -64,16 +65,26 @@ def windows(
     seed: int = MeasureOptions.seed,
     text_column: str = TextOptions.text_column,
     source: str | None = None,
+    special_ids: Iterable[int] = (),
 ) -> Windows:
     """Cut documents into windows of token ids.
 
     text: a path, documents or strings in memory, or None for the probe text; max_length S (default
     min(512, positions)); positions: the longest input the model takes. UsageError for a length that the
     model or the documents cannot give, UnavailableError for text that cannot be read.
+
+    Token ids may be given in place of both: `windows(ids)` or `windows(None, ids)` with one row of whole numbers (a
+    list, a tensor, an array or memory map such as nanoGPT's `val.bin`), or several, one per document. Those of
+    `special_ids` count as special tokens. Bits per byte are null then: the text is not known.
     """
     if num_texts < 1:
         raise UsageError(f"--num-texts {num_texts} asks for no text", "use 8 or more")
     length = _length(max_length, positions)
+    rows = _rows_of_ids(text) or _rows_of_ids(tokenizer)
+    if rows is not None:
+        return _windows_of_ids(rows, num_texts, length, max_length is None, source, frozenset(special_ids), seed)
+    if tokenizer is None:
+        raise ValueError("windows() needs a tokenizer, or token ids in place of text")
     sample, documents = _first_text(documents_of(text, text_column))
     before, after = added_specials(tokenizer, sample)
     content = length - len(before) - len(after)
@@ -114,6 +125,74 @@ def windows(
         info,
         passages=tuple(p for p in passages if p is not None),
     )
+
+
+def _windows_of_ids(
+    rows: Sequence[Any],
+    num_texts: int,
+    length: int,
+    shorter: bool,
+    source: str | None,
+    special: frozenset[int],
+    seed: int,
+) -> Windows:
+    """Windows of token ids (one sequence per document): as many of each document as are needed, spread evenly."""
+    if shorter:
+        length = min(length, max(len(row) for row in rows))
+    long_enough = [number for number, row in enumerate(rows) if len(row) >= length][:num_texts]
+    if not long_enough or length < 4:
+        longest = max(len(row) for row in rows)
+        raise UsageError(
+            f"no document is long enough: the longest has {longest} token ids, --max-length is {length}",
+            f"lower --max-length to {longest} or less, or give longer documents",
+        )
+    counts = dict.fromkeys(long_enough, 1)
+    left, room = num_texts - len(counts), {number: len(rows[number]) // length - 1 for number in counts}
+    while left and any(room.values()):
+        for number in counts:
+            if left and room[number]:
+                counts[number], room[number], left = counts[number] + 1, room[number] - 1, left - 1
+    cut = {number: even_starts(len(rows[number]) - length, count) for number, count in counts.items()}
+    starts = [(d, j, own[j]) for j in range(max(counts.values())) for d, own in cut.items() if j < len(own)]
+    ids = torch.stack([torch.as_tensor(_plain(rows[d][at : at + length])) for d, _, at in starts]).to(torch.int64)
+    digest = _ids_sha256(ids)
+    info = CorpusInfo(
+        source=source or "token ids in memory",
+        sha256=digest,
+        windows_sha256=digest,
+        texts=len(ids),
+        skipped=sum(len(row) < length for row in rows),
+        tokens=ids.numel(),
+        length=length,
+        seed=seed,
+        windows=tuple(f"ids:{d}#{j}" for d, j, _ in starts),
+        requested=num_texts,
+        documents=tuple(long_enough.index(d) for d, _, _ in starts),
+    )
+    marked = torch.isin(ids, torch.tensor(sorted(special), dtype=torch.int64))
+    return Windows(ids, marked, (None,) * len(ids), None, info)
+
+
+def _rows_of_ids(given: Any) -> Sequence[Any] | None:
+    """The documents in what may be token ids: rows of whole numbers; None for anything else."""
+    if hasattr(given, "dtype") and hasattr(given, "ndim"):
+        kind = str(given.dtype).removeprefix("torch.")
+        if not kind.startswith(("int", "uint")):
+            raise ValueError(f"token ids are whole numbers, got {kind}")
+        return [given] if given.ndim == 1 else list(given)
+    if not isinstance(given, list | tuple) or not given:
+        return None
+    if all(isinstance(item, int) and not isinstance(item, bool) for item in given):
+        return [given]
+    if any(isinstance(item, str | Document) for item in given):
+        return None
+    rows = [_rows_of_ids(item) for item in given]
+    return [row for part in rows if part is not None for row in part] if all(rows) else None
+
+
+def _plain(ids: Any) -> Any:
+    """Ids that torch takes: numpy's unsigned types are widened, a memory map is read."""
+    return ids.astype("int64") if hasattr(ids, "astype") else ids
 
 
 def _length(asked: int | None, positions: int | None) -> int:
