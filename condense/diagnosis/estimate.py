@@ -96,7 +96,7 @@ def _local(path: Path, options: ModelOptions, name: str | None = None) -> Source
             return Source(_gguf_shape(metadata, name), convert=True)
         path = folder
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        base = inspection.read_config(path, "adapter_config.json").get("base_model_name_or_path")
+        base = inspection.check_adapter(path).get("base_model_name_or_path")
         if not isinstance(base, str) or not base:
             raise UnavailableError(f"{path}/adapter_config.json names no base model")
         beside = path / base

@@ -8,7 +8,6 @@ missing, mismatched, truncated or not finite is refused, never measured silently
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,10 @@ import torch
 from condense.errors import UnavailableError, UsageError, first_line
 from condense.files import sha256
 from condense.models.adapt import Adapted, adapt, bare, is_transformers
-from condense.models.checks import built_from, check_loaded, first_misfit, refuse_not_finite
-from condense.models.folder import Folder, safetensors_header
-from condense.models.layers import find_stacks, unwrapped
+from condense.models.adapters import head_of, merged
+from condense.models.checks import built_from, check_loaded, first_misfit
+from condense.models.folder import Folder
+from condense.models.layers import find_stacks, refuse_unmeasurable_adapter, unwrapped
 from condense.models.locate import Located, adapter_sha256, dtype_of, locate, reported
 from condense.records.diagnosis import ModelInfo, Objective
 from condense.records.options import ModelOptions, takes
@@ -63,8 +63,10 @@ def read(located: Located) -> Checkpoint:
     with reported(located.name):
         model, head_missing, notes = _build(located)
         if located.adapter:
-            model = _merged(model, located.adapter)
+            head_missing = head_missing or head_of(located.adapter, model)
+            model = merged(model, located.adapter, len(located.tokenizer))
     model = _placed(model, located)
+    model.name_or_path = model.config.name_or_path = located.name  # what cards name: never a folder of the cache
     info = _info(model, located, notes)
     if located.has_changed():  # or the hash would be of other bytes than the numbers
         raise UnavailableError(
@@ -139,35 +141,6 @@ def _random(kind: Any, config: Any, seed: int) -> Any:
         return built_from(kind, config).float().eval()
 
 
-def _merged(model: Any, adapter: Path) -> Any:
-    try:
-        from peft import PeftModel, get_peft_model_state_dict
-    except ImportError:
-        raise UnavailableError("an adapter needs the package peft", "pip install 'condense-lm[peft]'") from None
-    file = adapter / "adapter_model.safetensors"
-    if not file.exists():
-        raise UnavailableError(f"no {file.name} in {adapter}", "ask its author for safetensors")
-    own = set(safetensors_header(file))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what peft warns of (keys that do not fit) is refused below
-        wrapped = PeftModel.from_pretrained(model, str(adapter))
-    if not hasattr(wrapped, "merge_and_unload"):
-        kind = getattr(wrapped.active_peft_config.peft_type, "value", "this kind")
-        raise UnavailableError(
-            f"an adapter of type {kind} cannot be merged into the weights", "LoRA and its relatives can be measured"
-        )
-    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-    astray = sorted((expected - own) | {name for name in own - expected if "lora_" in name})
-    if astray:  # peft only warns, and the base would be measured in the adapter's name
-        raise UnavailableError(
-            f"{len(astray)} weights of the adapter do not fit its base, first {astray[0]}",
-            "is the base the one that it was trained on? (base_model_name_or_path in adapter_config.json)",
-        )
-    merged = wrapped.merge_and_unload().eval().requires_grad_(True)  # peft gives back frozen weights
-    refuse_not_finite(merged)
-    return merged
-
-
 def _placed(model: Any, located: Located) -> Any:
     if located.options.device_map:
         return model
@@ -208,6 +181,7 @@ def checkpoint_of(model: torch.nn.Module, ids: torch.Tensor) -> Checkpoint:
 
     A transformers model is taken as it is; any other is adapted (see `condense.adapt` for the errors).
     """
+    refuse_unmeasurable_adapter(model)
     if is_transformers(unwrapped(model)):
         transformer: Any = model if hasattr(model, "config") else unwrapped(model)
         return Checkpoint(transformer, None, _module_info(transformer, objective(transformer)), None)
@@ -244,5 +218,7 @@ def objective(model: Any) -> Objective:
 
 
 def _random_sha256(config: Any, seed: int) -> str:
-    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    apart = ("_name_or_path", "transformers_version")
+    values = {key: value for key, value in config.to_dict().items() if key not in apart}
+    text = json.dumps(values, sort_keys=True, default=str)
     return sha256(f"random {seed} {text}")

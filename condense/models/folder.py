@@ -32,6 +32,22 @@ _MAX_DEPTH = 2000  # beyond every published model; building more costs minutes b
 _OTHER_TOWER = re.compile("vision|visual|image|audio")
 _PREDICTION_LAYER = re.compile(r"^(.*\.\d+\.)(?:eh_proj|enorm|hnorm)\.")
 _MAX_HEADER = 100 * 2**20
+# Kinds of adapters whose merged weights are the adapted model. Others feed virtual tokens, choose between adapters at
+# run time, or have a second model loaded by the name in their config.
+_MERGEABLE = frozenset(
+    "ADALORA ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR LORA "
+    "MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA VBLORA VERA "
+    "WAVEFT".split()
+)
+# Options with which PEFT imports a module, reads another file or waits for a token before it acts.
+_ELSEWHERE = (
+    "megatron_config",
+    "arrow_config",
+    "corda_config",
+    "eva_config",
+    "lora_ga_config",
+    "alora_invocation_tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,20 @@ def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
             )
         if isinstance(value, int) and _is_impossible(key, value):
             raise UnavailableError(f"{name} asks for {value} layers ({key})", "the config is damaged")
+    return config
+
+
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """Read adapter_config.json; UnavailableError for a kind of adapter or an option that cannot be merged."""
+    config = read_config(folder, "adapter_config.json")
+    kind = config.get("peft_type")
+    asked = next((f"with {key}" for key in _ELSEWHERE if config.get(key)), None)
+    if kind is not None and kind not in _MERGEABLE:
+        asked = f"of type {kind}"
+    if asked:
+        raise UnavailableError(
+            f"an adapter {asked} cannot be merged into the weights", "LoRA and its relatives can be measured"
+        )
     return config
 
 

@@ -101,7 +101,14 @@ def find_stacks(model: nn.Module) -> tuple[Stack, ...]:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The transformers model inside PEFT, data-parallel or compiled wrappers."""
+    *_, inner = _layers_of_wrapping(model)
+    return inner
+
+
+def _layers_of_wrapping(model: nn.Module) -> Iterator[nn.Module]:
+    """The model as it is given, what it wraps, what that wraps, to the transformers model itself."""
     inner: Any = model
+    yield inner
     for _ in range(4):
         if hasattr(inner, "get_base_model"):
             inner = inner.get_base_model()
@@ -109,8 +116,24 @@ def unwrapped(model: nn.Module) -> nn.Module:
             inner = inner.module
         elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
             inner = inner._orig_mod
-    found: nn.Module = inner
-    return found
+        else:
+            return
+        yield inner
+
+
+def refuse_unmeasurable_adapter(model: nn.Module) -> None:
+    """UnavailableError for an adapter that acts outside of the model it wraps: measuring that one would leave it out.
+
+    Virtual tokens (prompt, prefix and P-tuning), a router of adapters (X-LoRA), one that waits for a token (aLoRA).
+    """
+    for part in _layers_of_wrapping(model):
+        config = getattr(part, "active_peft_config", None)
+        kind = getattr(getattr(config, "peft_type", None), "value", "this kind")
+        outside = kind in ("XLORA", "POLY", "SHADOW") or getattr(config, "alora_invocation_tokens", None)
+        if getattr(config, "is_prompt_learning", False) or outside:
+            raise UnavailableError(
+                f"an adapter of type {kind} cannot be merged into the weights", "LoRA and its relatives can be measured"
+            )
 
 
 def path_of(model: nn.Module, stack: Stack) -> str:

@@ -191,14 +191,17 @@ def _opened(path: Path) -> Folder:
 
 
 def _base_folder(adapter: Folder, options: ModelOptions) -> Folder:
-    base = inspection.read_config(adapter.path, "adapter_config.json").get("base_model_name_or_path")
+    base = inspection.check_adapter(adapter.path).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UnavailableError(f"{adapter.path}/adapter_config.json names no base model")
     with contextlib.suppress(UsageError):
         relative = adapter.path / base
         if not Path(base).is_absolute() and relative.exists():
             base = str(relative)
-    return _place(base, options)[0]
+    folder = _place(base, options)[0]
+    if not folder.config:
+        raise UnavailableError(f"the base of {adapter.path.name}, {base}, is an adapter itself", "merge that one first")
+    return folder
 
 
 def _tokenizer_folder(folder: Folder, base: Folder, name: str) -> Path:

@@ -27,6 +27,12 @@ from tests.models.test_bad_input import condense as command
 Copy = Callable[[str], Path]
 
 
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths are written below the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 # --- Rust extensions that panic ---------------------------------------------------------------------
 
 

@@ -1,0 +1,243 @@
+"""Adapters: which kinds can be merged into their base, merging them, and the check that nothing was changed by it.
+
+A merged adapter gives the numbers of the unmerged model or is refused by name: both are run on the same tokens, so
+that a kind, an option or a version of PEFT that nobody thought of cannot give another model's numbers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condense.errors import UnavailableError, first_line, is_out_of_memory
+from condense.models.checks import refuse_not_finite
+from condense.models.folder import check_adapter, safetensors_header
+from condense.models.layers import embedding_rows, forward_pass, input_device
+
+WEIGHTS = "adapter_model.safetensors"
+# Under which names an adapter keeps embeddings whole, behind that of their module.
+_WHOLE = ("weight", "base_layer.weight", "token_adapter.base_layer.weight")
+_PROBE_TOKENS = 48
+_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5}
+_LOOSE = 0.05  # of a half-precision model: its sums round so much
+
+
+def head_of(folder: Path, model: Any) -> str | None:
+    """Why the base's language-modelling head is not the adapter's, if it is not."""
+    kind = check_adapter(folder).get("task_type")
+    if kind in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"):
+        return f"the adapter was trained with a head of its own ({kind})"
+    if _part(model, _header(folder)) is not model:
+        return "the adapter was trained on the model without its head"
+    return None
+
+
+def merged(model: Any, folder: Path, vocabulary: int) -> Any:
+    """The model with the adapter in its weights, ready to be trained; the model given is used up.
+
+    vocabulary: the number of tokens of the adapter's tokenizer, for adapters with tokens that their base lacks.
+    UnavailableError where PEFT is missing, the adapter does not fit, or merging changes what the model computes.
+    """
+    config, header = check_adapter(folder), _header(folder)
+    _resize(model, config, header, vocabulary)
+    ids, part = _probe(model, config), _part(model, header)
+    wrapped = _wrapped(part, folder)
+    _refuse_astray(wrapped, set(header))
+    expected = _outputs(wrapped, ids)
+    ties = _untie(wrapped)
+    was_tied = [(part, part.tie_word_embeddings) for part in _configs(model)]  # peft changes them as it merges
+    kind = getattr(wrapped.active_peft_config.peft_type, "value", "this kind")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = wrapped.merge_and_unload().eval()
+    except Exception as error:  # every tuner refuses in its own way what it cannot merge
+        if is_out_of_memory(error):
+            raise
+        raise UnavailableError(
+            f"this adapter of type {kind} cannot be merged into the weights: {first_line(error)}",
+            "LoRA and its relatives can be measured",
+        ) from error
+    if _tie_again(result, ties):
+        for part, tied in was_tied:
+            part.tie_word_embeddings = tied
+    refuse_not_finite(result)
+    _refuse_changed(expected, _outputs(result, ids), kind)
+    whole = result if part is model else model
+    return whole.requires_grad_(True)  # peft gives back frozen weights
+
+
+def _header(folder: Path) -> dict[str, Any]:
+    file = folder / WEIGHTS
+    if not file.exists():
+        raise UnavailableError(f"no {file.name} in {folder}", "ask its author for safetensors")
+    return safetensors_header(file)
+
+
+def _part(model: Any, header: Mapping[str, Any]) -> Any:
+    """What the adapter was made for: the model, or the model without its head, by the names of its weights."""
+    first = {key.removeprefix("base_model.model.").partition(".")[0] for key in header}
+    children = dict(model.named_children())
+    inner = model.base_model
+    return inner if first.isdisjoint(children) and not first.isdisjoint(dict(inner.named_children())) else model
+
+
+def _wrapped(model: Any, folder: Path) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise UnavailableError("an adapter needs the package peft", "pip install 'condense-lm[peft]'") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what peft warns of (keys that do not fit) is refused below
+        return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
+
+
+def _refuse_astray(wrapped: Any, own: set[str]) -> None:
+    """UnavailableError for weights that PEFT would only warn of: the base would be measured in the adapter's name."""
+    from peft import get_peft_model_state_dict
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+        known = set(get_peft_model_state_dict(wrapped, save_embedding_layers=True)) | set(wrapped.state_dict())
+    prefix = getattr(wrapped.base_model, "prefix", "lora_")
+    # What is left is a head that the base does not have: `head_of` tells of it.
+    astray = sorted((expected - own) | {name for name in own - known if prefix in name})
+    if astray:
+        raise UnavailableError(
+            f"{len(astray)} weights of the adapter do not fit its base, first {astray[0]}",
+            "is the base the one that it was trained on? (base_model_name_or_path in adapter_config.json)",
+        )
+
+
+# --- tokens that the base lacks ---------------------------------------------------------------------
+
+
+def _resize(model: Any, config: Mapping[str, Any], header: Mapping[str, Any], vocabulary: int) -> None:
+    """Give the base the rows that the adapter was trained with; UnavailableError where new ones would be random."""
+    rows, whole = _rows(model, header)
+    tokens = _token_indices(config)
+    old = embedding_rows(model)
+    if not rows and tokens and max(tokens) >= old:
+        rows = {max(vocabulary, max(tokens) + 1)}
+    if len(rows) > 1:
+        raise UnavailableError(f"the adapter's embeddings have {sorted(rows)} rows", "the files do not belong together")
+    if not rows or (new := rows.pop()) == old:
+        return
+    tied = _is_tied(model)
+    covered = set(range(old, new)) <= set(tokens) or whole >= ({"input"} if tied else {"input", "output"})
+    if new > old and not covered:
+        raise UnavailableError(
+            f"the adapter adds {new - old} tokens to its base and does not hold all their weights",
+            "save it with save_embedding_layers=True, or merge it where it was trained",
+        )
+    model.resize_token_embeddings(new, mean_resizing=False)
+
+
+def _rows(model: Any, header: Mapping[str, Any]) -> tuple[set[int], set[str]]:
+    """The vocabulary sizes in the adapter's weights, and which of the embeddings it holds whole."""
+    ends = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+    names = {end: name for name, module in model.named_modules() for end, own in ends.items() if module is own}
+    rows, whole = set(), set()
+    for end, name in names.items():
+        for key, axis in (*((key, 0) for key in _WHOLE), ("lora_embedding_A", 1), ("lora_B.weight", 0)):
+            entry = header.get(f"base_model.model.{name}.{key}")
+            if entry is not None:
+                rows.add(int(entry["shape"][axis]))
+                whole |= {end} if key in _WHOLE else set()
+    return rows, whole
+
+
+def _token_indices(config: Mapping[str, Any]) -> list[int]:
+    asked = config.get("trainable_token_indices") or config.get("token_indices") or []
+    listed = [index for each in asked.values() for index in each] if isinstance(asked, dict) else list(asked)
+    return [index for index in listed if isinstance(index, int)]
+
+
+def _is_tied(model: Any) -> bool:
+    head = model.get_output_embeddings()
+    return head is None or head.weight is model.get_input_embeddings().weight
+
+
+# --- weights in two places --------------------------------------------------------------------------
+
+
+def _owners(root: nn.Module) -> Iterator[list[tuple[nn.Module, str]]]:
+    """For every parameter that stands in several modules, the modules and the names it has there."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in root.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((module, name))
+    yield from (places for places in owners.values() if len(places) > 1)
+
+
+def _untie(wrapped: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """Give every module a weight of its own, so that merging into one does not change the other."""
+    ties = list(_owners(wrapped))
+    for places in ties:
+        for module, name in places[1:]:
+            parameter: nn.Parameter = getattr(module, name)
+            setattr(module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+    return ties
+
+
+def _tie_again(result: Any, ties: list[list[tuple[nn.Module, str]]]) -> bool:
+    """Tie what was tied if all of it is still equal; else nothing is tied any more, and the config says so."""
+    there = {id(module) for module in result.modules()}
+    equal = True
+    for places in ties:
+        kept = [getattr(module, name) for module, name in places if id(module) in there]
+        equal = equal and len(kept) == len(places) and all(torch.equal(kept[0], other) for other in kept[1:])
+    if equal:
+        for (first, name), *others in ties:
+            for module, other in others:
+                setattr(module, other, getattr(first, name))
+        return True
+    result.all_tied_weights_keys = {}
+    for part in _configs(result):
+        part.tie_word_embeddings = False
+    return False
+
+
+def _configs(model: Any) -> list[Any]:
+    """The configs that say whether embeddings are tied: the model's, and that of its text part."""
+    parts = {id(part): part for part in (model.config, model.config.get_text_config())}
+    return [part for part in parts.values() if hasattr(part, "tie_word_embeddings")]
+
+
+# --- the same numbers -------------------------------------------------------------------------------
+
+
+def _probe(model: Any, config: Mapping[str, Any]) -> Tensor:
+    """Token ids (1, S) to try both models on: random ones, the last rows, and those that the adapter trains."""
+    rows = embedding_rows(model)
+    drawn = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[: _PROBE_TOKENS - 16].tolist()
+    chosen = [*range(max(0, rows - 8), rows), *_token_indices(config)[:8], *drawn]
+    return torch.tensor([[index for index in chosen if index < rows]], device=input_device(model))
+
+
+@torch.inference_mode()
+def _outputs(model: Any, ids: Tensor) -> Tensor:
+    more = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
+    with forward_pass(model):
+        output = model(input_ids=ids, **more)
+    for key in ("logits", "prediction_logits", "last_hidden_state"):
+        if isinstance(found := getattr(output, key, None), Tensor):
+            return found
+    raise UnavailableError(f"{type(model).__name__} gives no output that a merged adapter could be checked against")
+
+
+def _refuse_changed(expected: Tensor, found: Tensor, kind: str) -> None:
+    scale = float(expected.float().abs().max()) + 1e-30
+    off = float((found.to(expected.device).float() - expected.float()).abs().max()) / scale
+    if not off <= _TOLERANCE.get(expected.dtype, _LOOSE):
+        raise UnavailableError(
+            f"this adapter of type {kind} gives other numbers when it is merged into the weights (by {off:.1%})",
+            "merge it where it was trained, and measure what that gives",
+        )
