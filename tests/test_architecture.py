@@ -33,8 +33,8 @@ HEAVY_TRAINING = [  # all but remedies.py, which the grammar of --arms and the r
 # Files that may import a heavy package when they are loaded; inside functions every file may.
 LOADS: dict[str, set[str]] = {
     "torch": {
-        "geometry.py", "texts/windows.py", "models/adapt.py", "models/checkpoint.py", "models/checks.py",
-        "models/layers.py",
+        "geometry.py", "texts/windows.py", "models/adapt.py", "models/adapters.py", "models/checkpoint.py",
+        "models/checks.py", "models/layers.py",
         "models/locate.py", "dispersion/*", "diagnosis/cache.py", "diagnosis/distributed.py", "diagnosis/forward.py",
         "diagnosis/quality.py", "diagnosis/rescoring.py", "diagnosis/resume.py", "diagnosis/run.py",
         "diagnosis/summary.py", *HEAVY_TRAINING, "trials/results.py", "trials/run.py", "trials/runs.py", "treatment/*",
