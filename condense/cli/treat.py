@@ -11,13 +11,13 @@ import typer
 from condense.cli.console import MANNER, command_line, console, quieten_libraries, say
 from condense.cli.groups import Without, command
 from condense.cli.measure import Model, go_offline, training_text
-from condense.cli.progress import stage_progress
+from condense.cli.progress import run_progress
 from condense.errors import UsageError
 from condense.records.options import OUTPUT, Flag, ModelOptions, RunOptions, TextOptions
 from condense.records.plans import Plan
 
 if TYPE_CHECKING:
-    from condense.records.plans import Schedule
+    from condense.records.plans import Schedule, TrialPlan
     from condense.records.treatment import Overhead, Treatment
 
 Output = Flag("Becomes the treated checkpoint.", OUTPUT, ("--output", "-o"), metavar="DIR")
@@ -62,14 +62,15 @@ def _train(
     """Run the treatment with bars on stderr; None for a dry run."""
     from condense.report.treatment.terminal import show_plan
     from condense.training.loop import InterruptedRunError
-    from condense.treatment.run import Watch, treat
+    from condense.treatment.run import treat
+    from condense.trials.runs import Watch
 
     try:
-        with stage_progress() as (screen, on_phase, on_text, on_step):
+        with run_progress() as (screen, on_phase, on_run, on_text, on_step):
 
-            def on_plan(plan: Plan, schedule: Schedule, overhead: Overhead) -> None:
+            def on_plan(plan: TrialPlan, schedule: Schedule, overhead: Overhead) -> None:
                 if not MANNER.quiet or run.dry_run:
-                    show_plan(plan, schedule, overhead, screen)
+                    show_plan(plan.training, schedule, overhead, screen)
 
             return treat(
                 model,
@@ -81,7 +82,7 @@ def _train(
                 force=run.force,
                 dry_run=run.dry_run,
                 command=command_line(),
-                watch=Watch(on_plan, on_phase, on_text, on_step),
+                watch=Watch(on_plan, on_phase, on_run, on_text, on_step, say),
                 options=options,
             )
     except InterruptedRunError as stopped:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,9 +16,9 @@ from condense.cli.treat import Trained, refuse_processes
 from condense.errors import UsageError
 from condense.records.options import ARMS, OUTPUT, Flag, ModelOptions, RunOptions, TextOptions
 from condense.records.plans import Plan, Schedule, TrialPlan
-from condense.records.trial import StepCost
 
 if TYPE_CHECKING:
+    from condense.records.treatment import Overhead
     from condense.records.trial import Trial
 
 Output = Flag("Folder of report and runs.", OUTPUT, ("--output", "-o"), metavar="DIR")
@@ -77,14 +76,14 @@ def _train(
     from condense.report.trial.terminal import show_trial_plan
     from condense.training.loop import InterruptedRunError
     from condense.trials.run import trial
-    from condense.trials.runs import TrialWatch
+    from condense.trials.runs import Watch
 
     try:
         with run_progress() as (screen, on_phase, on_run, on_text, on_step):
 
-            def on_plan(plan: TrialPlan, schedule: Schedule, costs: Mapping[str, StepCost], seconds: float) -> None:
+            def on_plan(plan: TrialPlan, schedule: Schedule, overhead: Overhead) -> None:
                 if not MANNER.quiet or run.dry_run:
-                    show_trial_plan(plan, schedule, costs, seconds, screen)
+                    show_trial_plan(plan, schedule, {}, schedule.seconds, screen)
 
             return trial(
                 model,
@@ -96,7 +95,7 @@ def _train(
                 force=run.force,
                 dry_run=run.dry_run,
                 command=command_line(),
-                watch=TrialWatch(on_plan, on_phase, on_run, on_text, on_step, say),
+                watch=Watch(on_plan, on_phase, on_run, on_text, on_step, say),
                 options=options,
             )
     except InterruptedRunError as stopped:

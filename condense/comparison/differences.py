@@ -32,8 +32,21 @@ def difference(
     Paired where both were measured on the same windows (`windows_sha256`), else the texts of each are
     drawn for themselves and `paired` is False. site_keys: the metrics to compare site by site.
     """
-    paired = same_windows(new, old)
-    pairs = [(new, old)]
+    return effect_over_seeds({0: new}, {0: old}, against, seed, site_keys)
+
+
+def effect_over_seeds(
+    new: Mapping[int, Diagnosis],
+    old: Mapping[int, Diagnosis],
+    against: str,
+    seed: int = 0,
+    site_keys: Iterable[str] = tuple(METRICS),
+) -> Effect:
+    """The mean over the training seeds that both have of new − old; intervals over texts. ValueError without one."""
+    pairs = [(new[number], old[number]) for number in sorted(new.keys() & old.keys())]
+    if not pairs:
+        raise ValueError("no training seed is in both")
+    paired = all(same_windows(a, b) for a, b in pairs)
     return Effect(
         against=against,
         paired=paired,

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from condense.errors import UsageError
@@ -48,6 +48,8 @@ class Plan(Options):
 
     Budget: one pass over the training text, at most 2 M tokens, unless `max_steps` or `train_tokens`;
     tokens per step min(131,072, budget/50) unless batch sizes are given. Liu et al. 2026, arXiv:2602.00217.
+
+    `seeds` is how many training seeds every arm takes, from `seed` on.
     """
 
     coefficient: Annotated[float, Flag("Weight of the loss; published range 0.01 to 0.1.", LOSS, settings="found")] = (
@@ -134,6 +136,9 @@ class Plan(Options):
         Flag("Only the first N samples of each task.", TASKS, metavar="N", at_least=1, settings="found"),
     ] = None
     include_path: Annotated[str | None, Flag("Task files of your own; they may run code.", TASKS, metavar="DIR")] = None
+    seeds: Annotated[
+        int, Flag("Training seeds per arm; OUT is the model of the first.", TRAINING, at_least=1, settings="found")
+    ] = 1
 
     def __post_init__(self) -> None:
         """UsageError for values that mean nothing."""
@@ -189,3 +194,8 @@ class TrialPlan(Options):
     ] = 3
     training: Plan = field(default_factory=Plan)
     keep_models: Annotated[bool, Flag("Keep the trained checkpoints of all runs.", OUTPUT)] = False
+
+    def __post_init__(self) -> None:
+        """The plan of every arm has the trial's number of seeds. UsageError for values that mean nothing."""
+        super().__post_init__()
+        object.__setattr__(self, "training", replace(self.training, seeds=self.seeds))

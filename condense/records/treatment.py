@@ -1,7 +1,4 @@
-"""The values of a treatment: the plan, the arms, the effect, and the verdict. Frozen, standard library only.
-
-`Plan` is the one home of every default of `condense treat`; the command line reads them from here.
-"""
+"""The values of a treatment: the arms, the seeds, the effect, and the verdict. Frozen, standard library only."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from condense.records.base import Estimate, Finding, Saved
-from condense.records.diagnosis import Diagnosis
+from condense.records.diagnosis import Diagnosis, Quality
 from condense.records.plans import Plan, Schedule
 from condense.records.tasks import TaskEffect, TaskScore
 
@@ -90,8 +87,36 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class SeedModel:
+    """What one model trained under one seed came to on the validation windows; `weights_sha256` as it was saved."""
+
+    deep: Mapping[str, Estimate]
+    quality: Quality
+    weights_sha256: str | None
+
+
+@dataclass(frozen=True)
+class TreatmentSeed:
+    """One training seed of a treatment: the treated model, its control under the same seed, treated − control.
+
+    `control` is None where none was trained; `effect` is then treated − before.
+    """
+
+    seed: int
+    deep: Mapping[str, Estimate]
+    quality: Quality
+    weights_sha256: str | None
+    effect: Effect
+    control: SeedModel | None = None
+
+
+@dataclass(frozen=True)
 class Treatment(Saved):
-    """What `treat` did and what came of it: before, control and treated on the same windows."""
+    """What `treat` did and what came of it: before, control and treated on the same windows.
+
+    `arms` and the saved checkpoint are those of the first training seed, never of the best one. `effect` and `verdict`
+    are over all seeds, `seeds` has each of them.
+    """
 
     SCHEMA: ClassVar[str] = TREATMENT_SCHEMA
 
@@ -112,6 +137,7 @@ class Treatment(Saved):
     cloud_site: str = ""
     cloud_variance: tuple[float, ...] = ()
     task_effects: tuple[TaskEffect, ...] = ()
+    seeds: tuple[TreatmentSeed, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """The layer tables of all arms as plain rows, with the columns `arm` and `corpus` in front."""

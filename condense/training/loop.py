@@ -7,7 +7,9 @@ that `--resume` never continues from a torn one.
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -28,9 +30,11 @@ from transformers import (
 
 from condense.dispersion.trainer import DispersionTrainer
 from condense.errors import RunError, UsageError
+from condense.models.checkpoint import Checkpoint
+from condense.models.locate import DTYPES
 from condense.records.plans import Plan, Schedule
 from condense.records.treatment import Curve
-from condense.training.interventions import Intervention, Regulariser
+from condense.training.interventions import Intervention, Regulariser, adapted
 from condense.training.rows import Rows
 
 MANIFEST = "condense_complete.json"
@@ -132,6 +136,56 @@ def train(
     history = trainer.state.log_history
     details = tuple(line for callback in callbacks for line in getattr(callback, "details", ()))
     return Trained(log.curve(history), time.perf_counter() - started, log.ratio(history), details)
+
+
+def train_arm(
+    source: Checkpoint,
+    rows: Rows,
+    plan: Plan,
+    schedule: Schedule,
+    acts: Intervention,
+    folder: Path,
+    *,
+    masked: bool,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+) -> Trained:
+    """Train a freshly opened checkpoint and save it in `folder/model`; training checkpoints are removed.
+
+    The source's model is used up. Errors as `train`; UsageError where LoRA cannot be applied.
+    """
+    torch.manual_seed(plan.seed)
+    model: Any = adapted(source.model, plan) if plan.use_peft else source.model
+    trained = train(
+        model, source.tokenizer, rows, plan, schedule, intervention=acts, folder=folder, masked=masked, resume=resume,
+        on_step=on_step,
+    )  # fmt: skip
+    save_model(model, source, folder / "model", merge=plan.merge_adapter, adapter=folder / "adapter")
+    for old in folder.glob("checkpoint-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    del model
+    gc.collect()
+    return trained
+
+
+def save_model(model: Any, source: Checkpoint, folder: Path, *, merge: bool, adapter: Path) -> None:
+    """Save a trained model as an ordinary checkpoint in the source's dtype, with tokenizer and generation config.
+
+    LoRA adapters are merged; without `merge` they are also kept in `adapter` as they are.
+    """
+    if hasattr(model, "merge_and_unload"):
+        if not merge:
+            model.save_pretrained(str(adapter))
+        model = model.merge_and_unload()
+    model.config.use_cache = source.use_cache
+    model = model.to(dtype=DTYPES.get(source.source_dtype, torch.float32))
+    try:
+        model.save_pretrained(str(folder))
+        source.tokenizer.save_pretrained(str(folder))
+    except Exception as error:  # safetensors reports a full disk by an exception of its own
+        if "no space left" in str(error).lower():
+            raise RunError(f"disk full while saving to {folder}", "free some space, then --resume") from error
+        raise
 
 
 class _ArmTrainer(DispersionTrainer):

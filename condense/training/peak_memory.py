@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -48,19 +49,19 @@ def peak_bytes(
     arms: the arm, the tokens added to its vocabulary, its micro-batch.
     """
     with tempfile.TemporaryDirectory(prefix="condense-footprint-") as folder:
-        jobs, untold = [], replace(options, token=None)  # which goes by the environment
+        jobs, without_token = [], replace(options, token=None)  # which goes by the environment
         for number, (spec, added, batch) in enumerate(arms):
-            place = Path(folder) / f"{number}.pt"
-            torch.save(dict(batch), place)
-            jobs.append(Footprint(str(model), untold, spec, plan, added, str(place)))
+            path = Path(folder) / f"{number}.pt"
+            torch.save(dict(batch), path)
+            jobs.append(Footprint(str(model), without_token, spec, plan, added, str(path)))
         together = sys.platform == "linux"
-        found: dict[str, int | str] = {}
+        peaks: dict[str, int | str] = {}
         for group in [jobs] if together else [[job] for job in jobs]:
-            found |= _ask(group, options.token)
-        return found
+            peaks |= _run_helper(group, options.token)
+        return peaks
 
 
-def _ask(jobs: Sequence[Footprint], token: str | None) -> dict[str, int | str]:
+def _run_helper(jobs: Sequence[Footprint], token: str | None) -> dict[str, int | str]:
     names = [job.spec.name for job in jobs]
     environment = {**os.environ, **({"HF_TOKEN": token} if token else {})}
     environment["PYTHONPATH"] = os.pathsep.join(part for part in sys.path if part)  # the same condense, wherever it is
@@ -83,18 +84,19 @@ def main() -> None:
     from condense.models import checkpoint  # noqa: F401  loaded here once, before any fork
 
     jobs = [decode(Footprint, data) for data in json.load(sys.stdin)]
-    found = {job.spec.name: _forked(job) if hasattr(os, "fork") and len(jobs) > 1 else _measured(job) for job in jobs}
-    sys.stdout.write(json.dumps(found) + "\n")
+    # On Linux the peak of a process that was started by another is at least that one's own; that of a fork is not.
+    measure = _measure_in_fork if sys.platform == "linux" else _measure
+    sys.stdout.write(json.dumps({job.spec.name: measure(job) for job in jobs}) + "\n")
 
 
-def _forked(job: Footprint) -> int | str:
+def _measure_in_fork(job: Footprint) -> int | str:
     """Measure in a fork, which gives its answer through a pipe; killed (out of memory, say) it gives none."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
         try:
-            os.write(writing, json.dumps(_measured(job)).encode())
+            os.write(writing, json.dumps(_measure(job)).encode())
         finally:
             os._exit(0)
     os.close(writing)
@@ -107,7 +109,7 @@ def _forked(job: Footprint) -> int | str:
     return result
 
 
-def _measured(job: Footprint) -> int | str:
+def _measure(job: Footprint) -> int | str:
     """Load, take whole optimizer steps as the arm does, and read the peak."""
     from condense.models.checkpoint import load
     from condense.training.interventions import adapted, forward_backward
@@ -133,23 +135,17 @@ def _measured(job: Footprint) -> int | str:
             forward_backward(model, batch, acts)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    except Exception as error:  # whatever it was, it is the answer
+    except Exception as error:  # the reason is reported beside the arm
         return f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else _peak_resident()
 
 
-def _peak_resident() -> int | str:
-    """The largest resident size that this process has had, from the kernel."""
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
+def _peak_resident() -> int:
+    """The largest resident size that this process has had, in bytes, as the system counts it."""
     try:
         import resource
-    except ImportError:
-        return "peak memory is not known on this system"
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) * (1 if sys.platform == "darwin" else 1024)
 

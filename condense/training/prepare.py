@@ -27,11 +27,11 @@ from condense.training.rows import (
     split,
     validation_windows,
 )
-from condense.training.saving import disk_needed
 
 MAX_TOKENS = 2_000_000
 TOKENS_PER_STEP = 131_072
 ROW_LENGTH = 1024
+CHECKPOINTS_KEPT = 3  # two by rotation, one while it is written
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,15 @@ def make_schedule(plan: Plan, rows: Rows, parts: Split, opened: Checkpoint) -> S
         validation_documents=len(parts.validation),
         train_sha256=parts.train_sha256,
         validation_sha256=parts.validation_sha256,
-        disk_bytes=disk_needed(opened.info.parameters, plan),
+        disk_bytes=0,  # how many models are kept is the orchestration's to say
     )
+
+
+def disk_needed(parameters: int, plan: Plan, models: int) -> int:
+    """Bytes on disk at the worst moment: so many saved models and, with --save-steps, training checkpoints."""
+    model = 4 * parameters
+    states = 3 * model * CHECKPOINTS_KEPT if plan.save_steps else 0
+    return model * models + states
 
 
 def training_memory(plan: Plan, opened: Checkpoint, peak: int) -> int | None:

@@ -18,7 +18,8 @@ from condense.records.tasks import TaskEffect, TaskScore
 from condense.records.treatment import Treatment
 from condense.report.tasks import task_rows
 from condense.report.treatment.markdown import treatment_markdown
-from condense.treatment.run import Watch, treat
+from condense.treatment.run import treat
+from condense.trials.runs import Watch
 
 pytest.importorskip("lm_eval", reason="pip install 'condense-lm[eval]'")
 TASKS = Path(__file__).parents[1] / "tasks"

@@ -17,7 +17,8 @@ from condense.models import checkpoint as checkpoints
 from condense.records.plans import Plan
 from condense.records.treatment import Treatment
 from condense.texts.documents import Document
-from condense.treatment.run import Watch, treat
+from condense.treatment.run import treat
+from condense.trials.runs import Watch
 
 PLAN = Plan(
     coefficient=2.0, max_steps=12, max_length=64, per_device_train_batch_size=4, learning_rate=5e-3, num_texts=8,
@@ -74,6 +75,38 @@ def test_a_second_run_gives_the_same_numbers(treated, tiny, texts, tmp_path):
     again = treat(tiny("llama"), texts, tmp_path / "out", PLAN, device="cpu")
     one, two = (run.arms["treated"].validation.model.weights_sha256 for run in (treated[0], again))
     assert one == two and again.effect == treated[0].effect
+
+
+def test_several_seeds_keep_the_first_model_and_report_over_all(treated, tiny, texts, tmp_path):
+    """OUT is the first seed's model, whichever is best; `arms` are its diagnoses, effect and verdict are over all."""
+    one, _ = treated
+    found = treat(tiny("llama"), texts, tmp_path / "out", replace(PLAN, seeds=2), device="cpu")
+    assert {name: (arm.validation.deep, arm.probe.deep, arm.curve) for name, arm in found.arms.items()} == {
+        name: (arm.validation.deep, arm.probe.deep, arm.curve) for name, arm in one.arms.items()
+    }
+    assert [seed.seed for seed in found.seeds] == [0, 1]
+    first, second = found.seeds
+    for name in ("control", "treated"):
+        assert found.arms[name].validation.model.weights_sha256 == (
+            first.weights_sha256 if name == "treated" else first.control.weights_sha256
+        )
+    loaded = checkpoints.load(tmp_path / "out", device="cpu")
+    assert loaded.info.weights_sha256 == first.weights_sha256 != second.weights_sha256
+    assert len({first.weights_sha256, second.weights_sha256, first.control.weights_sha256}) == 3
+    assert first.quality == found.arms["treated"].validation.quality and first == one.seeds[0]
+    for key in ("mean_cosine", "effective_rank"):
+        values = [seed.deep[key].value - seed.control.deep[key].value for seed in found.seeds]
+        assert [seed.effect.deep[key].value for seed in found.seeds] == pytest.approx(values)
+        assert found.effect.deep[key].value == pytest.approx(sum(values) / 2)
+    assert found.effect.deep["mean_cosine"].value != one.effect.deep["mean_cosine"].value
+    assert Treatment.from_json(tmp_path / "out" / "condense.json") == found
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_treatment_saved_before_there_were_seeds_is_read(treated):
+    data = treated[0].to_dict()
+    del data["seeds"], data["plan"]["seeds"]
+    assert replace(Treatment.from_json(data), seeds=treated[0].seeds) == treated[0]
 
 
 def test_card_and_reports_agree(treated):
@@ -145,7 +178,7 @@ def test_refusals_come_before_any_work(tiny, texts, tmp_path):
     assert (taken / "mine.txt").read_text() == "keep me"
 
 
-BAD = [{"tau": 0.0}, {"max_tokens": 1}, {"learning_rate": -1.0}, {"coefficient": float("nan")}]
+BAD = [{"seeds": 0}, {"tau": 0.0}, {"max_tokens": 1}, {"learning_rate": -1.0}, {"coefficient": float("nan")}]
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -191,7 +224,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(treated, tiny, texts, tm
     assert run.returncode == 0, run.stderr
     process = subprocess.Popen([*arguments, "-o", str(stopped)], env=environment, stderr=subprocess.PIPE, text=True)
     begun = stopped.with_name("stopped.work") / "control"
-    while process.poll() is None and not (stopped.with_name("stopped.work") / "before" / "arm.json").exists():
+    while process.poll() is None and not (stopped.with_name("stopped.work") / "before" / "run.json").exists():
         time.sleep(0.02)
     time.sleep(0.15)
     process.send_signal(signal.SIGTERM)

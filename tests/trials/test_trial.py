@@ -16,11 +16,10 @@ from condense.records.diagnosis import Diagnosis
 from condense.records.plans import Plan, TrialPlan
 from condense.records.trial import Trial
 from condense.training.loop import InterruptedRunError
-from condense.trials import run as experiment
 from condense.trials import runs
 from condense.trials.arm_names import parse_arms
 from condense.trials.run import trial
-from condense.trials.runs import TrialWatch
+from condense.trials.runs import Watch
 
 ALL = (
     "control,dispersion=3,dispersion:mean_cosine@late=0.1,embedding-dropout,noisy-embedding,active-forgetting,"
@@ -38,7 +37,7 @@ def texts():
 def whole(tiny, texts, tmp_path_factory):
     """Every arm under two seeds, with what the caller was told."""
     out, told = tmp_path_factory.mktemp("trial") / "out", []
-    watch = TrialWatch(on_run=lambda *said: told.append(said), on_note=lambda line: told.append(line))
+    watch = Watch(on_run=lambda *said: told.append(said), on_note=lambda line: told.append(line))
     plan = TrialPlan(parse_arms(ALL, ()), 2, TRAINING)
     made = trial(tiny("llama"), texts, out, plan, device="cpu", watch=watch, command="condense trial m -o out")
     return made, out, told
@@ -106,7 +105,7 @@ def test_larger_vocab_is_compared_by_the_same_bytes(whole):
 def test_tasks_are_scored_under_every_arm(tiny, texts, tmp_path, monkeypatch):
     """A local task, offline; the scores of two seeds are averaged sample by sample."""
     pytest.importorskip("lm_eval")
-    monkeypatch.setattr(experiment, "step_costs", lambda *given, **more: {})
+    monkeypatch.setattr(runs, "step_costs", lambda *given, **more: {})
     folder = Path(__file__).parents[1] / "tasks"
     name = "small_facts"
     training = replace(TRAINING, max_steps=2, eval_tasks=(name,), include_path=str(folder), eval_limit=6)
@@ -145,7 +144,7 @@ def test_only_what_is_missing_is_done_again(whole, tiny, texts, tmp_path):
     lost = out / arms(made)["dispersion=3"].runs[1].folder
     shutil.rmtree(lost)
     told = []
-    watch = TrialWatch(on_run=lambda *said: told.append(said[:2]))
+    watch = Watch(on_run=lambda *said: told.append(said[:2]))
     again = trial(
         tiny("llama"), texts, out, TrialPlan(parse_arms(names, ()), 3, TRAINING), device="cpu", resume=True, watch=watch
     )
@@ -172,7 +171,7 @@ def failing(monkeypatch, wanted):
         return plain(source, rows, plan, schedule, acts, folder, **more)
 
     monkeypatch.setattr(runs, "train_arm", train)
-    monkeypatch.setattr(experiment, "step_costs", lambda *given, **more: {})
+    monkeypatch.setattr(runs, "step_costs", lambda *given, **more: {})
 
 
 def test_an_arm_that_fails_is_told_and_the_others_go_on(tiny, texts, tmp_path, monkeypatch):
@@ -180,7 +179,7 @@ def test_an_arm_that_fails_is_told_and_the_others_go_on(tiny, texts, tmp_path, m
         failing(patch, lambda coefficient, seed: coefficient == 9 or (coefficient == 1 and seed == 1))
         plan = TrialPlan(parse_arms("control,dispersion=9,dispersion=1", ()), 2, replace(TRAINING, max_steps=2))
         notes = []
-        made = trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", watch=TrialWatch(on_note=notes.append))
+        made = trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", watch=Watch(on_note=notes.append))
     found = arms(made)
     assert (found["dispersion=9"].status, found["dispersion=1"].status) == ("failed", "partial")
     assert "seed 0: ValueError: the remedy <b>broke</b>" in found["dispersion=9"].reason
@@ -198,7 +197,7 @@ def test_without_a_control_there_is_no_trial(tiny, texts, tmp_path, monkeypatch)
 
 
 def test_a_masked_model_has_no_larger_vocabulary(tiny, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "step_costs", lambda *given, **more: {})
+    monkeypatch.setattr(runs, "step_costs", lambda *given, **more: {})
     plan = TrialPlan(parse_arms("dispersion=3,larger-vocab", ()), 1, replace(TRAINING, max_steps=2))
     made = trial(tiny("bert"), texts, tmp_path / "out", plan, device="cpu")
     found = arms(made)
@@ -208,7 +207,7 @@ def test_a_masked_model_has_no_larger_vocabulary(tiny, texts, tmp_path, monkeypa
 
 
 def test_a_signal_leaves_what_was_done(tiny, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "step_costs", lambda *given, **more: {})
+    monkeypatch.setattr(runs, "step_costs", lambda *given, **more: {})
     plan = TrialPlan(parse_arms("dispersion=3", ()), 1, replace(TRAINING, max_steps=4))
 
     def stop(step, steps, logs):
@@ -219,7 +218,7 @@ def test_a_signal_leaves_what_was_done(tiny, texts, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(InterruptedRunError) as stopped:
-        trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", watch=TrialWatch(on_step=stop))
+        trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", watch=Watch(on_step=stop))
     assert stopped.value.code == 130
     made = trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", resume=True)
     straight = trial(tiny("llama"), texts, tmp_path / "straight", plan, device="cpu")
@@ -269,7 +268,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(run, tiny):
 
 
 def test_the_command_writes_its_files_and_tells_the_table(run, tiny, monkeypatch):
-    monkeypatch.setattr(experiment, "step_costs", lambda *given, **more: {})
+    monkeypatch.setattr(runs, "step_costs", lambda *given, **more: {})
     done = run(tiny("llama"), "-o", "out", "--arms", "dispersion=3", "--seeds", 1, "--keep-models", *SMALL)
     assert done.exit_code == 0, done.output
     assert "dispersion=3" in done.output and "bits per byte" in done.output

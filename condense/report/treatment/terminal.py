@@ -27,11 +27,11 @@ def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Conso
         f"plan: {schedule.steps} steps of {schedule.tokens_per_step:,} tokens ({schedule.train_tokens:,} tokens) "
         f"for each arm: {arms}",
         f"loss: {plan.loss} at coefficient {plan.coefficient:g} on layers {plan.layers}; learning rate "
-        f"{plan.learning_rate:g}, {plan.lr_scheduler}, seed {plan.seed}",
+        f"{plan.learning_rate:g}, {plan.lr_scheduler}, {_seeds(plan)}",
         f"text: {schedule.train_documents} training and {schedule.validation_documents} validation documents; "
         f"{schedule.rows} rows of {schedule.row_length} tokens, {'packed' if schedule.packed else 'one document each'}",
         f"cost of the loss: time × {number(overhead.time_ratio, 2)}, peak memory × {number(overhead.memory_ratio, 2)}",
-        f"estimate: {in_words(schedule.seconds)} of training, {gigabytes(schedule.memory_bytes)} memory, "
+        f"estimate: {in_words(schedule.seconds)} in all, {gigabytes(schedule.memory_bytes)} memory, "
         f"{gigabytes(schedule.disk_bytes)} disk",
     ]
     if plan.eval_tasks:
@@ -39,6 +39,11 @@ def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Conso
         lines.append(f"tasks, on before and every arm: {', '.join(plan.eval_tasks)}{limit}; not in the estimate")
     for line in lines:
         console.print(Text(for_terminal(line)))
+
+
+def _seeds(plan: Plan) -> str:
+    last = plan.seed + plan.seeds - 1
+    return f"seed {plan.seed}" if plan.seeds == 1 else f"seeds {plan.seed} to {last}; the model of the first is kept"
 
 
 def gigabytes(size: int | None) -> str:

@@ -8,10 +8,10 @@ import torch
 from condense.dispersion.disperser import DispersionConfig
 from condense.records.options import ModelOptions
 from condense.records.plans import ArmSpec, Plan
-from condense.training import step_time as overhead
+from condense.training import costs
+from condense.training.costs import Pass, Spent, interleaved, overhead_of, time_ratio
 from condense.training.interventions import Intervention, Regulariser
 from condense.training.peak_memory import peak_bytes
-from condense.training.step_time import Pass, Spent, interleaved, measure_overhead, time_ratio
 
 CONTROL = ArmSpec("control", "control")
 
@@ -25,13 +25,13 @@ def batch():
 def test_arms_take_turns_and_the_model_is_left_as_it_was(opened, batch, monkeypatch):
     model, order = opened("llama").model, []
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    plain = overhead.forward_backward
+    plain = costs.forward_backward
 
     def noted(model, inputs, intervention):
         order.append("treated" if intervention.dispersion.coefficient else "control")
         plain(model, inputs, intervention)
 
-    monkeypatch.setattr(overhead, "forward_backward", noted)
+    monkeypatch.setattr(costs, "forward_backward", noted)
     arms = {"control": Intervention(), "treated": Intervention(DispersionConfig(1.0))}
     told = []
     spent = interleaved({n: Pass(model, batch, a) for n, a in arms.items()}, 3, lambda d, t: told.append((d, t)))
@@ -81,7 +81,9 @@ def test_on_a_cpu_waiting_is_no_work(opened, batch):
 
 def test_the_cost_of_a_treatment_is_measured_so_too(opened, batch):
     model = opened("llama").model
-    assert measure_overhead(model, batch, DispersionConfig(0.1)).time_ratio > 0
+    acts = {"control": Intervention(), "treated": Intervention(DispersionConfig(0.1))}
+    overhead = overhead_of(interleaved({name: Pass(model, batch, act) for name, act in acts.items()}))
+    assert overhead.time_ratio > 0 and overhead.memory_ratio > 0 and overhead.rounds == 3
 
 
 def test_memory_is_that_of_a_process_of_its_own(tiny, batch):

@@ -1,27 +1,12 @@
-"""A trained model on disk, the room it takes, and the folder that a run may write into."""
+"""The folder that a run writes: whether it may, and whether it has the room."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from condense.errors import RunError, UsageError
-from condense.models.checkpoint import Checkpoint
-from condense.models.locate import DTYPES
-from condense.records.plans import Plan
-
-CHECKPOINTS_KEPT = 3  # two by rotation, one while it is written
-
-
-def disk_needed(parameters: int, plan: Plan) -> int:
-    """Bytes on disk at the worst moment: two saved arms and, with --save-steps, training checkpoints."""
-    model = 4 * parameters
-    states = 3 * model * CHECKPOINTS_KEPT if plan.save_steps else 0
-    return model * (2 if plan.control else 1) + states
 
 
 def work_folder(target: Path) -> Path:
@@ -29,7 +14,7 @@ def work_folder(target: Path) -> Path:
     return target.with_name(f"{target.name}.work")
 
 
-def prepare(target: Path, *, resume: bool, force: bool, dry_run: bool = False) -> Path:
+def prepare(target: Path, *, resume: bool, force: bool) -> Path:
     """Check OUT and OUT.work before any work and return OUT.work, not made yet. UsageError if either is in the way."""
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target} is a file, not a folder", "choose another --output")
@@ -46,8 +31,6 @@ def prepare(target: Path, *, resume: bool, force: bool, dry_run: bool = False) -
             raise UsageError(
                 f"{work} is left from an interrupted run", "pass --resume to go on, or --force to start anew"
             )
-        if not dry_run:
-            shutil.rmtree(work)
     return work
 
 
@@ -69,23 +52,3 @@ def refuse_small_disk(work: Path, needed: int) -> None:
 
 def _bytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def save_model(model: Any, source: Checkpoint, folder: Path, *, merge: bool, adapter: Path) -> None:
-    """Save a trained model as an ordinary checkpoint in the source's dtype, with tokenizer and generation config.
-
-    LoRA adapters are merged; without `merge` they are also kept in `adapter` as they are.
-    """
-    if hasattr(model, "merge_and_unload"):
-        if not merge:
-            model.save_pretrained(str(adapter))
-        model = model.merge_and_unload()
-    model.config.use_cache = source.use_cache
-    model = model.to(dtype=DTYPES.get(source.source_dtype, torch.float32))
-    try:
-        model.save_pretrained(str(folder))
-        source.tokenizer.save_pretrained(str(folder))
-    except Exception as error:  # safetensors reports a full disk by an exception of its own
-        if "no space left" in str(error).lower():
-            raise RunError(f"disk full while saving to {folder}", "free some space, then --resume") from error
-        raise
