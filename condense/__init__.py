@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from condense import geometry as geometry
     from condense.comparison.run import compare as compare
     from condense.diagnosis.run import analyze as analyze
+    from condense.dispersion.callback import CondensationMonitor as CondensationMonitor
     from condense.dispersion.disperser import Disperser as Disperser
     from condense.dispersion.disperser import DispersionConfig as DispersionConfig
-    from condense.dispersion.monitor import CondensationMonitor as CondensationMonitor
+    from condense.dispersion.monitor import Monitor as Monitor
     from condense.dispersion.trainer import DispersionMixin as DispersionMixin
     from condense.dispersion.trainer import DispersionTrainer as DispersionTrainer
     from condense.errors import CondenseError as CondenseError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from condense.models.checkpoint import load as load
     from condense.records.comparison import Comparison as Comparison
     from condense.records.diagnosis import Diagnosis as Diagnosis
+    from condense.records.monitor import MonitorRun as MonitorRun
     from condense.records.options import ModelOptions as ModelOptions
     from condense.records.plans import Plan as Plan
     from condense.records.plans import TrialPlan as TrialPlan
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Checkpoint": "models.checkpoint",
     "Comparison": "records.comparison",
-    "CondensationMonitor": "dispersion.monitor",
+    "CondensationMonitor": "dispersion.callback",
     "CondenseError": "errors",
     "Diagnosis": "records.diagnosis",
     "Disperser": "dispersion.disperser",
@@ -50,6 +52,8 @@ _HOMES = {
     "DispersionMixin": "dispersion.trainer",
     "DispersionTrainer": "dispersion.trainer",
     "ModelOptions": "records.options",
+    "Monitor": "dispersion.monitor",
+    "MonitorRun": "records.monitor",
     "Plan": "records.plans",
     "Treatment": "records.treatment",
     "Trial": "records.trial",

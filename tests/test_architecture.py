@@ -38,7 +38,9 @@ LOADS: dict[str, set[str]] = {
         "diagnosis/quality.py", "diagnosis/rescoring.py", "diagnosis/resume.py", "diagnosis/run.py",
         "diagnosis/summary.py", *HEAVY_TRAINING, "trials/results.py", "trials/run.py", "trials/runs.py", "treatment/*",
     },
-    "transformers": {"dispersion/monitor.py", "dispersion/trainer.py", "training/loop.py", "training/interventions.py"},
+    "transformers": {
+        "dispersion/callback.py", "dispersion/trainer.py", "training/loop.py", "training/interventions.py",
+    },
 }  # fmt: skip
 
 
@@ -229,9 +231,9 @@ def test_the_check_on_loading_can_fail() -> None:
 
 PUBLIC = (
     "Checkpoint", "Comparison", "CondensationMonitor", "CondenseError", "Diagnosis", "Disperser", "DispersionConfig",
-    "DispersionMixin", "DispersionTrainer", "ModelOptions", "Plan", "Treatment", "Trial", "TrialPlan", "Windows",
-    "__version__", "adapt", "analyze", "compare", "dispersion", "evaluate", "geometry", "load", "parse_arms",
-    "task_effects", "treat", "trial", "windows",
+    "DispersionMixin", "DispersionTrainer", "ModelOptions", "Monitor", "MonitorRun", "Plan", "Treatment", "Trial",
+    "TrialPlan", "Windows", "__version__", "adapt", "analyze", "compare", "dispersion", "evaluate", "geometry", "load",
+    "parse_arms", "task_effects", "treat", "trial", "windows",
 )  # fmt: skip
 
 

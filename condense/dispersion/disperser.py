@@ -26,14 +26,22 @@ import torch
 from torch import Tensor, nn
 
 from condense.dispersion import losses as dispersion
-from condense.dispersion.tokens import GIVEN, choose, from_candidates, overriding, read_documents, special_tokens
+from condense.dispersion.tokens import (
+    GIVEN,
+    choose,
+    from_candidates,
+    ids_among,
+    overriding,
+    parameters_of,
+    read_documents,
+    special_tokens,
+)
 from condense.errors import RunError, UnavailableError
 from condense.models.adapt import stream_of
-from condense.models.layers import Site, Stack, find_stacks, path_of, unwrapped
+from condense.models.layers import Site, Stack, find_stacks, path_of
 from condense.records.plans import Plan
 
 _LOG = logging.getLogger("condense")
-_NO_IDS = ("labels", "targets", "target", "attention_mask", "position_ids", "token_type_ids")
 _RANGES = ("all", "late", "early", "last")
 
 
@@ -171,7 +179,7 @@ class Disperser:
         with contextlib.ExitStack() as hooks:
             for stack in self._stacks:
                 for index, module in enumerate(self._containers(stack)):
-                    enter = functools.partial(self._enter, stack.name, index, _parameters(module))
+                    enter = functools.partial(self._enter, stack.name, index, parameters_of(module))
                     output = stack.called is None and (module is not self.model or module is stack.root)
                     leave = functools.partial(self._leave, stack.name, index, output)
                     hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
@@ -290,7 +298,7 @@ class Disperser:
         named = {**dict(zip(parameters, args, strict=False)), **kwargs}
         given = {name: named.get(name) for name in GIVEN}
         if given["input_ids"] is None:
-            given["input_ids"] = _ids_in(named)
+            given["input_ids"] = ids_among(named)
         passing["inputs"][index] = given
 
     def _norm(self, stack: str, module: Any, args: Any, output: Any) -> None:
@@ -380,21 +388,6 @@ def _sites(stack: Stack, config: DispersionConfig) -> tuple[Site, ...]:
 def _number(site: Site) -> int:
     """A site as the hooks know it: the number of the block, 0 for the output."""
     return site.index if site.name == "block" else 0
-
-
-def _parameters(module: nn.Module) -> tuple[str, ...]:
-    """The names of a module's positional arguments."""
-    return tuple(inspect.signature(unwrapped(module).forward).parameters)
-
-
-def _ids_in(named: Mapping[str, Any]) -> Tensor | None:
-    """The token ids among a module's inputs, whatever they are called: the first (B, S) of whole numbers."""
-    for name, value in named.items():
-        if name in _NO_IDS or not isinstance(value, Tensor):
-            continue
-        if value.ndim == 2 and value.dtype in (torch.int64, torch.int32):
-            return value
-    return None
 
 
 def _miscounted(stack: str, passing: _Pass, blocks: int) -> RunError:

@@ -6,6 +6,7 @@ position ids restart.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from condense.models.layers import unwrapped
 
 _SPECIAL = ("bos", "eos", "pad", "sep", "cls", "decoder_start")
+_NO_IDS = ("labels", "targets", "target", "attention_mask", "position_ids", "token_type_ids")
 GIVEN = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -142,4 +144,19 @@ def _fitting(name: str, candidates: list[Any], shape: torch.Size, device: torch.
                 return value.expand(shape)
     if given and name == "attention_mask":
         raise ValueError(f"attention_mask must be {tuple(shape)}: pass penalty() one that marks the padding")
+    return None
+
+
+def parameters_of(module: nn.Module) -> tuple[str, ...]:
+    """The names of a module's positional arguments."""
+    return tuple(inspect.signature(unwrapped(module).forward).parameters)
+
+
+def ids_among(named: Mapping[str, Any]) -> Tensor | None:
+    """The token ids among a module's inputs, whatever they are called: the first (B, S) of whole numbers."""
+    for name, value in named.items():
+        if name in _NO_IDS or not isinstance(value, Tensor):
+            continue
+        if value.ndim == 2 and value.dtype in (torch.int64, torch.int32):
+            return value
     return None

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from condense.dispersion.callback import CondensationMonitor
 from condense.dispersion.disperser import Disperser, DispersionConfig
-from condense.dispersion.monitor import CondensationMonitor
 from condense.errors import RunError, UsageError
 from condense.models.layers import unwrapped
 
@@ -43,7 +43,8 @@ class DispersionMixin(_Base):
     One keyword of its own, `dispersion`: a `DispersionConfig` or a mapping of its fields. Special tokens are those
     of the tokenizer, unless the config names others. Logged beside `loss` (which is the sum): `ce_loss`,
     `dispersion_penalty`, `dispersion_value`, `mean_cosine`, `penalty_to_ce`, all means over the steps since the
-    last log, over all ranks.
+    last log, over all ranks. Beside a trainer whose loss is not cross-entropy (DPO, KTO, GRPO, a reward model …) the
+    first and the last are called `task_loss` and `penalty_to_task_loss`.
 
     Sets every layerdrop to 0 and `logging_nan_inf_filter` to False. UsageError under `nn.DataParallel` and under
     context or sequence parallelism, where no process sees the whole of a sequence. RunError, naming the step and
@@ -142,13 +143,23 @@ class DispersionMixin(_Base):
         """Log as super does, with the dispersion readings beside a training loss."""
         if "loss" in logs and self._since_log.steps:
             sums = self.accelerator.gather(self._since_log.sums(self.args.device)[None])
-            logs.update(self._since_log.readings(sums.mean(0), self._disperser.config.coefficient))
+            name = "ce" if is_cross_entropy(type(self)) else "task_loss"
+            logs.update(self._since_log.readings(sums.mean(0), self._disperser.config.coefficient, name))
             self._since_log = _Tally()
         super().log(logs, start_time)
 
 
 class DispersionTrainer(DispersionMixin, Trainer):
     """`transformers.Trainer` with the dispersion penalty: one keyword more, `dispersion`."""
+
+
+_OTHER_LOSSES = ("DPO", "KTO", "GRPO", "ORPO", "CPO", "BCO", "RLOO", "PPO", "GKD", "PRM", "Reward", "NashMD", "SDPO")
+
+
+def is_cross_entropy(trainer: type) -> bool:
+    """Whether a Trainer class trains on cross-entropy: not where it or a parent is one of TRL's with another loss."""
+    names = [kind.__name__ for kind in trainer.__mro__ if kind.__name__.endswith("Trainer")]
+    return not any(loss in name for name in names for loss in _OTHER_LOSSES)
 
 
 def _refuse_split_batches(trainer: Any) -> None:
@@ -187,13 +198,13 @@ class _Tally:
         parts = (self.ce, self.value, self.cosine, self.weight)
         return torch.stack([torch.as_tensor(part, dtype=torch.float32, device=device) for part in parts])
 
-    def readings(self, sums: Tensor, coefficient: float) -> dict[str, float]:
+    def readings(self, sums: Tensor, coefficient: float, name: str) -> dict[str, float]:
         ce, value, cosine, weight = sums.tolist()
         ce, penalty = ce / self.steps, coefficient * value / self.steps
-        readings = {"ce_loss": ce, "dispersion_penalty": penalty}
+        readings = {"ce_loss" if name == "ce" else name: ce, "dispersion_penalty": penalty}
         if weight:
             readings |= {"dispersion_value": value / weight, "mean_cosine": cosine / weight}
-        return readings | ({"penalty_to_ce": abs(penalty) / ce} if ce > 0 else {})
+        return readings | ({f"penalty_to_{name}": abs(penalty) / ce} if ce > 0 else {})
 
 
 class _Guard(TrainerCallback):
@@ -221,6 +232,3 @@ class _Guard(TrainerCallback):
         for name, flag in finite.items():  # read only now: one wait for the device, not one for each
             if not bool(flag):
                 raise RunError(f"the gradient of {name} at step {state.global_step} is not finite", _NON_FINITE_HINT)
-
-
-# --- the monitor ------------------------------------------------------------------------------------

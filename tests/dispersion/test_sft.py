@@ -16,8 +16,8 @@ pytestmark = [
 
 trl = pytest.importorskip("trl")
 
+from condense.dispersion.callback import CondensationMonitor  # noqa: E402
 from condense.dispersion.disperser import Disperser  # noqa: E402
-from condense.dispersion.monitor import CondensationMonitor  # noqa: E402
 from condense.dispersion.trainer import DispersionMixin  # noqa: E402
 from condense.errors import RunError  # noqa: E402
 
