@@ -168,7 +168,7 @@ class ModelOptions(Options):
         object.__setattr__(self, "token", (self.token or "").strip() or None)
         super().__post_init__()
         if not _DEVICE.fullmatch(self.device):
-            raise UsageError(f"cannot use device {self.device!r}", "use auto, cpu, cuda, cuda:1 or mps")
+            raise UsageError(f"cannot use device {self.device!r}", "use --device cpu, cuda, cuda:1, mps or auto")
 
 
 @dataclass(frozen=True)
