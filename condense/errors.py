@@ -9,6 +9,9 @@ says what to do. Anything else that is raised is a bug and keeps its traceback u
     └── RunError           4   non-finite states, out of memory, disk full
 """
 
+import errno
+import os
+
 
 class CondenseError(Exception):
     """A failure the user can act on: what happened, and in `hint` what to do about it."""
@@ -45,7 +48,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True for what Python, torch and the allocators below it raise when memory runs out."""
     text = str(error).lower()
     said = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in text for part in said))
+    if isinstance(error, MemoryError) or "(os error 12)" in text:  # as Rust extensions report it
+        return True
+    return isinstance(error, RuntimeError) and any(part in text for part in said)
+
+
+def system_failure(error: BaseException) -> CondenseError | None:
+    """What a user reads where the machine is at fault, or a name that no file system takes; None for other failures."""
+    number = error.errno if isinstance(error, OSError) else None
+    if is_out_of_memory(error) or number == errno.ENOMEM:
+        return RunError("out of memory", "lower --batch-size or --max-length, or use --dtype bfloat16 or --device cpu")
+    said = str(error).lower()
+    if number in (errno.ENOSPC, errno.EDQUOT) or "no space left on device" in said or "disk quota exceeded" in said:
+        return RunError(f"disk full{_of_file(error)}", "free some space and run again")
+    if number in (errno.EIO, errno.EMFILE, errno.ENFILE):
+        return RunError(f"the system failed{_of_file(error)}: {os.strerror(number or 0)}", "run again")
+    if number in (errno.ENAMETOOLONG, errno.ELOOP):
+        return UsageError(f"no file can have this name{_of_file(error)}: {os.strerror(number or 0)}", "give another")
+    return None
+
+
+def _of_file(error: BaseException) -> str:
+    name = str(getattr(error, "filename", None) or "")
+    return f" ({name[:80]}{'…' if len(name) > 80 else ''})" if name else ""
 
 
 def is_panic(error: BaseException) -> bool:
@@ -65,8 +90,9 @@ def as_condense_error(error: BaseException) -> CondenseError:
     """What a user reads of any failure: itself, or what is known of it in one line, with its exit code."""
     if isinstance(error, CondenseError):
         return error
-    if is_out_of_memory(error):
-        return RunError("out of memory", "lower --batch-size or --max-length, or use --dtype bfloat16 or --device cpu")
+    failure = system_failure(error)
+    if failure is not None:
+        return failure
     if is_panic(error):
         return UnavailableError(
             f"a library crashed on the model's files: {first_line(error)}", "the tokenizer or the weights are damaged"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from condense.cli.check import gate_options, plan_gate
-from condense.cli.console import MANNER, console, say, say_first
+from condense.cli.console import MANNER, command_line, console, say, say_first
 from condense.cli.groups import Only, command
 from condense.cli.measure import Model, cut_windows, diagnosed, locate_model, show_dry_run
 from condense.cli.outputs import Outputs, plan_outputs
@@ -62,11 +62,11 @@ def analyze(
     ranks = _ranks(expect_world)
     outputs = plan_outputs(files)
     if dry_run:
-        show_dry_run(model, options, corpus, measure, outputs=outputs.paths(), ranks=ranks)
+        show_dry_run(model, options, corpus, measure, outputs=outputs.paths(), ranks=ranks, no_text=files.no_text)
         return
     located = locate_model(model, replace(options, device=_device(options.device)))
     windows = cut_windows(located, corpus, measure, no_text=files.no_text)
-    diagnosis = diagnosed(located, windows, measure, ranks=ranks)
+    diagnosis = diagnosed(located, windows, measure, command_line(no_text=files.no_text), ranks=ranks)
     if ranks is None or ranks.is_first:
         _finish(diagnosis, outputs)
         if held:
@@ -85,7 +85,7 @@ def demo(
     outputs = plan_outputs(files)  # with the command's own output in it
     located = locate_model(str(file), ModelOptions(offline=True))
     windows = cut_windows(located, TextOptions(), measure)
-    _finish(diagnosed(located, windows, measure), outputs)
+    _finish(diagnosed(located, windows, measure, command_line()), outputs)
 
 
 def demo_file() -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,8 +13,9 @@ from condense.cli import settings
 from condense.cli.analyze import analyze, demo
 from condense.cli.check import check
 from condense.cli.compare import compare
-from condense.cli.console import MANNER, reported
+from condense.cli.console import INTERNAL, MANNER, give_up_stdout, reported, say
 from condense.cli.doctor import doctor
+from condense.cli.groups import flags_of
 from condense.cli.report import report
 from condense.cli.treat import treat
 from condense.cli.trial import trial
@@ -31,7 +33,8 @@ app = typer.Typer(
         "token_normalize_func": lambda token: token.replace("_", "-"),
     },
 )
-for run in (analyze, treat, trial, compare, check, report, demo, settings.init, doctor):
+COMMANDS = (analyze, treat, trial, compare, check, report, demo, settings.init, doctor)
+for run in COMMANDS:
     app.command(run.__name__)(run)
 
 
@@ -56,33 +59,34 @@ def everything(
 ) -> None:
     """Set what holds for all commands; options come from flags, then the environment, then the settings file."""
     MANNER.quiet, MANNER.debug = quiet, debug
-    if context.invoked_subcommand == "doctor":  # which says itself what is wrong with the settings
-        context.obj = _keys(context)
+    flags = {run.__name__: flags_of(run) for run in COMMANDS}
+    if context.invoked_subcommand == "doctor":  # which reports itself what is wrong with the settings
+        context.obj = flags
         return
     with reported():
-        context.obj = settings.read_file(settings.find_file(config))
-        context.default_map = settings.defaults(_keys(context), context.obj)
-
-
-def _keys(context: typer.Context) -> dict[str, dict[str, str]]:
-    """For each command, the keys that a settings file may hold and the parameters they set."""
-    group: Any = context.command
-    return {name: _options(command) for name, command in group.commands.items()}
-
-
-def _options(command: Any) -> dict[str, str]:
-    keys = {}
-    for parameter in command.params:
-        for flag in getattr(parameter, "opts", ()):
-            if flag.startswith("--"):
-                keys[flag[2:].replace("-", "_")] = parameter.name
-    return keys
+        file = settings.find_file(config)
+        context.obj = file.sections()
+        context.default_map = settings.defaults(flags, file)
 
 
 def main() -> None:
     """Run the command line; the console script and `python -m condense` call this."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="replace")
-    app()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or Path(os.devnull).open("w")  # one that was closed: `>&-`
+        stream.reconfigure(errors="replace")
+        setattr(sys, name, stream)
+    code: int | str | None = 0
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code
+    except OSError as error:  # of --help and --version, which write without a command around them
+        give_up_stdout(error)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        give_up_stdout(error)
+    if MANNER.stdout_error:
+        say(f"condense: cannot write to stdout: {MANNER.stdout_error}")
+        code = code or INTERNAL
+    sys.exit(code)

@@ -6,7 +6,6 @@ Neither a model nor torch is loaded.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from condense.cli.console import console, say
+from condense.cli.console import console, say, show_lines
 from condense.cli.groups import command, group_from_settings
 from condense.cli.outputs import check_file
 from condense.errors import UnavailableError
@@ -139,4 +138,4 @@ def _show(gate: Gate) -> None:
 
     show_gate(gate, console())
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        sys.stdout.write("".join(f"{line}\n" for line in gate_annotations(gate)))
+        show_lines("".join(f"{line}\n" for line in gate_annotations(gate)))

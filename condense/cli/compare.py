@@ -80,7 +80,7 @@ def compare(
         *runs,
         revisions=revisions,
         force=force,
-        command=command_line(),
+        command=command_line(no_text=files.no_text),
         settings=settings,
         measure=MeasureMembers(options, corpus, measure, members, no_text=files.no_text),
         on_note=say,
@@ -124,7 +124,8 @@ class MeasureMembers:
         located = locate_model(candidate.place, options)
         windows = cut_windows(located, self._corpus, measure, no_text=self._no_text)
         title = f"{position[0]} of {position[1]}: {candidate.name}"[:40]
-        diagnosis = diagnosed(located, windows, measure, title=title)
+        command = command_line(no_text=self._no_text)
+        diagnosis = diagnosed(located, windows, measure, command, title=title)
         if self._folder is not None:
             diagnosis.to_json(self._folder / self._file_name(candidate.name))
         return diagnosis

@@ -9,14 +9,14 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import typer
 
 from condense.errors import as_condense_error, is_panic
-from condense.report.escape import for_terminal
+from condense.report.escape import for_runner, for_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,31 +27,57 @@ INTERNAL = 4
 
 @dataclass
 class Manner:
-    """How this run talks: `quiet` shows no progress, `debug` shows tracebacks; only `rank` 0 tells of its work."""
+    """How this run talks: `quiet` shows no progress, `debug` shows tracebacks; only `rank` 0 tells of its work.
+
+    secrets: what is never shown; stdout_error: why results could not be shown, if they could not.
+    """
 
     quiet: bool = False
     debug: bool = False
     rank: int = 0
+    secrets: tuple[str, ...] = ()
+    stdout_error: str = ""
 
 
 MANNER = Manner()
 
 
+def redacted(text: str) -> str:
+    """Text without the secrets that this run was given."""
+    known = (*MANNER.secrets, *(os.environ.get(name, "").strip() for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")))
+    for secret in known:
+        if len(secret) > 5:  # no token is shorter, and what is would take letters out of words
+            text = text.replace(secret, "…")
+    return text
+
+
 def say(line: str) -> None:
     """A line on stderr, with whatever came from outside made harmless; it names the rank if that is not the first."""
     prefix = f"rank {MANNER.rank}: " if MANNER.rank else ""
-    sys.stderr.write(for_terminal(prefix + line) + "\n")
+    with contextlib.suppress(OSError, ValueError):  # nobody can be told that nobody can be told
+        guarded(sys.stderr).write(for_terminal(redacted(prefix + line)) + "\n")
 
 
-def command_line() -> str:
-    """The command of this run, to be written down beside its results: without the hub token."""
+_HIDDEN = ("--token",)
+_HIDDEN_TEXT = ("--text", "--dataset", "--dataset-config")
+
+
+def command_line(*, no_text: bool = False) -> str:
+    """The command of this run, to be written down beside its results: without the hub token.
+
+    no_text: without the names of texts too.
+    """
+    hidden = (*_HIDDEN, *(_HIDDEN_TEXT if no_text else ()))
     words = ["condense", *sys.argv[1:]]
-    for place, word in enumerate(words):
-        if word == "--token" and place + 1 < len(words):
-            words[place + 1] = "…"
-        elif word.startswith("--token="):
-            words[place] = "--token=…"
-    return shlex.join(words)
+    for index, word in enumerate(words):
+        flag, equals, _ = word.partition("=")
+        if not word.startswith("--") or flag.replace("_", "-") not in hidden:
+            continue
+        if equals:
+            words[index] = f"{flag}=…"
+        elif index + 1 < len(words):
+            words[index + 1] = "…"
+    return redacted(shlex.join(words))
 
 
 def say_first(line: str) -> None:
@@ -107,8 +133,12 @@ def reported() -> Iterator[None]:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         if MANNER.debug:
-            traceback.print_exc()
+            say(traceback.format_exc().rstrip())
         raise typer.Exit(_explain(error)) from None
+    if MANNER.stdout_error:
+        reason, MANNER.stdout_error = MANNER.stdout_error, ""
+        say(f"condense: cannot show the results on stdout: {reason}")
+        raise typer.Exit(INTERNAL)
 
 
 def _explain(error: BaseException) -> int:
@@ -131,7 +161,58 @@ def console() -> Console:
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    return Patient(highlight=False, emoji=False, markup=False, soft_wrap=False)
+    return Patient(file=guarded(sys.stdout), highlight=False, emoji=False, markup=False, soft_wrap=False)
+
+
+def show_lines(text: str) -> None:
+    """Write lines on stdout as they are: commands to the runner of a CI job, which nothing from outside is in."""
+    Guarded(sys.stdout, commands=True).write(text)
+
+
+class Guarded:
+    """A stream on which nothing from outside speaks to a CI job; a stdout that fails is noted, not raised.
+
+    So the files of a run are still written where the disk of its log is full. A closed pipe is raised as ever.
+    """
+
+    def __init__(self, stream: TextIO, *, commands: bool = False) -> None:
+        """Write to `stream`; commands: leave lines that are commands as they are."""
+        self._stream, self._commands = stream, commands
+
+    def write(self, text: str) -> int:
+        """Write text; returns its length."""
+        self._tried(lambda: self._stream.write(text if self._commands else for_runner(text)))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what was written."""
+        self._tried(self._stream.flush)
+
+    def _tried(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if self._stream is not sys.stdout:
+                raise
+            give_up_stdout(error)
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else a stream can do."""
+        return getattr(self._stream, name)
+
+
+def guarded(stream: TextIO) -> TextIO:
+    """A stream with `Guarded` before it."""
+    return cast("TextIO", Guarded(stream))
+
+
+def give_up_stdout(error: OSError) -> None:
+    """Note why nothing more can be shown, and let what is still written to stdout go nowhere."""
+    MANNER.stdout_error = MANNER.stdout_error or error.strerror or str(error)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Lines(logging.Handler):

@@ -56,8 +56,8 @@ def _settings(context: typer.Context) -> tuple[str, tuple[Problem, ...]]:
     told = "none here"
     try:
         file = settings.find_file(named)
-        told = str(file or told)
-        settings.defaults(context.obj, settings.read_file(file))
+        told = str(file.path or told)
+        settings.defaults(context.obj, file)
     except CondenseError as error:
         return f"{told}, not valid", (Problem("every command", str(error), error.hint or "correct the file", True),)
     return told, ()

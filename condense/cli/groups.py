@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 
-from condense.cli.console import reported
+from condense.cli.console import MANNER, reported
 from condense.errors import UsageError
 from condense.records.options import Flag, Option, Options, flag_of, options_of
 
@@ -48,7 +48,7 @@ class Only(Without):
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """The command that Typer registers: flags in, groups to the function, failures as one line and an exit code.
 
-    Its `flags` are the flags by parameter, for what reads settings.
+    `flags_of` gives its flags, for what reads settings.
     """
     groups: dict[str, tuple[type[Options], Without]] = {}
     flags: dict[str, Option] = {}
@@ -75,6 +75,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(**values: Any) -> None:
         with reported():
+            secret = [name for name, option in flags.items() if option.flag and option.flag.secret]
+            MANNER.secrets = tuple(values[name].strip() for name in secret if values[name])
             read = {name: value_of(name, flags[name], value) for name, value in values.items() if name in flags}
             given = {name: value for name, value in values.items() if name in own and name not in flags}
             given |= {name: value for name, value in read.items() if name in own}
@@ -86,6 +88,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {}
     run.flags = {name: option.flag for name, option in flags.items()}  # type: ignore[attr-defined]
     return run
+
+
+def flags_of(run: Callable[..., None]) -> Mapping[str, Flag]:
+    """The flags of a command by parameter."""
+    flags: Mapping[str, Flag] = getattr(run, "flags", {})
+    return flags
 
 
 def _group_of(annotation: Any) -> tuple[type[Options] | None, Without]:

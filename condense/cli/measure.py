@@ -5,15 +5,17 @@ And `--dry-run` of `analyze`: what would run, what it would download, how long a
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from condense.cli.console import MANNER, command_line, quieten_libraries, say, say_first
+from condense.cli.console import MANNER, quieten_libraries, say, say_first
 from condense.cli.progress import counting, working
-from condense.errors import UnavailableError, UsageError
+from condense.errors import CondenseError, UnavailableError, UsageError
 from condense.files import expanded
 from condense.report.escape import for_terminal
 from condense.report.text import in_words
@@ -74,43 +76,65 @@ def cut_windows(located: Located, corpus: TextOptions, measure: MeasureOptions, 
     """The windows that the options ask for; says so where there are fewer."""
     from condense.texts.windows import windows, without_names
 
-    cut = windows(
-        located.tokenizer,
-        named_text(corpus),
-        num_texts=measure.num_texts,
-        max_length=measure.max_length,
-        positions=located.positions,
-        seed=measure.seed,
-        text_column=corpus.text_column,
-        source=f"dataset {corpus.dataset}" if corpus.dataset else None,
-    )
+    with _unnamed_text(corpus) if no_text else contextlib.nullcontext():
+        cut = windows(
+            located.tokenizer,
+            named_text(corpus),
+            num_texts=measure.num_texts,
+            max_length=measure.max_length,
+            positions=located.positions,
+            seed=measure.seed,
+            text_column=corpus.text_column,
+            source=f"dataset {corpus.dataset}" if corpus.dataset else None,
+        )
     if len(cut) < measure.num_texts and not MANNER.quiet:
         say(f"{len(cut)} windows of {cut.info.length} tokens were found, {measure.num_texts} asked for; going on")
     return without_names(cut) if no_text else cut
 
 
+@contextlib.contextmanager
+def _unnamed_text(corpus: TextOptions) -> Iterator[None]:
+    """A failure is told without the names of texts: with --no-text it may stand in a comparison."""
+    try:
+        yield
+    except CondenseError as error:
+        path = Path(corpus.text or "")
+        files = path.rglob("*") if path.is_dir() else ()
+        names = {str(path), path.name, corpus.text, corpus.dataset, *(file.name for file in files)} - {"", ".", None}
+        for name in sorted(map(str, names), key=len, reverse=True):
+            error.args = tuple(str(part).replace(name, "the text") for part in error.args)
+            error.hint = error.hint.replace(name, "the text")
+        raise
+
+
 def diagnosed(
-    located: Located, windows: Windows, measure: MeasureOptions, *, ranks: Ranks | None = None, title: str = ""
+    located: Located,
+    windows: Windows,
+    measure: MeasureOptions,
+    command: str,
+    *,
+    ranks: Ranks | None = None,
+    title: str = "",
 ) -> Diagnosis:
-    """The diagnosis that was kept of this very run, else a measured one, which is kept."""
+    """The diagnosis that was kept of this very run, else a measured one, which is kept; `command` is recorded in it."""
     from condense.diagnosis.cache import Wanted, keep, recall
     from condense.diagnosis.distributed import ALONE, together
 
     wanted = Wanted(located, windows, measure.batch_size, measure.seed, measure.random_twin)
     ranks, cached = ranks or ALONE, not measure.no_cache
     with together(ranks):
-        kept = recall(wanted, command=command_line(), ranks=ranks) if cached and not measure.refresh else None
+        kept = recall(wanted, command=command, ranks=ranks) if cached and not measure.refresh else None
         if kept is not None:
             day, clock = kept.created[:10], kept.created[11:16]
             say_first(f"used the diagnosis measured on {day} {clock} UTC; --refresh measures again")
             return kept
-        diagnosis = _read_and_measure(wanted, resumable=cached, ranks=ranks, title=title)
+        diagnosis = _read_and_measure(wanted, command, resumable=cached, ranks=ranks, title=title)
         if cached:
             keep(wanted, diagnosis, ranks=ranks)
     return diagnosis
 
 
-def _read_and_measure(wanted: Wanted, *, resumable: bool, ranks: Ranks, title: str) -> Diagnosis:
+def _read_and_measure(wanted: Wanted, command: str, *, resumable: bool, ranks: Ranks, title: str) -> Diagnosis:
     from condense.diagnosis.run import analyze
     from condense.models.checkpoint import read
 
@@ -124,7 +148,7 @@ def _read_and_measure(wanted: Wanted, *, resumable: bool, ranks: Ranks, title: s
             batch_size=wanted.batch_size,
             seed=wanted.seed,
             twin=wanted.twin,
-            command=command_line(),
+            command=command,
             on_text=on_text,
             on_note=say_first,
             journal=resumable,
@@ -143,6 +167,7 @@ def show_dry_run(
     *,
     outputs: list[Path],
     ranks: Ranks | None,
+    no_text: bool,
 ) -> None:
     """Print what `analyze` would do, on stdout."""
     go_offline(options)
@@ -160,7 +185,12 @@ def show_dry_run(
         seconds = estimate.seconds(source, load, estimate.matmul_rate(source.shape, load, device))
     if ranks is not None and not ranks.is_first:
         return
-    text = corpus.text or (f"dataset {corpus.dataset}" if corpus.dataset else "the probe text that ships with condense")
+    text = (
+        "the text"
+        if no_text
+        else corpus.text
+        or (f"dataset {corpus.dataset}" if corpus.dataset else "the probe text that ships with condense")
+    )
     lines = [
         *_model_lines(model, source, load, text),
         *_cost_lines(source, load, device, memory, seconds),

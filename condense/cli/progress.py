@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from condense.cli.console import MANNER, say
+from condense.cli.console import MANNER, guarded, say
 from condense.report.escape import for_terminal
 from condense.report.text import in_words
 
@@ -27,7 +28,7 @@ def working(title: str) -> Iterator[None]:
     from rich.console import Console
     from rich.text import Text
 
-    with Console(stderr=True, markup=False, emoji=False).status(Text(for_terminal(title))):
+    with Console(file=guarded(sys.stderr), markup=False, emoji=False).status(Text(for_terminal(title))):
         yield
 
 
@@ -48,7 +49,7 @@ def _bars() -> Progress:
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}", markup=False),
     )  # fmt: skip
-    screen = Console(stderr=True)
+    screen = Console(file=guarded(sys.stderr))
     return Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
 
 
@@ -80,7 +81,7 @@ def stage_progress() -> Iterator[tuple[Console, OnPhase, OnText, OnStep]]:
     if MANNER.quiet:
         from rich.console import Console
 
-        quiet = Console(stderr=True, highlight=False)
+        quiet = Console(file=guarded(sys.stderr), highlight=False)
         yield quiet, lambda phase: None, lambda done, total: None, lambda step, steps, logs: None
         return
     with _bars() as progress:

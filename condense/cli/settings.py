@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,79 +20,143 @@ from condense.files import write_text
 from condense.records.options import Flag
 
 PREFIX = "CONDENSE_"
-FLAGS_ONLY = ("trust_remote_code", "allow_pickle", "token")
+Commands = Mapping[str, Mapping[str, Flag]]
+"""For each command its flags by parameter."""
 
 
-def find_file(named: Path | None) -> Path | None:
+@dataclass(frozen=True)
+class SettingsFile:
+    """A settings file, or none (no path); `found` where nobody named it: it came with the working directory."""
+
+    path: Path | None
+    found: bool = False
+
+    def sections(self) -> dict[str, Any]:
+        """Its tables ({} without a file); UsageError for what cannot be read or is no table."""
+        if self.path is None:
+            return {}
+        data = _parsed(self.path)
+        return _tool_table(self.path, data) or {} if self.path.name == "pyproject.toml" else data
+
+
+def find_file(named: Path | None) -> SettingsFile:
     """The settings file: the one named, else condense.toml, else a pyproject.toml with [tool.condense], here."""
     if named is not None:
         if not named.exists():
             raise UsageError(f"no such settings file: {named}")
-        return named
-    if Path("condense.toml").exists():
-        return Path("condense.toml")
-    project = Path("pyproject.toml")
-    return project if project.exists() and "condense" in _parsed(project).get("tool", {}) else None
+        return SettingsFile(named)
+    for path in (Path("condense.toml"), Path("pyproject.toml")):
+        if path.is_file() and (path.name == "condense.toml" or _tool_table(path, _parsed(path)) is not None):
+            return SettingsFile(path, found=True)
+    return SettingsFile(None)
 
 
-def read_file(path: Path | None) -> dict[str, Any]:
-    """The sections of a settings file ({} without one)."""
-    if path is None:
-        return {}
-    data = _parsed(path)
-    if path.name == "pyproject.toml":
-        data = data.get("tool", {}).get("condense", {})
-    return data
+def _tool_table(path: Path, data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """[tool.condense] of a pyproject.toml; None where there is none."""
+    tools = data.get("tool", {})
+    table = tools.get("condense") if isinstance(tools, dict) else None
+    if table is not None and not isinstance(table, dict):
+        raise UsageError(f"tool.condense in {path} is not a table")
+    return table
 
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
         raise UsageError(f"cannot read {path}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one; so is a number of 5,000 digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UsageError(f"{path} is not valid TOML: {reason}") from None
 
 
 def defaults(
-    commands: Mapping[str, Mapping[str, str]], file: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+    commands: Commands, file: SettingsFile, environment: Mapping[str, str] = os.environ
 ) -> dict[str, dict[str, Any]]:
     """Defaults per command and parameter, from a file's sections and the environment.
 
-    commands: for each command its keys (`max_length`) and the parameters they set. UsageError names an
-    unknown key and the nearest known one.
+    UsageError for an unknown section or key, naming the nearest known one, and for a key that the flag says a file
+    may not set: none sets what is dangerous or secret, and one that was found here only what changes numbers.
     """
-    found: dict[str, dict[str, Any]] = {name: {} for name in commands}
-    for section, keys in commands.items():
-        table = file.get(section, {})
+    values: dict[str, dict[str, Any]] = {name: {} for name in commands}
+    keys = {name: _keys(flags) for name, flags in commands.items()}
+    for section, table in file.sections().items():
+        if section not in commands:
+            raise _unknown(f"section [{section}] in {file.path}", section, commands)
         if not isinstance(table, dict):
-            raise UsageError(f"[{section}] in the settings file is not a table")
+            raise UsageError(f"[{section}] in {file.path} is not a table")
         for key, value in table.items():
-            name = _asked(key.replace("-", "_"))
             if section == "check" and isinstance(value, dict):
                 continue  # tables of assertions, read by the gate itself
-            found[section][_known(name, keys, f"[{section}]")] = value
+            name = _known(key.replace("-", "_"), keys[section], f"[{section}]")
+            _refuse(name, value, commands[section][name], file)
+            values[section][name] = value
     for variable, text in environment.items():
         section, separator, key = variable.removeprefix(PREFIX).lower().partition("__")
         if variable.startswith(PREFIX) and separator and section in commands:
-            found[section][_known(_asked(key), commands[section], variable)] = text
-    return found
+            name = _known(key, keys[section], variable)
+            _refuse(name, text, commands[section][name], SettingsFile(None))
+            values[section][name] = text
+    return values
 
 
-def _asked(name: str) -> str:
-    """A key, unless it is one that must be typed: what is dangerous is not taken from surroundings."""
-    if name in FLAGS_ONLY:
-        raise UsageError(
-            f"{name} is only taken as a flag, never from a file or the environment", f"pass --{name.replace('_', '-')}"
-        )
-    return name
+def _keys(flags: Mapping[str, Flag]) -> dict[str, str]:
+    """The keys that set the parameters of a command: the names of its flags."""
+    return {
+        name.partition("/")[0][2:].replace("-", "_"): parameter
+        for parameter, flag in flags.items()
+        for name in flag.names or (flag.name_of(parameter),)
+        if name.startswith("--")
+    }
 
 
 def _known(name: str, keys: Mapping[str, str], where: str) -> str:
     if name in keys:
         return keys[name]
-    near = difflib.get_close_matches(name, list(keys), n=1)
-    raise UsageError(f"unknown key {name!r} in {where}", f"did you mean {near[0]}?" if near else "see condense --help")
+    raise _unknown(f"key {name!r} in {where}", name, keys)
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return UsageError(f"unknown {what}", f"did you mean {near[0]}?" if near else "see condense --help")
+
+
+def _refuse(parameter: str, value: object, flag: Flag, file: SettingsFile) -> None:
+    """UsageError for a key that may not stand where it stands."""
+    name = flag.name_of(parameter)
+    key = name[2:].replace("-", "_")
+    if flag.settings == "never":
+        instead = f" or in {flag.environment}" if flag.environment else ""
+        raise UsageError(
+            f"{key} is only taken as a flag{instead}, never from a file or CONDENSE_ variables", f"pass {name}"
+        )
+    if not file.found:
+        return
+    if flag.settings == "named":
+        raise UsageError(
+            f"{key} is set in {file.path}, which was found here: such a file may only change numbers",
+            f"pass {name}, or name the file: condense --config {file.path}",
+        )
+    if flag.settings == "inside" and not _is_inside(value):
+        raise UsageError(
+            f"{key} in {file.path} is {value!r}: a file that was found here may only name files of this folder",
+            f"pass {name}, or name the file: condense --config {file.path}",
+        )
+
+
+def _is_inside(value: object) -> bool:
+    """Whether a setting is a relative path to something in the working directory, links and all that is in it."""
+    if not isinstance(value, str) or value == "-" or value.startswith("~") or Path(value).is_absolute():
+        return False
+    here = Path.cwd().resolve()
+    try:
+        path = (here / value).resolve()
+        parts = [path, *path.rglob("*")] if path.is_relative_to(here) and path.is_dir() else [path]
+        return all(part.resolve().is_relative_to(here) for part in parts)
+    except (OSError, ValueError, RuntimeError):  # a name too long, a null byte, links in a circle
+        return False
 
 
 # --- condense init ---------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 from condense.diagnosis.forward import TextReading
 from condense.diagnosis.resume import decode, encode
-from condense.errors import CondenseError, RunError, UsageError
+from condense.errors import CondenseError, RunError, UsageError, system_failure
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ class Ranks:
             error.__cause__ = error.__context__ = error.__traceback__ = None
             return error
         except Exception as error:  # the other ranks must hear of any failure, or they would wait for ever
-            return RunError(f"rank {self.rank}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+            return system_failure(error) or RunError(
+                f"rank {self.rank}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            )
 
 
 ALONE = Ranks()

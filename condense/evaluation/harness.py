@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condense.errors import RunError, UnavailableError, UsageError, is_out_of_memory
+from condense.errors import RunError, UnavailableError, UsageError, is_out_of_memory, system_failure
 from condense.files import expanded
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ def _loaded(name: str, found: FoundTasks) -> Mapping[str, Any]:
             "go online once to fill the cache of datasets, or name a task with local data (--include-path)",
         ) from None
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        if (failure := system_failure(error)) is not None:
+            raise failure from error
         raise UnavailableError(f"the task {name} cannot be used: {type(error).__name__}: {_line(error)}") from error
     return made
 
@@ -168,7 +168,7 @@ def run(
             return results
         except Exception as error:
             if not is_out_of_memory(error):
-                raise RunError(
+                raise system_failure(error) or RunError(
                     f"lm_eval failed on {', '.join(tasks.names)}: {type(error).__name__}: {_line(error)}",
                     "see the task's file and the length of its samples; --debug shows where",
                 ) from error

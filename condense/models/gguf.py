@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from condense.errors import UnavailableError
+from condense.errors import UnavailableError, system_failure
 from condense.files import cache_folder, cache_root, sha256_of_files
 from condense.models import folder as inspection
 
@@ -126,7 +126,9 @@ def _dequantise(file: Path, work: Path, place: dict[str, Any], metadata: dict[st
             str(file.parent), dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
             quantization_config=GgufConfig(dequantize=True), **place,
         )  # fmt: skip
-    except Exception as error:  # the reader raises many kinds; all mean that this file cannot be used
+    except Exception as error:  # the reader raises many kinds; all but these mean that this file cannot be used
+        if (failure := system_failure(error)) is not None:
+            raise failure from error
         kind = metadata.get("general.architecture", "unknown")
         line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UnavailableError(f"{file.name} (architecture {kind}) cannot be converted: {line}") from error

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from condense.errors import CondenseError, RunError, UnavailableError
+from condense.errors import CondenseError, RunError, UnavailableError, system_failure
 from condense.files import sha256_of_files
 from condense.models.hub_files import (
     COMMIT,
@@ -273,7 +273,7 @@ def _explained(repo: str) -> Iterator[None]:
     except CondenseError:
         raise
     except Exception as error:  # the client raises kinds of four libraries; explain() tells them apart
-        raise explain(error, repo) from error
+        raise system_failure(error) or explain(error, repo) from error
     finally:
         client.set_verbosity(level)
 

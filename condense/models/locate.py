@@ -24,6 +24,7 @@ from condense.errors import (
     first_line,
     is_out_of_memory,
     is_panic,
+    system_failure,
 )
 from condense.files import expanded, joined_sha256, sha256, sha256_of_files
 from condense.models import folder as inspection
@@ -312,6 +313,9 @@ def _as_refusal(error: BaseException, name: str) -> CondenseError | None:
     """What is said of a failure while NAME was loaded; None for an interruption, which is none."""
     if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
         return RunError(f"out of memory while loading {name}", "use --dtype bfloat16 or a smaller model")
+    failure = system_failure(error)
+    if failure is not None:
+        return failure
     if is_panic(error):
         return UnavailableError(f"{name} cannot be loaded: a library crashed on its files ({first_line(error)})")
     if isinstance(error, ImportError):

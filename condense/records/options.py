@@ -22,6 +22,7 @@ MODEL, CORPUS, OUTPUT, SAFETY = "Model", "Corpus", "Output", "Dangerous, off unl
 GATE, RUN, TASKS = "Gate", "Run", "Downstream tasks (extra: eval)"
 LOSS, TRAINING, LORA, ARMS = "Loss", "Training", "LoRA", "Arms"
 
+_TOKEN = re.compile(r"[!-~]+")
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -32,10 +33,11 @@ class Flag:
     """How an option is given on the command line; plain data, which `cli.groups` turns into a flag.
 
     names: `--field-name` if none are given; at_least, above: the smallest value that is allowed, and the bound that
-    a value has to exceed; environment: a variable that sets it too. settings: the settings files that may set it:
-    one that is `found` in the working directory, only one that is `named` with --config, or `never` one. Where the
-    flag takes another type than the field, kind is that type, unread the flag's default, and read turns its value
-    into the field's; read(unread) is the field's default.
+    a value has to exceed; environment: a variable that sets it too. settings: which settings files may set it:
+    one that is `found` in the working directory too, which may only change numbers; such a one with a path `inside`
+    its folder; only one that is `named` with --config, and the environment; `never` a file. secret: never shown.
+    Where the flag takes another type than the field, kind is that type, unread the flag's default, and read turns
+    its value into the field's; read(unread) is the field's default.
     """
 
     help: str
@@ -45,7 +47,8 @@ class Flag:
     at_least: int | None = None
     above: float | None = None
     environment: str | None = None
-    settings: Literal["found", "named", "never"] = "named"
+    settings: Literal["found", "inside", "named", "never"] = "named"
+    secret: bool = False
     kind: Any = None
     unread: Any = None
     read: Callable[[Any], Any] | None = None
@@ -153,7 +156,7 @@ class ModelOptions(Options):
     device_map: Annotated[str | None, Flag("Spread a large model over devices (auto).", MODEL)] = None
     tokenizer: Annotated[str | None, Flag("Hub id or folder, if not the model's own.", MODEL)] = None
     token: Annotated[
-        str | None, Flag("Hub token for gated models.", MODEL, environment="HF_TOKEN", settings="never")
+        str | None, Flag("Hub token for gated models.", MODEL, environment="HF_TOKEN", settings="never", secret=True)
     ] = dataclasses.field(default=None, repr=False)
     offline: Annotated[bool, Flag("Use only what is on this disk.", MODEL)] = False
     random_init: Annotated[bool, Flag("Random weights from the config.", MODEL)] = False
@@ -167,6 +170,8 @@ class ModelOptions(Options):
         """Take blanks off the token, which files of secrets end in; UsageError for a device that there is not."""
         object.__setattr__(self, "token", (self.token or "").strip() or None)
         super().__post_init__()
+        if self.token and not _TOKEN.fullmatch(self.token):
+            raise UsageError("the hub token (--token, HF_TOKEN) holds characters that no token has", "look at its file")
         if not _DEVICE.fullmatch(self.device):
             raise UsageError(f"cannot use device {self.device!r}", "use --device cpu, cuda, cuda:1, mps or auto")
 
@@ -181,7 +186,7 @@ class TextOptions(Options):
             "txt, md, jsonl, json, csv, parquet. Without it: condense's probe text; treat and trial need one.",
             CORPUS,
             metavar="FILE|DIR|-",
-            settings="found",
+            settings="inside",
         ),
     ] = None
     dataset: Annotated[str | None, Flag("Dataset id on the hub.", CORPUS)] = None
@@ -302,7 +307,7 @@ class GateOptions(Options):
     """What a run is held against, and what counts as a failure."""
 
     baseline: Annotated[
-        Path | None, Flag("A saved run to compare with.", GATE, metavar="BASE.json", settings="found")
+        Path | None, Flag("A saved run to compare with.", GATE, metavar="BASE.json", settings="inside")
     ] = None
     asserted: Annotated[
         tuple[str, ...],

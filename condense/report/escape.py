@@ -9,6 +9,7 @@ import re
 
 # C0 and C1 controls but newline and tab, and the characters that reorder text (bidi)
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_RUNNER_COMMAND = re.compile(r"^(\s*)::", re.MULTILINE)  # the runner of GitHub takes blanks off first
 _XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -48,6 +49,11 @@ def for_xml(text: str) -> str:
 def for_log(text: str) -> str:
     """Text for a line of a CI log: one line, and no `::` that a runner would take for a command."""
     return for_terminal(text).replace("\n", " ").replace("::", ": :")
+
+
+def for_runner(text: str) -> str:
+    """Lines of which none is a command to the runner of a CI job: `::` at the start of a line, `##[` anywhere in it."""
+    return _RUNNER_COMMAND.sub(lambda match: f"{match.group(1)}: :", text).replace("##[", "## [")
 
 
 def for_annotation(text: str) -> str:

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from condense.errors import UnavailableError, UsageError
+from condense.errors import UnavailableError, UsageError, system_failure
 from condense.files import expanded
 
 PROBE_VERSION = "1"
@@ -83,7 +83,9 @@ def dataset(name: str, config: str | None, split: str | None, column: str) -> It
         splits = datasets.get_dataset_split_names(name, config)
         chosen = split or next((s for s in ("test", "validation", "train") if s in splits), splits[0])
         rows = datasets.load_dataset(name, config, split=chosen)
-    except Exception as error:  # the hub client raises many kinds; all mean that the data is not to be had
+    except Exception as error:  # the hub client raises many kinds; all but these mean that the data is not to be had
+        if (failure := system_failure(error)) is not None:
+            raise failure from None
         raise UnavailableError(f"dataset {name} cannot be loaded: {_line(error)}") from None
     for index, row in enumerate(rows):
         yield _document(f"{name}/{chosen}:{index}", row, column, name)

@@ -163,7 +163,7 @@ def example_steps():
 @pytest.mark.parametrize("script", [example_steps(), GITLAB["condense"]["script"]], ids=["github", "gitlab"])
 def test_the_examples_run(script, runner, tiny, tmp_path):
     """Their lines as they stand, on a tiny model; the settings of the example's own repository make it small."""
-    (tmp_path / "condense.toml").write_text('[analyze]\nnum_texts = 8\nmax_length = 32\ndevice = "cpu"\n')
+    (tmp_path / "condense.toml").write_text("[analyze]\nnum_texts = 8\nmax_length = 32\n")
     done = runner("\n".join(script), MODEL=str(tiny("llama")), BASELINE="base.json")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "condense-report" / "report.html").exists()
