@@ -63,6 +63,8 @@ def system_failure(error: BaseException) -> CondenseError | None:
         return RunError(f"disk full{_of_file(error)}", "free some space and run again")
     if number in (errno.EIO, errno.EMFILE, errno.ENFILE):
         return RunError(f"the system failed{_of_file(error)}: {os.strerror(number or 0)}", "run again")
+    if number in (errno.EACCES, errno.EPERM):
+        return UnavailableError(f"no permission{_of_file(error)}: {os.strerror(number or 0)}", "look at its owner")
     if number in (errno.ENAMETOOLONG, errno.ELOOP):
         return UsageError(f"no file can have this name{_of_file(error)}: {os.strerror(number or 0)}", "give another")
     return None

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,20 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UsageError(f"{path}: there is no such home folder", "give the whole path") from None
+
+
+def is_special(path: Path) -> bool:
+    """Whether something is neither a file nor a folder but a pipe, a socket or a device: reading it may never end.
+
+    What a shell hands over as a file (`<(command)`) is read as one.
+    """
+    if str(path).startswith(("/dev/fd/", "/proc/self/fd/")):
+        return False
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def cache_root() -> Path:
@@ -116,13 +131,15 @@ def joined_sha256(hashes: Sequence[str]) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: beside it first, flushed, then renamed over it."""
     path = Path(path)
+    if is_special(path):
+        raise UsageError(f"{path} is a pipe or a device, which would be replaced", "choose another place")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}", "choose another place") from None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from condense.cli.console import console, say, show_lines
+from condense.cli.console import console, say, show_line
 from condense.cli.groups import command, group_from_settings
 from condense.cli.outputs import check_file
 from condense.errors import UnavailableError
@@ -138,4 +138,5 @@ def _show(gate: Gate) -> None:
 
     show_gate(gate, console())
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        show_lines("".join(f"{line}\n" for line in gate_annotations(gate)))
+        for line in gate_annotations(gate):
+            show_line(line, command=True)

@@ -84,6 +84,7 @@ def compare(
         settings=settings,
         measure=MeasureMembers(options, corpus, measure, members, no_text=files.no_text),
         on_note=say,
+        no_text=files.no_text,
     )
     show_comparison(comparison, console())
     for path in outputs.write(comparison):

@@ -164,9 +164,9 @@ def console() -> Console:
     return Patient(file=guarded(sys.stdout), highlight=False, emoji=False, markup=False, soft_wrap=False)
 
 
-def show_lines(text: str) -> None:
-    """Write lines on stdout as they are: commands to the runner of a CI job, which nothing from outside is in."""
-    Guarded(sys.stdout, commands=True).write(text)
+def show_line(line: str, *, command: bool = False) -> None:
+    """Write a line on stdout; command: it is one to the runner of a CI job, made by condense itself."""
+    Guarded(sys.stdout, commands=command).write(f"{line}\n")
 
 
 class Guarded:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from condense.cli.console import MANNER, quieten_libraries, say, say_first
+from condense.cli.console import MANNER, quieten_libraries, say, say_first, show_line
 from condense.cli.progress import counting, working
 from condense.errors import CondenseError, UnavailableError, UsageError
 from condense.files import expanded
@@ -197,7 +197,7 @@ def show_dry_run(
         ("writes", ", ".join(map(str, outputs)) or "nothing"),
     ]
     for name, value in lines:
-        typer.echo(f"{name:<12} {for_terminal(value)}")
+        show_line(f"{name:<12} {for_terminal(value)}")
 
 
 def _check_text(text: str | None) -> None:

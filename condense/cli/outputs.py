@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from condense.errors import UsageError
-from condense.files import write_text
+from condense.files import is_special, write_text
 from condense.records.base import PlotlyJs, Saved
 from condense.records.options import OutputOptions
 
@@ -71,18 +71,29 @@ def plan_outputs(files: OutputOptions, names: Mapping[str, str] = NAMES) -> Outp
 
 
 def check_folder(folder: Path, *, force: bool) -> None:
-    """Refuse a folder that is a file, or holds anything and was not forced."""
-    if folder.exists() and not folder.is_dir():
+    """Refuse a folder that is a file, or holds anything and was not forced; UsageError where it cannot be read."""
+    try:
+        there, is_folder = folder.exists(), folder.is_dir()
+        is_empty = not (is_folder and any(folder.iterdir()))
+    except PermissionError as error:
+        raise UsageError(f"cannot look into {folder}: {error.strerror}", "choose another --output") from None
+    if there and not is_folder:
         raise UsageError(f"{folder} is a file, not a folder", "choose another --output")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
+    if not is_empty and not force:
         raise UsageError(f"{folder} is not empty", "choose another --output, or pass --force to write into it")
 
 
 def check_file(path: Path, *, force: bool) -> None:
     """Refuse a place that cannot be written, or a file that condense did not write."""
-    if path.is_dir():
+    try:
+        is_folder, there = path.is_dir(), path.exists()
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+    except PermissionError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}", "choose another place") from None
+    if is_folder:
         raise UsageError(f"{path} is a folder", "give a file name")
-    parent = next(place for place in path.absolute().parents if place.exists())
+    if is_special(path):
+        raise UsageError(f"{path} is a pipe or a device, which would be replaced", "give a file name")
     try:
         with tempfile.TemporaryFile(dir=parent):
             pass
@@ -90,7 +101,7 @@ def check_file(path: Path, *, force: bool) -> None:
         raise UsageError(
             f"cannot write {path}: {parent} is not writable ({error.strerror or error})", "choose another place"
         ) from None
-    if path.exists() and not force and not _is_ours(path):
+    if there and not force and not _is_ours(path):
         raise UsageError(f"{path} exists and was not written by condense", "choose another name, or pass --force")
 
 

@@ -16,7 +16,7 @@ import typer
 from condense.cli.console import say
 from condense.cli.groups import command
 from condense.errors import UsageError
-from condense.files import write_text
+from condense.files import is_special, write_text
 from condense.records.options import Flag
 
 PREFIX = "CONDENSE_"
@@ -61,6 +61,8 @@ def _tool_table(path: Path, data: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
+    if is_special(path):
+        raise UsageError(f"{path} is a pipe or a device, not a settings file")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

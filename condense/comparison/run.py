@@ -57,6 +57,7 @@ def compare(
     command: str = "",
     measure: Measure | None = None,
     on_note: OnNote | None = None,
+    no_text: bool = False,
     options: ModelOptions | None = None,
     **fields: Any,
 ) -> Comparison:
@@ -66,12 +67,15 @@ def compare(
     checkpoints; revisions: of one hub id. text, settings: how models without a diagnosis are measured (the probe
     text; as the saved runs were); options: how models are opened, as for `load`, as an object or as keywords.
     force: compare although protocol or corpus differ, with that caveat. measure: your own way from a candidate to
-    its diagnosis; on_note(line) is called for members that failed.
+    its diagnosis; on_note(line) is called for members that failed; no_text: keep names of documents and paths of
+    texts of saved runs out of the record.
 
     A member that cannot be measured is left out and named in `failures`; with fewer than two left its error is
     raised. UsageError for runs that cannot be compared, naming the settings that differ.
     """
     candidates = _candidates(runs, revisions)
+    if no_text:
+        candidates = [_without_names(candidate) for candidate in candidates]
     known = [candidate.diagnosis for candidate in candidates if candidate.diagnosis is not None]
     if not force and len(known) > 1:  # before any work
         refuse_incomparable({c.name: c.diagnosis for c in candidates if c.diagnosis is not None})
@@ -148,6 +152,13 @@ def _candidates(runs: Sequence[str | Path | Diagnosis], revisions: Sequence[str]
     if len(found) < 2:
         raise ValueError("compare needs two or more")
     return _numbered(found)
+
+
+def _without_names(candidate: Candidate) -> Candidate:
+    if candidate.diagnosis is None:
+        return candidate
+    corpus = candidate.diagnosis.corpus.without_names()
+    return replace(candidate, diagnosis=replace(candidate.diagnosis, corpus=corpus, command=""))
 
 
 def _numbered(found: list[Candidate]) -> list[Candidate]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from condense.errors import UnavailableError
+from condense.files import is_special
 
 PICKLE_HINT = "ask its author for safetensors, or pass --allow-pickle if you trust it"
 _TOKENIZER_FILES = (
@@ -85,12 +86,22 @@ def open_folder(path: Path) -> Folder:
         raise UnavailableError(f"no such file or directory: {path}", "give a hub id, a folder or a .gguf file")
     if not path.is_dir():
         raise UnavailableError(f"{path} is not a checkpoint folder or a .gguf file")
+    refuse_special(path)
     config = read_config(path)
     return Folder(path, config, _weights(path), has_tokenizer(path), (path / "modules.json").exists())
 
 
+def refuse_special(path: Path) -> None:
+    """UnavailableError for a folder with a pipe, a socket or a device in it: a loader would wait for it for ever."""
+    for file in path.iterdir():
+        if is_special(file):
+            raise UnavailableError(f"{file.name} in {path} is a pipe or a device, not a file")
+
+
 def has_tokenizer(path: Path) -> bool:
     """True if a tokenizer's own files (not only its config) are in the folder; refuses what git left of one."""
+    if path.is_dir():
+        refuse_special(path)
     found = [path / name for name in _TOKENIZER_FILES if (path / name).exists()]
     for file in found:
         refuse_pointer(file)

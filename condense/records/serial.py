@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from condense.errors import UnavailableError
+from condense.files import is_special
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _PLAIN: dict[Any, str] = {bool: "boolean", float: "number", int: "integer", str: "string", types.NoneType: "null"}
@@ -119,12 +120,16 @@ def dumps(value: object) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a saved run of any schema; UnavailableError where the file is missing, broken or not one."""
+    if is_special(path):
+        raise UnavailableError(f"{path} is a pipe or a device, not a file")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UnavailableError(f"no such run file: {path}", "run condense analyze MODEL --json FILE") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnavailableError(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise UnavailableError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UnavailableError(f"{path} is not JSON", "is it a file that condense wrote?") from None
     except (ValueError, RecursionError):
         raise UnavailableError(f"{path} is not JSON", "is it a file that condense wrote?") from None
     if not isinstance(data, dict) or not isinstance(data.get("schema"), str):

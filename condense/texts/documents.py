@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from condense.errors import UnavailableError, UsageError, system_failure
-from condense.files import expanded
+from condense.files import expanded, is_special
 
 PROBE_VERSION = "1"
 _HEAD = 4096
@@ -35,9 +35,14 @@ class Document:
     messages: tuple[tuple[str, str], ...] | None = None
 
     def __post_init__(self) -> None:
-        """Half of a surrogate pair, which no UTF-8 can hold, becomes a question mark."""
-        if not self.text.isascii():
-            object.__setattr__(self, "text", self.text.encode("utf-8", errors="replace").decode("utf-8"))
+        """Half of a surrogate pair, which no UTF-8 can hold, becomes a question mark; a name may have one too."""
+        object.__setattr__(self, "name", encodable(self.name))
+        object.__setattr__(self, "text", encodable(self.text))
+
+
+def encodable(text: str) -> str:
+    """Text that UTF-8 can hold: half of a surrogate pair, as a file name of other bytes has it, as a question mark."""
+    return text if text.isascii() else text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def probe() -> list[Document]:
@@ -53,13 +58,18 @@ def read(source: str | Path, column: str = "text") -> Iterator[Document]:
     UnavailableError for a missing, empty, binary or unsupported file; UsageError for an unknown column.
     """
     if str(source) == "-":
+        if sys.stdin is None:
+            raise UnavailableError("standard input is closed", "give a file or a folder, or feed it a text")
         yield from _whole("standard input", sys.stdin.buffer.read())
         return
     path = expanded(source)
     if path.is_dir():
+        next(path.iterdir(), None)  # raises where it cannot be read: rglob would find nothing in it
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in _READERS)
         if not files:
             raise UnavailableError(f"no {', '.join(_READERS)} file in {path}")
+    elif is_special(path):
+        raise UnavailableError(f"{path} is a pipe or a device, not a file", "feed it to standard input: --text -")
     elif path.exists():
         files = [path]
     else:

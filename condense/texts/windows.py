@@ -21,7 +21,7 @@ from torch import Tensor
 from condense.errors import UnavailableError, UsageError
 from condense.records.diagnosis import CorpusInfo
 from condense.records.options import MeasureOptions, TextOptions
-from condense.texts.documents import PROBE_VERSION, Document, probe, read
+from condense.texts.documents import PROBE_VERSION, Document, encodable, probe, read
 from condense.texts.tokens import SAMPLE, Cutter, Piece, Window, added_specials
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _label(text: Any) -> str:
         return f"condense probe {PROBE_VERSION}"
     if str(text) == "-":
         return "standard input"
-    return str(text) if isinstance(text, str | Path) else "documents in memory"
+    return encodable(str(text)) if isinstance(text, str | Path) else "documents in memory"
 
 
 def _first_text(documents: Iterator[Document]) -> tuple[str, Iterator[Document]]:
@@ -369,5 +369,4 @@ def check_ids(ids: Tensor, rows: int) -> None:
 
 def without_names(windows: Windows) -> Windows:
     """The same windows with numbers for names and no source path; which of them share a document stays."""
-    names = tuple(f"text {number}" for number in range(len(windows)))
-    return replace(windows, info=replace(windows.info, windows=names, source="not told"))
+    return replace(windows, info=windows.info.without_names())
