@@ -22,6 +22,8 @@ MODEL, CORPUS, OUTPUT, SAFETY = "Model", "Corpus", "Output", "Dangerous, off unl
 GATE, RUN, TASKS = "Gate", "Run", "Downstream tasks (extra: eval)"
 LOSS, TRAINING, LORA, ARMS = "Loss", "Training", "LoRA", "Arms"
 
+MAX_SEED = 2**32 - 1
+"""What the random generators of torch, NumPy and Python all take."""
 _TOKEN = re.compile(r"[!-~]+")
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 
@@ -32,10 +34,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Flag:
     """How an option is given on the command line; plain data, which `cli.groups` turns into a flag.
 
-    names: `--field-name` if none are given; at_least, above: the smallest value that is allowed, and the bound that
-    a value has to exceed; environment: a variable that sets it too. settings: which settings files may set it:
-    one that is `found` in the working directory too, which may only change numbers; such a one with a path `inside`
-    its folder; only one that is `named` with --config, and the environment; `never` a file. secret: never shown.
+    names: `--field-name` if none are given; at_least, at_most: the smallest value that is allowed and, of a whole
+    number, the largest; above: the bound that a value has to exceed; environment: a variable that sets it too.
+    settings: which settings files may set it: one that is `found` in the working directory too, which may only
+    change numbers; such a one with a path `inside` its folder; only one that is `named` with --config, and the
+    environment; `never` a file. secret: never shown.
     Where the flag takes another type than the field, kind is that type, unread the flag's default, and read turns
     its value into the field's; read(unread) is the field's default.
     """
@@ -46,6 +49,7 @@ class Flag:
     metavar: str | None = None
     at_least: int | None = None
     above: float | None = None
+    at_most: int = 2**63 - 1
     environment: str | None = None
     settings: Literal["found", "inside", "named", "never"] = "named"
     secret: bool = False
@@ -64,7 +68,9 @@ class Flag:
             raise UsageError(f"{name} is empty", "give it a value, or leave it out")
         if isinstance(value, bool) or not isinstance(value, int | float):
             return
-        if not math.isfinite(value):
+        if isinstance(value, int) and value > self.at_most:
+            raise UsageError(f"{name} is too large", f"use {self.at_most} or less")
+        if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{name} is {value}", "use a finite number")
         if self.above is not None and not value > self.above:
             raise UsageError(f"{name} is {value}", f"use a number above {self.above:g}")
@@ -226,7 +232,7 @@ class MeasureOptions(Options):
             "Tokens per window. Default: 512, or the model's positions if fewer.", CORPUS, at_least=8, settings="found"
         ),
     ] = None
-    seed: Annotated[int, Flag("Seed of everything drawn.", CORPUS, at_least=0, settings="found")] = 0
+    seed: Annotated[int, Flag("Seed of everything drawn.", CORPUS, at_least=0, at_most=MAX_SEED, settings="found")] = 0
     batch_size: Annotated[
         int | None,
         Flag(
@@ -274,7 +280,13 @@ class CompareOptions(Options):
     ] = None
     seed: Annotated[
         int | None,
-        Flag("Seed of everything drawn. Default: that of the saved runs, or 0.", CORPUS, at_least=0, settings="found"),
+        Flag(
+            "Seed of everything drawn. Default: that of the saved runs, or 0.",
+            CORPUS,
+            at_least=0,
+            at_most=MAX_SEED,
+            settings="found",
+        ),
     ] = None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from condense.errors import UsageError
-from condense.records.options import ARMS, CORPUS, LORA, LOSS, OUTPUT, TASKS, TRAINING, Flag, Options
+from condense.records.options import ARMS, CORPUS, LORA, LOSS, MAX_SEED, OUTPUT, TASKS, TRAINING, Flag, Options
 
 MIN_SEEDS = 3
 RemedyName = Literal[
@@ -106,7 +106,7 @@ class Plan(Options):
     merge_adapter: Annotated[
         bool, Flag("Keep the adapter beside the merged model with --no-merge.", LORA, ("--merge/--no-merge",))
     ] = True
-    seed: Annotated[int, Flag("Seed of everything drawn.", CORPUS, at_least=0, settings="found")] = 0
+    seed: Annotated[int, Flag("Seed of everything drawn.", CORPUS, at_least=0, at_most=MAX_SEED, settings="found")] = 0
     control: Annotated[bool, Flag("Train the control arm too.", LOSS, ("--control/--no-control",))] = True
     num_texts: Annotated[
         int, Flag("Windows to measure.", CORPUS, ("--num-texts", "--limit"), at_least=1, settings="found")
