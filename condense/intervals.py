@@ -59,6 +59,16 @@ class Spread:
         half = self.half_width(alpha)
         return (None, None) if self.value is None or half is None else (self.value - half, self.value + half)
 
+    def clipped(
+        self, lowest: float | None = None, highest: float | None = None, alpha: float = ALPHA
+    ) -> tuple[float | None, float | None]:
+        """The interval, ended where the number's own range ends."""
+        low, high = self.bounds(alpha)
+        if self.value is None or low is None or high is None:
+            return None, None
+        low = low if lowest is None else min(max(low, float(lowest)), self.value)
+        return low, high if highest is None else max(min(high, float(highest)), self.value)
+
     def p_value(self) -> float | None:
         """The smallest α at which the interval excludes 0, in [0, 1]; None without parts."""
         import scipy.optimize

@@ -42,6 +42,12 @@ _TABLE = (
         group="Cosine", head="mean", level=1,
     ),
     Metric(
+        "mean_cosine_distinct", "mean cosine, distinct tokens", "cosine", -1, 1, "high",
+        "The mean cosine over pairs of different tokens: what a text repeats does not count as likeness.",
+        "(‖s‖² − Σ_id‖s_id‖²)/(n² − Σ n_id²), s_id over the positions of one token", "definition of condense",
+        group="Cosine", head="distinct",
+    ),
+    Metric(
         "cosine_std", "cosine spread", "cosine", 0, 1, None,
         "Standard deviation of the cosine similarity over all pairs of tokens of a text.",
         "sqrt(mean c² − (mean c)²) over pairs i<j", "Liu et al. 2026, arXiv:2602.00217",
@@ -75,6 +81,18 @@ _TABLE = (
         group="Rank", head="participation", digits=1, level=3,
     ),
     Metric(
+        "dimension", "dimension", "dimensions", 0, None, "low",
+        "Number of directions that share the variance evenly; does not depend on the number of tokens.",
+        "(tr Σ)²/tr(Σ²) of the centred unit rows, by U-statistics", "Chun et al. 2026, arXiv:2509.26560",
+        group="Rank", head="dimension", digits=1,
+    ),
+    Metric(
+        "dimension_share", "dimension / width", "share", 0, None, "low",
+        "The dimension as a share of the model's width, for models of different widths.",
+        "dimension / d", "Chun et al. 2026, arXiv:2509.26560",
+        group="Rank", head="of the width", digits=3, level=3,
+    ),
+    Metric(
         "relative_variance", "relative variance", "share", 0, 1, "low",
         "Share of the states' energy that is not in their mean.",
         "1 − n‖x̄‖²/‖X‖²_F, raw rows", "share of energy outside the mean; equals 1 − R² on unit rows",
@@ -94,19 +112,19 @@ _TABLE = (
     ),
     Metric(
         "sink_ratio", "sink ratio", "ratio", 1, None, None,
-        "Longest state of any position over the median: above 100 one token carries massive activations.",
+        "Longest state of any position over the median: above 20 it is a sink, above 100 a massive activation.",
         "max ‖x‖ over all positions / median ‖x‖", "Sun et al. 2024, arXiv:2402.17762",
         group="Length", head="sink ratio", digits=1,
     ),
     Metric(
         "mean_cosine_with_sink", "mean cosine, sink kept", "cosine", -1, 1, "high",
-        "The mean cosine a naive tool prints: position 0 and special tokens kept.",
+        "The mean cosine a naive tool prints: position 0, special tokens and sinks kept.",
         "as mean_cosine, all positions", "Xiao et al. 2024, arXiv:2309.17453",
         group="Sink kept", head="cosine", level=3,
     ),
     Metric(
         "effective_rank_with_sink", "effective rank, sink kept", "dimensions", 1, None, "low",
-        "The effective rank a naive tool prints: raw uncentred rows, position 0 and special tokens kept.",
+        "The effective rank a naive tool prints: raw uncentred rows; position 0, special tokens and sinks kept.",
         "exp H(σ/Σσ), σ of the raw rows", "Roy & Vetterli 2007; arXiv:2510.06477 for the artefact",
         group="Sink kept", head="rank", digits=1, level=3,
     ),
@@ -126,8 +144,8 @@ _TABLE = (
     ),
     Metric(
         "cross_text_cosine", "cross-text cosine", "cosine", -1, 1, "high",
-        "Mean cosine of tokens of different texts: the anisotropy baseline, a direction common to all texts.",
-        "(‖Σs_t‖² − Σ‖s_t‖²)/Σ_{t≠t'} n_t n_t'", "Ethayarajh 2019, arXiv:1909.00512",
+        "Mean cosine of tokens of different documents: the anisotropy baseline, a direction common to all.",
+        "(‖Σs_g‖² − Σ‖s_g‖²)/Σ_{g≠g'} n_g n_g', g the documents", "Ethayarajh 2019, arXiv:1909.00512",
         group="Cosine", head="cross-text",
     ),
 )  # fmt: skip
@@ -167,3 +185,9 @@ PER_TEXT: tuple[str, ...] = tuple(key for key in METRICS if key != "cross_text_c
 
 SPECTRAL: tuple[str, ...] = ("effective_rank", "entropy_rank")
 """The metrics that carry a Gaussian null of the same (n, d)."""
+
+VERSIONS: dict[str, int] = {
+    **dict.fromkeys(METRICS, 2),  # 2: sinks are found by their norm and left out; deep is a mean over blocks
+    **dict.fromkeys(("mean_cosine_distinct", "dimension", "dimension_share", *QUALITY), 1),
+}
+"""The version of each number's definition: two runs compare in a key where its versions agree."""

@@ -32,11 +32,12 @@ HEAVY_TRAINING = [  # all but remedies.py, which the grammar of --arms and the r
 # Files that may import a heavy package when they are loaded; inside functions every file may.
 LOADS: dict[str, set[str]] = {
     "torch": {
-        "geometry.py", "texts/windows.py", "models/adapt.py", "models/adapters.py", "models/checkpoint.py",
+        "geometry/*", "texts/windows.py", "models/adapt.py", "models/adapters.py", "models/checkpoint.py",
         "models/checks.py", "models/layers.py",
         "models/locate.py", "dispersion/*", "diagnosis/cache.py", "diagnosis/distributed.py", "diagnosis/forward.py",
         "diagnosis/quality.py", "diagnosis/rescoring.py", "diagnosis/resume.py", "diagnosis/run.py",
-        "diagnosis/summary.py", *HEAVY_TRAINING, "trials/results.py", "trials/run.py", "trials/runs.py", "treatment/*",
+        "diagnosis/summary.py", "diagnosis/twin.py", *HEAVY_TRAINING, "trials/results.py", "trials/run.py",
+        "trials/runs.py", "treatment/*",
     },
     "transformers": {
         "dispersion/callback.py", "dispersion/trainer.py", "training/loop.py", "training/interventions.py",
@@ -164,14 +165,14 @@ def test_a_circle_is_seen() -> None:
 @pytest.mark.parametrize(
     ("file", "code"),
     [
-        ("geometry.py", "import transformers"),
+        ("geometry/rows.py", "import transformers"),
         ("records/diagnosis.py", "from condense.geometry import measure"),
         ("diagnosis/verdict.py", "import torch"),
         ("diagnosis/verdict.py", "from condense.models.layers import find_sites"),
         ("diagnosis/run.py", "from condense.report.html import diagnosis_page"),
         ("cli/app.py", "import torch"),
         ("models/layers.py", "from condense import diagnosis"),
-        ("geometry.py", "def f():\n    from condense.diagnosis.run import analyze"),
+        ("geometry/rows.py", "def f():\n    from condense.diagnosis.run import analyze"),
         ("records/diagnosis.py", "def f():\n    from condense.report import html"),
     ],
 )

@@ -1,6 +1,7 @@
 """Every metric against golden numbers, independent implementations, closed forms, identities and hazards."""
 
 import functools
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from condense import geometry
+from condense.geometry.rows import quantile
 from condense.metrics import METRICS, PER_TEXT, SPECTRAL
 from tests.clouds import cloud, states
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "geometry.json").read_text())
 CASES = GOLDEN["cases"]
 CLOUDS = [case["cloud"] for case in CASES]
-PURE = [key for key in PER_TEXT if not key.endswith("_with_sink")]
+PURE = [key for key in PER_TEXT if not key.endswith("_with_sink") and key != "mean_cosine_distinct"]
 SCALE_FREE = [key for key in PURE if key not in ("total_variance", "median_norm")]
 ROTATION_FREE = [key for key in PURE if "top_dimension" not in key]
 RANKS = ("effective_rank", "entropy_rank", "effective_rank_with_sink")
@@ -38,8 +40,10 @@ def pure(key: str, x: Tensor) -> Tensor:
 def measured(x: Tensor, keep: Tensor | None = None, spectral: Tensor | None = None) -> dict[str, float]:
     """Everything `measure` and `ranks` give for one text."""
     spectral = torch.arange(len(x)) if spectral is None and keep is None else spectral
-    found = geometry.measure(x, keep, spectral)
-    return {**found.values, **{key: geometry.ranks(key, gram) for key, gram in found.grams.items()}}
+    found = geometry.measure(x, keep, spectral, sink_factor=math.inf).settled()
+    above, below = found.extra["dimension_numerator"], found.extra["dimension_denominator"]
+    dimension = above / below if below > 0 else math.nan
+    return {**found.values, "dimension": dimension, "dimension_share": dimension / x.shape[-1]}
 
 
 def close(value: float) -> Any:
@@ -52,6 +56,29 @@ def close(value: float) -> Any:
 def entropy_exp(weights: np.ndarray) -> float:
     p = weights[weights > 0] / weights[weights > 0].sum()
     return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def over_disjoint_pairs(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean of first[i, j]·second[k, l] over all i, j, k, l that are four different rows; diagonals are 0."""
+    n = len(first)
+    rows = (first.sum(0) * second.sum(0)).sum()
+    total = first.sum() * second.sum() - 4 * rows + 2 * (first * second).sum()
+    return float(total / (n * (n - 1) * (n - 2) * (n - 3)))
+
+
+def dimension_of(unit: np.ndarray) -> float:
+    """(tr Σ)²/tr(Σ²): squared distances of disjoint pairs over the U-statistic of Chen, Zhang & Zhong 2010."""
+    n = len(unit)
+    if n < 4:
+        return math.nan
+    products = unit @ unit.T
+    distances = np.diag(products)[:, None] + np.diag(products)[None] - 2 * products
+    np.fill_diagonal(products, 0)
+    np.fill_diagonal(distances, 0)
+    pairs = (products**2).sum() / (n * (n - 1))
+    triples = ((products.sum(0) ** 2).sum() - (products**2).sum()) / (n * (n - 1) * (n - 2))
+    squared = pairs - 2 * triples + over_disjoint_pairs(products, products)
+    return over_disjoint_pairs(distances, distances) / 4 / squared if squared > 1e-12 else math.nan
 
 
 def oracle(x: np.ndarray) -> dict[str, float]:
@@ -74,6 +101,8 @@ def oracle(x: np.ndarray) -> dict[str, float]:
         "cosine_std": pairs.std(),
         **{f"cosine_q{q:02d}": np.quantile(pairs, q / 100) for q in (5, 25, 50, 75, 95)},
         "effective_rank": entropy_exp(scipy.linalg.svdvals(unit - unit.mean(0))[: min(n - 1, d)]),
+        "dimension": dimension_of(unit),
+        "dimension_share": dimension_of(unit) / d,
         "entropy_rank": entropy_exp(eigenvalues),
         "participation_ratio": 1 / (pairs**2).mean(),
         "relative_variance": 1 - n * (x.mean(0) ** 2).sum() / (x**2).sum(),
@@ -106,13 +135,13 @@ def test_pure_functions_meet_the_golden_numbers(case: dict[str, Any]) -> None:
 @every_case
 def test_measure_meets_the_golden_numbers(case: dict[str, Any]) -> None:
     x = states(**case["cloud"])
-    values, found = measured(x), geometry.measure(x)
+    values, found = measured(x), geometry.measure(x, sink_factor=math.inf)
     for key, value in case["geometry"].items():
         if key == "top_dimensions":
             assert found.contributions.topk(3).indices.tolist() == value
         else:
             assert values[key] == close(math.nan if value is None else value), key
-    assert found.paper == close(case["paper_mean_cosine"])
+    assert found.extra["paper"] == close(case["paper_mean_cosine"])
 
 
 @pytest.mark.parametrize("case", GOLDEN["cross_text"])
@@ -178,14 +207,14 @@ def test_measure_on_a_subset_is_the_pure_functions_on_it(share: float) -> None:
     spectral = torch.nonzero(keep).flatten()[::2]
     values = measured(x, keep, spectral)
     for key in PURE:
-        rows = x[spectral] if key in SPECTRAL else x[keep]
+        rows = x[spectral] if key in SPECTRAL or key.startswith("dimension") else x[keep]
         expected = geometry.sink_ratio(x[keep], x) if key == "sink_ratio" else pure(key, rows)
         assert values[key] == close(float(expected)), key
-    found = geometry.measure(x, keep, spectral)
+    found = geometry.measure(x, keep, spectral, sink_factor=math.inf)
     assert found.count == int(keep.sum())
     assert torch.allclose(found.contributions, geometry.dimension_contributions(x[keep]), atol=1e-7)
     assert torch.equal(found.histogram, geometry.histogram(x[keep]))
-    assert found.paper == close(float(geometry.paper_mean_cosine(x)))
+    assert found.extra["paper"] == close(float(geometry.paper_mean_cosine(x)))
 
 
 def test_default_spectral_rows_are_the_first_kept_ones() -> None:
@@ -302,7 +331,7 @@ def test_gaussian_null_is_the_mean_of_gaussian_draws() -> None:
 
 def test_gaussian_null_is_seeded() -> None:
     first = geometry.gaussian_null("effective_rank", 20, 10)
-    geometry.gaussian_null.cache_clear()
+    geometry.repeated_null.cache_clear()
     torch.manual_seed(99)
     assert geometry.gaussian_null("effective_rank", 20, 10) == first
 
@@ -369,7 +398,7 @@ def test_histogram_counts_every_pair(recipe: dict[str, Any]) -> None:
     found = geometry.histogram(x)
     assert found.dtype == torch.int64 and int(found.sum()) == n * (n - 1) // 2
     assert np.abs(found.numpy() - expected).sum() <= 4  # a pair on an edge may fall on either side
-    assert int(geometry.measure(x).histogram.sum()) == n * (n - 1) // 2
+    assert int(geometry.measure(x, sink_factor=math.inf).histogram.sum()) == n * (n - 1) // 2
 
 
 @pytest.mark.parametrize("q", geometry.QUANTILES)
@@ -402,7 +431,7 @@ def test_quantile_outside_the_unit_interval() -> None:
 def test_quantiles_of_more_pairs_than_torch_sorts() -> None:
     """torch.quantile refuses 2^24 values; 5,900 rows have 17 million pairs."""
     values = torch.linspace(0, 1, 2**24 + 3, dtype=torch.float64)
-    assert float(geometry._quantile(values, 0.25)) == pytest.approx(0.25)
+    assert float(quantile(values, 0.25)) == pytest.approx(0.25)
 
 
 # --- invariances ------------------------------------------------------------------------------------
@@ -481,8 +510,7 @@ def test_only_zero_rows() -> None:
     x = torch.zeros(4, 3)
     for key in directional:
         assert math.isnan(float(pure(key, x))), key
-    with pytest.raises(ValueError, match="direction"):
-        geometry.measure(x)
+    assert all(math.isnan(value) for value in geometry.measure(x).settled().values.values())
 
 
 @pytest.mark.parametrize("key", [k for k in directional if k != "entropy_rank"] + ["total_variance"])
@@ -490,13 +518,15 @@ def test_one_row_has_no_geometry(key: str) -> None:
     assert math.isnan(float(pure(key, states(1, 1, 5))))
 
 
-def test_one_row_has_a_norm_and_measure_refuses_it() -> None:
+def test_one_row_has_a_norm_and_nothing_else() -> None:
     x = torch.tensor([[3.0, 4.0]])
     assert float(geometry.median_norm(x)) == 5 and float(geometry.sink_ratio(x)) == 1
-    with pytest.raises(ValueError, match="fewer than two"):
-        geometry.measure(x)
-    with pytest.raises(ValueError, match="fewer than two"):
-        geometry.measure(states(1, 5, 4), torch.tensor([True, False, False, False, False]))
+    found = geometry.measure(x).settled()
+    assert found.count == 1 and all(math.isnan(value) for value in found.values.values())
+    few = geometry.measure(states(1, 5, 4), torch.tensor([True, False, False, False, False])).settled()
+    naive = {"mean_cosine_with_sink", "effective_rank_with_sink"}
+    assert {key for key, value in few.values.items() if math.isfinite(value)} == naive
+    assert torch.equal(few.contributions, torch.zeros(4)) and int(few.histogram.sum()) == 0
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
@@ -585,3 +615,189 @@ def test_ranges_of_the_metrics_table() -> None:
                 continue
             assert metric.low is None or value >= metric.low - 1e-9, key
             assert metric.high is None or value <= metric.high + 1e-9, key
+
+
+# --- pairs of different tokens ----------------------------------------------------------------------
+
+
+def distinct_by_pairs(x: np.ndarray, ids: np.ndarray) -> float:
+    cosines = cosine_similarity(x.astype(np.float64))
+    different = ids[:, None] != ids[None]
+    return float(cosines[different].mean()) if different.any() else math.nan
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 40])
+def test_the_distinct_mean_is_over_pairs_of_different_tokens(tokens: int) -> None:
+    rng = np.random.default_rng(tokens)
+    x, ids = cloud(30, 40, 12, cone=0.7), rng.integers(0, tokens, 40)
+    expected = pytest.approx(distinct_by_pairs(x, ids), rel=1e-8, nan_ok=True)
+    tensor, numbers = torch.from_numpy(x), torch.from_numpy(ids)
+    assert float(geometry.mean_cosine_distinct(tensor, numbers)) == expected
+    assert geometry.measure(tensor, ids=numbers).values["mean_cosine_distinct"] == expected
+
+
+def test_without_repetition_the_distinct_mean_is_the_mean() -> None:
+    x = states(31, 30, 8, cone=1.0)
+    value = float(geometry.mean_cosine_distinct(x, torch.arange(30)))
+    assert value == pytest.approx(float(geometry.mean_cosine(x)), rel=1e-12)
+
+
+def test_what_the_verdict_reads_over_distinct_pairs() -> None:
+    """Without the top dimensions and with the sink: the same quantities, over pairs of different tokens."""
+    x, ids = cloud(32, 50, 12, cone=0.7, rogue=4.0, sink=200.0), np.random.default_rng(0).integers(0, 9, 50)
+    keep = torch.ones(50, dtype=torch.bool)
+    keep[0] = False
+    found = geometry.measure(torch.from_numpy(x), keep, ids=torch.from_numpy(ids))
+    kept, rest = ids[1:], x[1:].copy()
+    rest[:, geometry.top_dimensions(torch.from_numpy(rest)).numpy()] = 0
+    assert found.values["mean_cosine_distinct"] == pytest.approx(distinct_by_pairs(x[1:], kept), rel=1e-6)
+    assert found.extra["without_distinct"] == pytest.approx(distinct_by_pairs(rest, kept), rel=1e-6)
+    assert found.extra["sink_distinct"] == pytest.approx(distinct_by_pairs(x, ids), rel=1e-6)
+
+
+def test_a_zero_row_is_left_out_of_distinct_pairs() -> None:
+    x, ids = states(33, 20, 6, cone=0.5), torch.arange(20) % 3
+    longer = torch.cat([x, torch.zeros(1, 6)])
+    value = float(geometry.mean_cosine_distinct(longer, torch.cat([ids, torch.tensor([9])])))
+    assert value == pytest.approx(float(geometry.mean_cosine_distinct(x, ids)), rel=1e-12)
+    with pytest.raises(ValueError, match="do not fit"):
+        geometry.mean_cosine_distinct(x, ids[:3])
+
+
+def test_sums_of_shared_tokens() -> None:
+    x, ids = states(34, 20, 6, cone=0.5), torch.arange(20) % 4
+    keep = torch.ones(20, dtype=torch.bool)
+    keep[:2] = False
+    found = geometry.measure(x, keep, ids=ids, shared=torch.stack([ids == 3, ids == 1]))
+    units = torch.nn.functional.normalize(x.double(), dim=1)
+    for row, token in zip(found.shared, (3, 1), strict=True):
+        chosen = keep & (ids == token)
+        assert torch.allclose(row[:-1], units[chosen].sum(0)) and int(row[-1]) == int(chosen.sum())
+    assert geometry.measure(x, keep).shared.shape == (0, 7)
+
+
+# --- dimension --------------------------------------------------------------------------------------
+
+
+def test_the_moments_are_u_statistics_over_every_four_rows() -> None:
+    x = cloud(40, 7, 5, cone=0.6).astype(np.float64)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    above, below = [], []
+    for i, j, k, m in itertools.permutations(range(7), 4):
+        first, second = unit[i] - unit[j], unit[k] - unit[m]
+        above.append((first @ first) * (second @ second) / 4)
+        below.append((first @ second) ** 2 / 4)
+    found = geometry.measure(torch.from_numpy(x)).settled().extra
+    assert found["dimension_numerator"] == pytest.approx(np.mean(above))
+    assert found["dimension_denominator"] == pytest.approx(np.mean(below))
+
+
+@pytest.mark.parametrize("n", [32, 64, 256, 1024])
+def test_the_dimension_does_not_depend_on_the_number_of_rows(n: int) -> None:
+    """Unit rows spread evenly in 64 of 1,024 dimensions: 64 at any n, where the rank's null ratio falls sixfold."""
+    generator = torch.Generator().manual_seed(n)
+    moments = np.zeros(2)
+    for _ in range(max(4, 2048 // n)):
+        rows = torch.randn(n, 64, generator=generator, dtype=torch.float64)
+        units = torch.nn.functional.normalize(rows, dim=1)
+        gram = units @ units.T
+        centred = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
+        moments += [float(moment) for moment in geometry.dimension_moments(centred)]
+    assert moments[0] / moments[1] == pytest.approx(64, rel=0.03)
+
+
+def test_the_null_ratio_of_the_same_cloud_does_depend_on_it() -> None:
+    ratios = []
+    for n in (31, 255):
+        rows = torch.randn(n, 64, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+        ratios.append(float(geometry.effective_rank(rows)) / geometry.gaussian_null("effective_rank", n, 1024))
+    assert ratios[0] > 0.9 and ratios[1] < 0.3
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_dimension_below_four_rows(n: int) -> None:
+    assert math.isnan(float(geometry.dimension(states(1, n, 6))))
+    assert math.isnan(geometry.measure(states(1, n, 6)).settled().extra["dimension_denominator"])
+
+
+# --- sinks ------------------------------------------------------------------------------------------
+
+
+def test_a_sink_is_found_wherever_it_stands() -> None:
+    x, keep = states(50, 64, 16, cone=0.5), torch.ones(64, dtype=torch.bool)
+    keep[0] = False
+    sunk = x.clone()
+    sunk[[0, 7, 20]] *= 60.0
+    assert torch.nonzero(geometry.sinks(sunk, keep)).flatten().tolist() == [0, 7, 20]
+    found, without = geometry.measure(sunk, keep).settled(), keep.clone()
+    without[[7, 20]] = False
+    expected = geometry.measure(x, without, torch.nonzero(without).flatten()).settled()
+    naive = ("mean_cosine_with_sink", "effective_rank_with_sink", "sink_ratio")
+    for key, value in found.values.items():
+        assert key in naive or value == close(expected.values[key]), key
+    assert found.count == 61 and sorted(found.sinks[:, 0].int().tolist()) == [0, 7, 20]
+    assert found.values["mean_cosine_with_sink"] == close(float(geometry.mean_cosine(sunk)))
+    kept = torch.nonzero(without).flatten()
+    rows = torch.cat([sunk[kept], sunk[[0, 7, 20]]]).double().numpy()
+    assert found.values["effective_rank_with_sink"] == close(entropy_exp(scipy.linalg.svdvals(rows)))
+
+
+@pytest.mark.parametrize(("factor", "count"), [(19.9, 0), (20.1, 1)])
+def test_the_factor_is_of_the_median_before_detection(factor: float, count: int) -> None:
+    x = torch.nn.functional.normalize(states(51, 41, 8), dim=1)
+    x[5] *= factor
+    assert int(geometry.sinks(x).sum()) == len(geometry.measure(x).sinks) == count
+
+
+def test_spectral_rows_that_are_sinks_are_dropped_and_not_redrawn() -> None:
+    x, keep = states(52, 40, 8, cone=0.5), torch.ones(40, dtype=torch.bool)
+    spectral = torch.tensor([2, 5, 9, 14, 30])
+    x[9] *= 100.0
+    found = geometry.measure(x, keep, spectral).settled()
+    assert found.values["entropy_rank"] == close(float(geometry.entropy_rank(x[[2, 5, 14, 30]])))
+    assert found.repeats.tolist() == [[1, 4]]
+
+
+def test_the_channels_of_a_sink() -> None:
+    x = states(53, 30, 8)
+    x[4] = torch.zeros(8)
+    x[4, 6], x[4, 2] = 500.0, -900.0
+    position, ratio, first, second = geometry.measure(x).sinks[0].tolist()
+    others = x[[i for i in range(30) if i != 4]]
+    assert (position, first, second) == (4, 2, 6)
+    assert ratio == close(float(x[4].norm()) / float(geometry.median_norm(others)))
+
+
+def test_too_few_rows_are_left_beside_sinks() -> None:
+    x = torch.tensor([[1.0, 0, 0], [100.0, 1, 0], [0, 1.0, 0]])
+    found = geometry.measure(x, torch.tensor([True, True, False])).settled()
+    assert found.count == 2  # the median of two lies between them: 100 is no sink beside 1
+    alone = geometry.measure(x, torch.tensor([True, False, False])).settled()
+    assert alone.count == 1 and math.isnan(alone.values["mean_cosine"]) and math.isnan(alone.values["effective_rank"])
+    nothing = geometry.measure(x, torch.zeros(3, dtype=torch.bool)).settled()
+    assert nothing.count == 0 and math.isfinite(nothing.values["mean_cosine_with_sink"])
+    assert math.isnan(geometry.gaussian_null("effective_rank", 1, 8))
+
+
+# --- ranges, and nulls of texts that repeat ----------------------------------------------------------
+
+
+def test_rounding_does_not_leave_the_range() -> None:
+    """Equal rows: the sums give 1.0000000000000002 without a clamp."""
+    for seed in range(40):
+        x = states(seed, 1, 7).double().expand(5 + seed, 7)
+        found = geometry.measure(x, sink_factor=math.inf).settled()
+        assert float(geometry.mean_cosine(x)) <= 1 and found.extra["paper"] <= 1
+        for key, value in found.values.items():
+            metric = METRICS[key]
+            assert math.isnan(value) or metric.high is None or value <= metric.high, key
+            assert math.isnan(value) or metric.low is None or value >= metric.low, key
+
+
+def test_the_null_of_a_text_that_repeats_itself() -> None:
+    """Five tokens, each ten times: no more than four directions are left once the mean is taken away."""
+    rows = torch.randn(5, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = float(geometry.effective_rank(rows.repeat_interleave(10, 0)))
+    assert geometry.repeated_null("effective_rank", ((10, 5),), 64) == pytest.approx(expected, rel=0.05)
+    assert geometry.repeated_null("effective_rank", ((10, 5),), 64) < 4.001
+    assert geometry.repeated_null("entropy_rank", ((1, 30),), 16) == geometry.gaussian_null("entropy_rank", 30, 16)

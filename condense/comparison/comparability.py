@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from condense.errors import UsageError
 from condense.metrics import MIN_TEXTS
@@ -31,10 +30,21 @@ def differing_settings(new: Diagnosis, old: Diagnosis) -> tuple[str, ...]:
     found = []
     if new.protocol.get("hash") != old.protocol.get("hash"):
         names = dict.fromkeys([*new.protocol, *old.protocol])
-        pairs = [(name, new.protocol.get(name), old.protocol.get(name)) for name in names if name != "hash"]
-        found = [_said(name, mine, theirs) for name, mine, theirs in pairs if mine != theirs]
+        names = [name for name in names if name not in ("hash", "keys", "versions")]
+        pairs = [(name, new.protocol.get(name), old.protocol.get(name)) for name in names]
+        found = [f"{name} is {mine} against {theirs}" for name, mine, theirs in pairs if mine != theirs]
         found = found or ["the protocol's hash differs"]
-    return (*found, *_texts(new, old))
+    return (*found, *_definitions(new, old), *_texts(new, old))
+
+
+def _definitions(new: Diagnosis, old: Diagnosis) -> list[str]:
+    """Numbers that both runs have under definitions of different versions; what one lacks is no difference."""
+    mine, theirs = new.protocol.get("versions", {}), old.protocol.get("versions", {})
+    return [
+        f"the definition of {key} has version {mine[key]} against {theirs[key]}"
+        for key in mine
+        if key in theirs and mine[key] != theirs[key]
+    ]
 
 
 def _texts(new: Diagnosis, old: Diagnosis) -> list[str]:
@@ -54,13 +64,6 @@ def _texts(new: Diagnosis, old: Diagnosis) -> list[str]:
         return [f"the text is {mine.source} against {theirs.source}"]
     counts = f" ({mine.texts} against {theirs.texts} texts)" if mine.texts != theirs.texts else ""
     return [f"other documents of {mine.source}{counts}"]
-
-
-def _said(name: str, mine: Any, theirs: Any) -> str:
-    if isinstance(mine, list | tuple) and isinstance(theirs, list | tuple):
-        odd = sorted(set(map(str, mine)) ^ set(map(str, theirs)))
-        return f"{name} differ in {', '.join(odd)}"
-    return f"{name} is {mine} against {theirs}"
 
 
 def circumstances(new: Diagnosis, old: Diagnosis) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ _KEPT_DAYS = 90
 _KEPT_BYTES = 256 * 2**20
 _HEAD = "condense diagnosis "
 # packages whose code decides a diagnosis, beside the single files at the top
-_MEASURING = ("records", "texts", "models", "diagnosis")
+_MEASURING = ("geometry", "records", "texts", "models", "diagnosis")
 # What computes the numbers, and what transformers uses in place of its own layers where it is installed.
 _PACKAGES = (
     "torch",

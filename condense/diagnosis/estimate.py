@@ -27,6 +27,7 @@ _CONVERSION = 1.8  # a GGUF's float32 weights while it is converted: all tensors
 _OPENING = 6.0  # seconds until the model's weights are read
 _DISK = 1e9  # bytes of weights per second, hashed, read and checked
 _EFFICIENCY = 0.55  # of a plain matrix product, that a forward pass with everything around it reaches on a CPU
+_TWINS = 3  # random initialisations of --random-twin, one after another
 _METRICS = 1.3  # all of analyze over the forward pass, see `make bench`
 
 
@@ -191,7 +192,7 @@ def seconds(source: Source, load: Load, rate: float) -> float:
     shape = source.shape
     # each parameter multiplies each token once, the embedding too (as the head); attention adds two products per pair
     per_text = 2 * shape.parameters * load.length + 4 * shape.blocks * shape.width * load.length**2
-    rounds = math.ceil(load.texts / load.processes) * (2 if load.twin else 1)
+    rounds = math.ceil(load.texts / load.processes) * (1 + _TWINS if load.twin else 1)
     opening = _OPENING + shape.parameters * 4 / _DISK + (15 + shape.parameters / 2e7 if source.convert else 0)
     return opening + rounds * per_text / (rate * _EFFICIENCY) * _METRICS
 

@@ -23,6 +23,8 @@ from condense.models.layers import OVERFLOW, Site, Stack, input_device, run, spe
 from condense.texts.windows import Windows
 
 OnNote = Callable[[str], None]
+_REPEATED = 0.01
+_SHARED = 64
 
 
 @dataclass
@@ -46,6 +48,41 @@ def kept_positions(special: Tensor) -> Tensor:
     keep = ~special
     keep[..., 0] = False
     return keep
+
+
+def ids_of(stack: Stack, stacks: tuple[Stack, ...], ids: Tensor) -> Tensor:
+    """The token at each position of a stack, (N, S): a decoder beside an encoder reads them one position later."""
+    if len(stacks) == 1 or stack.name != "decoder":
+        return ids
+    return torch.cat([torch.full_like(ids[:, :1], -1), ids[:, :-1]], dim=1)
+
+
+def token_counts(ids: Tensor, keep: Tensor) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Of every window: how many different tokens its kept positions hold, and which share of its pairs are one token.
+
+    ids, keep (N, S). The share is 0 for fewer than two positions.
+    """
+    distinct, same = [], []
+    for row, kept in zip(ids, keep, strict=True):
+        sizes = torch.unique(row[kept], return_counts=True)[1]
+        count = int(sizes.sum())
+        distinct.append(len(sizes))
+        same.append((int(sizes.square().sum()) - count) / (count * (count - 1)) if count > 1 else 0.0)
+    return tuple(distinct), tuple(same)
+
+
+def shared_tokens(ids: Tensor, keep: Tensor) -> Tensor:
+    """The tokens whose sums are kept by themselves: those that a corpus repeats so much that its cosines show it.
+
+    None where fewer than 1 % of the pairs are one token, for the mean over distinct pairs then differs by less than
+    .02; else those that are 1 % and more of all kept positions, at most 64: fewer than 2 % of the pairs are another's.
+    """
+    if sum(token_counts(ids, keep)[1]) < _REPEATED * len(ids):
+        return ids.new_zeros(0)
+    tokens, counts = torch.unique(ids[keep], return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:_SHARED]
+    frequent: Tensor = tokens[order[counts[order] >= _REPEATED * int(keep.sum())]]
+    return frequent
 
 
 @torch.inference_mode()
@@ -119,6 +156,8 @@ class _Reader:
     def __post_init__(self) -> None:
         special = self.windows.special
         self.keeps = {stack.name: kept_positions(specials_of(stack, self.stacks, special)) for stack in self.stacks}
+        self.ids = {stack.name: ids_of(stack, self.stacks, self.windows.ids) for stack in self.stacks}
+        self.shared = shared_tokens(self.windows.ids, kept_positions(special))
 
     def read(self, batch: list[int]) -> list[TextReading]:
         """The readings of a batch, their spectral metrics still to be settled."""
@@ -132,7 +171,7 @@ class _Reader:
         def receive(site: Site, states: Tensor) -> None:
             for reading, own, token_ids, positions in zip(readings, states, ids, chosen[site.stack], strict=True):
                 keep = self.keeps[site.stack][reading.index]
-                reading.sites.append(_measured(site, own, keep, positions, reading.index))
+                reading.sites.append(self._measure(site, own, keep, positions, reading.index))
                 if site.name == "output" and self.scorer.head is not None and not self.scorer.reason:
                     reading.score = self.scorer.from_states(own, token_ids, self.windows.special[reading.index])
 
@@ -146,12 +185,14 @@ class _Reader:
                 reading.score = self.scorer.from_model(reading.index, row, special)
         return readings
 
-
-def _measured(site: Site, states: Tensor, keep: Tensor, positions: Tensor, index: int) -> Measurement:
-    try:
-        return geometry.measure(states, keep, positions)
-    except ValueError as error:
-        raise RunError(f"text {index} at {site.label} ({site.stack}): {error}", OVERFLOW) from None
+    def _measure(self, site: Site, states: Tensor, keep: Tensor, positions: Tensor, index: int) -> Measurement:
+        ids = self.ids[site.stack][index]
+        wanted = site.name == "block" and site.index > site.blocks // 2  # the cross-text cosine of the deepest half
+        shared = self.shared.unsqueeze(1) == ids if wanted and len(self.shared) else None
+        try:
+            return geometry.measure(states, keep, positions, ids, shared)
+        except ValueError as error:
+            raise RunError(f"text {index} at {site.label} ({site.stack}): {error}", OVERFLOW) from None
 
 
 class _RankWorkers:
@@ -176,13 +217,11 @@ class _RankWorkers:
     def settle(self, reading: TextReading) -> None:
         """Replace the Gram matrices of a reading by their spectral metrics."""
         try:
-            reading.sites = list(self._pool.map(_settled, reading.sites))
+            reading.sites = list(self._pool.map(_settled_on_one_thread, reading.sites))
         finally:
             torch.set_num_threads(self._threads)
 
 
-def _settled(measured: Measurement) -> Measurement:
-    if measured.spectra is None:
-        return measured
+def _settled_on_one_thread(measurement: Measurement) -> Measurement:
     torch.set_num_threads(1)
-    return measured.settled({key: geometry.ranks(key, measured.spectra.matrix(key)) for key in geometry.RANKS})
+    return measurement.settled()

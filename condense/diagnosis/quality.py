@@ -8,6 +8,7 @@ on a seeded 15 % mask (Salazar et al. 2020, arXiv:1910.14659), labelled as such.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from condense.intervals import bootstrap_interval, mean_interval
+from condense.intervals import over_documents, ratio_over_documents
 from condense.models.checkpoint import Checkpoint
 from condense.models.layers import PROBE_TOKENS, Stack, forward_pass, input_device, run
 from condense.records.base import Estimate
@@ -25,6 +26,7 @@ from condense.texts.tokens import added_specials
 from condense.texts.windows import Windows
 
 MASK_RATE = 0.15
+_COUNTED = 65_536  # tokens that `counting_loss` reads
 _BLOCK = 128  # positions whose logits are held at once
 _ROWS, _WORDS = 512, 4096  # the same for a plain head: positions, words
 LABELS: dict[Objective, str] = {
@@ -166,13 +168,12 @@ def make_scorer(
 
 
 def summarise(scorer: Scorer, scores: list[Score], windows: Windows) -> Quality:
-    """Loss, perplexity and bits per byte over texts with 95 % intervals; None with the reason."""
+    """Loss, perplexity and bits per byte over windows with 95 % intervals over documents; None with the reason."""
     if scorer.reason:
         empty = Estimate(None, reason=scorer.reason)
         return Quality(empty, empty, empty, label="not measured")
-    per_text = [score.nats / score.tokens for score in scores]
-    mean, low, high = mean_interval(per_text)
-    loss = Estimate(mean, low, high, tuple(per_text))
+    documents = windows.info.documents
+    loss = _loss(scores, documents)
     return Quality(
         loss=loss,
         perplexity=perplexity(loss),
@@ -181,6 +182,21 @@ def summarise(scorer: Scorer, scores: list[Score], windows: Windows) -> Quality:
         predicted_bytes=tuple(size or 0 for size in windows.predicted_bytes),
         label=LABELS[scorer.objective],
     )
+
+
+def _loss(scores: Sequence[Score], documents: Sequence[int]) -> Estimate:
+    """Mean over windows of the nats per token, with its interval over documents."""
+    per_text = tuple(score.nats / score.tokens for score in scores)
+    spread = over_documents(per_text, documents)
+    return Estimate(spread.value, *spread.clipped(0.0), per_text, reason=spread.reason)
+
+
+def _ratio(scores: Sequence[Score], sizes: Sequence[int | None], documents: Sequence[int]) -> Estimate:
+    """Bits over bytes of all windows, with the interval of a ratio over documents; the windows' own ratios."""
+    bits = np.array([score.nats for score in scores]) / math.log(2)
+    bytes_of = np.array([size or 0 for size in sizes], dtype=np.float64)
+    spread = ratio_over_documents(bits, bytes_of, documents)
+    return Estimate(spread.value, *spread.clipped(0.0), tuple((bits / bytes_of).tolist()), reason=spread.reason)
 
 
 def perplexity(loss: Estimate) -> Estimate:
@@ -208,10 +224,23 @@ def _bits_per_byte(scorer: Scorer, scores: list[Score], windows: Windows) -> Est
         return Estimate(None, reason="a pseudo-likelihood on masked tokens does not code the text")
     if any(size is None or size == 0 for size in windows.predicted_bytes):
         return Estimate(None, reason="the tokenizer gives no offsets into the text")
-    bits = np.array([score.nats for score in scores]) / math.log(2)
-    sizes = np.array(windows.predicted_bytes, dtype=np.float64)
-    low, high = bootstrap_interval(np.stack([bits, sizes], axis=1), lambda m: m[:, 0] / m[:, 1], scorer.seed)
-    return Estimate(float(bits.sum() / sizes.sum()), low, high, tuple((bits / sizes).tolist()))
+    return _ratio(scores, windows.predicted_bytes, windows.info.documents)
+
+
+def counting_loss(tokens: Sequence[int], vocabulary: int) -> float:
+    """Nats per token of a model that only counts the tokens it has read so far: what repetition alone gives away.
+
+    After t tokens, u of them distinct, a token read n times has probability n/(t + u); the rest, u/(t + u), is shared
+    by the tokens not yet read (escape method C, Moffat 1990). Over the first 65,536 tokens.
+    """
+    counts: dict[int, int] = {}
+    nats = 0.0
+    for read, token in enumerate(tokens[:_COUNTED]):
+        distinct, seen = len(counts), counts.get(token, 0)
+        unread = max(1, vocabulary - distinct)
+        nats += math.log(unread if read == 0 else (read + distinct) * (1 / seen if seen else unread / distinct))
+        counts[token] = seen + 1
+    return nats / max(1, min(len(tokens), _COUNTED))
 
 
 def rescored(quality: Quality, checkpoint: Checkpoint, reference: Windows, seed: int) -> Quality:
@@ -222,18 +251,15 @@ def rescored(quality: Quality, checkpoint: Checkpoint, reference: Windows, seed:
     """
     if quality.bits_per_byte.value is None or len(reference.passages) != len(reference):
         return quality
-    scores = [score_passage(checkpoint, context, text) for context, text in reference.passages]
-    bits = np.array([nats for nats, _ in scores]) / math.log(2)
-    sizes = np.array(reference.predicted_bytes, dtype=np.float64)
-    low, high = bootstrap_interval(np.stack([bits, sizes], axis=1), lambda m: m[:, 0] / m[:, 1], seed)
-    per_token = tuple(nats / tokens for nats, tokens in scores)
-    loss = Estimate(*mean_interval(per_token), per_token)
+    scores = [Score(*score_passage(checkpoint, context, text)) for context, text in reference.passages]
+    documents = reference.info.documents
+    loss = _loss(scores, documents)
     return replace(
         quality,
         loss=loss,
         perplexity=perplexity(loss),
-        bits_per_byte=Estimate(float(bits.sum() / sizes.sum()), low, high, tuple((bits / sizes).tolist())),
-        predicted_tokens=tuple(tokens for _, tokens in scores),
+        bits_per_byte=_ratio(scores, reference.predicted_bytes, documents),
+        predicted_tokens=tuple(score.tokens for score in scores),
         predicted_bytes=tuple(size or 0 for size in reference.predicted_bytes),
     )
 

@@ -1,8 +1,7 @@
 """analyze(): model x windows -> Diagnosis, streaming.
 
-The straight line: capture finds the sites, measuring reads each text inside the hooks (or journal knows it
-from a run that fell, or another of the ranks has read it), tally sums up, verdict reads the numbers.
-Nothing here knows a formula.
+The order of steps: the sites are found, each text is read inside hooks (or taken from a run that crashed, or from
+another process), `summary` sums up, `findings` judges. Nothing here knows a formula.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,18 +19,28 @@ from typing import Any
 import torch
 
 from condense import geometry
-from condense.diagnosis import summary as tally
 from condense.diagnosis.distributed import ALONE, Ranks, together
-from condense.diagnosis.forward import OnNote, TextReading, read_texts
-from condense.diagnosis.quality import MASK_RATE, Scorer, make_scorer, summarise
+from condense.diagnosis.findings import judge
+from condense.diagnosis.forward import OnNote, TextReading, ids_of, kept_positions, read_texts, token_counts
+from condense.diagnosis.quality import MASK_RATE, Scorer, counting_loss, make_scorer, summarise
 from condense.diagnosis.resume import Journal, open_journal, resumed
-from condense.diagnosis.verdict import BANDS, Bands, Facts, judge
+from condense.diagnosis.sinks import sink_anatomy
+from condense.diagnosis.summary import DepthSummary, SiteTally, paper, trend
+from condense.diagnosis.twin import compare_with_twins, initialisations, mean_of
+from condense.diagnosis.verdict import BANDS, Bands, Facts, Text
 from condense.intervals import CONFIDENCE, RESAMPLES
-from condense.metrics import METRICS
-from condense.models.checkpoint import Checkpoint, checkpoint_of, random_twin
-from condense.models.layers import PROBE_TOKENS, Stack, embedding_rows, find_stacks, input_device, self_check
-from condense.records.base import Estimate
-from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis, ModelInfo, StackSummary
+from condense.metrics import METRICS, VERSIONS
+from condense.models.checkpoint import Checkpoint, checkpoint_of
+from condense.models.layers import (
+    PROBE_TOKENS,
+    Stack,
+    embedding_rows,
+    find_stacks,
+    input_device,
+    self_check,
+    specials_of,
+)
+from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis, Quality, SinkAnatomy, StackSummary, TokenCounts
 from condense.records.options import MeasureOptions
 from condense.texts.windows import Windows, check_ids
 from condense.version import __version__
@@ -57,9 +67,9 @@ def analyze(
 
     checkpoint: from `load`, or a transformers model in memory; windows: from `condense.windows`.
     batch_size: texts per forward pass (None chooses; halved where memory runs out); twin: measure the same
-    architecture with random weights too; on_text(done, total) is called after each text, on_note(line) for
-    what a user should know. journal: keep what is measured in the cache until all is done, and go on from
-    there after a fall; ranks: the processes that share the texts, each of which has to call this.
+    architecture with random weights too, three times; on_text(done, total) is called after each text, on_note(line)
+    for what a user should know. journal: keep what is measured in the cache until all is done, and resume from there
+    after a crash; ranks: the processes that share the texts, each of which has to call this.
     RunError for non-finite states or too little memory, UnavailableError for an architecture without one
     (B, S, d) residual stream or ids beyond the embedding.
     """
@@ -74,8 +84,11 @@ def analyze(
     )
     try:
         with together(ranks):
-            reference = _measure(random_twin(checkpoint, seed), windows, settings, None) if twin else None
-            diagnosis = _measure(checkpoint, windows, settings, reference)
+            twins = []
+            for other in initialisations(checkpoint, seed) if twin else ():
+                twins.append(_measure(other, windows, settings, []))
+                del other  # freed before the next is built
+            diagnosis = _measure(checkpoint, windows, settings, twins)
     finally:
         for module, training in modes:
             module.training = training
@@ -99,23 +112,24 @@ class _Settings:
     ranks: Ranks
 
 
-def _measure(checkpoint: Checkpoint, windows: Windows, settings: _Settings, twin: Diagnosis | None) -> Diagnosis:
+def _measure(checkpoint: Checkpoint, windows: Windows, settings: _Settings, twins: list[Diagnosis]) -> Diagnosis:
     model, seed, started = checkpoint.model, settings.seed, time.perf_counter()
     check_ids(windows.ids, embedding_rows(model))
     stacks = find_stacks(model)
     self_check(model, stacks, windows.ids[:1].to(input_device(model)))
     scorer = make_scorer(model, stacks, checkpoint.info.objective, windows, seed, checkpoint.head_missing)
-    tallies = [tally.SiteTally(site) for stack in stacks for site in stack.sites()]
+    tallies = [SiteTally(site, windows.info.documents) for stack in stacks for site in stack.sites()]
     scores = []
     own = _own_readings(checkpoint, stacks, windows, scorer, settings)
     for reading in settings.ranks.gathered(own, len(windows)):
-        for place, measured in zip(tallies, reading.sites, strict=True):
-            place.add(measured, settings.spectral_tokens)
+        for tally, measurement in zip(tallies, reading.sites, strict=True):
+            tally.add(measurement)
         if reading.score is not None:
             scores.append(reading.score)
         if settings.on_text is not None:
             settings.on_text(reading.index + 1, len(windows))
-    summaries = {stack.name: _summary(stack, tallies, checkpoint.info, settings, twin) for stack in stacks}
+    judging = _Judging(checkpoint, stacks, windows, settings, summarise(scorer, scores, windows), twins)
+    summaries = {stack.name: judging.summary(stack, tallies) for stack in stacks}
     main = summaries.pop(stacks[-1].name)
     seconds = time.perf_counter() - started
     return Diagnosis(
@@ -128,14 +142,16 @@ def _measure(checkpoint: Checkpoint, windows: Windows, settings: _Settings, twin
         protocol=protocol(windows, checkpoint.info.dtype, settings.spectral_tokens, seed),
         environment=environment(model, settings.ranks.size),
         timing={"measure_seconds": seconds, "seconds_per_text": seconds / max(1, len(windows))},
-        quality=summarise(scorer, scores, windows),
-        sites=tuple(place.reading() for place in tallies),
+        quality=judging.quality,
+        sites=tuple(tally.reading() for tally in tallies),
         deep=main.deep,
         trend=main.trend,
         paper=main.paper,
         verdict=main.verdict,
         stacks=summaries,
-        twin=twin,
+        twin=mean_of(twins) if twins else None,
+        tokens=judging.tokens,
+        sinks=tuple(judging.sinks),
     )
 
 
@@ -155,9 +171,16 @@ def _own_readings(
 
     def measure(indices: list[int]) -> Iterator[TextReading]:
         return read_texts(
-            checkpoint.model, stacks, windows, scorer, indices=indices, batch_size=size,
-            spectral_tokens=settings.spectral_tokens, seed=settings.seed, on_note=settings.on_note,
-        )  # fmt: skip
+            checkpoint.model,
+            stacks,
+            windows,
+            scorer,
+            indices=indices,
+            batch_size=size,
+            spectral_tokens=settings.spectral_tokens,
+            seed=settings.seed,
+            on_note=settings.on_note,
+        )
 
     return resumed(journal, known, settings.ranks.texts(len(windows)), size, measure)
 
@@ -176,26 +199,78 @@ def _journal_key(checkpoint: Checkpoint, windows: Windows, settings: _Settings, 
     }
 
 
-def _summary(
-    stack: Stack, tallies: list[tally.SiteTally], info: ModelInfo, settings: _Settings, twin: Diagnosis | None
-) -> StackSummary:
-    own = [place for place in tallies if place.site.stack == stack.name]
-    deep, trend = tally.deep(own, settings.seed), tally.trend(own)
-    read = [place.reading() for place in own]
-    facts = Facts(
-        model=info.id, parameters=info.parameters, contrastive=info.contrastive, objective=info.objective,
-        texts=len(own[0].paper), stack=stack.name, deep=deep, trend=trend, labels=[r.label for r in read],
-        curves={key: [r.metrics[key].value for r in read] for key in METRICS},
-        top_dimensions=tally.deep_dimensions(own),
-        twin=_deep_of(twin, stack.name),
-    )  # fmt: skip
-    return StackSummary(deep, trend, tally.paper(own), judge(facts, settings.bands))
+class _Judging:
+    """The verdict on each stack: the numbers of its sites, the texts, the quality and the twins, as facts."""
 
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        stacks: tuple[Stack, ...],
+        windows: Windows,
+        settings: _Settings,
+        quality: Quality,
+        twins: list[Diagnosis],
+    ) -> None:
+        """From the model, the windows, and what was measured beside the states."""
+        self.checkpoint, self.stacks, self.windows, self.settings = checkpoint, stacks, windows, settings
+        self.quality, self.twins = quality, twins
+        self.tokens = TokenCounts(*token_counts(windows.ids, kept_positions(windows.special)))
+        self.sinks: list[SinkAnatomy] = []
 
-def _deep_of(twin: Diagnosis | None, stack: str) -> Mapping[str, Estimate] | None:
-    if twin is None:
-        return None
-    return twin.stacks[stack].deep if stack in twin.stacks else twin.deep
+    def summary(self, stack: Stack, tallies: list[SiteTally]) -> StackSummary:
+        """Depth summary and verdict of one stack."""
+        own = [tally for tally in tallies if tally.site.stack == stack.name]
+        info, documents = self.checkpoint.info, self.windows.info.documents
+        depth = DepthSummary(own, documents, self.settings.seed)
+        sinks = self._sinks_of(stack, own)
+        self.sinks += [sinks] if sinks else []
+        key = "mean_cosine_distinct" if depth.repeats_itself else "mean_cosine"
+        beside = [twin.deep_of(stack.name)[key] for twin in self.twins]
+        facts = Facts(
+            model=info.id,
+            parameters=info.parameters,
+            contrastive=info.contrastive,
+            objective=info.objective,
+            text=self._text(),
+            inputs=depth.inputs(),
+            draws=depth.draws(),
+            repeats=depth.repeats_itself,
+            deep=depth.estimates,
+            trend=trend(own),
+            labels=[tally.site.label for tally in own],
+            curves={key: [tally.estimates[key].value for tally in own] for key in METRICS},
+            top_dimensions=depth.dimensions(),
+            sinks=sinks,
+            quality=self.quality,
+            twin=compare_with_twins(depth.estimates[key], beside, documents) if beside else None,
+        )
+        return StackSummary(facts.deep, facts.trend, paper(own), judge(facts, self.settings.bands))
+
+    def _text(self) -> Text:
+        windows, tokenizer = self.windows, self.checkpoint.tokenizer
+        vocabulary = self.checkpoint.info.vocabulary_size or embedding_rows(self.checkpoint.model)
+        if tokenizer is not None:
+            vocabulary = min(vocabulary, len(tokenizer)) - len(set(tokenizer.all_special_ids))
+        return Text(
+            windows=len(windows),
+            documents=len(set(windows.info.documents)),
+            length=windows.info.length,
+            distinct=float(statistics.median(self.tokens.distinct)),
+            same_pairs=statistics.fmean(self.tokens.same_pairs),
+            vocabulary=vocabulary,
+            counting_loss=counting_loss(windows.ids[~windows.special].tolist(), vocabulary),
+        )
+
+    def _sinks_of(self, stack: Stack, own: list[SiteTally]) -> SinkAnatomy | None:
+        windows, tokenizer = self.windows, self.checkpoint.tokenizer
+        ids = ids_of(stack, self.stacks, windows.ids)
+
+        def name(window: int, position: int) -> str:
+            token = int(ids[window, position])
+            return str(token) if tokenizer is None or token < 0 else str(tokenizer.decode([token]))
+
+        keep = kept_positions(specials_of(stack, self.stacks, windows.special))
+        return sink_anatomy(own, keep, name if windows.told else None)
 
 
 def default_batch_size(device: str) -> int:
@@ -204,21 +279,24 @@ def default_batch_size(device: str) -> int:
 
 
 def protocol(windows: Windows, dtype: str, spectral_tokens: int, seed: int) -> dict[str, Any]:
-    """Every setting that changes numbers, and their hash; neither the model nor its tokenizer."""
+    """Every setting that changes numbers, and their hash; neither the model nor its tokenizer.
+
+    `versions`: the version of each number's definition; it is not in the hash, so that a new number keeps it.
+    """
     settings: dict[str, Any] = {
-        "metrics": "condense.metrics/1",
+        "metrics": "condense.metrics/2",
         "max_length": windows.info.length,
         "dtype": dtype,
         "spectral_tokens": spectral_tokens,
         "seed": seed,
-        "excluded": "position 0 and special tokens",
+        "excluded": "position 0, special tokens and sinks",
+        "sink_factor": geometry.SINK_FACTOR,
         "mask_rate": MASK_RATE,
         "confidence": CONFIDENCE,
         "resamples": RESAMPLES,
-        "keys": sorted(METRICS),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return {"hash": digest, **settings}
+    return {"hash": digest, **settings, "versions": VERSIONS}
 
 
 def environment(model: Any, world_size: int = 1) -> dict[str, Any]:

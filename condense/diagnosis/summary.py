@@ -1,12 +1,15 @@
-"""Readings of single texts to the numbers of a diagnosis: per-text values kept, everything else summed.
+"""Readings of single texts to the numbers of a diagnosis: per-window values kept, everything else summed.
 
-Memory per text is a few kilobytes; unit sums and contributions are summed in float64 in text order, so
-that the same texts give the same bytes however they were batched, resumed or spread over processes.
+Memory per text is a few kilobytes, and per document one float64 vector of the model's width for each site. Sums are
+taken in text order, so that the same texts give the same bytes however they were batched, resumed or distributed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,70 +17,138 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from condense import geometry
-from condense.diagnosis.forward import TextReading
+from condense.diagnosis.verdict import REPETITION, Inputs
 from condense.geometry import Measurement
-from condense.intervals import bootstrap_interval, mean_interval
-from condense.metrics import METRICS, PER_TEXT
+from condense.intervals import (
+    Spread,
+    document_weights,
+    jackknife,
+    over_documents,
+    stretch,
+    weighted_means,
+)
+from condense.metrics import METRICS, PER_TEXT, SPECTRAL
 from condense.models.layers import Site
 from condense.records.base import Estimate
-from condense.records.diagnosis import Histogram, Kendall, Paper, SiteReading, Spearman, TopDimension, Trend
+from condense.records.diagnosis import (
+    Histogram,
+    Kendall,
+    Paper,
+    SiteReading,
+    Spearman,
+    TopDimension,
+    Trend,
+)
 
+Floats = NDArray[np.float64]
 REASONS = {
     "top_dimension_share": f"mean cosine is below {geometry.SHARE_FLOOR} in every text",
-    "cross_text_cosine": "needs at least two texts",
+    "cross_text_cosine": "needs at least two documents",
+    "dimension": "needs four tokens of a text that vary in more than noise",
+    "dimension_share": "needs four tokens of a text that vary in more than noise",
 }
+_MOMENTS = ("dimension_numerator", "dimension_denominator")
+_DISTINCT = ("without_distinct", "sink_distinct")
 
 
 class SiteTally:
-    """What has been seen of one site so far."""
+    """What has been measured at one site so far."""
 
-    def __init__(self, site: Site) -> None:
-        """Start empty."""
-        self.site = site
-        self.values: dict[str, list[float]] = {key: [] for key in PER_TEXT}
-        self.paper: list[float] = []
+    def __init__(self, site: Site, documents: Sequence[int] = ()) -> None:
+        """Start empty; documents: the document of each window, empty where it is not known."""
+        self.site, self.documents = site, tuple(documents)
+        self.values: dict[str, list[float]] = {key: [] for key in PER_TEXT if not key.startswith("dimension")}
+        self.extra: dict[str, list[float]] = {key: [] for key in ("paper", *_MOMENTS, *_DISTINCT)}
+        self.sinks: list[Tensor] = []
         self.width = 0
-        self.spectral_rows = 0
-        self._total: Tensor | None = None
+        self._repeats: list[tuple[tuple[int, int], ...]] = []
+        self._sums: dict[int, Tensor] = {}
+        self._counts: dict[int, float] = {}
+        self._shared: dict[int, Tensor] = {}
         self._parts: Tensor | None = None
+        self._measured = 0
         self._histogram = torch.zeros(geometry.BINS, dtype=torch.int64)
-        self._squares = self._count = self._count_squares = 0.0
 
-    def add(self, measured: Measurement, spectral_tokens: int) -> None:
-        """Add one text."""
+    def add(self, measurement: Measurement) -> None:
+        """Add the next text."""
+        document = self.documents[len(self)] if self.documents else len(self)
         for key, values in self.values.items():
-            values.append(measured.values[key])
-        self.paper.append(measured.paper)
-        total = measured.unit_sum
-        self._total = total.clone() if self._total is None else self._total.add_(total)
-        parts = measured.contributions
+            values.append(measurement.values[key])
+        for key, values in self.extra.items():
+            values.append(measurement.extra[key])
+        self.sinks.append(measurement.sinks)
+        self._repeats.append(tuple((int(size), int(tokens)) for size, tokens in measurement.repeats.tolist()))
+        _add_to(self._sums, document, measurement.unit_sum)
+        _add_to(self._shared, document, measurement.shared)
+        self._counts[document] = self._counts.get(document, 0.0) + measurement.count
+        parts = measurement.contributions
         self._parts = parts.clone() if self._parts is None else self._parts.add_(parts)
-        self._histogram += measured.histogram
-        self._squares += float(total.square().sum())
-        self._count += measured.count
-        self._count_squares += measured.count**2
-        self.width = len(total)
-        self.spectral_rows = min(spectral_tokens, measured.count)
+        self._measured += measurement.count > 1
+        self._histogram += measurement.histogram
+        self.width = len(measurement.unit_sum)
 
-    def estimate(self, key: str) -> Estimate:
-        """Mean over texts with its interval; pooled for `cross_text_cosine`."""
-        if key == "cross_text_cosine":
-            value = self._cross_text()
-            return Estimate(value, reason=None if value is not None else REASONS[key])
-        per_text = tuple(v if np.isfinite(v) else None for v in self.values[key])
-        value, low, high = mean_interval(per_text)
-        reason = REASONS.get(key, "undefined for every text") if value is None else None
-        null = self.null(key)
-        ratio = value / null if null and value is not None else None
-        return Estimate(value, low, high, per_text, null, ratio, reason)
+    def __len__(self) -> int:
+        """Number of texts."""
+        return len(self.sinks)
 
-    def null(self, key: str) -> float | None:
-        """Value of a spectral metric for Gaussian rows of the same shape; None for the others."""
-        if key == "effective_rank":
-            return geometry.gaussian_null("effective_rank", self.spectral_rows, self.width)
-        if key == "entropy_rank":
-            return geometry.gaussian_null("entropy_rank", self.spectral_rows, self.width)
-        return None
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """Every metric over the texts, with its interval over documents."""
+        return {key: self._estimate(key) for key in METRICS}
+
+    @cached_property
+    def repeats_itself(self) -> bool:
+        """Whether the same tokens of a text make the mean cosine larger by more than `REPETITION`."""
+        return bool(_mean(self.values["mean_cosine"]) - _mean(self.values["mean_cosine_distinct"]) > REPETITION)
+
+    def table(self, key: str) -> Floats:
+        """A metric of each window, (N,), NaN where undefined; of `dimension*` the contribution to the ratio."""
+        if not key.startswith("dimension"):
+            return np.array(self.values[key], dtype=np.float64)
+        numerators, denominators = (np.array(self.extra[name]) for name in _MOMENTS)
+        known = np.isfinite(numerators) & np.isfinite(denominators)
+        mean = denominators[known].mean() if known.any() else 0.0
+        if mean <= 0:
+            return np.full(len(self), np.nan)
+        ratio = float(numerators[known].mean() / mean)
+        if key == "dimension_share":
+            ratio, numerators = ratio / self.width, numerators / self.width
+        contributions: Floats = ratio + (numerators - ratio * denominators) / mean
+        return contributions
+
+    def null_table(self, key: str) -> Floats:
+        """The value of a spectral metric for Gaussian rows of each window's shape, (N,)."""
+        name = "effective_rank" if key == "effective_rank" else "entropy_rank"
+        nulls = []
+        for repeats in self._repeats:
+            shape = repeats if self.repeats_itself else ((1, sum(size * tokens for size, tokens in repeats)),)
+            nulls.append(geometry.repeated_null(name, shape, self.width))
+        return np.array(nulls, dtype=np.float64)
+
+    def null_ratios(self, key: str) -> Floats:
+        """A spectral metric of each window as a share of its null, (N,)."""
+        return self.table(key) / self.null_table(key)
+
+    @cached_property
+    def products(self) -> tuple[Tensor, Tensor]:
+        """Products of the documents' sums of unit rows, and their numbers of pairs of rows: two tables (G, G)."""
+        counts = torch.tensor(list(self._counts.values()), dtype=torch.float64)
+        sums = torch.stack(list(self._sums.values()))
+        return sums @ sums.T, counts.outer(counts)
+
+    @cached_property
+    def distinct_products(self) -> tuple[Tensor, Tensor]:
+        """The same over pairs of different tokens, of those tokens whose sums are known by themselves."""
+        products, pairs = self.products
+        shared = torch.stack(list(self._shared.values()))
+        rows, counts = shared[:, :, :-1].flatten(1), shared[:, :, -1]
+        return products - rows @ rows.T, pairs - counts @ counts.T
+
+    def without_each_document(self) -> list[float | None]:
+        """The cross-text cosine without each document in turn."""
+        count = len(self._sums)
+        left = torch.ones(count, count, dtype=torch.float64) - torch.eye(count, dtype=torch.float64)
+        return [_number(value) for value in geometry.cross_cosines(*self.products, left).tolist()]
 
     def reading(self) -> SiteReading:
         """The record of this site."""
@@ -86,7 +157,7 @@ class SiteTally:
             stack=self.site.stack,
             index=self.site.index,
             depth=self.site.depth,
-            metrics={key: self.estimate(key) for key in METRICS},
+            metrics=self.estimates,
             top_dimensions=self._top(),
             histogram=Histogram(tuple(self._histogram.tolist())),
         )
@@ -95,20 +166,16 @@ class SiteTally:
         """What each coordinate adds to the mean cosine, mean over texts, (d,)."""
         if self._parts is None:
             raise ValueError("no text was measured")
-        return self._parts / len(self.paper)
+        return self._parts / max(1, self._measured)
 
-    def _cross_text(self) -> float | None:
-        if self._total is None:
-            return None
-        value = float(
-            geometry.pooled_cosine(
-                self._total,
-                torch.tensor(self._squares, dtype=torch.float64),
-                torch.tensor(self._count, dtype=torch.float64),
-                torch.tensor(self._count_squares, dtype=torch.float64),
-            )
-        )
-        return value if np.isfinite(value) else None
+    def _estimate(self, key: str) -> Estimate:
+        if key == "cross_text_cosine":
+            whole = torch.ones(1, len(self._sums), dtype=torch.float64)
+            value = _number(float(geometry.cross_cosines(*self.products, whole)))
+            return estimated(jackknife(value, self.without_each_document(), self.documents), key)
+        table = self.table(key)
+        nulls = self.null_table(key) if key in SPECTRAL else None
+        return estimated(over_documents(table, self.documents), key, table, nulls)
 
     def _top(self) -> tuple[TopDimension, ...]:
         mean = self.contributions()
@@ -121,64 +188,124 @@ class SiteTally:
         )
 
 
-def tally(sites: Sequence[Site], readings: Sequence[TextReading], spectral_tokens: int) -> list[SiteTally]:
-    """Tallies of all sites over readings, added in the order given."""
-    tallies = [SiteTally(site) for site in sites]
-    for reading in readings:
-        for place, measured in zip(tallies, reading.sites, strict=True):
-            place.add(measured, spectral_tokens)
-    return tallies
+def estimated(spread: Spread, key: str, per_text: Floats | None = None, nulls: Floats | None = None) -> Estimate:
+    """The record of an estimate; its interval ends where the metric's own range does."""
+    metric = METRICS[key]
+    reason = spread.reason if spread.value is not None else REASONS.get(key, "undefined in every window")
+    low, high = spread.clipped(metric.low, metric.high)
+    null = ratio = None
+    if nulls is not None and per_text is not None and np.isfinite(per_text).any():
+        known = np.isfinite(per_text)
+        null, ratio = _number(_mean(nulls[known])), _number(_mean(per_text[known] / nulls[known]))
+    values = None if per_text is None else tuple(_number(value) for value in per_text.tolist())
+    return Estimate(spread.value, low, high, values, null, ratio, reason)
 
 
-def deep(tallies: Sequence[SiteTally], seed: int) -> dict[str, Estimate]:
-    """Median over the deepest half of the blocks of every metric, with a bootstrap interval over texts."""
-    blocks = [place for place in tallies if place.site.name == "block"]
-    half = [place for place in blocks if place.site.index > place.site.blocks // 2]
-    return {key: _deep(half, key, seed) for key in METRICS}
+class DepthSummary:
+    """The deepest half of a stack's blocks: a window's deep value is the mean over them, undefined if one is."""
 
+    def __init__(self, tallies: Sequence[SiteTally], documents: Sequence[int] = (), seed: int = 0) -> None:
+        """From the tallies of one stack's sites."""
+        blocks = [tally for tally in tallies if tally.site.name == "block"]
+        self.half = [tally for tally in blocks if tally.site.index > tally.site.blocks // 2]
+        self.documents, self.seed = tuple(documents), seed
 
-def deep_dimensions(tallies: Sequence[SiteTally]) -> list[int]:
-    """The coordinates that add most to the mean cosine over the deepest half of the blocks, strongest first."""
-    half = [place for place in tallies if place.site.name == "block" and place.site.index > place.site.blocks // 2]
-    parts = torch.stack([place.contributions() for place in half]).mean(0)
-    return [int(k) for k in parts.topk(min(geometry.TOP, len(parts))).indices]
+    def table(self, key: str) -> Floats:
+        """The deep value of a metric of each window, (N,)."""
+        return _mean_over_blocks([tally.table(key) for tally in self.half])
 
+    def null_ratios(self, key: str) -> Floats:
+        """The deep null ratio of a spectral metric of each window, (N,)."""
+        return _mean_over_blocks([tally.null_ratios(key) for tally in self.half])
 
-def _deep(half: Sequence[SiteTally], key: str, seed: int) -> Estimate:
-    estimates = [place.estimate(key) for place in half]
-    known = [e.value for e in estimates if e.value is not None]
-    if not known:
-        return Estimate(None, reason=estimates[0].reason if estimates else "no blocks")
-    value = float(np.median(known))
-    if key not in PER_TEXT:
-        return Estimate(value)
-    table: NDArray[np.float64] = np.array([place.values[key] for place in half], dtype=np.float64).T
-    low, high = bootstrap_interval(table, _median, seed)
-    per_text = tuple(float(v) if np.isfinite(v) else None for v in _median(table))
-    null = half[0].null(key)
-    ratios = [e.null_ratio for e in estimates if e.null_ratio is not None]
-    return Estimate(value, low, high, per_text, null, float(np.median(ratios)) if ratios else None)
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """`deep`: the mean over windows of every metric, with its interval over documents."""
+        return {key: self._estimate(key) for key in METRICS}
 
+    @cached_property
+    def repeats_itself(self) -> bool:
+        """Whether the same tokens of a text make the deep mean cosine larger by more than `REPETITION`."""
+        return bool(_mean(self.table("mean_cosine")) - _mean(self.table("mean_cosine_distinct")) > REPETITION)
 
-def _median(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median over the last axis of the defined values, NaN where there is none."""
-    result = np.full(len(table), np.nan)
-    some = np.isfinite(table).any(axis=1)
-    result[some] = np.nanmedian(table[some], axis=1)
-    return result
+    def inputs(self) -> Inputs:
+        """What the verdict's rules read; over pairs of different tokens where the text repeats itself."""
+        return Inputs(*map(_number, self._from_weights(np.ones((1, len(self.half[0]))))[0].tolist()))
+
+    def draws(self) -> list[Inputs]:
+        """The same on seeded resamples of the documents, each deviation stretched; empty without documents.
+
+        The cross-text cosine stays as it is where a resample holds copies of one document only.
+        """
+        if not self.documents:
+            return []
+        estimate = self._from_weights(np.ones((1, len(self.documents))))
+        drawn = self._from_weights(document_weights(self.documents, self.seed))
+        deviations = np.where(np.isfinite(drawn), drawn - estimate, 0.0)
+        rows = (estimate + stretch(self.documents) * deviations).tolist()
+        return [Inputs(*map(_number, row)) for row in rows]
+
+    def dimensions(self) -> list[int]:
+        """The coordinates that add most to the mean cosine, strongest first."""
+        parts = torch.stack([tally.contributions() for tally in self.half]).mean(0)
+        return [int(k) for k in parts.topk(min(geometry.TOP, len(parts))).indices]
+
+    def _from_weights(self, weights: Floats) -> Floats:
+        """The numbers of `Inputs` where each window is taken so many times: weights (R, N) -> (R, 7)."""
+        repeated = self.repeats_itself
+        without = self._extra("without_distinct") if repeated else self.table("mean_cosine_without_top_dimensions")
+        columns = [
+            self.table("mean_cosine_distinct" if repeated else "mean_cosine"),
+            self.null_ratios("effective_rank"),
+            without,
+            self._extra("sink_distinct") if repeated else self.table("mean_cosine_with_sink"),
+            self.table("effective_rank"),
+            self.table("effective_rank_with_sink"),
+        ]
+        means = weighted_means(np.stack(columns, axis=1), weights)
+        return np.insert(means, 3, self._cross(weights), axis=1)
+
+    def _extra(self, key: str) -> Floats:
+        return _mean_over_blocks([np.array(tally.extra[key]) for tally in self.half])
+
+    def _cross(self, weights: Floats) -> Floats:
+        """The deep cross-text cosine where each window's document is taken so many times, (R,)."""
+        first = np.unique(np.array(self.documents or range(weights.shape[1])), return_index=True)[1]
+        documents = torch.from_numpy(np.ascontiguousarray(weights[:, np.sort(first)]))
+        tables = [t.distinct_products if self.repeats_itself else t.products for t in self.half]
+        return _mean_over_blocks([geometry.cross_cosines(*table, documents).numpy() for table in tables])
+
+    def _estimate(self, key: str) -> Estimate:
+        if not self.half:
+            return Estimate(None, reason="no blocks")
+        if key == "cross_text_cosine":
+            whole = [tally.estimates[key].value for tally in self.half]
+            value = None if None in whole else float(np.mean([v for v in whole if v is not None]))
+            deleted = _mean_over_blocks([_floats(tally.without_each_document()) for tally in self.half])
+            return estimated(jackknife(value, deleted.tolist(), self.documents), key)
+        table = self.table(key)
+        nulls = _mean_over_blocks([tally.null_table(key) for tally in self.half]) if key in SPECTRAL else None
+        estimate = estimated(over_documents(table, self.documents), key, table, nulls)
+        if nulls is None or estimate.null_ratio is None:
+            return estimate
+        return replace(estimate, null_ratio=_number(_mean(self.null_ratios(key))))
 
 
 def trend(tallies: Sequence[SiteTally]) -> Trend:
     """Rank correlation of mean cosine with depth over embedding..block L."""
-    curve = [place.estimate("mean_cosine").value for place in tallies if place.site.name != "output"]
-    spearman, kendall = _correlations([v for v in curve if v is not None])
-    return Trend(spearman, kendall)
+    curve = [tally.estimates["mean_cosine"].value for tally in tallies if tally.site.name != "output"]
+    return trend_of([v for v in curve if v is not None])
+
+
+def trend_of(curve: Sequence[float]) -> Trend:
+    """Rank correlation of a curve with its order."""
+    return Trend(*_correlations(curve))
 
 
 def paper(tallies: Sequence[SiteTally]) -> Paper:
     """The published curve: hidden_states 0..L with the last one normed, all pairs, position 0 kept."""
     *inner, _, last = tallies
-    curve = [float(np.mean(place.paper)) for place in [*inner, last]]
+    curve = [float(np.mean(tally.extra["paper"])) for tally in [*inner, last]]
     return Paper(tuple(curve), *_correlations(curve))
 
 
@@ -190,3 +317,29 @@ def _correlations(curve: Sequence[float]) -> tuple[Spearman, Kendall]:
     depth = range(len(curve))
     rho, tau = scipy.stats.spearmanr(depth, curve), scipy.stats.kendalltau(depth, curve)
     return Spearman(float(rho.statistic), float(rho.pvalue)), Kendall(float(tau.statistic), float(tau.pvalue))
+
+
+def _mean_over_blocks(tables: Sequence[Floats]) -> Floats:
+    """Mean of equal arrays, NaN where one of them is."""
+    means: Floats = np.mean(tables, axis=0)
+    return means
+
+
+def _add_to(sums: dict[int, Tensor], key: int, value: Tensor) -> None:
+    sums[key] = value.clone() if key not in sums else sums[key].add_(value)
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _floats(values: Sequence[float | None]) -> Floats:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _mean(values: Sequence[float] | Floats) -> float:
+    """Mean of the defined values, NaN where there is none; of equal values it is that value."""
+    known = np.array([value for value in values if math.isfinite(value)])
+    if not len(known):
+        return math.nan
+    return float(known[0] if known.min() == known.max() else known.mean())

@@ -119,16 +119,11 @@ def saved(text: str, path: str | Path | None) -> str:
 
 def parsed(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     """Return parsed JSON of a file, of JSON text, or as it is; UnavailableError if it is neither."""
-    import json
-
-    from condense.records.serial import read_json
+    from condense.records.serial import loads, read_json
 
     if isinstance(source, Mapping):
         return source
     if isinstance(source, str) and source.lstrip().startswith("{"):
-        try:
-            data: dict[str, Any] = json.loads(source)
-        except ValueError:
-            raise UnavailableError("the text is not JSON") from None
+        data: dict[str, Any] = loads(source)
         return data
     return read_json(Path(source))

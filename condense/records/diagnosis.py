@@ -86,16 +86,70 @@ class Paper:
 
 
 @dataclass(frozen=True)
+class SinkAnatomy:
+    """Sinks of one stack: positions whose states are more than 20 times the median of the tokens that count.
+
+    `windows` have one, `per_window` positions of each in the median; `dropped` of all are neither position 0 nor
+    special tokens. The most common `positions`, `tokens` (empty under --no-text) and `channels` (coordinates that
+    carry them) come first. The longest is `ratio` times the median, `at` that site; half of the windows have one from
+    site `up` on, until before site `down` (null: to the last block).
+    """
+
+    stack: str
+    windows: int
+    per_window: float
+    dropped: int
+    positions: tuple[int, ...]
+    tokens: tuple[str, ...]
+    channels: tuple[int, ...]
+    ratio: float
+    at: str
+    up: str
+    down: str | None
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How much each window repeats itself: its distinct tokens, and the share of its pairs that are one token."""
+
+    distinct: tuple[int, ...]
+    same_pairs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """Three axes, never one number: the cone, the rank, and what they are attributed to."""
+    """Three axes, never one number: the cone, the rank, and what they are attributed to.
+
+    `inputs` are the numbers that the rules read, over `pairs` of all or of distinct tokens. `frequencies`: for each of
+    cone, rank, attribution and level, the share of the resamples of the documents that give each word (empty where
+    they could not be drawn); `borderline` names those whose word is given by fewer than 95 %. `twin`: more or less
+    condensed than with random weights. `reason` says why the axes are undefined. `not_covered` is what no interval
+    covers.
+    """
 
     level: Literal["severe", "condensed", "watch", "ok", "undefined"]
     cone: Literal["low", "moderate", "high", "severe", "undefined"]
     rank: Literal["intact", "reduced", "low", "undefined"]
     attribution: str
-    borderline: bool
+    borderline: tuple[str, ...]
     bands: Mapping[str, float]
     findings: tuple[Finding, ...]
+    frequencies: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    inputs: Mapping[str, float | None] = field(default_factory=dict)
+    pairs: Literal["all", "distinct"] = "all"
+    twin: Literal["more", "less", "not distinguishable"] | None = None
+    reason: str | None = None
+    not_covered: str = ""
+
+    @classmethod
+    def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A verdict saved when `borderline` was one answer for all labels, which says nothing of any of them."""
+        return {**data, "borderline": []} if isinstance(data.get("borderline"), bool) else data
+
+    def share(self, axis: str) -> str:
+        """How often the resamples give each word of an axis: "common direction in 62 %, rogue dimensions in 38 %"."""
+        ordered = sorted(self.frequencies.get(axis, {}).items(), key=lambda pair: -pair[1])
+        return ", ".join(f"{word} in {round(100 * share)} %" for word, share in ordered if share >= 0.005)
 
 
 @dataclass(frozen=True)
@@ -192,6 +246,16 @@ class Diagnosis(Saved):
     verdict: Verdict
     stacks: Mapping[str, StackSummary] = field(default_factory=dict)
     twin: Diagnosis | None = None
+    tokens: TokenCounts | None = None
+    sinks: tuple[SinkAnatomy, ...] = ()
+
+    @classmethod
+    def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A run that does not say which windows are of one document, without its intervals: they were too narrow."""
+        corpus = data.get("corpus")
+        known = isinstance(corpus, Mapping) and corpus.get("documents")
+        measured = ("quality", "sites", "deep", "stacks")
+        return data if known else {**data, **{key: _without_bounds(data[key]) for key in measured if key in data}}
 
     def __post_init__(self) -> None:
         """Give a run of an older version the metrics that it lacks, as undefined ones with the reason."""
@@ -226,10 +290,18 @@ def with_every_metric(own: Mapping[str, Estimate], version: str) -> Mapping[str,
     return {**own, **{key: lacking for key in METRICS if key not in own}}
 
 
+def _without_bounds(data: Any) -> Any:
+    """JSON values in which no estimate has bounds."""
+    if isinstance(data, Mapping):
+        bounded = "value" in data and "low" in data
+        return {k: None if bounded and k in ("low", "high") else _without_bounds(v) for k, v in data.items()}
+    if isinstance(data, list) and data and isinstance(data[0], Mapping):
+        return [_without_bounds(item) for item in data]
+    return data
+
+
 def _row(site: SiteReading) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "site": site.site, "stack": site.stack, "index": site.index, "depth": site.depth,
-    }  # fmt: skip
+    row: dict[str, Any] = {"site": site.site, "stack": site.stack, "index": site.index, "depth": site.depth}
     for key, estimate in site.metrics.items():
         row[key] = estimate.value
         if estimate.low is not None:

@@ -10,8 +10,9 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -54,7 +55,8 @@ def decode(kind: Any, data: Any, where: str = "") -> Any:
     if origin is tuple:
         _expect(isinstance(data, list), where, "a list")
         if args[0] in (int, float, float | None) and set(map(type, data)) <= {int if args[0] is int else float}:
-            return tuple(data)  # values per text and counts: most of a file, and nothing to look into
+            _expect(all(map(math.isfinite, data)), where, "a list of finite numbers")
+            return tuple(data)  # values per text and counts: most of a file, and nothing more to look into
         return tuple(decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         _expect(isinstance(data, dict), where, "an object")
@@ -65,6 +67,7 @@ def decode(kind: Any, data: Any, where: str = "") -> Any:
 def _decode_plain(kind: Any, data: Any, where: str) -> Any:
     if kind is float:
         _expect(isinstance(data, int | float) and not isinstance(data, bool), where, "a number")
+        _expect(math.isfinite(data), where, "a finite number")
         return float(data)
     if kind is int:
         _expect(isinstance(data, int) and not isinstance(data, bool), where, "a whole number")
@@ -89,6 +92,7 @@ def _decode_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
 
 def _decode_record(kind: type, data: Any, where: str) -> Any:
     _expect(isinstance(data, dict), where, "an object")
+    data = kind.older(data) if hasattr(kind, "older") else data
     values = {}
     for name, hint, required in _fields(kind):
         place = f"{where}.{name}" if where else name
@@ -118,20 +122,48 @@ def dumps(value: object) -> str:
     return json.dumps(encode(value), allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
+def loads(text: str, name: str = "the text") -> Any:
+    """Parse JSON; UnavailableError where it is none, or names the key whose number is NaN or infinite."""
+    strange: list[str] = []
+
+    def constant(word: str) -> float:
+        strange.append(word)
+        return float(word)
+
+    try:
+        data = json.loads(text, parse_constant=constant)
+    except (ValueError, RecursionError):
+        raise UnavailableError(f"{name} is not JSON", "is it a file that condense wrote?") from None
+    if strange:
+        raise UnavailableError(f"{name}: {_not_finite(data, '')} is {strange[0]}, not a number")
+    return data
+
+
+def _not_finite(data: Any, where: str) -> str | None:
+    """The first key whose number is not finite."""
+    if isinstance(data, float):
+        return None if math.isfinite(data) else where or "value"
+    items: Iterable[tuple[str, Any]] = ()
+    if isinstance(data, dict):
+        items = ((f"{where}.{key}" if where else key, value) for key, value in data.items())
+    elif isinstance(data, list):
+        items = ((f"{where}[{index}]", value) for index, value in enumerate(data))
+    return next((path for key, value in items if (path := _not_finite(value, key))), None)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a saved run of any schema; UnavailableError where the file is missing, broken or not one."""
     if is_special(path):
         raise UnavailableError(f"{path} is a pipe or a device, not a file")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UnavailableError(f"no such run file: {path}", "run condense analyze MODEL --json FILE") from None
     except OSError as error:
         raise UnavailableError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UnavailableError(f"{path} is not JSON", "is it a file that condense wrote?") from None
-    except (ValueError, RecursionError):
-        raise UnavailableError(f"{path} is not JSON", "is it a file that condense wrote?") from None
+    data = loads(text, str(path))
     if not isinstance(data, dict) or not isinstance(data.get("schema"), str):
         raise UnavailableError(f"{path} is not a saved condense run (it has no schema)")
     return data

@@ -40,7 +40,7 @@ class Windows:
     ids (N, S) int64; special (N, S) bool, the tokens the tokenizer added; `predicted_bytes` the UTF-8
     bytes of the source span of the predicted tokens of each text (None without offsets); `passages` that span
     itself, behind what of the text the model is given before it (empty where a BOS is given). `info.documents`
-    numbers the document of each window.
+    numbers the document of each window; `told` is False where no word of the text may be shown.
     """
 
     ids: Tensor
@@ -49,6 +49,7 @@ class Windows:
     mask_token_id: int | None
     info: CorpusInfo
     passages: tuple[tuple[str, str], ...] = ()
+    told: bool = True
 
     def __len__(self) -> int:
         """Number of texts."""
@@ -369,4 +370,4 @@ def check_ids(ids: Tensor, rows: int) -> None:
 
 def without_names(windows: Windows) -> Windows:
     """The same windows with numbers for names and no source path; which of them share a document stays."""
-    return replace(windows, info=windows.info.without_names())
+    return replace(windows, info=windows.info.without_names(), told=False)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from torch import Tensor
 from condense import geometry
 from condense.diagnosis.forward import kept_positions, spectral_positions
 from condense.diagnosis.run import analyze, environment, protocol
+from condense.diagnosis.twin import initialisations
 from condense.diagnosis.verdict import Bands
 from condense.errors import RunError, UnavailableError
-from condense.metrics import METRICS, PER_TEXT
-from condense.models.checkpoint import load, random_twin
+from condense.intervals import jackknife, over_documents, ratio_over_documents
+from condense.metrics import METRICS, PER_TEXT, QUALITY, VERSIONS
+from condense.models.checkpoint import checkpoint_of, load, random_twin
 from condense.models.layers import shifted
 from condense.records.diagnosis import Diagnosis
-from condense.texts.windows import Windows, windows
+from condense.texts.windows import Windows, windows, without_names
 from tests.conftest import build, tiny_config, write_checkpoint
 
 ALL = ("gpt2", "llama", "qwen2", "qwen3", "bert", "albert", "bart", "t5")
@@ -172,24 +175,124 @@ def test_spectral_positions_are_drawn_once_per_text() -> None:
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 5])
-def test_deep_is_the_median_over_the_deepest_half(tokenizers: dict[str, Any], blocks: int) -> None:
+def test_deep_is_the_mean_over_the_deepest_half(tokenizers: dict[str, Any], blocks: int) -> None:
+    """Linear: mean over windows of the mean over blocks, so that differences of deep are the deep of differences."""
     config = tiny_config("gpt2")
     config.n_layer = blocks
     model = build(config)
-    diagnosis = analyze(model, windows(tokenizers["bytes"], num_texts=5, max_length=32), spectral_tokens=16)
+    diagnosis = analyze(model, windows(tokenizers["bytes"], num_texts=5, max_length=48), spectral_tokens=16)
     inner = [site for site in diagnosis.sites if site.site == "block" and site.index > blocks // 2]
     assert [site.index for site in inner] == list(range(blocks // 2 + 1, blocks + 1))
     for key, estimate in diagnosis.deep.items():
-        values = [site.metrics[key].value for site in inner if site.metrics[key].value is not None]
-        assert estimate.value == (pytest.approx(np.median(values)) if values else None), key
-        if values and key in PER_TEXT:
+        if key in PER_TEXT:
             rows = [[site.metrics[key].per_text[t] for site in inner] for t in range(5)]  # type: ignore[index]
-            known = [[v for v in row if v is not None] for row in rows]
-            assert estimate.per_text == tuple(pytest.approx(np.median(row)) if row else None for row in known), key
-            assert estimate.low is None or estimate.low - 1e-9 <= estimate.value <= estimate.high + 1e-9, key
+            means = [None if None in row else float(np.mean(row)) for row in rows]
+            assert estimate.per_text == tuple(None if v is None else pytest.approx(v) for v in means), key
+            known = [v for v in means if v is not None]
+            assert estimate.value == (pytest.approx(np.mean(known)) if known else None), key
+        else:
+            assert estimate.value == pytest.approx(np.mean([site.metrics[key].value for site in inner])), key
+        assert estimate.low is None or estimate.low <= estimate.value <= estimate.high, key
     ratios = [site.metrics["effective_rank"].null_ratio for site in inner]
-    assert diagnosis.deep["effective_rank"].null_ratio == pytest.approx(np.median(ratios))
+    assert diagnosis.deep["effective_rank"].null_ratio == pytest.approx(np.mean(ratios))
     assert diagnosis.deep["effective_rank"].null == geometry.gaussian_null("effective_rank", 16, 32)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_intervals_are_over_documents(diagnosed: Callable[[str], Diagnosis], name: str) -> None:
+    diagnosis = diagnosed(name)
+    documents = diagnosis.corpus.documents
+    assert len(documents) == 8
+    for table in (diagnosis.deep, *(site.metrics for site in diagnosis.sites)):
+        for key in PER_TEXT:
+            estimate, metric = table[key], METRICS[key]
+            spread = over_documents(estimate.per_text or (), documents)
+            assert estimate.value == (None if spread.value is None else pytest.approx(spread.value)), key
+            assert (estimate.low, estimate.high) == pytest.approx(spread.clipped(metric.low, metric.high)), key
+
+
+def test_the_dimension_of_a_run_is_the_ratio_of_the_mean_moments(
+    opened: Callable[[str], Any], diagnosed: Callable[[str], Diagnosis]
+) -> None:
+    checkpoint, diagnosis = opened("gpt2"), diagnosed("gpt2")
+    texts = windows(checkpoint.tokenizer, num_texts=8, max_length=64)
+    keep = kept_positions(texts.special)
+    moments = []
+    for index, row in enumerate(texts.ids):
+        states = hidden(checkpoint.model, row)[2]
+        found = geometry.measure(states, keep[index], spectral_positions(keep[index], 32, 0, index)).settled().extra
+        moments.append((found["dimension_numerator"], found["dimension_denominator"]))
+    above, below = np.array(moments).T
+    estimate = diagnosis.sites[2].metrics["dimension"]
+    assert estimate.value == pytest.approx(above.mean() / below.mean(), rel=1e-6)
+    bounds = ratio_over_documents(above, below, texts.info.documents).bounds()
+    assert (estimate.low, estimate.high) == pytest.approx(bounds, rel=1e-6)
+    share = diagnosis.sites[2].metrics["dimension_share"]
+    assert (share.value, share.low) == pytest.approx((estimate.value / 32, estimate.low / 32))  # type: ignore[operator]
+
+
+def test_the_cross_text_cosine_is_over_documents(opened: Callable[[str], Any]) -> None:
+    """Windows of one document are one cloud, and leaving out one document at a time gives the interval."""
+    checkpoint = opened("gpt2")
+    texts = made(checkpoint, 6)
+    numbers = (0, 1, 0, 2, 1, 0)
+    texts = replace(texts, info=replace(texts.info, documents=numbers))
+    estimate = analyze(checkpoint, texts, spectral_tokens=16).sites[2].metrics["cross_text_cosine"]
+    rows = [hidden(checkpoint.model, row)[2][1:] for row in texts.ids]
+    clouds = [torch.cat([x for x, n in zip(rows, numbers, strict=True) if n == g]) for g in range(3)]
+    assert estimate.value == pytest.approx(float(geometry.cross_text_cosine(clouds)), rel=1e-4)
+    deleted = [float(geometry.cross_text_cosine([c for g, c in enumerate(clouds) if g != left])) for left in range(3)]
+    bounds = jackknife(estimate.value, deleted, numbers).clipped(-1, 1)
+    assert (estimate.low, estimate.high) == pytest.approx(bounds, rel=1e-3)
+
+
+def test_what_windows_do_not_say_of_their_documents_is_not_made_up(opened: Callable[[str], Any]) -> None:
+    checkpoint = opened("gpt2")
+    texts = made(checkpoint, 4)
+    unknown = analyze(checkpoint, replace(texts, info=replace(texts.info, documents=())), spectral_tokens=16)
+    known = analyze(checkpoint, texts, spectral_tokens=16)
+    for key, estimate in unknown.deep.items():
+        assert estimate.value == pytest.approx(known.deep[key].value) and estimate.low is None, key
+        assert estimate.value is None or "not run" in (estimate.reason or "")
+    assert unknown.verdict.frequencies == {} and unknown.verdict.cone == known.verdict.cone
+    assert unknown.quality.loss.low is None and unknown.quality.bits_per_byte.value is not None
+
+
+def test_the_record_counts_tokens(opened: Callable[[str], Any]) -> None:
+    checkpoint = opened("bert")
+    texts = made(checkpoint, 4)
+    tokens = analyze(checkpoint, texts, spectral_tokens=16).tokens
+    assert tokens is not None
+    for index, row in enumerate(texts.ids):
+        ids = row[1:-1].tolist()  # [CLS] … [SEP]
+        same = [a == b for i, a in enumerate(ids) for b in ids[i + 1 :]]
+        assert tokens.distinct[index] == len(set(ids))
+        assert tokens.same_pairs[index] == pytest.approx(sum(same) / len(same))
+
+
+def test_a_sink_inside_the_text_is_left_out_and_described(tokenizers: dict[str, Any]) -> None:
+    """One token's embedding is made huge: it is a sink at every site wherever it stands, and nothing else changes."""
+    model, tokenizer = build(tiny_config("gpt2")), tokenizers["bytes"]
+    texts = windows(tokenizer, num_texts=8, max_length=64)
+    tokens, counts = torch.unique(texts.ids[:, 1:], return_counts=True)
+    token = int(tokens[counts.argmax()])
+    with torch.no_grad():
+        model.transformer.wte.weight[token] *= 400
+    checkpoint = replace(checkpoint_of(model, texts.ids[:1]), tokenizer=tokenizer)
+    diagnosis = analyze(checkpoint, texts, spectral_tokens=32)
+    (sinks,) = diagnosis.sinks
+    holders = (texts.ids == token).any(1)
+    assert sinks.windows == int(holders.sum()) and sinks.up == "embedding" and sinks.down is None
+    assert sinks.dropped == int((texts.ids[:, 1:] == token).sum())
+    assert sinks.tokens == (tokenizer.decode([token]),)
+    inside = texts.ids[0] == token
+    keep = kept_positions(texts.special)[0] & ~inside
+    rows = model.transformer.wte.weight[texts.ids[0]] + model.transformer.wpe.weight[:64]
+    value = diagnosis.sites[0].metrics["mean_cosine"].per_text
+    assert value is not None and value[0] == pytest.approx(float(geometry.mean_cosine(rows[keep])), rel=1e-4)
+    assert "attention-sink" in [finding.id for finding in diagnosis.verdict.findings]
+    untold = analyze(checkpoint, without_names(texts), spectral_tokens=32)
+    assert untold.sinks[0].tokens == () and untold.sinks[0].positions == sinks.positions
 
 
 def test_trend_and_published_trend(diagnosed: Callable[[str], Diagnosis]) -> None:
@@ -275,6 +378,7 @@ def test_protocol_hash_covers_settings_and_not_the_model(opened: Callable[[str],
     gpt2, llama = opened("gpt2"), opened("llama")
     base = protocol(made(gpt2), gpt2.info.dtype, 24, 0)
     assert base["hash"] == protocol(made(llama), llama.info.dtype, 24, 0)["hash"]
+    assert base["metrics"] == "condense.metrics/2" and set(base["versions"]) == {*METRICS, *QUALITY}
     changed = [
         protocol(made(gpt2, length=32), gpt2.info.dtype, 24, 0),
         protocol(made(gpt2), "bfloat16", 24, 0),
@@ -282,6 +386,14 @@ def test_protocol_hash_covers_settings_and_not_the_model(opened: Callable[[str],
         protocol(made(gpt2), gpt2.info.dtype, 24, 1),
     ]
     assert len({base["hash"], *(p["hash"] for p in changed)}) == 5
+
+
+def test_a_new_number_keeps_the_hash(opened: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    gpt2 = opened("gpt2")
+    base = protocol(made(gpt2), gpt2.info.dtype, 24, 0)
+    monkeypatch.setitem(VERSIONS, "something_new", 1)
+    later = protocol(made(gpt2), gpt2.info.dtype, 24, 0)
+    assert later["hash"] == base["hash"] and later["versions"]["something_new"] == 1
 
 
 def test_environment_names_versions(opened: Callable[[str], Any]) -> None:
@@ -308,12 +420,46 @@ def test_the_twin_is_the_same_config_with_random_weights(opened: Callable[[str],
     assert twin.corpus == diagnosis.corpus and len(twin.sites) == len(diagnosis.sites)
     assert twin.deep["mean_cosine"].value != diagnosis.deep["mean_cosine"].value
     assert any(finding.id == "random-twin" for finding in diagnosis.verdict.findings)
+    assert diagnosis.verdict.twin in ("more", "less", "not distinguishable")
     assert Diagnosis.from_json(diagnosis.to_json()) == diagnosis
     own, other = checkpoint.model.state_dict(), random_twin(checkpoint).model.state_dict()
     assert own.keys() == other.keys() and not torch.equal(
         own["transformer.wte.weight"], other["transformer.wte.weight"]
     )
     assert random_twin(checkpoint, 1).info.weights_sha256 != random_twin(checkpoint, 2).info.weights_sha256
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_the_twin_is_the_mean_of_three_initialisations(opened: Callable[[str], Any], name: str) -> None:
+    checkpoint = opened(name)
+    texts = made(checkpoint)
+    diagnosis = analyze(checkpoint, texts, spectral_tokens=16, twin=True)
+    singles = [analyze(twin, texts, spectral_tokens=16) for twin in initialisations(checkpoint, 0)]
+    twin = diagnosis.twin
+    assert twin is not None and len(singles) == 3 and "mean of 3 random initialisations" in twin.model.notes
+    for key in METRICS:
+        values = [single.deep[key].value for single in singles]
+        if None not in values:
+            assert twin.deep[key].value == pytest.approx(np.mean(values)), key  # type: ignore[arg-type]
+        for number, site in enumerate(twin.sites):
+            values = [single.sites[number].metrics[key].value for single in singles]
+            if None not in values:
+                assert site.metrics[key].value == pytest.approx(np.mean(values)), key  # type: ignore[arg-type]
+    curves = [single.paper.mean_cosine for single in singles]
+    assert twin.paper.mean_cosine == pytest.approx(np.mean(curves, axis=0))
+    assert len({tuple(curve) for curve in curves}) == 3
+    means = [single.deep["mean_cosine"].value for single in singles]
+    (finding,) = [f for f in diagnosis.verdict.findings if f.id == "random-twin"]
+    assert f"{np.mean(means):.2f} with random weights (3 initialisations" in finding.seen  # type: ignore[arg-type]
+
+
+def test_a_model_that_is_one_of_the_initialisations_is_not_its_own_twin(opened: Callable[[str], Any]) -> None:
+    checkpoint = opened("gpt2")
+    first, second, _ = (twin.info.weights_sha256 for twin in initialisations(checkpoint, 0))
+    own = next(initialisations(checkpoint, 0))
+    assert own.info.weights_sha256 == first
+    others = [twin.info.weights_sha256 for twin in initialisations(own, 0)]
+    assert first not in others and second in others and len(set(others)) == 3
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "t5"])
@@ -429,12 +575,11 @@ def test_bands_of_the_caller_are_used(opened: Callable[[str], Any]) -> None:
 def test_few_texts(opened: Callable[[str], Any], count: int) -> None:
     checkpoint = opened("gpt2")
     diagnosis = analyze(checkpoint, made(checkpoint, count), spectral_tokens=8)
-    place = diagnosis.sites[1].metrics
-    assert (place["mean_cosine"].low is None) == (count == 1)
-    assert (place["cross_text_cosine"].value is None) == (count == 1)
-    if count == 1:
-        assert place["cross_text_cosine"].reason
-    assert any(finding.id == "few-texts" for finding in diagnosis.verdict.findings)
+    metrics = diagnosis.sites[1].metrics
+    assert (metrics["mean_cosine"].low is None) == (count == 1)
+    assert (metrics["cross_text_cosine"].value is None) == (count == 1)
+    assert metrics["cross_text_cosine"].reason and metrics["cross_text_cosine"].low is None
+    assert any(finding.id == "few-documents" for finding in diagnosis.verdict.findings)
     assert Diagnosis.from_json(diagnosis.to_json()) == diagnosis
 
 

@@ -83,11 +83,11 @@ def readings(checkpoint: Any) -> list[TextReading]:
 
 
 def same(a: TextReading, b: TextReading) -> bool:
-    tensors = ("unit_sum", "contributions", "histogram")
+    tensors = ("unit_sum", "contributions", "histogram", "sinks", "repeats", "shared")
     return (
         (a.index, a.score) == (b.index, b.score)
         and all(repr(x.values) == repr(y.values) for x, y in zip(a.sites, b.sites, strict=True))
-        and all((x.paper, x.count) == (y.paper, y.count) for x, y in zip(a.sites, b.sites, strict=True))
+        and all((repr(x.extra), x.count) == (repr(y.extra), y.count) for x, y in zip(a.sites, b.sites, strict=True))
         and all(
             torch.equal(getattr(x, k), getattr(y, k)) for x, y in zip(a.sites, b.sites, strict=True) for k in tensors
         )

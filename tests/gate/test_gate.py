@@ -410,12 +410,12 @@ def test_worst_first_and_the_policies(run):
 def test_unlike_runs_are_refused_by_name(run):
     other = replace(
         run,
-        protocol={**run.protocol, "hash": "0", "max_length": 999, "keys": ["mean_cosine"]},
+        protocol={**run.protocol, "hash": "0", "max_length": 999, "versions": {"mean_cosine": 7, "later": 1}},
         corpus=replace(run.corpus, sha256="0" * 64, source="notes.md"),
     )
     with pytest.raises(UsageError) as caught:
         evaluate(run, None, other)
-    for part in ("max_length is 64 against 999", "keys differ in", "against notes.md"):
+    for part in ("max_length is 64 against 999", "mean_cosine has version 2 against 7", "against notes.md"):
         assert part in str(caught.value)
     forced = evaluate(run, None, other, force=True)
     assert "by force" in forced.notes[0]

@@ -132,6 +132,66 @@ def test_a_wrong_value_is_named(saved: dict[str, Any], path: list[Any], value: A
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        (["deep", "mean_cosine", "value"], "deep.mean_cosine.value"),
+        (["deep", "mean_cosine", "low"], "deep.mean_cosine.low"),
+        (["sites", 1, "metrics", "cosine_std", "per_text", 3], "sites[1].metrics.cosine_std.per_text"),
+        (["quality", "loss", "value"], "quality.loss.value"),
+        (["timing", "measure_seconds"], "timing.measure_seconds"),
+        (["verdict", "bands", "cone_high"], "verdict.bands.cone_high"),
+    ],
+)
+def test_a_number_that_is_not_finite_is_refused(
+    saved: dict[str, Any], tmp_path: Path, path: list[Any], named: str, value: float
+) -> None:
+    holder = saved
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(saved))  # Python writes NaN and Infinity, which are no JSON
+    file_of_large = tmp_path / "large.json"
+    file_of_large.write_text(json.dumps(saved).replace("-Infinity", "-1e999").replace("Infinity", "1e999"))
+    for source in (saved, file, file.read_text(), file_of_large):
+        with pytest.raises(UnavailableError) as caught:
+            Diagnosis.from_json(source)
+        assert named in str(caught.value) and caught.value.exit_code == 3
+
+
+# --- older runs -------------------------------------------------------------------------------------
+
+OLD = Path(__file__).parents[1] / "saved" / "diagnosis-0.1.0.json"
+
+
+def test_a_run_without_documents_is_read_and_has_no_intervals() -> None:
+    data, run = json.loads(OLD.read_text()), Diagnosis.from_json(OLD)
+    assert run.corpus.documents == () and run.verdict.borderline == () and run.verdict.frequencies == {}
+    assert data["deep"]["mean_cosine"]["low"] is not None
+    assert run.deep["mean_cosine"].value == data["deep"]["mean_cosine"]["value"]
+    tables = [run.deep, *(site.metrics for site in run.sites), vars(run.quality)]
+    estimates = [each for table in tables for each in table.values() if isinstance(each, Estimate)]
+    assert len(estimates) > 50 and all(each.low is None and each.high is None for each in estimates)
+    assert run.deep["dimension"].value is None and "did not have it" in (run.deep["dimension"].reason or "")
+    assert Diagnosis.from_json(run.to_json()) == run
+
+
+def test_a_run_with_documents_keeps_its_intervals(diagnosed: Callable[[str], Any]) -> None:
+    run = diagnosed("bart")
+    again = Diagnosis.from_json(run.to_json())
+    assert again == run and again.stacks["encoder"].deep["mean_cosine"].low is not None
+
+
+def test_the_shares_of_a_word() -> None:
+    run = Diagnosis.from_json(OLD)
+    shares = {"common direction": 0.62, "rogue dimensions": 0.376, "not condensed": 0.004}
+    verdict = dataclasses.replace(run.verdict, frequencies={"attribution": shares})
+    assert verdict.share("attribution") == "common direction in 62 %, rogue dimensions in 38 %"
+    assert verdict.share("cone") == ""
+
+
 def test_a_missing_value_is_named(saved: dict[str, Any]) -> None:
     del saved["sites"][2]["index"]
     with pytest.raises(UnavailableError, match=r"sites\[2\]\.index is missing"):
