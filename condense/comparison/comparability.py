@@ -29,8 +29,8 @@ def differing_settings(new: Diagnosis, old: Diagnosis) -> tuple[str, ...]:
     """
     found = []
     if new.protocol.get("hash") != old.protocol.get("hash"):
-        names = dict.fromkeys([*new.protocol, *old.protocol])
-        names = [name for name in names if name not in ("hash", "keys", "versions")]
+        both = dict.fromkeys([*new.protocol, *old.protocol])
+        names = [name for name in both if name not in ("hash", "keys", "versions")]
         pairs = [(name, new.protocol.get(name), old.protocol.get(name)) for name in names]
         found = [f"{name} is {mine} against {theirs}" for name, mine, theirs in pairs if mine != theirs]
         found = found or ["the protocol's hash differs"]
