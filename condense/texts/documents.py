@@ -1,48 +1,35 @@
-"""Files, folders, standard input and datasets to documents, in file order. Standard library first.
+"""Files, folders, standard input and datasets to documents, in file order.
 
-A document is one record of a jsonl/json/csv/parquet column, or one whole txt/md file. Text comes from
-outside: it is read as UTF-8 with replacement, never interpreted.
+A document is one record of a jsonl, json, csv, tsv, parquet or arrow column, or one whole txt or md file. Text comes
+from outside: it is read as text, never interpreted.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import json
+import os
+import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from condense.errors import UnavailableError, UsageError, system_failure
+from condense.errors import CondenseError, UnavailableError, UsageError, system_failure
 from condense.files import expanded, is_special
+from condense.texts import formats
+from condense.texts.fields import Document, document_of, needed, shown
+from condense.texts.formats import Source, kind_by_name
+from condense.texts.tables import told
+
+__all__ = ["PROBE_VERSION", "Document", "dataset", "label", "probe", "read"]
 
 PROBE_VERSION = "1"
-_HEAD = 4096
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text with a name that says where it came from (`probe/encyclopaedic-1`, `notes.txt`, `a.jsonl:17`).
-
-    A chat record keeps its `messages` (role, content); its text is their contents, a line each.
-    """
-
-    name: str
-    text: str
-    messages: tuple[tuple[str, str], ...] | None = None
-
-    def __post_init__(self) -> None:
-        """Half of a surrogate pair, which no UTF-8 can hold, becomes a question mark; a name may have one too."""
-        object.__setattr__(self, "name", encodable(self.name))
-        object.__setattr__(self, "text", encodable(self.text))
-
-
-def encodable(text: str) -> str:
-    """Text that UTF-8 can hold: half of a surrogate pair, as a file name of other bytes has it, as a question mark."""
-    return text if text.isascii() else text.encode("utf-8", errors="replace").decode("utf-8")
+SPLITS = ("test", "validation", "train")
+"""Which split of a dataset is read where none is named: the first of these that there is."""
+_NO_CORPUS = ("readme", "license", "licence", "copying", "notice", "citation")
+_INFO_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json")
 
 
 def probe() -> list[Document]:
@@ -52,30 +39,158 @@ def probe() -> list[Document]:
     return [Document(record["id"], record["text"]) for record in records]
 
 
-def read(source: str | Path, column: str = "text") -> Iterator[Document]:
-    """Documents of a file, of a folder's files in name order, or of standard input (`-`).
+def label(source: str | Path) -> str:
+    """How a source of text is named in a record."""
+    return "standard input" if str(source) == "-" else shown(str(source))
 
-    UnavailableError for a missing, empty, binary or unsupported file; UsageError for an unknown column.
+
+def read(
+    source: str | Path, column: str = "text", *, split: str | None = None, stream: bool = False
+) -> Iterator[Document]:
+    """Documents of a file, of a folder's files in name order, of a saved dataset, or of standard input (`-`).
+
+    split: of a dataset folder (`save_to_disk`). stream: a file that is one document above 4 MB is left on disk, and
+    read in slices (`Document.long`).
+
+    UnavailableError for a missing, empty, binary or unsupported file; UsageError for an unknown column or a cell
+    that is not text.
     """
+    if not str(source).strip():
+        raise UsageError("the text is named by an empty string", "give a file, a folder or - for standard input")
     if str(source) == "-":
-        if sys.stdin is None:
-            raise UnavailableError("standard input is closed", "give a file or a folder, or feed it a text")
-        yield from _whole("standard input", sys.stdin.buffer.read())
+        yield from formats.documents(Source.of("standard input", _standard_input()), column, stream=stream)
         return
     path = expanded(source)
-    if path.is_dir():
-        next(path.iterdir(), None)  # raises where it cannot be read: rglob would find nothing in it
-        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in _READERS)
-        if not files:
-            raise UnavailableError(f"no {', '.join(_READERS)} file in {path}")
-    elif is_special(path):
-        raise UnavailableError(f"{path} is a pipe or a device, not a file", "feed it to standard input: --text -")
-    elif path.exists():
-        files = [path]
-    else:
-        raise UnavailableError(f"no such text: {path}", "give a file, a folder or - for standard input")
-    for file in files:
-        yield from _READERS.get(file.suffix.lower(), _plain)(file, column)
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
+        if _is_saved_dataset(path):
+            yield from _saved_dataset(path, column, split)
+            return
+        for file in _files(path):
+            name = shown(file.relative_to(path).as_posix())
+            yield from formats.documents(_opened(file, name), column, stream=stream)
+        return
+    if is_special(path):
+        raise UnavailableError(
+            f"{label(path)} is a pipe or a device, not a file", "feed it to standard input: --text -"
+        )
+    yield from formats.documents(_opened(path, shown(path.name)), column, stream=stream)
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        pass
+    except OSError as error:
+        raise _unreadable(_short(path), error) from None
+    if path.is_symlink():
+        raise UnavailableError(f"{_short(path)} is a link to {shown(str(path.readlink()))}, which is not there")
+    raise UnavailableError(f"no such text: {_short(path)}", "give a file, a folder or - for standard input")
+
+
+def _short(path: Path) -> str:
+    name = label(path)
+    return name if len(name) <= 200 else f"{name[:200]}… ({len(name)} characters)"
+
+
+def _standard_input() -> BinaryIO:
+    """A reader of standard input that may be closed without closing it; UnavailableError where it is closed."""
+    try:
+        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    except (AttributeError, ValueError):  # none, or one that is no file
+        buffer = getattr(sys.stdin, "buffer", None)
+        if buffer is None or sys.stdin.closed:
+            raise UnavailableError("standard input is closed", "pipe text into condense, or give a file") from None
+        return io.BytesIO(buffer.read())
+    except OSError as error:
+        raise _unreadable("standard input", error) from None
+
+
+def _opened(path: Path, name: str) -> Source:
+    try:
+        return Source.of(name, path.open("rb"))
+    except OSError as error:
+        raise _unreadable(_short(path), error) from None
+
+
+def _unreadable(name: str, error: OSError) -> CondenseError:
+    return system_failure(error) or UnavailableError(f"cannot read {name}: {told(error)}")
+
+
+# --- folders -------------------------------------------------------------------------------------------------
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of text in a folder, in name order: not hidden, not a README, a licence or a dataset's description.
+
+    Links are followed, a folder once. UnavailableError where there is none, and for a folder or a link that cannot
+    be read.
+    """
+    found, others = [], []
+    for path in sorted(_walked(folder)):
+        if _is_corpus(path):
+            found.append(path)
+        else:
+            others.append(path.relative_to(folder).as_posix())
+    if not found:
+        seen = f" (not read: {', '.join(map(shown, others[:4]))}{' …' * (len(others) > 4)})" if others else ""
+        raise UnavailableError(
+            f"no {', '.join(formats.KINDS)} file in {label(folder)}{seen}",
+            "READMEs, licences and hidden files are no corpus: name such a file itself to read it",
+        )
+    return found
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise _unreadable(shown(str(error.filename)), error) from None
+
+    known: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        state = Path(place).stat()
+        if (state.st_dev, state.st_ino) in known:
+            folders.clear()
+            continue
+        known.add((state.st_dev, state.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place) / name for name in files if not name.startswith("."))
+
+
+def _is_corpus(path: Path) -> bool:
+    name = path.name.lower()
+    kind = kind_by_name(name)
+    if kind is None or name in _INFO_FILES or (kind == "text" and name.split(".")[0] in _NO_CORPUS):
+        return False
+    if name.startswith("cache-") and name.endswith(".arrow"):  # what datasets keeps beside a dataset
+        return False
+    return path.is_symlink() or path.is_file()
+
+
+# --- datasets ------------------------------------------------------------------------------------------------
+
+
+def _is_saved_dataset(folder: Path) -> bool:
+    one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    return one or (folder / "dataset_dict.json").is_file()
+
+
+def _saved_dataset(folder: Path, column: str, split: str | None) -> Iterator[Document]:
+    """Documents of a folder that `save_to_disk` wrote."""
+    datasets = _datasets()
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as error:  # a damaged folder raises what pyarrow, json or the file system do
+        if (failure := system_failure(error)) is not None:
+            raise failure from None
+        raise UnavailableError(f"{label(folder)} is not a readable saved dataset: {told(error)}") from None
+    name = label(folder.name)
+    if isinstance(saved, dict):
+        chosen = _chosen(list(saved), split, name)
+        saved, name = saved[chosen], f"{name}/{chosen}"
+    elif split is not None and split != str(saved.split):
+        raise UsageError(f"{name} has no split {split!r}: it is a single one", "leave --split out")
+    yield from _rows(saved, name, column)
 
 
 def dataset(name: str, config: str | None, split: str | None, column: str) -> Iterator[Document]:
@@ -83,140 +198,34 @@ def dataset(name: str, config: str | None, split: str | None, column: str) -> It
 
     UnavailableError where `datasets` is missing or the dataset cannot be reached.
     """
+    if not name.strip():
+        raise UsageError("the dataset is named by an empty string", "give --dataset ID")
+    datasets = _datasets()
     try:
-        import datasets
-    except ImportError:
-        raise UnavailableError(
-            "reading a dataset needs the package datasets", "pip install 'condense-lm[data]'"
-        ) from None
-    try:
-        splits = datasets.get_dataset_split_names(name, config)
-        chosen = split or next((s for s in ("test", "validation", "train") if s in splits), splits[0])
+        chosen = split or _chosen(datasets.get_dataset_split_names(name, config), None, name)
         rows = datasets.load_dataset(name, config, split=chosen)
     except Exception as error:  # the hub client raises many kinds; all but these mean that the data is not to be had
         if (failure := system_failure(error)) is not None:
             raise failure from None
-        raise UnavailableError(f"dataset {name} cannot be loaded: {_line(error)}") from None
-    for index, row in enumerate(rows):
-        yield _document(f"{name}/{chosen}:{index}", row, column, name)
+        raise UnavailableError(f"dataset {name} cannot be loaded: {told(error)}") from None
+    yield from _rows(rows, f"{name}/{chosen}", column)
 
 
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def _plain(path: Path, column: str) -> Iterator[Document]:
-    return _whole(path.name, _bytes(path))
-
-
-def _whole(name: str, data: bytes) -> Iterator[Document]:
-    text = _decoded(name, data)
-    if not text.strip():
-        raise UnavailableError(f"{name} is empty")
-    yield Document(name, text)
-
-
-def _bytes(path: Path) -> bytes:
+def _datasets() -> Any:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UnavailableError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-def _decoded(name: str, data: bytes) -> str:
-    """UTF-8 with replacement; bytes that are plainly not text are refused."""
-    head = data[:_HEAD]
-    wrong = head.decode("utf-8", errors="replace").count("�")
-    if b"\0" in head or wrong > max(8, len(head) // 10):
-        raise UnavailableError(f"{name} is not text (binary data)", "give a txt, md, jsonl, json, csv or parquet file")
-    return data.decode("utf-8-sig", errors="replace")
-
-
-def _document(name: str, record: Any, column: str, where: str) -> Document:
-    """A record as a document; one without the text column may be a chat (messages, or prompt and completion)."""
-    if isinstance(record, dict) and column not in record:
-        messages = _messages(record)
-        if messages:
-            return Document(name, "\n".join(content for _, content in messages), messages)
-    return Document(name, _cell(record, column, where))
-
-
-def _messages(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    turns = record.get("messages")
-    if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
-        return tuple((str(turn.get("role", "user")), str(turn.get("content") or "")) for turn in turns)
-    if isinstance(record.get("prompt"), str) and isinstance(record.get("completion"), str):
-        return (("user", record["prompt"]), ("assistant", record["completion"]))
-    return ()
-
-
-def _cell(record: Any, column: str, where: str) -> str:
-    if isinstance(record, str):
-        return record
-    if not isinstance(record, dict):
-        raise UnavailableError(f"{where} holds {type(record).__name__} records, not objects with a text column")
-    if column not in record:
-        found = ", ".join(map(str, list(record)[:8]))
-        raise UsageError(f"no column {column!r} in {where} (found: {found})", "name it with --text-column")
-    value = record[column]
-    return value if isinstance(value, str) else ("" if value is None else str(value))
-
-
-def _some(name: str, records: Iterable[tuple[int, Any]], column: str) -> Iterator[Document]:
-    empty = True
-    for number, record in records:
-        empty = False
-        yield _document(f"{name}:{number}", record, column, name)
-    if empty:
-        raise UnavailableError(f"{name} is empty")
-
-
-def _jsonl(path: Path, column: str) -> Iterator[Document]:
-    def records() -> Iterator[tuple[int, Any]]:
-        for number, line in enumerate(_decoded(path.name, _bytes(path)).split("\n"), 1):
-            if line.strip():
-                yield number, _loads(line, f"{path.name}, line {number},")
-
-    return _some(path.name, records(), column)
-
-
-def _json(path: Path, column: str) -> Iterator[Document]:
-    text = _decoded(path.name, _bytes(path))
-    if not text.strip():
-        raise UnavailableError(f"{path.name} is empty")
-    records = _loads(text, path.name)
-    return _some(path.name, enumerate(records if isinstance(records, list) else [records], 1), column)
-
-
-def _loads(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise UnavailableError(f"{where} is not JSON") from None
-
-
-def _csv(path: Path, column: str) -> Iterator[Document]:
-    csv.field_size_limit(2**31 - 1)
-    text = _decoded(path.name, _bytes(path))
-    if not text.strip():
-        raise UnavailableError(f"{path.name} is empty")
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    return _some(path.name, enumerate(rows, 2), column)
-
-
-def _parquet(path: Path, column: str) -> Iterator[Document]:
-    try:
-        import pyarrow.parquet as parquet
+        import datasets
     except ImportError:
-        raise UnavailableError("reading parquet needs the package pyarrow", "pip install 'condense-lm[data]'") from None
-    try:
-        file = parquet.ParquetFile(path)
-        rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
-        yield from _some(path.name, enumerate(rows), column)
-    except (OSError, ValueError) as error:
-        raise UnavailableError(f"{path.name} is not a readable parquet file: {_line(error)}") from None
+        raise UnavailableError("reading a dataset needs the package datasets", "pip install '.[data]'") from None
+    return datasets
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
-    ".txt": _plain, ".md": _plain, ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
-}  # fmt: skip
+def _chosen(splits: Sequence[str], asked: str | None, name: str) -> str:
+    if asked is not None and asked not in splits:
+        raise UsageError(f"{name} has no split {asked!r} (found: {', '.join(splits)})", "name one with --split")
+    return asked or next((split for split in SPLITS if split in splits), splits[0])
+
+
+def _rows(rows: Any, name: str, column: str) -> Iterator[Document]:
+    """The documents of a dataset's rows: only the columns that are needed are decoded."""
+    for number, record in enumerate(rows.select_columns(needed(column, rows.column_names, name))):
+        yield document_of(f"{name}:{number}", record, column)

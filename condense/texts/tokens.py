@@ -5,7 +5,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from condense.texts.formats import LongText
 
 SAMPLE = 1000
 """Characters of a text on which its special tokens are found."""
@@ -101,7 +104,7 @@ class Cutter:
         ends = None if offsets is None else array("l", (int(end) for _, end in offsets))
         return Piece(text, array("l", coded["input_ids"]), ends)
 
-    def tokens_from(self, text: str, start: int) -> Piece:
+    def tokens_from(self, text: str | LongText, start: int) -> Piece:
         """The tokens from a character on, of as much text as surely holds one window, or of all that is left.
 
         The last tokens of a piece that ends before the text does are dropped, because the cut may have changed them.

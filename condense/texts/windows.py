@@ -21,7 +21,8 @@ from torch import Tensor
 from condense.errors import UnavailableError, UsageError
 from condense.records.diagnosis import CorpusInfo
 from condense.records.options import MeasureOptions, TextOptions
-from condense.texts.documents import PROBE_VERSION, Document, encodable, probe, read
+from condense.texts.documents import PROBE_VERSION, Document, label, probe, read
+from condense.texts.formats import WHOLE_CHARACTERS
 from condense.texts.tokens import SAMPLE, Cutter, Piece, Window, added_specials
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 512
 TokenIds = Sequence[int] | Sequence[Sequence[int]] | Tensor | Any
-WHOLE_CHARACTERS = 4_000_000
-"""A longer document is not tokenised whole: its windows are placed by characters."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def windows(
         return _windows_of_ids(rows, num_texts, length, max_length is None, source, frozenset(special_ids), seed)
     if tokenizer is None:
         raise ValueError("windows() needs a tokenizer, or token ids in place of text")
-    sample, documents = _first_text(documents_of(text, text_column))
+    sample, documents = _first_text(documents_of(text, text_column, stream=True))
     before, after = added_specials(tokenizer, sample)
     content = length - len(before) - len(after)
     if content < 2:
@@ -204,12 +203,12 @@ def _length(asked: int | None, positions: int | None) -> int:
     return asked
 
 
-def documents_of(text: Any, column: str) -> Iterator[Document]:
-    """Documents of a path, of strings or documents in memory, or of the probe text for None."""
+def documents_of(text: Any, column: str, *, stream: bool = False) -> Iterator[Document]:
+    """Documents of a path, of strings or documents in memory, or of the probe text for None; `stream`: see `read`."""
     if text is None:
         yield from probe()
     elif isinstance(text, str | Path):
-        yield from read(text, column)
+        yield from read(text, column, stream=stream)
     else:
         for number, item in enumerate(text):
             yield item if isinstance(item, Document) else Document(f"text:{number}", item)
@@ -218,9 +217,7 @@ def documents_of(text: Any, column: str) -> Iterator[Document]:
 def _label(text: Any) -> str:
     if text is None:
         return f"condense probe {PROBE_VERSION}"
-    if str(text) == "-":
-        return "standard input"
-    return encodable(str(text)) if isinstance(text, str | Path) else "documents in memory"
+    return label(text) if isinstance(text, str | Path) else "documents in memory"
 
 
 def _first_text(documents: Iterator[Document]) -> tuple[str, Iterator[Document]]:
@@ -228,7 +225,7 @@ def _first_text(documents: Iterator[Document]) -> tuple[str, Iterator[Document]]
     read: list[Document] = []
     for document in documents:
         read.append(document)
-        sample = document.text[:SAMPLE]
+        sample = document.body[:SAMPLE]
         if sample.strip():
             return sample, chain(read, documents)
     return "", iter(read)
@@ -243,9 +240,12 @@ def _too_short(reading: _Reading, length: int, specials: int) -> UsageError:
 
 
 def _notes(reading: _Reading) -> Iterator[str]:
-    large = sum(len(kept.document.text) > WHOLE_CHARACTERS for kept in reading.kept)
+    large = sum(len(kept.document.body) > WHOLE_CHARACTERS for kept in reading.kept)
     if large and any(kept.count > 1 for kept in reading.kept):
         yield f"{large} of the documents above 4 MB: windows spread by characters, from the next line break on"
+    replaced = sum("\ufffd" in kept.document.text for kept in reading.kept)
+    if replaced:
+        yield f"{replaced} of the documents hold U+FFFD, as for bytes that are not UTF-8"
 
 
 # --- which windows of which documents ------------------------------------------------------------------------
@@ -259,12 +259,12 @@ class _Kept:
         self._first = cutter.window(beginning, 0)
         ends = beginning.ends
         self._width = len(beginning.text) if ends is None else ends[cutter.content - 1]  # characters of a window
-        self._all = beginning if len(beginning.text) == len(document.text) else None
+        self._all = beginning if len(beginning.text) == len(document.body) else None
 
     def capacity(self) -> int:
         """How many windows fit into the document without overlap."""
-        if len(self.document.text) > WHOLE_CHARACTERS:
-            return max(1, len(self.document.text) // (2 * self._width))
+        if len(self.document.body) > WHOLE_CHARACTERS:
+            return max(1, len(self.document.body) // (2 * self._width))
         if self._all is None:
             self._all = self.cutter.tokens(self.document.text)
         return max(1, len(self._all.ids) // self.cutter.content)
@@ -283,7 +283,7 @@ class _Kept:
 
         Where a start leaves too little text before the end of the document it is moved back.
         """
-        text, width, free = self.document.text, self._width, self._width
+        text, width, free = self.document.body, self._width, self._width
         for planned in even_starts(len(text) - width, self.count)[1:]:
             line_break = text[planned : planned + width].find("\n")
             starts = [planned + line_break + 1 if line_break >= 0 else planned]
@@ -311,15 +311,13 @@ class _Reading:
         """Read documents until `wanted` different ones are long enough."""
         known: set[bytes] = set()
         for document in documents:
-            data = document.text.encode("utf-8", errors="replace")
-            self.digest.update(len(data).to_bytes(8, "big") + data)
-            beginning = self.cutter.tokens_from(document.text, 0)
+            fingerprint = self._hash(document)
+            beginning = self.cutter.tokens_from(document.body, 0)
             if len(beginning.ids) < self.cutter.content:
                 self.skipped += 1
                 if self.longest == "none" or len(beginning.ids) > self.longest_tokens:
                     self.longest, self.longest_tokens = document.name, len(beginning.ids)
                 continue
-            fingerprint = hashlib.sha256(data.strip()).digest()
             if fingerprint in known:
                 self.repeated += 1
                 continue
@@ -327,6 +325,19 @@ class _Reading:
             self.kept.append(_Kept(self.cutter, document, beginning))
             if len(self.kept) == wanted:
                 return
+
+    def _hash(self, document: Document) -> bytes:
+        """Add a document to the hash of all; its own hash, without white space around it."""
+        if document.long is None:
+            data = document.text.encode("utf-8", errors="replace")
+            self.digest.update(len(data).to_bytes(8, "big") + data)
+            return hashlib.sha256(data.strip()).digest()
+        own = hashlib.sha256()
+        self.digest.update(document.long.encoded_size.to_bytes(8, "big"))
+        for piece in document.long.encoded():
+            self.digest.update(piece)
+            own.update(piece)
+        return own.digest()
 
 
 def _shared_out(kept: list[_Kept], wanted: int) -> Iterator[tuple[int, int, Window]]:

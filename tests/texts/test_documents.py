@@ -1,18 +1,27 @@
 """Every format a text comes in, and everything that can be wrong with it; the probe."""
 
+import errno
+import gzip
 import io
 import json
+import os
+import shlex
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import regex
 
-from condense.errors import UnavailableError, UsageError
-from condense.texts.documents import Document, probe, read
+from condense.errors import CondenseError, UnavailableError, UsageError
+from condense.texts.documents import Document, dataset, label, probe, read
 
 GPT2_WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+
+
+READ = "from condense.texts.documents import read; print([d.text for d in read('-')])"
 
 
 def texts(path: Path | str, column: str = "text") -> list[str]:
@@ -35,10 +44,9 @@ def test_a_whole_file_is_one_document(tmp_path: Path, name: str) -> None:
 
 
 def test_jsonl_of_objects_and_of_strings(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.jsonl", '{"text": "one", "n": 1}\n\n"two"\r\n{"text": null}\n{"text": 5}')
-    assert [(d.name, d.text) for d in read(path)] == [
-        ("a.jsonl:1", "one"), ("a.jsonl:3", "two"), ("a.jsonl:4", ""), ("a.jsonl:5", "5"),
-    ]  # fmt: skip
+    path = written(tmp_path, "a.jsonl", '{"text": "one", "n": 1}\n\n"two"\r\n{"text": null}\n{"text": "5"}')
+    named = [("a.jsonl:1", "one"), ("a.jsonl:3", "two"), ("a.jsonl:4", ""), ("a.jsonl:5", "5")]
+    assert [(d.name, d.text) for d in read(path)] == named
 
 
 def test_a_line_separator_inside_a_jsonl_string_ends_no_record(tmp_path: Path) -> None:
@@ -71,7 +79,8 @@ def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"text": ["one", "two\u2028", None], "n": [1, 2, 3]}), path)
     assert texts(path) == ["one", "two\u2028", ""]
-    assert texts(path, "n") == ["1", "2", "3"]
+    with pytest.raises(UsageError, match=r"a\.parquet:0: column 'n' holds a value of type int"):
+        texts(path, "n")
     with pytest.raises(UsageError, match="found: text, n"):
         texts(path, "body")
     with pytest.raises(UnavailableError, match="parquet"):
@@ -87,9 +96,178 @@ def test_a_folder_is_read_in_name_order(tmp_path: Path) -> None:
     assert texts(tmp_path) == ["one", "two", "three", "four"]
 
 
+def test_what_is_no_corpus_is_left_out_of_a_folder(tmp_path: Path) -> None:
+    lines = '{"text": "one"}\n'
+    kept = {
+        "data/train.jsonl": lines,
+        "notes.md": "notes",
+        "data/license.jsonl": lines,
+        "z.txt.gz": gzip.compress(b"z"),
+    }
+    left_out = [
+        "README.md", "README.zh.md", "readme.txt", "LICENSE", "LICENSE.txt", "COPYING.md", "dataset_infos.json",
+        "data/dataset_info.json", "data/state.json", ".gitattributes", ".ipynb_checkpoints/train-checkpoint.jsonl",
+        ".cache/huggingface/x.json", "data/.hidden.txt", "data/cache-12.arrow", "script.py",
+    ]  # fmt: skip
+    for name, content in {**kept, **dict.fromkeys(left_out, "{not json")}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        written(tmp_path, name, content)
+    assert [document.name for document in read(tmp_path)] == [
+        "data/license.jsonl:1",
+        "data/train.jsonl:1",
+        "notes.md",
+        "z.txt.gz",
+    ]
+    assert texts(tmp_path / "README.md") == ["{not json"]
+
+
+def test_a_folder_of_nothing_but_a_readme_says_so(tmp_path: Path) -> None:
+    written(tmp_path, "README.md", "about")
+    with pytest.raises(UnavailableError, match=r"not read: README\.md") as caught:
+        texts(tmp_path)
+    assert "name such a file itself" in caught.value.hint
+
+
+def test_links_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    written(elsewhere, "b.txt", "two")
+    written(tmp_path / "data", "a.txt", "one")
+    (tmp_path / "data" / "up").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "linked").symlink_to(elsewhere)
+    (tmp_path / "data" / "blob.jsonl").symlink_to(written(elsewhere, "0a1b2c", '"three"'))
+    assert texts(tmp_path / "data") == ["one", "three", "two"]
+    (tmp_path / "data" / "gone.txt").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UnavailableError, match=r"gone\.txt"):
+        texts(tmp_path / "data")
+    with pytest.raises(UnavailableError, match=r"is a link to .*nothing, which is not there"):
+        texts(tmp_path / "data" / "gone.txt")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    written(tmp_path, "a.txt", "one")
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UnavailableError, match=r"no permission \(.*closed\)"):
+        texts(tmp_path)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    folder = os.fsencode(str(tmp_path)) + b"/d\xe9"
+    os.mkdir(folder)
+    with open(folder + b"/caf\xe9.txt", "w") as file:
+        file.write("one")
+    (inside,) = read(os.fsdecode(folder))
+    assert inside == Document("caf\\xe9.txt", "one")
+    assert label(os.fsdecode(folder)).endswith("d\\xe9")
+    assert [d.name for d in read(os.fsdecode(folder + b"/caf\xe9.txt"))] == ["caf\\xe9.txt"]
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "words"),
+    [
+        ("x" * 5000, 2, "no file can have this name"),
+        ("a/" * 3000, 2, "no file can have this name"),
+        ("a\0b", 3, "no such text"),
+        ("/dev/zero", 3, "is a pipe or a device"),
+        ("/dev/urandom", 3, "is a pipe or a device"),
+        ("pyproject.toml/x", 3, "no such text"),
+    ],
+)
+def test_sources_that_are_no_file(source: str, code: int, words: str) -> None:
+    with pytest.raises(CondenseError, match=words) as caught:
+        texts(source)
+    assert caught.value.exit_code == code and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("source", ["", " "])
+def test_an_empty_name_is_no_folder(source: str) -> None:
+    with pytest.raises(UsageError, match="empty string"):
+        texts(source)
+    with pytest.raises(UsageError, match="empty string"):
+        list(dataset(source, None, None, "text"))
+
+
+def test_a_pipe_with_a_name_is_refused_and_one_of_the_shell_is_read(tmp_path: Path) -> None:
+    """Nobody may ever write into the one; what cannot be sought in is kept until it is read."""
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(UnavailableError, match="is a pipe or a device") as caught:
+        texts(tmp_path / "a.jsonl")
+    assert "--text -" in caught.value.hint
+    line = f'{shlex.quote(sys.executable)} -c "{READ.replace("'-'", "sys.argv[1]")}" <(printf \'["one", "two"]\')'
+    done = subprocess.run(
+        ["bash", "-c", line.replace('-c "', '-c "import sys; ')], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "['one', 'two']", done.stderr
+
+
+# --- standard input ---------------------------------------------------------------------------------
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("grüße".encode())))
     assert [(d.name, d.text) for d in read("-")] == [("standard input", "grüße")]
+
+
+def test_records_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = b'{"text": "one"}\n{"text": "two"}\n'
+    for data in (records, gzip.compress(records), b"id,text\n1,one\n2,two\n", b'[{"text": "one"}, {"text": "two"}]'):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert texts("-") == ["one", "two"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"body": "one"}\n')))
+    with pytest.raises(UsageError, match=r"no column 'text' in standard input:1 \(found: body\)"):
+        texts("-")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ('printf \'{"text": "one"}\' | {python} -c "{code}"', "['one']"),
+        ("printf 'id,text\\n1,one\\n' | gzip | {python} -c \"{code}\"", "['one']"),
+        ('{python} -c "{code}" <&-', "standard input is closed"),
+        ('{python} -c "{code}" </dev/null', "standard input is empty"),
+    ],
+)
+def test_real_standard_input(command: str, told: str) -> None:
+    line = command.replace("{python}", shlex.quote(sys.executable)).replace("{code}", READ)
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert told in done.stdout + done.stderr and "ResourceWarning" not in done.stderr
+
+
+# --- datasets ---------------------------------------------------------------------------------------
+
+
+def test_a_saved_dataset(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    one = datasets.Dataset.from_dict({"text": ["a", "b"], "n": [1, 2], "when": [None, None]})
+    one.save_to_disk(str(tmp_path / "one"))
+    assert [(d.name, d.text) for d in read(tmp_path / "one")] == [("one:0", "a"), ("one:1", "b")]
+    with pytest.raises(UsageError, match="one:0: column 'n' holds a value of type int"):
+        texts(tmp_path / "one", "n")
+    with pytest.raises(UsageError, match=r"no column 'body' in one \(found: text, n, when\)"):
+        texts(tmp_path / "one", "body")
+    turns = [[{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]]
+    both = datasets.DatasetDict(
+        {"train": one, "test": datasets.Dataset.from_dict({"conversations": turns, "score": [1]})}
+    )
+    both.save_to_disk(str(tmp_path / "both"))
+    (chat,) = read(tmp_path / "both")
+    assert chat == Document("both/test:0", "hi\nyo", (("user", "hi"), ("assistant", "yo")))
+    assert [d.text for d in read(tmp_path / "both", split="train")] == ["a", "b"]
+    with pytest.raises(UsageError, match=r"no split 'dev' \(found: train, test\)"):
+        list(read(tmp_path / "both", split="dev"))
+    (tmp_path / "one" / "data-00000-of-00001.arrow").write_bytes(b"torn")
+    with pytest.raises(UnavailableError, match="not a readable saved dataset"):
+        texts(tmp_path / "one")
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:
@@ -120,7 +298,7 @@ def test_a_character_on_the_edge_of_the_first_block(tmp_path: Path) -> None:
     assert texts(written(tmp_path, "a.txt", text)) == [text]
 
 
-@pytest.mark.parametrize("content", [b"MZ\0\0\1", bytes(range(128, 256)) * 4, "utf-16 text".encode("utf-16")])
+@pytest.mark.parametrize("content", [b"MZ\0\0\1", bytes(range(128, 256)) * 4, b"MZ\0\0\1" + bytes(range(256)) * 9])
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
 def test_binary_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     with pytest.raises(UnavailableError, match="is not text") as caught:

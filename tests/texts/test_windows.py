@@ -310,6 +310,13 @@ def test_a_document_of_one_endless_word(tokenizers: Tokenizers) -> None:
     assert made.ids.tolist() == [ids[at : at + 64] for at in spread(len(ids), 64, 4)]
 
 
+def test_invalid_bytes_are_told(tokenizers: Tokenizers, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 " + LONG.encode())
+    (tmp_path / "b.txt").write_text(LONG[::-1])
+    assert "1 of the documents hold U+FFFD" in windows(tokenizers["bytes"], tmp_path, max_length=64).info.notes[0]
+    assert windows(tokenizers["bytes"], tmp_path / "b.txt", max_length=64).info.notes == ()
+
+
 def test_lone_surrogates(tokenizers: Tokenizers) -> None:
     made = windows(tokenizers["bytes"], ["\ud800 broken \udfff" + LONG], num_texts=1, max_length=64)
     assert made.predicted_bytes[0]

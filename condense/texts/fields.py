@@ -1,0 +1,234 @@
+"""A record to a document: its text column, or the conversation it holds.
+
+A cell that is not text is never turned into its Python or JSON spelling: lists of strings are joined by line breaks,
+parts of text are joined, bytes are decoded, and anything else is refused with its file, record and type.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from condense.errors import UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from condense.texts.formats import LongText
+
+Turns = tuple[tuple[str, str], ...]
+
+CONVERSATIONS = ("messages", "conversations", "conversation", "contents", "dialog", "dialogue", "chat", "turns")
+"""Columns that hold a list of turns: OpenAI, ShareGPT, Gemini and their like."""
+QUESTIONS = ("instruction", "prompt", "question", "query", "input", "inputs")
+CONTEXTS = ("input", "context")
+ANSWERS = ("output", "completion", "response", "answer", "chosen", "targets")
+SYSTEMS = ("system", "system_prompt")
+CHAT_COLUMNS = frozenset((*CONVERSATIONS, *QUESTIONS, *CONTEXTS, *ANSWERS, *SYSTEMS, "history"))
+_SPEAKERS = ("role", "from", "speaker", "author")
+_SAID = ("content", "value", "text", "parts")
+_ROLES = {
+    "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
+    "bot": "assistant", "bing": "assistant", "bard": "assistant", "observation": "tool", "tool_response": "tool",
+    "function": "tool",
+}  # fmt: skip
+_TEXT_PARTS = (None, "text", "input_text", "output_text")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with a name that says where it came from (`probe/encyclopaedic-1`, `notes.txt`, `a.jsonl:17`).
+
+    A chat record keeps its `messages` (role, content); its text is their contents, a line each. A file that is read
+    in pieces is `long`, and `text` is empty.
+    """
+
+    name: str
+    text: str
+    messages: Turns | None = None
+    long: LongText | None = None
+
+    def __post_init__(self) -> None:
+        """Half of a surrogate pair, which no UTF-8 can hold, becomes a question mark; in a name an escape."""
+        if not self.text.isascii():
+            object.__setattr__(self, "text", self.text.encode("utf-8", errors="replace").decode("utf-8"))
+        object.__setattr__(self, "name", shown(self.name))
+
+    @property
+    def body(self) -> str | LongText:
+        """The text, or what gives it in slices."""
+        return self.text if self.long is None else self.long
+
+
+def shown(name: str) -> str:
+    """A name that may stand in a file: bytes of a path that are not UTF-8 are written as escapes."""
+    if name.isascii():
+        return name
+    return name.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="backslashreplace")
+
+
+def document_of(name: str, record: Any, column: str) -> Document:
+    """A record (an object, or a string that is its own text) as a document.
+
+    UsageError for a column that is not there or holds something else than text, UnavailableError for a record that
+    is neither object nor string.
+    """
+    if isinstance(record, str):
+        return Document(name, record)
+    if not isinstance(record, Mapping):
+        raise UnavailableError(f"{name} holds {type(record).__name__} records, not objects with a text column")
+    value = record.get(column)
+    turns = _column_turns(name, column, value)
+    if turns is None and value is None:
+        turns = _conversation(name, record)
+    if turns is not None:
+        return Document(name, "\n".join(content for _, content in turns if content), turns)
+    if column not in record:
+        raise missing(column, record, name)
+    return Document(name, cell_text(value, name, column))
+
+
+def missing(column: str, columns: Iterable[Any], where: str) -> UsageError:
+    """The error for a column that is not there, naming those that are."""
+    known = ", ".join(str(name) for name, _ in zip(columns, range(8), strict=False))
+    return UsageError(f"no column {column!r} in {where} (found: {known})", "name it with --text-column")
+
+
+def needed(column: str, columns: Sequence[str], where: str) -> list[str]:
+    """The columns of a table that have to be read: the text column, and those that a conversation may be in."""
+    wanted = CHAT_COLUMNS if column not in columns else {column, *CONVERSATIONS}
+    chosen = [name for name in dict.fromkeys(columns) if name in wanted]
+    if not chosen:
+        raise missing(column, columns, where)
+    return chosen
+
+
+def cell_text(value: Any, where: str, column: str) -> str:
+    """The text of a cell; none for null. UsageError naming record, column and type for what is not text."""
+    if value is None:
+        return ""
+    text = _text(value)
+    if text is None:
+        raise _not_text(value, where, column)
+    return text
+
+
+def _text(value: Any) -> str | None:
+    """A string, bytes in UTF-8, a part of text, or a list of these joined by line breaks; None for anything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes | bytearray | memoryview):
+        try:
+            return bytes(value).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return None
+    if isinstance(value, Mapping):
+        keys = {key for key, item in value.items() if item is not None}  # a table fills what other parts have
+        is_part = value.get("type") in _TEXT_PARTS and keys <= {"type", "text", "cache_control", "annotations"}
+        return _text(value["text"]) if is_part and isinstance(value.get("text"), str | bytes) else None
+    if isinstance(value, list):
+        texts = [_text(item) for item in value if item is not None]
+        parts = [text for text in texts if text is not None]
+        return "\n".join(parts) if len(parts) == len(texts) else None
+    return None
+
+
+def _not_text(value: Any, where: str, column: str) -> UsageError:
+    return UsageError(
+        f"{where}: column {column!r} holds {_kind(value)}, not text",
+        "name a column of text with --text-column, or take such records out",
+    )
+
+
+def _kind(value: Any) -> str:
+    """What a cell holds, in words, down to the first item of a list that is not text."""
+    if isinstance(value, Mapping):
+        kind = value.get("type")
+        if isinstance(kind, str) and kind not in _TEXT_PARTS:
+            return f"a part of type {kind!r}"
+        return f"an object ({', '.join(map(str, list(value)[:6]))})"
+    if isinstance(value, list):
+        wrong = next((item for item in value if item is not None and _text(item) is None), None)
+        return f"a list with {_kind(wrong)}"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return "bytes that are not UTF-8"
+    return f"a value of type {type(value).__name__}"
+
+
+# --- conversations -------------------------------------------------------------------------------------------
+
+
+def _column_turns(name: str, column: str, value: Any) -> Turns | None:
+    """The turns in the column that was asked for; None where it holds something else."""
+    if isinstance(value, str) and column in CONVERSATIONS and value.lstrip()[:1] == "[":
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    spoken = isinstance(value, list | tuple) and any(_is_turn(item) for item in value)
+    return tuple(_turns(name, column, value)) if spoken else None
+
+
+def _is_turn(item: Any) -> bool:
+    return isinstance(item, Mapping) and any(key in item for key in _SPEAKERS)
+
+
+def _conversation(name: str, record: Mapping[Any, Any]) -> Turns | None:
+    """The conversation that a record holds: a list of turns, or a question and its answer."""
+    for column in CONVERSATIONS:
+        value = record.get(column)
+        if isinstance(value, str) and (turns := _column_turns(name, column, value)) is not None:
+            return (*_system(name, record), *turns)
+        if isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
+            return (*_system(name, record), *_turns(name, column, value))
+    return _exchange(name, record)
+
+
+def _system(name: str, record: Mapping[Any, Any]) -> Turns:
+    column = next((key for key in SYSTEMS if isinstance(record.get(key), str) and record[key].strip()), None)
+    return () if column is None else (("system", cell_text(record[column], name, column)),)
+
+
+def _turns(name: str, column: str, value: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    for number, turn in enumerate(value, 1):
+        where = f"{name}: turn {number} of {column!r}"
+        if not isinstance(turn, Mapping):
+            raise UsageError(f"{where} is {_kind(turn)}, not an object with a role and a content")
+        speaker = next((turn[key] for key in _SPEAKERS if turn.get(key) is not None), None)
+        if not isinstance(speaker, str):
+            raise UsageError(f"{where} has no role (found: {', '.join(map(str, list(turn)[:8]))})")
+        said = next((key for key in _SAID if turn.get(key) is not None), None)
+        said = said or next((key for key in _SAID if key in turn), None)
+        if said is None and not turn.get("tool_calls") and not turn.get("function_call"):
+            raise UsageError(f"{where} has no content (found: {', '.join(map(str, list(turn)[:8]))})")
+        content = "" if said is None else cell_text(turn[said], where, said)
+        yield _ROLES.get(speaker.lower(), speaker.lower()), content
+
+
+def _exchange(name: str, record: Mapping[Any, Any]) -> Turns | None:
+    """A question with its answer (Alpaca, Dolly, prompt and completion): texts, or both lists of turns."""
+    asked = next((key for key in QUESTIONS if record.get(key) is not None), None)
+    answered = next((key for key in ANSWERS if record.get(key) is not None), None)
+    if asked is None or answered is None:
+        return None
+    if isinstance(record[answered], list) and all(map(_is_turn, record[answered])):
+        before = record[asked] if isinstance(record[asked], list) else []
+        if record[answered][: len(before)] == before:  # the answer repeats its prompt, as in preference data
+            before = []
+        return (*_turns(name, asked, before), *_turns(name, answered, record[answered]))
+    question = cell_text(record[asked], name, asked)
+    if asked == "instruction":
+        context = next((key for key in CONTEXTS if record.get(key)), None)
+        question += f"\n\n{cell_text(record[context], name, context)}" if context else ""
+    answer = cell_text(record[answered], name, answered)
+    return (*_system(name, record), *_history(name, record), ("user", question), ("assistant", answer))
+
+
+def _history(name: str, record: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    for pair in record.get("history") or ():
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise UsageError(f"{name}: 'history' holds {_kind(pair)}, not pairs of a question and an answer")
+        for role, said in zip(("user", "assistant"), pair, strict=True):
+            yield role, cell_text(said, name, "history")
