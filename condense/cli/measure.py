@@ -58,11 +58,21 @@ def named_text(corpus: TextOptions, split: str | None = None) -> Any:
 
     split: the one to read of a dataset where none is named.
     """
-    if corpus.dataset is None:
-        return corpus.text
     from condense.texts import documents
 
+    if corpus.dataset is None:
+        chosen = corpus.split or split
+        if not corpus.text or chosen is None or not documents.is_saved_dataset(Path(corpus.text)):
+            return corpus.text
+        return documents.read(corpus.text, corpus.text_column, split=chosen)
     return documents.dataset(corpus.dataset, corpus.dataset_config, corpus.split or split, corpus.text_column)
+
+
+def named_source(text: str | None) -> str | None:
+    """How a text is named in the record, whatever it is read by; None for the probe text."""
+    from condense.texts.documents import label
+
+    return None if text is None else label(text)
 
 
 def training_text(corpus: TextOptions) -> Any:
@@ -85,7 +95,7 @@ def cut_windows(located: Located, corpus: TextOptions, measure: MeasureOptions, 
             positions=located.positions,
             seed=measure.seed,
             text_column=corpus.text_column,
-            source=f"dataset {corpus.dataset}" if corpus.dataset else None,
+            source=f"dataset {corpus.dataset}" if corpus.dataset is not None else named_source(corpus.text),
         )
     if len(cut) < measure.num_texts and not MANNER.quiet:
         say(f"{len(cut)} windows of {cut.info.length} tokens were found, {measure.num_texts} asked for; going on")

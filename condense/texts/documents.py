@@ -63,7 +63,7 @@ def read(
     path = expanded(source)
     mode = _mode(path)
     if stat.S_ISDIR(mode):
-        if _is_saved_dataset(path):
+        if is_saved_dataset(path):
             yield from _saved_dataset(path, column, split)
             return
         for file in _files(path):
@@ -170,7 +170,8 @@ def _is_corpus(path: Path) -> bool:
 # --- datasets ------------------------------------------------------------------------------------------------
 
 
-def _is_saved_dataset(folder: Path) -> bool:
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of datasets."""
     one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     return one or (folder / "dataset_dict.json").is_file()
 

@@ -202,10 +202,9 @@ def test_a_pipe_with_a_name_is_refused_and_one_of_the_shell_is_read(tmp_path: Pa
     with pytest.raises(UnavailableError, match="is a pipe or a device") as caught:
         texts(tmp_path / "a.jsonl")
     assert "--text -" in caught.value.hint
-    line = f'{shlex.quote(sys.executable)} -c "{READ.replace("'-'", "sys.argv[1]")}" <(printf \'["one", "two"]\')'
-    done = subprocess.run(
-        ["bash", "-c", line.replace('-c "', '-c "import sys; ')], capture_output=True, text=True, timeout=60
-    )
+    code = "import sys; " + READ.replace("'-'", "sys.argv[1]")
+    line = f'{shlex.quote(sys.executable)} -c {shlex.quote(code)} <(printf \'["one", "two"]\')'
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "['one', 'two']", done.stderr
 
 
