@@ -148,8 +148,9 @@ def _documents(source: Source, column: str, stream: bool) -> Iterator[Document]:
 
 
 def _sniffed(head: str, column: str) -> Kind:
-    """What a text is whose name does not say it: JSON objects, a table with the column in its header, or text."""
-    if re.match(r'\s*(\[\s*)?\{\s*("(\\.|[^"\\])*"\s*:|\}\s*$)', head):
+    """What a text is whose name does not say it: JSON objects or an array, a table with the column in its header, or text."""
+    string = r'"(\\.|[^"\\])*"\s*'
+    if re.match(rf"\s*((\[\s*)?\{{\s*({string}:|\}}\s*$)|\[\s*{string}[,\]])", head):
         return "lines"
     return "table" if tables.is_header(head, column) else "text"
 
