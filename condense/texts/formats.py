@@ -148,7 +148,7 @@ def _documents(source: Source, column: str, stream: bool) -> Iterator[Document]:
 
 
 def _sniffed(head: str, column: str) -> Kind:
-    """What a text is whose name does not say it: JSON objects or an array, a table with the column in its header, or text."""
+    """What a text is whose name does not say it: JSON, a table with the column in its header, or text."""
     string = r'"(\\.|[^"\\])*"\s*'
     if re.match(rf"\s*((\[\s*)?\{{\s*({string}:|\}}\s*$)|\[\s*{string}[,\]])", head):
         return "lines"
