@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from condense.errors import UsageError
-from condense.metrics import MIN_TEXTS
+from condense.intervals import coverage_note
 from condense.records.diagnosis import Diagnosis
 
 
@@ -91,8 +91,10 @@ def caveats(runs: Mapping[str, Diagnosis]) -> list[str]:
             "perplexity are not compared; bits per byte are"
         )
     made += _shapes(runs, reference, others)
-    if first.corpus.texts < MIN_TEXTS:
-        made.append(f"{first.corpus.texts} texts: below {MIN_TEXTS} the intervals decide nothing")
+    notes = {name: coverage_note(runs[name].corpus.documents) for name in (reference, *others)}
+    for note in dict.fromkeys(note for note in notes.values() if note):
+        named = [name for name, own in notes.items() if own == note]
+        made.append(f"{_listed(named)}: {note}")
     versions = sorted({run.condense for run in runs.values()})
     if len(versions) > 1:
         made.append(f"measured with different versions of condense ({', '.join(versions)})")

@@ -1,58 +1,79 @@
-"""How much does one measurement differ from another? Paired by text where the windows are the same.
+"""How much does one measurement differ from another? Paired by window where the windows are the same; over seeds.
 
-Composite numbers are formed within each bootstrap resample: the texts are drawn once for both
-measurements, then the composite of each, then their difference. Several pairs (one per training seed) share the
-draw of the texts and are averaged within it. Covers texts, not training seeds.
+Every number is a mean over windows, or linearised to one (a ratio, an exponential), so that the values of A, B and
+B − A add up and a difference has the interval of the differences per window: over documents, and over training seeds
+where there are several. All inference is that of `condense.intervals`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from condense.intervals import CONFIDENCE, Floats, resampling_weights, weighted_means
-from condense.metrics import METRICS, PER_TEXT
+from condense import intervals
+from condense.comparison.verdict import LEAST, TOLERANCE, WITHOUT_TOP, cone_word, quality_word
+from condense.intervals import ALPHA, Floats, Spread
+from condense.metrics import METRICS, QUALITY
 from condense.records.base import Estimate
-from condense.records.diagnosis import Diagnosis, Quality
-from condense.records.treatment import Effect, SiteEffect
+from condense.records.diagnosis import Diagnosis
+from condense.records.treatment import ConeWord, Effect, Power, SiteEffect, Word
 
-TAIL = (1 - CONFIDENCE) / 2
 QUALITY_KEYS = ("loss", "bits_per_byte")
-Pairs = Sequence[tuple[Diagnosis, Diagnosis]]
-Statistic = Callable[[Floats], Floats]
+CONE_KEYS = ("mean_cosine", WITHOUT_TOP)
+Readings = Mapping[int, Diagnosis]
+"""The diagnoses of one arm by training seed; a measurement without seeds is `{0: diagnosis}`."""
+ONE_SEED = "this pair of runs; other seeds not covered"
+_POOLED = "pooled over documents: there is no value per window to take an interval from"
+_OTHER_WINDOWS = "the two do not have the same number of windows"
+_UNDEFINED = "undefined in one of the two"
 
 
-def difference(
-    new: Diagnosis, old: Diagnosis, against: str, seed: int = 0, site_keys: Iterable[str] = tuple(METRICS)
-) -> Effect:
-    """New − old per metric: deep, per site and quality, with 95 % bootstrap intervals over texts.
+def difference(new: Diagnosis, old: Diagnosis, against: str, site_keys: Iterable[str] = tuple(METRICS)) -> Effect:
+    """New − old per metric: deep, per site and quality, with 95 % intervals over documents.
 
-    Paired where both were measured on the same windows (`windows_sha256`), else the texts of each are
-    drawn for themselves and `paired` is False. site_keys: the metrics to compare site by site.
+    Paired where both were measured on the same windows (`windows_sha256`), else each side's variance is added and
+    `paired` is False. site_keys: the metrics to compare site by site.
     """
-    return effect_over_seeds({0: new}, {0: old}, against, seed, site_keys)
+    return effect_of({0: new}, {0: old}, against, site_keys=site_keys, trained=False)
 
 
-def effect_over_seeds(
-    new: Mapping[int, Diagnosis],
-    old: Mapping[int, Diagnosis],
+def effect_of(
+    new: Readings,
+    old: Readings,
     against: str,
-    seed: int = 0,
+    *,
+    least: float = LEAST,
+    tolerance: float = TOLERANCE,
+    compared: int = 1,
     site_keys: Iterable[str] = tuple(METRICS),
+    trained: bool = True,
 ) -> Effect:
-    """The mean over the training seeds that both have of new − old; intervals over texts. ValueError without one."""
-    pairs = [(new[number], old[number]) for number in sorted(new.keys() & old.keys())]
-    if not pairs:
-        raise ValueError("no training seed is in both")
-    paired = all(same_windows(a, b) for a, b in pairs)
+    """New − old over the training seeds that both have, with the words that the differences come to.
+
+    least, tolerance: the smallest difference that counts in deep mean cosine, and in quality as a share of old's;
+    compared: how many differences are judged side by side, over which .05 is divided for a word; trained: False where
+    the two are no runs of a training, so that nothing is said of its seeds. ValueError without a common seed.
+    """
+    pairing = Pairing.of(new, old)
+    spreads = {key: pairing.deep(key) for key in METRICS} | {key: pairing.quality(key) for key in QUALITY_KEYS}
+    changes = {key: estimate_of(spread) for key, spread in spreads.items()}
+    alpha = ALPHA / max(1, compared)
+    words = pairing.words(spreads, least, tolerance, alpha)
     return Effect(
         against=against,
-        paired=paired,
-        deep={key: deep_contrast(pairs, key, seed, paired=paired) for key in METRICS},
-        quality={key: quality_contrast(pairs, key, seed, paired=paired) for key in QUALITY_KEYS},
-        sites=site_contrasts(pairs, tuple(site_keys), seed, paired=paired),
+        paired=pairing.same_tokens,
+        deep={key: changes[key] for key in METRICS},
+        quality={key: changes[key] for key in QUALITY_KEYS},
+        sites=pairing.sites(tuple(site_keys), least, alpha),
+        words=words,
+        covers=pairing.covers(trained),
+        seeds=len(pairing.runs),
+        spread=pairing.deviations(spreads),
+        power=pairing.power(spreads, words),
     )
 
 
@@ -61,151 +82,254 @@ def same_windows(new: Diagnosis, old: Diagnosis) -> bool:
     return new.corpus.windows_sha256 == old.corpus.windows_sha256
 
 
-def deep_contrast(pairs: Pairs, key: str, seed: int = 0, *, paired: bool, stack: str | None = None) -> Estimate:
-    """Mean over pairs of new − old in a metric's median over the deepest half of a stack (default: the main one)."""
-    value = _mean_difference([(new.deep_of(stack)[key].value, old.deep_of(stack)[key].value) for new, old in pairs])
-    if value is None:
-        return Estimate(None, reason="undefined in one of the two")
-    if key not in PER_TEXT:
-        return Estimate(value)
-    tables = [(_deep_table(new, key, stack), _deep_table(old, key, stack)) for new, old in pairs]
-    return Estimate(value, *_interval(tables, _median, seed, paired))
+def _reading(run: Diagnosis, key: str) -> Estimate:
+    """A deep metric or a number of quality."""
+    found: Estimate = getattr(run.quality, key) if key in QUALITY else run.deep[key]
+    return found
 
 
-def quality_contrast(pairs: Pairs, key: str, seed: int = 0, *, paired: bool) -> Estimate:
-    """Mean over pairs of new − old in loss, perplexity or bits_per_byte; per text too where one pair is paired."""
-    both = [(getattr(new.quality, key), getattr(old.quality, key)) for new, old in pairs]
-    value = _mean_difference([(a.value, b.value) for a, b in both])
-    if value is None:
-        reasons = [of.reason for pair in both for of in pair if of.value is None and of.reason]
-        return Estimate(None, reason=reasons[0] if reasons else "undefined in one of the two")
-    if key == "bits_per_byte":
-        tables, statistic = [(_bits_table(new), _bits_table(old)) for new, old in pairs], _ratio
-    else:
-        statistic = _exponential if key == "perplexity" else _first  # of the mean loss, so of its texts
-        losses = [(new.quality.loss.per_text, old.quality.loss.per_text) for new, old in pairs]
-        tables = [(_column(a), _column(b)) for a, b in losses]
-    low, high = _interval(tables, statistic, seed, paired)
-    per_text = None
-    first, second = both[0]
-    if paired and len(pairs) == 1 and len(first.per_text or ()) == len(second.per_text or ()):
-        texts = zip(first.per_text, second.per_text, strict=True)
-        per_text = tuple(None if x is None or y is None else x - y for x, y in texts)
-    return Estimate(value, low, high, per_text)
+def estimate_of(spread: Spread) -> Estimate:
+    """A difference with its 95 % interval, or the reason why it has none."""
+    low, high = spread.bounds()
+    return Estimate(spread.value, low, high, reason=spread.reason)
 
 
-def site_contrasts(pairs: Pairs, keys: Sequence[str], seed: int = 0, *, paired: bool) -> tuple[SiteEffect, ...]:
-    """Mean over pairs of new − old at every site that all measurements have, for the given metrics."""
-    sides = [[{(s.stack, s.site, s.index): s.metrics for s in run.sites} for run in pair] for pair in pairs]
-    made = []
-    for site in pairs[0][0].sites:
-        place = (site.stack, site.site, site.index)
-        if all(place in side for pair in sides for side in pair):
-            both = [(new[place], old[place]) for new, old in sides]
-            found = {
-                key: metric_contrast([(new[key], old[key]) for new, old in both], seed, paired=paired)
-                for key in keys
-                if key in site.metrics
-            }
-            made.append(SiteEffect(site.site, site.stack, site.index, found))
-    return tuple(made)
+# --- one number, window by window ------------------------------------------------------------------------
 
 
-def metric_contrast(both: Sequence[tuple[Estimate, Estimate]], seed: int = 0, *, paired: bool) -> Estimate:
-    """Mean over pairs of new − old in one metric at one site, with its interval where it is measured per text."""
-    value = _mean_difference([(a.value, b.value) for a, b in both])
-    if value is None:
-        return Estimate(None, reason="undefined in one of the two")
-    if any(a.per_text is None or b.per_text is None for a, b in both):
-        return Estimate(value)
-    tables = [(_column(a.per_text), _column(b.per_text)) for a, b in both]
-    return Estimate(value, *_interval(tables, _first, seed, paired))
+@dataclass(frozen=True)
+class Linear:
+    """A number and what each window adds to its error: `influence` (N,), which sums to 0 and is 0 where undefined.
 
-
-def _mean_difference(values: Sequence[tuple[float | None, float | None]]) -> float | None:
-    differences = [a - b for a, b in values if a is not None and b is not None]
-    return sum(differences) / len(differences) if len(differences) == len(values) > 0 else None
-
-
-# --- statistics of tables of texts ---------------------------------------------------------------------
-
-
-def _first(means: Floats) -> Floats:
-    return means[:, 0]
-
-
-def _exponential(means: Floats) -> Floats:
-    return np.exp(means[:, 0])
-
-
-def _ratio(means: Floats) -> Floats:
-    return means[:, 0] / means[:, 1]
-
-
-def _median(means: Floats) -> Floats:
-    return np.nanmedian(means, axis=1) if np.isfinite(means).any() else np.full(len(means), np.nan)
-
-
-def _column(values: Sequence[float | None] | None) -> Floats:
-    return np.array([np.nan if v is None else v for v in values or ()], dtype=np.float64)[:, None]
-
-
-def _deep_table(diagnosis: Diagnosis, key: str, stack: str | None) -> Floats:
-    """Per-text values at the deepest half of a stack's blocks, the main one's by default: (texts, blocks)."""
-    stack = stack or diagnosis.main_stack
-    blocks = [site for site in diagnosis.sites if site.stack == stack and site.site == "block"]
-    half = [site for site in blocks if site.index > len(blocks) // 2]
-    return np.hstack([_column(site.metrics[key].per_text) for site in half])
-
-
-def _bits_table(diagnosis: Diagnosis) -> Floats:
-    """Bits and bytes of each text: (texts, 2)."""
-    sizes = np.array(diagnosis.quality.predicted_bytes, dtype=np.float64)
-    ratios = _column(diagnosis.quality.bits_per_byte.per_text)[:, 0]
-    return np.stack([ratios * sizes, sizes], axis=1)
-
-
-def _interval(
-    tables: Sequence[tuple[Floats, Floats]], statistic: Statistic, seed: int, paired: bool
-) -> tuple[float | None, float | None]:
-    """Bounds of the mean over pairs of statistic(new) − statistic(old); None below two texts."""
-    draws = []
-    for new, old in tables:
-        if min(len(new), len(old)) < 2 or (paired and new.shape != old.shape):
-            return None, None
-        mine = resampling_weights(len(new), seed)
-        theirs = mine if paired else resampling_weights(len(old), seed + 1)
-        if paired:  # a text that is undefined on one side says nothing of the difference
-            known = np.isfinite(new) & np.isfinite(old)
-            new, old = np.where(known, new, np.nan), np.where(known, old, np.nan)
-        draws.append(statistic(weighted_means(new, mine)) - statistic(weighted_means(old, theirs)))
-    return _bounds(np.mean(draws, axis=0))
-
-
-def _bounds(draws: Floats) -> tuple[float | None, float | None]:
-    known = draws[np.isfinite(draws)]
-    if len(known) == 0:
-        return None, None
-    low, high = np.quantile(known, [TAIL, 1 - TAIL])
-    return float(low), float(high)
-
-
-def size_of(estimate: Estimate, least: float) -> Literal["fall", "rise", "none", "unclear"]:
-    """Whether a difference is a measurable fall or rise, lies within ±least, or is unclear."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return "unclear"
-    if abs(estimate.value) >= least and (estimate.high < 0 or estimate.low > 0):
-        return "fall" if estimate.value < 0 else "rise"
-    return "none" if -least <= estimate.low and estimate.high <= least else "unclear"
-
-
-def held_within(changes: Mapping[str, Estimate], reference: Quality, tolerance: float) -> bool | None:
-    """True if the upper bound of the change is within a share of the reference's value; None if unknown.
-
-    Bits per byte where there are any, else the loss (masked models).
+    A mean has (x − mean)/N, a ratio Σy/Σx has (y − R·x)/Σx, exp of a mean has exp(mean)·(x − mean)/N. None with the
+    reason where the number, or its value per window, is not known.
     """
-    for key in ("bits_per_byte", "loss"):
-        change, base = changes.get(key), getattr(reference, key).value
-        if change is not None and change.high is not None and base is not None:
-            return bool(change.high <= tolerance * base)
-    return None
+
+    value: float | None
+    influence: Floats | None = None
+    known: NDArray[np.bool_] | None = None
+    documents: tuple[int, ...] = ()
+    reason: str | None = None
+
+
+def mean_of(estimate: Estimate, documents: tuple[int, ...]) -> Linear:
+    """A mean over windows as it was measured."""
+    if estimate.value is None:
+        return Linear(None, reason=estimate.reason)
+    if estimate.per_text is None:
+        return Linear(estimate.value, reason=_POOLED)
+    values = np.array([np.nan if value is None else value for value in estimate.per_text], dtype=np.float64)
+    known = np.isfinite(values)
+    if not known.any():
+        return Linear(estimate.value, reason=_POOLED)
+    return Linear(estimate.value, _centred(values, known) / known.sum(), known, documents)
+
+
+def _centred(values: Floats, known: NDArray[np.bool_]) -> Floats:
+    return np.where(known, values - values[known].mean(), 0.0)
+
+
+def quality_of(run: Diagnosis, key: str) -> Linear:
+    """Loss, perplexity or bits per byte of a run, the last weighted by the bytes of the windows."""
+    estimate: Estimate = getattr(run.quality, key)
+    documents = run.corpus.documents
+    if key == "perplexity" and estimate.value is not None:
+        loss = mean_of(run.quality.loss, documents)
+        if loss.value is None or loss.influence is None:
+            return Linear(estimate.value, reason=loss.reason)
+        return Linear(estimate.value, math.exp(loss.value) * loss.influence, loss.known, documents)
+    if key != "bits_per_byte" or estimate.value is None or estimate.per_text is None:
+        return mean_of(estimate, documents)
+    ratios = np.array([np.nan if value is None else value for value in estimate.per_text], dtype=np.float64)
+    known = np.isfinite(ratios)
+    sizes = np.where(known, np.array(run.quality.predicted_bytes, dtype=np.float64), 0.0)
+    bits = sizes * np.where(known, ratios, 0.0)
+    return Linear(estimate.value, (bits - bits.sum() / sizes.sum() * sizes) / sizes.sum(), known, documents)
+
+
+def difference_of(sides: Sequence[tuple[Linear, Linear]], *, paired: bool, documents: Sequence[int] = ()) -> Spread:
+    """The mean over seeds of first − second, with its variance over documents and over seeds.
+
+    Paired: over the windows where either is defined, the others of the two adding nothing to the error. documents: of
+    the windows of a pair, where they are not the second's own.
+    """
+    known = [(a.value, b.value) for a, b in sides if a.value is not None and b.value is not None]
+    if len(known) < len(sides):
+        reasons = [side.reason for pair in sides for side in pair if side.value is None]
+        return Spread(None, (), next((reason for reason in reasons if reason), _UNDEFINED))
+    values = np.array([a - b for a, b in known])
+    value = float(values.mean())
+    unknown = [side.reason for pair in sides for side in pair if side.influence is None]
+    if unknown:
+        return Spread(value, (), unknown[0] or _POOLED)
+    firsts, seconds = zip(*sides, strict=True)
+    sizes = [{len(_influence(side)) for side in column} for column in (firsts, seconds)]
+    if max(map(len, sizes)) > 1 or (paired and sizes[0] != sizes[1]):
+        return Spread(value, (), _OTHER_WINDOWS)
+    if paired:
+        defined = _defined([side for pair in sides for side in pair])
+        errors = np.array([_influence(a) - _influence(b) for a, b in sides])[:, defined]
+        own = np.array(documents or seconds[0].documents)[defined] if documents or seconds[0].documents else ()
+        spread = intervals.over_seeds(values[:, None] + defined.sum() * errors, tuple(own))
+        return Spread(value, spread.parts, spread.reason)
+    first, second = _averaged(firsts), _averaged(seconds)
+    both = intervals.difference(first, second)
+    if len(sides) == 1 or not both.parts:
+        return Spread(value, both.parts, both.reason)
+    seeds = (float(values.var(ddof=1)) / len(values), len(values) - 1.0)
+    return Spread(value, (seeds, *first.parts, *second.parts))
+
+
+def _influence(side: Linear) -> Floats:
+    if side.influence is None:
+        raise ValueError("there is no value per window")
+    return side.influence
+
+
+def _defined(sides: Sequence[Linear]) -> NDArray[np.bool_]:
+    """The windows in which any of the sides is defined."""
+    known: NDArray[np.bool_] = np.array([side.known for side in sides], dtype=np.bool_)
+    return np.asarray(known.any(axis=0))
+
+
+def _averaged(column: Sequence[Linear]) -> Spread:
+    """The mean over seeds of one side, with its variance over documents."""
+    defined = _defined(column)
+    errors = np.mean([_influence(side) for side in column], axis=0)[defined]
+    value = float(np.mean([side.value for side in column]))
+    documents = column[0].documents
+    own = tuple(np.array(documents)[defined]) if documents else ()
+    return intervals.over_documents(value + defined.sum() * errors, own)
+
+
+# --- two arms under the same seeds -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The runs of two arms under the same seeds, and what of them is paired by window.
+
+    `byte_documents`: the documents of the windows that both were scored on by bytes, where their own windows differ;
+    bits per byte are paired then, and nothing else.
+    """
+
+    runs: tuple[tuple[Diagnosis, Diagnosis], ...]
+    same_tokens: bool
+    byte_documents: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, new: Readings, old: Readings, byte_documents: tuple[int, ...] = ()) -> Pairing:
+        """Match by seed; ValueError if the two have none in common."""
+        runs = tuple((new[seed], old[seed]) for seed in sorted(new.keys() & old.keys()))
+        if not runs:
+            raise ValueError("the two have no training seed in common")
+        return cls(runs, all(same_windows(a, b) for a, b in runs), byte_documents)
+
+    def one(self, index: int) -> Pairing:
+        """The runs of one seed alone."""
+        return Pairing((self.runs[index],), self.same_tokens, self.byte_documents)
+
+    def _spread(self, read: Callable[[Diagnosis], Linear]) -> Spread:
+        return difference_of([(read(a), read(b)) for a, b in self.runs], paired=self.same_tokens)
+
+    def deep(self, key: str, stack: str | None = None) -> Spread:
+        """New − old in a deep metric of a stack, by default the main one."""
+        return self._spread(lambda run: mean_of(run.deep_of(stack)[key], run.corpus.documents))
+
+    def quality(self, key: str) -> Spread:
+        """New − old in loss, perplexity or bits per byte."""
+        by_bytes = key == "bits_per_byte" and bool(self.byte_documents) and not self.same_tokens
+        sides = [(quality_of(a, key), quality_of(b, key)) for a, b in self.runs]
+        documents = self.byte_documents if by_bytes else ()
+        return difference_of(sides, paired=self.same_tokens or by_bytes, documents=documents)
+
+    def sites(self, keys: Sequence[str], least: float, alpha: float) -> tuple[SiteEffect, ...]:
+        """New − old at every site that all runs have, for the given metrics, the blocks with their words."""
+        tables = [{(s.stack, s.site, s.index): s.metrics for s in run.sites} for pair in self.runs for run in pair]
+        blocks = sum(site.site == "block" for site in self.runs[0][0].sites)
+        made = []
+        for site in self.runs[0][0].sites:
+            at = (site.stack, site.site, site.index)
+            if not all(at in table for table in tables):
+                continue
+            changes: dict[str, Estimate] = {}
+            words: dict[str, ConeWord] = {}
+            for key in (key for key in keys if all(key in table[at] for table in tables)):
+                own = [
+                    mean_of(table[at][key], run.corpus.documents)
+                    for table, run in zip(tables, self._flat(), strict=True)
+                ]
+                spread = difference_of(list(zip(own[::2], own[1::2], strict=True)), paired=self.same_tokens)
+                changes[key] = estimate_of(spread)
+                if site.site == "block" and key in CONE_KEYS:
+                    words[key] = cone_word(changes[key], spread.bounds(alpha / blocks), least)
+            made.append(SiteEffect(site.site, site.stack, site.index, changes, words))
+        return tuple(made)
+
+    def _flat(self) -> list[Diagnosis]:
+        return [run for pair in self.runs for run in pair]
+
+    def words(self, spreads: Mapping[str, Spread], least: float, tolerance: float, alpha: float) -> dict[str, Word]:
+        """What the differences come to: of the mean cosine with and without three dimensions, and of quality."""
+        made = {}
+        for key in CONE_KEYS:
+            bounds = spreads[key].bounds(alpha)
+            made[key] = Word(cone_word(estimate_of(spreads[key]), bounds, least), key, least, *bounds, alpha)
+        key = "bits_per_byte" if spreads["bits_per_byte"].value is not None else "loss"
+        known = [value for _, old in self.runs if (value := getattr(old.quality, key).value) is not None]
+        limit = tolerance * float(np.mean(known)) if known else None
+        bounds = spreads[key].bounds(alpha)
+        word = quality_word(estimate_of(spreads[key]), bounds, limit)
+        return {**made, "quality": Word(word, key, limit, *bounds, alpha)}
+
+    def covers(self, trained: bool = True) -> str:
+        """What the intervals cover: how many seeds and documents, or that it is this pair of runs alone."""
+        documents, seeds = self.runs[0][1].corpus.documents, len(self.runs)
+        count = len(set(documents))
+        of_documents = intervals.coverage_note(documents) or f"{count} documents"
+        of_seeds = ONE_SEED if seeds == 1 else f"{seeds} seeds"
+        return f"{of_seeds}; {of_documents}" if trained else of_documents
+
+    def deviations(self, spreads: Mapping[str, Spread]) -> dict[str, float | None]:
+        """Standard deviation of each difference over seeds; None for one seed, or where it is not known."""
+        made: dict[str, float | None] = dict.fromkeys(spreads)
+        if len(self.runs) > 1:
+            for key, spread in spreads.items():
+                values = (
+                    [_reading(new, key).value for new, _ in self.runs],
+                    [_reading(old, key).value for _, old in self.runs],
+                )
+                known = [a - b for a, b in zip(*values, strict=True) if a is not None and b is not None]
+                made[key] = float(np.std(known, ddof=1)) if spread.value is not None else None
+        return made
+
+    def power(self, spreads: Mapping[str, Spread], words: Mapping[str, Word]) -> dict[str, Power]:
+        """What so many seeds could have shown, of the mean cosine and of quality; nothing for one seed."""
+        if len(self.runs) < 2:
+            return {}
+        named = {name: words[name] for name in ("mean_cosine", "quality")}
+        made = {name: power_of(spreads[word.key], word, len(self.runs)) for name, word in named.items()}
+        return {name: found for name, found in made.items() if found is not None}
+
+
+def power_of(spread: Spread, word: Word, seeds: int) -> Power | None:
+    """The smallest difference that so many seeds could have shown, and the seeds needed for what counts."""
+    if not spread.parts:
+        return None
+    (of_seeds, _), *rest = spread.parts
+    variance = sum(part[0] for part in rest)
+    freedom = variance**2 / sum(part[0] ** 2 / part[1] for part in rest) if variance else None
+    document = (variance, freedom) if freedom is not None else None
+    needed = intervals.seeds_needed(word.least, of_seeds * seeds, document, word.alpha) if word.least else None
+    return Power(
+        key=word.key,
+        seeds=seeds,
+        alpha=word.alpha,
+        seed_sd=(of_seeds * seeds) ** 0.5,
+        document_error=variance**0.5,
+        document_dof=freedom,
+        shown=intervals.smallest_detectable(spread.parts, word.alpha),
+        wanted=word.least,
+        seeds_needed=needed,
+        reason="more validation text, not more seeds" if word.least and needed is None else None,
+    )

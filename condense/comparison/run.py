@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from condense.comparison import verdict as remarks
+from condense.comparison import trajectory as run_findings
+from condense.comparison import verdict as model_findings
 from condense.comparison.comparability import caveats, refuse_incomparable
-from condense.comparison.differences import difference
+from condense.comparison.differences import effect_of
 from condense.comparison.members import Candidate, find, run_of, step_of
 from condense.comparison.trajectory import peak_of, scale_of
 from condense.errors import CondenseError, as_condense_error, is_panic
@@ -24,7 +25,7 @@ from condense.records.base import Estimate
 from condense.records.comparison import COMPARISON_SCHEMA, CURVES, Comparison, Failure, Kind, Member, Trajectory
 from condense.records.diagnosis import Diagnosis, Histogram, Quality, SiteReading
 from condense.records.options import CompareOptions, MeasureOptions, ModelOptions, takes
-from condense.records.treatment import Effect
+from condense.records.treatment import Effect, Word
 from condense.version import __version__
 
 BINS = 100
@@ -110,7 +111,7 @@ def assembled(
             diagnosis,
             places[name],
             steps[name] if run is not None else None,
-            None if name == reference else _effect(diagnosis, runs[reference], reference),
+            None if name == reference else _effect(diagnosis, runs[reference], reference, len(runs) - 1),
         )
         for name, diagnosis in runs.items()
     )
@@ -128,7 +129,7 @@ def assembled(
         kind=kind,
         protocol=first.protocol,
         members=members,
-        findings=remarks.findings(kind, members, trajectory),
+        findings=run_findings.findings(members, trajectory) if trajectory else model_findings.findings(kind, members),
         caveats=(*caveats(runs), *(f"{failure.name} could not be measured: {failure.reason}" for failure in failures)),
         failures=tuple(failures),
         trajectory=trajectory,
@@ -264,11 +265,15 @@ def _bare(of: Estimate) -> Estimate:
     return replace(of, per_text=None)
 
 
-def _effect(run: Diagnosis, first: Diagnosis, reference: str) -> Effect:
-    """A member − the reference, without what cannot be a difference: see `caveats`."""
-    effect = difference(run, first, reference, run.corpus.seed, CURVES)
+def _effect(run: Diagnosis, first: Diagnosis, reference: str, compared: int) -> Effect:
+    """A member − the reference, without what cannot be a difference: see `caveats`.
+
+    compared: how many members are judged against the reference, over which .05 is divided for a word.
+    """
+    effect = effect_of({0: run}, {0: first}, reference, compared=compared, site_keys=CURVES, trained=False)
     deep = {key: _bare(of) for key, of in effect.deep.items()}
     quality = {key: _bare(of) for key, of in effect.quality.items()}
+    words = dict(effect.words)
     if run.model.hidden_size != first.model.hidden_size:
         for key in ("effective_rank", "entropy_rank", "effective_rank_with_sink"):
             deep[key] = Estimate(None, reason="the widths differ: read the share of the Gaussian null")
@@ -276,6 +281,9 @@ def _effect(run: Diagnosis, first: Diagnosis, reference: str) -> Effect:
         quality["loss"] = Estimate(None, reason="the windows differ: read bits per byte")
     if run.model.objective != first.model.objective:
         quality = {key: Estimate(None, reason="trained to predict different things") for key in quality}
+    if quality[words["quality"].key].value is None:
+        words["quality"] = Word("not measured", words["quality"].key)
     sites = effect.sites if run.model.blocks == first.model.blocks else ()
     stack = run.sites[-1].stack
-    return replace(effect, deep=deep, quality=quality, sites=tuple(site for site in sites if site.stack == stack))
+    own = tuple(site for site in sites if site.stack == stack)
+    return replace(effect, deep=deep, quality=quality, words=words, sites=own)

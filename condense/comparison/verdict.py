@@ -1,7 +1,9 @@
-"""What a comparison shows, in words: findings with numbers, a next command, a source. Pure Python.
+"""What a difference comes to in words, and what a comparison shows. Pure Python: no numpy, no tensors.
 
-The rules are those of a treatment's effect: a difference is measurable when its interval excludes 0 and it is at
-least `LEAST`; quality is held when even the upper bound of the change stays within the tolerance.
+The words are decided here, once, for `compare`, `treat` and `trial`: a difference counts as more spread or more
+condensed when its interval excludes 0 and it is at least the smallest that counts; it is smaller than what counts
+when the whole 95 % interval lies within ±that; else it is inconclusive. Findings carry numbers, a next command, a
+source.
 """
 
 from __future__ import annotations
@@ -10,27 +12,94 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from condense.comparison.differences import size_of
 from condense.diagnosis.verdict import LIU
-from condense.metrics import MIN_TEXTS
 from condense.records.base import Estimate, Finding
-from condense.records.comparison import Kind, Member, Trajectory
+from condense.records.comparison import Kind, Member
 from condense.records.plans import Plan
+from condense.records.treatment import ConeWord, Opened, QualityWord, Word
 
 LEAST, TOLERANCE = Plan.min_effect, Plan.quality_tolerance
 WITHOUT_TOP = "mean_cosine_without_top_dimensions"
 Severity = Literal["severe", "warning", "info", "good"]
+Bounds = tuple[float | None, float | None]
 CONVENTION = "convention of condense"
 LI = "Li et al. 2025, arXiv:2509.23024; Li et al. 2026, arXiv:2506.24106"
 RANKS = "Across model families geometry barely ranks models: rho about 0.2 with a benchmark"
+UNITS = {"bits_per_byte": "bits per byte", "loss": "nats per token"}
+UNDECIDED: Word = Word("inconclusive", "mean_cosine")
 
 
-def findings(kind: Kind, members: Sequence[Member], trajectory: Trajectory | None = None) -> tuple[Finding, ...]:
-    """The findings of a comparison, the main one first."""
-    if trajectory is not None:
-        return (_course(members, trajectory), *_quality_course(members), *_trend_course(members))
+# --- the rules -------------------------------------------------------------------------------------------
+
+
+def cone_word(change: Estimate, strict: Bounds, least: float) -> ConeWord:
+    """What a change in mean cosine comes to; `strict` is its interval at the level that a direction must clear."""
+    if change.value is not None and abs(change.value) >= least and _excludes_zero(strict):
+        return "more spread" if change.value < 0 else "more condensed"
+    if change.low is not None and change.high is not None and -least < change.low and change.high < least:
+        return "smaller than what counts"
+    return "inconclusive"
+
+
+def quality_word(change: Estimate, strict: Bounds, least: float | None) -> QualityWord:
+    """What a change in bits per byte or loss comes to; `least` is the tolerated rise, None without a reference."""
+    if change.value is None or least is None:
+        return "not measured"
+    if _excludes_zero(strict) and abs(change.value) >= least:
+        if change.value < 0:
+            return "improved"
+        if change.value > least:
+            return "worse"
+    return "held" if change.high is not None and change.high <= least else "not shown to be held"
+
+
+def quality_in(words: Mapping[str, Word]) -> QualityWord:
+    """The word on quality; "not shown to be held" where nothing is decided."""
+    known: dict[str, QualityWord] = {"improved": "improved", "held": "held", "worse": "worse"}
+    word = words["quality"].word if "quality" in words else "not measured"
+    return "not measured" if word == "not measured" else known.get(word, "not shown to be held")
+
+
+def what_opened(words: Mapping[str, Word], changes: Mapping[str, Estimate]) -> Opened:
+    """Did the cone open, or were three dimensions rescaled: the words with and without each text's top three."""
+    whole, rest = (words.get(key, UNDECIDED).word for key in ("mean_cosine", WITHOUT_TOP))
+    if whole != "more spread":
+        if rest == "more spread":
+            return "cone opened"
+        return "not clear" if "inconclusive" in (whole, rest) else "neither"
+    if rest == "inconclusive":
+        return "not clear"
+    if rest != "more spread":
+        return "three dimensions rescaled"
+    total, inner = (changes[key].value or 0.0 for key in ("mean_cosine", WITHOUT_TOP))
+    return "cone opened" if inner <= 0.5 * total else "both"
+
+
+def open_because(change: Estimate, word: Word) -> str:
+    """Why a difference is inconclusive, from its interval."""
+    least = word.least or 0.0
+    if change.value is None or change.low is None or change.high is None:
+        return f"There is no interval: {change.reason or 'too little was measured'}."
+    if change.low <= 0 <= change.high:
+        return f"The 95 % interval holds 0 and reaches beyond ±{least:g}: no difference and one that counts both fit."
+    if abs(change.value) < least:
+        return f"The 95 % interval excludes 0 and reaches beyond ±{least:g}: whether the difference counts is open."
+    count = round(0.05 / word.alpha)
+    return f"{count} differences are judged side by side, and at the level that asks for ({word.alpha:.2g}) 0 fits too."
+
+
+def _excludes_zero(bounds: Bounds) -> bool:
+    low, high = bounds
+    return low is not None and high is not None and (low > 0 or high < 0)
+
+
+# --- findings --------------------------------------------------------------------------------------------
+
+
+def findings(kind: Kind, members: Sequence[Member]) -> tuple[Finding, ...]:
+    """The findings of a comparison of models, the main one first; `trajectory.findings` has those of a run."""
     if kind == "pair":
-        return (_pair(members[0], members[1]), *_three_dimensions(members[1]), *_cost(members[0], members[1]))
+        return (_pair(members[0], members[1]), *_three_dimensions(members[1]), *_quality_change(members[0], members[1]))
     several = len({(m.model.architecture, m.model.parameters) for m in members}) > 1
     return (_family(members), *_size(members), *([_scope()] if several else []))
 
@@ -39,76 +108,113 @@ def findings(kind: Kind, members: Sequence[Member], trajectory: Trajectory | Non
 
 
 def _pair(first: Member, other: Member) -> Finding:
-    change = _change(other, "mean_cosine")
-    size = "unclear" if min(first.corpus.texts, other.corpus.texts) < MIN_TEXTS else size_of(change, LEAST)
-    a, b = other.name, first.name
-    named: dict[str, tuple[str, Severity, str]] = {
-        "rise": ("more-condensed", "warning", f"{a} is more condensed than {b}"),
-        "fall": ("less-condensed", "info", f"{a} is less condensed than {b}"),
-        "none": ("no-measurable-difference", "good", f"{a} is as condensed as {b}: no measurable difference"),
-        "unclear": ("inconclusive", "info", f"Inconclusive: the texts do not decide between {a} and {b}"),
-    }
-    why = {
-        "rise": "Its tokens point more alike. That is no defect by itself: read the quality beside it.",
-        "fall": "Its tokens point less alike. That is no gain by itself: read the quality beside it.",
-        "none": f"The whole interval lies within ±{LEAST:g}, the smallest difference that counts.",
-        "unclear": f"The interval holds both 0 and differences of {LEAST:g}, which would count; more texts narrow it.",
-    }[size]
-    key, severity, title = named[size]
+    change, word = change_of(other, "mean_cosine"), word_of(other, "mean_cosine")
     seen = (
-        f"deep mean cosine {_number(first.deep['mean_cosine'], 3)} → {_number(other.deep['mean_cosine'], 3)}, "
-        f"difference {_signed(change, 4)}; effective rank {_rank(first)} → {_rank(other)}"
+        f"deep mean cosine {number(first.deep['mean_cosine'], 3)} → {number(other.deep['mean_cosine'], 3)}, "
+        f"difference {signed(change, 4)} (counts from {LEAST:g}); effective rank {_rank(first)} → {_rank(other)}"
     )
-    step = f"condense compare {_quoted(first)} {_quoted(other)} --num-texts {4 * other.corpus.texts}"
-    return Finding(key, severity, title, seen, why, step if size == "unclear" else _analyze(other), CONVENTION)
+    if other.difference is not None and not other.difference.paired and word.word in ("more spread", "more condensed"):
+        return _other_windows(first, other, seen)
+    a, b = other.name, first.name
+    key, severity, title, why = {
+        "more condensed": (
+            "more-condensed", "warning", f"{a} is more condensed than {b}",
+            "Its tokens point more alike. That is no defect by itself: read the quality beside it.",
+        ),
+        "more spread": (
+            "less-condensed", "info", f"{a} is less condensed than {b}",
+            "Its tokens point less alike. That is no gain by itself: read the quality beside it.",
+        ),
+        "smaller than what counts": (
+            "too-small-to-count", "good", f"{a} and {b} differ by less than what counts",
+            f"The whole interval lies within ±{LEAST:g}, the smallest difference that counts.",
+        ),
+        "inconclusive": (
+            "inconclusive", "info", f"Inconclusive: whether {a} or {b} is more condensed is open",
+            open_because(change, word),
+        ),
+    }[word.word]  # fmt: skip
+    more = f"condense compare {_quoted(first)} {_quoted(other)} --num-texts {4 * other.corpus.texts}"
+    step = more if word.word == "inconclusive" else analyze_again(other)
+    return Finding(key, _severity(severity), title, seen, why, step, CONVENTION)
+
+
+def _severity(name: str) -> Severity:
+    known: dict[str, Severity] = {"severe": "severe", "warning": "warning", "good": "good"}
+    return known.get(name, "info")
+
+
+def _other_windows(first: Member, other: Member, seen: str) -> Finding:
+    """A clear difference between numbers that were read on different tokens: which model is condensed is not said."""
+    higher = word_of(other, "mean_cosine").word == "more condensed"
+    return Finding(
+        "other-windows",
+        "info",
+        f"{other.name} reads {'higher' if higher else 'lower'} than {first.name}, each on windows of its own",
+        seen,
+        "Another tokenizer cuts the text into other tokens and other windows, and both move a mean cosine: this number "
+        "does not say which model is more condensed. Bits per byte compare.",
+        analyze_again(other),
+        CONVENTION,
+    )
 
 
 def _three_dimensions(other: Member) -> list[Finding]:
     """Whether what changed is more than three coordinates."""
-    whole, rest = _change(other, "mean_cosine"), _change(other, WITHOUT_TOP)
-    if size_of(whole, LEAST) not in ("rise", "fall") or rest.value is None:
+    whole, rest = word_of(other, "mean_cosine").word, word_of(other, WITHOUT_TOP).word
+    moved = ("more spread", "more condensed")
+    if change_of(other, WITHOUT_TOP).value is None or not (whole in moved or rest in moved):
         return []
-    stays = size_of(rest, LEAST)
-    key, title = {
-        size_of(whole, LEAST): ("cone-moved", "The difference stays without the top three dimensions"),
-        "none": ("three-dimensions-moved", "The difference is made by each text’s top three dimensions"),
-    }.get(stays, ("three-dimensions-unclear", "Whether more than the top three dimensions moved is not clear"))
+    if whole == rest:
+        key, title = "cone-moved", "The difference stays without the top three dimensions"
+    elif rest in moved:
+        key, title = "cone-moved", f"Without each text’s top three dimensions {other.name} is {rest}"
+    elif rest == "smaller than what counts":
+        key, title = "three-dimensions-moved", "The difference is made by each text’s top three dimensions"
+    else:
+        key, title = "three-dimensions-unclear", "Whether more than the top three dimensions moved is not clear"
     return [
         Finding(
-            key, "info", title,
-            f"deep mean cosine {_signed(whole, 4)}, without each text’s top three dimensions {_signed(rest, 4)}",
+            key,
+            "info",
+            title,
+            f"deep mean cosine {signed(change_of(other, 'mean_cosine'), 4)}, without each text’s top three dimensions "
+            f"{signed(change_of(other, WITHOUT_TOP), 4)} (counts from {LEAST:g})",
             "A few coordinates can make most of a cosine: what stays without them is the cone itself.",
-            _analyze(other), "Timkey & van Schijndel 2021, arXiv:2109.04404",
+            analyze_again(other),
+            "Timkey & van Schijndel 2021, arXiv:2109.04404",
         )
-    ]  # fmt: skip
+    ]
 
 
-def _cost(first: Member, other: Member) -> list[Finding]:
+_QUALITY: dict[str, tuple[str, Severity, str]] = {
+    "improved": ("quality-improved", "good", "It predicts the texts better"),
+    "held": ("quality-held", "good", "It predicts the texts as well"),
+    "worse": ("quality-lost", "warning", "It predicts the texts worse"),
+    "not shown to be held": ("quality-unclear", "info", "It is not shown that it predicts the texts as well"),
+}
+
+
+def _quality_change(first: Member, other: Member) -> list[Finding]:
     """Quality on the same texts."""
-    if other.difference is None:
+    word = word_of(other, "quality")
+    if word.word not in _QUALITY or other.difference is None or word.least is None:
         return []
-    for key, unit in (("bits_per_byte", "bits per byte"), ("loss", "nats per token")):
-        change = other.difference.quality.get(key, Estimate(None))
-        base: Estimate = getattr(first.quality, key)
-        if change.value is None or base.value is None:
-            continue
-        limit = TOLERANCE * base.value
-        held = change.high is not None and change.high <= limit
-        worse = change.low is not None and change.low > limit
-        title = "It predicts the texts worse" if worse else (
-            "It predicts the texts as well, or better" if held else "Whether it predicts the texts as well is not clear"
-        )  # fmt: skip
-        new: Estimate = getattr(other.quality, key)
-        return [
-            Finding(
-                "quality-lost" if worse else "quality-held" if held else "quality-unclear",
-                "warning" if worse else "good" if held else "info", title,
-                f"{unit} {_number(base, 3)} → {_number(new, 3)}, difference {_signed(change, 4)}",
-                f"Tolerated is {TOLERANCE:.1%} of the first. Geometry and quality can each change alone.",
-                _analyze(other), CONVENTION,
-            )
-        ]  # fmt: skip
-    return []
+    key, severity, title = _QUALITY[word.word]
+    base, new = (getattr(member.quality, word.key) for member in (first, other))
+    return [
+        Finding(
+            key,
+            severity,
+            title,
+            f"{UNITS[word.key]} {number(base, 3)} → {number(new, 3)}, difference "
+            f"{signed(other.difference.quality[word.key], 4)}",
+            f"Tolerated is a rise of {word.least:.4f}, {TOLERANCE:.1%} of the first. Geometry and quality can each "
+            "change alone.",
+            analyze_again(other),
+            CONVENTION,
+        )
+    ]
 
 
 # --- several -----------------------------------------------------------------------------------------------
@@ -121,40 +227,67 @@ def _family(members: Sequence[Member]) -> Finding:
     )
     if not known:
         return Finding(
-            "undefined", "info", "The mean cosine is not defined for any of them", "no value", "Nothing to compare.",
-            _analyze(members[0]), CONVENTION,
+            "undefined", "warning", "No member has a mean cosine", "undefined in all", "there is nothing to compare",
+            analyze_again(members[0]), CONVENTION,
         )  # fmt: skip
-    least, most = known[0], known[-1]
-    sizes = {member.name: size_of(_change(member, "mean_cosine"), LEAST) for member in members[1:]}
-    counts = {word: list(sizes.values()).count(word) for word in ("rise", "fall", "none", "unclear")}
-    moved = [member for member in members[1:] if sizes[member.name] in ("rise", "fall")]
-    furthest = max(moved, key=lambda member: abs(_change(member, "mean_cosine").value or 0.0), default=members[-1])
+    least, most, others = known[0], known[-1], members[1:]
+    words = [_family_word(member) for member in others]
+    moved = [member for member, word in zip(others, words, strict=True) if word in ("more condensed", "more spread")]
+    furthest = max(moved, key=lambda member: abs(change_of(member, "mean_cosine").value or 0.0), default=members[-1])
+    counts = "; ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    lost = [member for member in others if word_of(member, "quality").word == "worse"]
+    alpha = word_of(others[0], "mean_cosine").alpha
     return Finding(
-        "range", "warning" if counts["rise"] else "info", _family_title(members[0], moved, sizes),
-        f"deep mean cosine {_number(least.deep['mean_cosine'], 3)} ({least.name}) to "
-        f"{_number(most.deep['mean_cosine'], 3)} ({most.name}); against {members[0].name}: {counts['rise']} more "
-        f"condensed, {counts['fall']} less, {counts['none']} with no measurable difference, {counts['unclear']} "
-        "undecided",
-        f"A difference counts where its interval excludes 0 and it is at least {LEAST:g}. It is no defect or gain by "
-        "itself: read the quality beside it.",
-        _analyze(furthest), CONVENTION,
-    )  # fmt: skip
+        "range",
+        "warning" if "more condensed" in words or lost else "info",
+        _family_title(members[0], others),
+        f"deep mean cosine {number(least.deep['mean_cosine'], 3)} ({least.name}) to "
+        f"{number(most.deep['mean_cosine'], 3)} ({most.name}); against {members[0].name}: {counts}",
+        f"A difference counts from {LEAST:g}, and its interval has to exclude 0 at {alpha:.2g}, .05 over the number of "
+        "differences. It is no defect or gain by itself: read the quality beside it.",
+        analyze_again(furthest),
+        CONVENTION,
+    )
 
 
-def _family_title(first: Member, moved: Sequence[Member], sizes: Mapping[str, str]) -> str:
-    """Who differs measurably from the first, and which way."""
-    ways = {sizes[member.name] for member in moved}
-    word = "more" if ways == {"rise"} else "less"
-    rest = [size for size in sizes.values() if size not in ("rise", "fall")]
-    if not moved:
-        return f"None is measurably more or less condensed than {first.name}"
-    if len(ways) == 2:
-        up = sum(sizes[member.name] == "rise" for member in moved)
-        return f"Against {first.name}, {up} of {len(sizes)} are more condensed and {len(moved) - up} less"
-    if len(moved) == 1 and rest and set(rest) == {"none"}:
-        return f"{moved[0].name} is {word} condensed than {first.name}, the others are not measurably different"
-    who = moved[0].name + " is" if len(moved) == 1 else f"{len(moved)} of {len(sizes)} are"
-    return f"{who} {word} condensed than {first.name}"
+def _family_word(member: Member) -> str:
+    """The word of a member against the first; none of a direction where it was read on windows of its own."""
+    word = word_of(member, "mean_cosine").word
+    unpaired = member.difference is not None and not member.difference.paired
+    return "on windows of its own" if unpaired else word
+
+
+def _family_title(first: Member, others: Sequence[Member]) -> str:
+    """Who differs from the first and which way; with nobody, what else changed."""
+    words = {member.name: _family_word(member) for member in others}
+    up, down = ([n for n, word in words.items() if word == way] for way in ("more condensed", "more spread"))
+    if up and down:
+        return f"Against {first.name}, {len(up)} of {len(words)} are more condensed and {len(down)} less"
+    if not up and not down:
+        small = set(words.values()) == {"smaller than what counts"}
+        start = (
+            "All differ by less than what counts from" if small else "None is shown to be more or less condensed than"
+        )
+        return f"{start} {first.name}{_other_changes(others)}"
+    way, moved = ("more", up) if up else ("less", down)
+    who = moved[0] + " is" if len(moved) == 1 else f"{len(moved)} of {len(words)} are"
+    rest = [word for word in words.values() if word not in ("more condensed", "more spread")]
+    added = ", the others differ by less than what counts" if set(rest) == {"smaller than what counts"} else ""
+    return f"{who} {way} condensed than {first.name}{added if len(moved) == 1 else ''}"
+
+
+def _other_changes(others: Sequence[Member]) -> str:
+    """What changed of members whose mean cosine did not: their quality, the cone without three dimensions."""
+    lost = [member.name for member in others if word_of(member, "quality").word == "worse"]
+    rose = [member.name for member in others if word_of(member, WITHOUT_TOP).word == "more condensed"]
+    parts = [f"{_listed(lost)} predict{'s' * (len(lost) == 1)} the texts worse"] if lost else []
+    verb = "is" if len(rose) == 1 else "are"
+    parts += [f"{_listed(rose)} {verb} more condensed without each text’s top three dimensions"] if rose else []
+    return f", but {' and '.join(parts)}" if parts else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _size(members: Sequence[Member]) -> list[Finding]:
@@ -166,18 +299,20 @@ def _size(members: Sequence[Member]) -> list[Finding]:
     small, large = sized[0], sized[-1]
     a, b = small.trend.spearman.rho or 0.0, large.trend.spearman.rho or 0.0
     word = "falls" if b < a - 0.1 else "rises" if b > a + 0.1 else "hardly changes"
-    points = ", ".join(f"{_size_of(m)} {m.trend.spearman.rho or 0.0:+.2f}" for m in sized[:12])
-    agrees = word == "falls"
+    points = ", ".join(f"{_size_of_model(m)} {m.trend.spearman.rho or 0.0:+.2f}" for m in sized[:12])
+    published = "As published: within" if word == "falls" else "Published is the opposite: within"
     return [
         Finding(
-            "size", "info", f"From the smallest to the largest the trend over depth {word}",
+            "size",
+            "info",
+            f"From the smallest to the largest the trend over depth {word}",
             f"Spearman rho of mean cosine with depth by parameters: {points}" + (" …" if len(sized) > 12 else ""),
-            ("As published: within a family larger models condense less with depth. " if agrees else
-             "Published is the opposite: within a family larger models condense less with depth. ")
-            + "A trend is no severity: random weights score +1, and few blocks make a coarse rank correlation.",
-            _analyze(large), LIU,
+            f"{published} a family larger models condense less with depth. A trend is no severity: random weights "
+            "score +1, and few blocks make a coarse rank correlation.",
+            analyze_again(large),
+            LIU,
         )
-    ]  # fmt: skip
+    ]
 
 
 def _scope() -> Finding:
@@ -188,95 +323,27 @@ def _scope() -> Finding:
     )  # fmt: skip
 
 
-# --- a run over its steps ----------------------------------------------------------------------------------
+# --- numbers and names -------------------------------------------------------------------------------------
 
 
-def _course(members: Sequence[Member], trajectory: Trajectory) -> Finding:
-    first, last, peak = members[0], members[-1], trajectory.peak
-    ends = (
-        f"deep mean cosine {_number(first.deep['mean_cosine'], 3)} at step {first.step}, "
-        f"{_number(last.deep['mean_cosine'], 3)} at step {last.step}"
-    )
-    change = _change(last, "mean_cosine")
-    size = size_of(change, LEAST)
-    end = {
-        "rise": "ends more condensed than it began", "fall": "ends less condensed than it began",
-        "none": "ends as condensed as it began", "unclear": "ends undecided against its beginning",
-    }[size]  # fmt: skip
-    seen = f"{ends}, difference {_signed(change, 3)}"
-    if peak is not None:
-        early = "an early peak" if peak.early else "a peak"
-        return Finding(
-            "early-peak" if peak.early else "peak", "info",
-            f"The run condenses first and opens again: {early} at step {peak.step}",
-            f"{ends}; in between {peak.value:.3f} at step {peak.step}, {_signed(peak.rise, 3)} above the first and "
-            f"then {_signed(peak.fall, 3)} to the last; it {end}",
-            "So did the tiny models that were pretrained while condense was built, and published runs collapse in "
-            "their warm-up too. A checkpoint from that stretch says nothing of the finished model.",
-            _analyze(last), f"{LI}; {LIU}",
-        )  # fmt: skip
-    severity: Severity = "warning" if size == "rise" else "good" if size == "fall" else "info"
-    return Finding(
-        {"rise": "condenses", "fall": "opens", "none": "steady", "unclear": "undecided"}[size], severity,
-        f"The run {end}", seen, "No checkpoint on the way stands out from both ends.", _analyze(last), f"{LI}; {LIU}",
-    )  # fmt: skip
-
-
-def _quality_course(members: Sequence[Member]) -> list[Finding]:
-    for key, unit in (("bits_per_byte", "bits per byte"), ("loss", "nats per token")):
-        values = [(m, getattr(m.quality, key).value) for m in members]
-        known = [(member, value) for member, value in values if value is not None]
-        if len(known) < 2:
-            continue
-        best = min(known, key=lambda pair: pair[1])
-        (first, begin), (last, end) = known[0], known[-1]
-        return [
-            Finding(
-                "quality-course", "info", f"Over the same steps {unit} go from {begin:.2f} to {end:.2f}",
-                f"{begin:.3f} at step {first.step}, best {best[1]:.3f} at step {best[0].step}, {end:.3f} at step "
-                f"{last.step}",
-                "Read the two curves together: a cone that opens while prediction improves is training at work; one "
-                "that narrows late while prediction improves is not thereby a defect.",
-                _analyze(best[0]), LI,
-            )
-        ]  # fmt: skip
-    return []
-
-
-def _trend_course(members: Sequence[Member]) -> list[Finding]:
-    known = [member for member in members if member.trend.spearman.rho is not None]
-    if len(known) < 2:
-        return []
-    first, last = known[0], known[-1]
-    a, b = first.trend.spearman.rho or 0.0, last.trend.spearman.rho or 0.0
-    relieved = a >= 0.5 and b < a - 0.1
-    return [
-        Finding(
-            "trend-course", "info",
-            f"The trend over depth is {'relieved' if relieved else 'not relieved'} by training",
-            f"Spearman rho of mean cosine with depth {a:+.2f} at step {first.step}, {b:+.2f} at step {last.step}",
-            "Published for one 7 B run: +1.0 at initialisation, below 0 at the end. "
-            + ("Here it moves the same way. " if relieved else "Here it does not move that way. ")
-            + "With few blocks the coefficient is coarse.",
-            _analyze(last), LIU,
-        )
-    ]  # fmt: skip
-
-
-# --- words -------------------------------------------------------------------------------------------------
-
-
-def _change(member: Member, key: str) -> Estimate:
+def change_of(member: Member, key: str) -> Estimate:
+    """A member − the first in a deep metric; undefined for the first."""
     return member.difference.deep.get(key, Estimate(None)) if member.difference else Estimate(None)
 
 
-def _analyze(member: Member) -> str:
+def word_of(member: Member, key: str) -> Word:
+    """What the difference of a member to the first comes to; undecided for the first."""
+    return member.difference.words.get(key, UNDECIDED) if member.difference else UNDECIDED
+
+
+def analyze_again(member: Member) -> str:
+    """The command that looks at a member alone."""
     commit = member.model.revision
     revision = f" --revision {shlex.quote(commit)}" if commit else ""
     return f"condense analyze {shlex.quote(member.model.id)}{revision} --random-twin -o report/"
 
 
-def _size_of(member: Member) -> str:
+def _size_of_model(member: Member) -> str:
     count = member.model.parameters
     if count >= 1e9:
         return f"{count / 1e9:.3g} B"
@@ -290,14 +357,16 @@ def _quoted(member: Member) -> str:
 def _rank(member: Member) -> str:
     rank = member.deep["effective_rank"]
     share = "" if rank.null_ratio is None else f" ({100 * rank.null_ratio:.0f} % of random)"
-    return _number(rank, 1) + share
+    return number(rank, 1) + share
 
 
-def _number(of: Estimate, digits: int) -> str:
+def number(of: Estimate, digits: int) -> str:
+    """A value with fixed digits."""
     return "undefined" if of.value is None else f"{of.value:.{digits}f}"
 
 
-def _signed(of: Estimate, digits: int) -> str:
+def signed(of: Estimate, digits: int = 4) -> str:
+    """A difference with its sign and interval, in plain characters."""
     if of.value is None:
         return "undefined"
     interval = "" if of.low is None or of.high is None else f" [{of.low:+.{digits}f}, {of.high:+.{digits}f}]"

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from condense import intervals
 from condense.errors import UsageError
 from condense.evaluation import harness
 from condense.evaluation.harness import OnRequest, OpenTasks, find_tasks, open_tasks
-from condense.intervals import CONFIDENCE, Floats, bootstrap_interval
+from condense.intervals import Floats, Spread
 from condense.records.base import Estimate
 from condense.records.tasks import TaskEffect, TaskScore
 
@@ -175,54 +176,56 @@ def _group_scores(name: str, own: Sequence[Sequence[TaskScore]], results: Mappin
 # --- differences ---------------------------------------------------------------------------------------
 
 
-def task_effects(new: Sequence[TaskScore], old: Sequence[TaskScore], seed: int = 0) -> tuple[TaskEffect, ...]:
+def task_effects(new: Sequence[TaskScore], old: Sequence[TaskScore]) -> tuple[TaskEffect, ...]:
     """New − old for every task and metric that both have, with a 95 % interval over samples.
 
-    Paired where both kept the scores of the same samples (equal `samples_sha256`): a percentile bootstrap that draws
-    samples once for both (1,000 resamples). Else from the two standard errors, difference ± 1.96·√(a² + b²), and
-    `paired` is False. Neither covers training seeds.
+    Paired where both kept the scores of the same samples (equal `samples_sha256`): the interval of the differences per
+    sample. Else from the two standard errors, and `paired` is False. It does not cover training seeds: see
+    `task_effects_over_seeds`.
     """
-    others = {(score.task, score.metric): score for score in old}
-    return tuple(
-        _effect(score, others[score.task, score.metric], seed) for score in new if (score.task, score.metric) in others
-    )
+    return task_effects_over_seeds([new], [old])
 
 
-def over_seeds(runs: Sequence[Sequence[TaskScore]]) -> tuple[TaskScore, ...]:
-    """The mean over training seeds of the scores that every run has; samples are averaged where they are the same.
+def task_effects_over_seeds(
+    new: Sequence[Sequence[TaskScore]], old: Sequence[Sequence[TaskScore]]
+) -> tuple[TaskEffect, ...]:
+    """New − old, mean over training seeds, for every task and metric that all runs have.
 
-    The standard error is the mean of the runs' own: seeds share the samples, so they do not make it smaller.
+    new, old: the scores of both under the same seeds, in the same order. The interval's variance has a part over seeds
+    and one over samples (of the differences averaged over seeds where paired), each with its own t quantile.
     """
-    if not runs:
-        return ()
-    tables = [{(score.task, score.metric): score for score in run} for run in runs]
+    if len(new) != len(old):
+        raise ValueError(f"{len(new)} runs against {len(old)}: give both under the same seeds")
+    tables = [{(score.task, score.metric): score for score in run} for run in (*new, *old)]
+    keys = [key for key in (tables[0] if tables else ()) if all(key in table for table in tables)]
     return tuple(
-        _mean_score([table[key] for table in tables]) for key in tables[0] if all(key in table for table in tables)
+        _task_effect([table[key] for table in tables[: len(new)]], [table[key] for table in tables[len(new) :]])
+        for key in keys
     )
 
 
-def _mean_score(scores: Sequence[TaskScore]) -> TaskScore:
-    first, values, errors = scores[0], [s.value for s in scores], [s.stderr for s in scores]
-    known, sure = [v for v in values if v is not None], [e for e in errors if e is not None]
-    whole = len(known) == len(scores)
-    same = whole and first.scale == "mean" and all(_same_samples(score, first) for score in scores)
-    columns = zip(*(score.per_sample or () for score in scores), strict=True) if same else ()
-    samples = tuple(sum(column) / len(scores) for column in columns)
-    return replace(
-        first,
-        value=sum(known) / len(known) if whole else None,
-        stderr=sum(sure) / len(sure) if len(sure) == len(scores) else None,
-        per_sample=samples or None,
-        weights=first.weights if samples else None,
-    )
-
-
-def _effect(new: TaskScore, old: TaskScore, seed: int) -> TaskEffect:
-    paired = _same_samples(new, old)
+def _task_effect(new: Sequence[TaskScore], old: Sequence[TaskScore]) -> TaskEffect:
+    first = new[0]
+    paired = all(_same_samples(score, old[0]) for score in (*new, *old))
+    spread = _sample_spread(new, old) if paired else _stderr_spread(new, old)
+    low, high = spread.bounds()
     return TaskEffect(
-        new.task, new.metric, new.value, old.value, _paired(new, old, seed) if paired else _unpaired(new, old), paired,
-        min(new.samples, old.samples), new.higher_is_better,
-    )  # fmt: skip
+        task=first.task,
+        metric=first.metric,
+        new=_mean_value(new),
+        old=_mean_value(old),
+        difference=Estimate(spread.value, low, high, reason=spread.reason),
+        paired=paired,
+        samples=min(score.samples for score in (*new, *old)),
+        higher_is_better=first.higher_is_better,
+        seeds=len(new),
+        shown=intervals.smallest_detectable(spread.parts) if len(new) > 1 and spread.parts else None,
+    )
+
+
+def _mean_value(scores: Sequence[TaskScore]) -> float | None:
+    known = [score.value for score in scores if score.value is not None]
+    return sum(known) / len(known) if len(known) == len(scores) else None
 
 
 def _same_samples(new: TaskScore, old: TaskScore) -> bool:
@@ -231,28 +234,46 @@ def _same_samples(new: TaskScore, old: TaskScore) -> bool:
     return kept and alike and len(new.per_sample or ()) == len(old.per_sample or ())
 
 
-def _paired(new: TaskScore, old: TaskScore, seed: int) -> Estimate:
-    mine, theirs = np.array(new.per_sample, dtype=np.float64), np.array(old.per_sample, dtype=np.float64)
-    weights = np.ones(len(mine)) if new.weights is None else np.array(new.weights, dtype=np.float64)
-
-    def change(means: Floats) -> Floats:
-        a, b = means[:, 0] / means[:, 2], means[:, 1] / means[:, 2]
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left out of the interval
-            return a - b if new.scale == "mean" else np.exp(a) - np.exp(b)
-
-    if new.value is None or old.value is None:
-        return Estimate(None, reason="undefined in one of the two")
-    low, high = bootstrap_interval(np.stack([weights * mine, weights * theirs, weights], axis=1), change, seed)
-    return Estimate(new.value - old.value, low, high, reason="one sample only" if low is None else None)
+def _differences(new: Sequence[TaskScore], old: Sequence[TaskScore]) -> Floats | None:
+    pairs = [(a.value, b.value) for a, b in zip(new, old, strict=True)]
+    known = [a - b for a, b in pairs if a is not None and b is not None]
+    return np.array(known, dtype=np.float64) if len(known) == len(pairs) else None
 
 
-def _unpaired(new: TaskScore, old: TaskScore) -> Estimate:
-    if new.value is None or old.value is None:
-        return Estimate(None, reason="undefined in one of the two")
-    value = new.value - old.value
-    if new.stderr is None or old.stderr is None:
-        return Estimate(value, reason="no standard error")
-    import scipy.special
+def _sample_spread(new: Sequence[TaskScore], old: Sequence[TaskScore]) -> Spread:
+    """Paired: what each sample adds to the differences, seed by seed; every sample is a unit of its own."""
+    values = _differences(new, old)
+    if values is None:
+        return Spread(None, (), "undefined in one of the two")
+    errors = np.array([_influence(a) - _influence(b) for a, b in zip(new, old, strict=True)])
+    size = errors.shape[1]
+    if size < 2:
+        return Spread(float(values.mean()), (), "one sample only")
+    spread = intervals.over_seeds(values[:, None] + size * errors, range(size))
+    return Spread(float(values.mean()), spread.parts, spread.reason)
 
-    half = float(scipy.special.ndtri(0.5 + CONFIDENCE / 2)) * math.hypot(new.stderr, old.stderr)
-    return Estimate(value, value - half, value + half)
+
+def _influence(score: TaskScore) -> Floats:
+    """What each sample adds to the error of a score: w·(x − mean)/Σw, times the score itself on the scale "exp"."""
+    x = np.array(score.per_sample, dtype=np.float64)
+    weights = np.ones(len(x)) if score.weights is None else np.array(score.weights, dtype=np.float64)
+    share = weights / weights.sum()
+    influence: Floats = share * (x - share @ x)
+    return influence if score.scale == "mean" else influence * (score.value or 0.0)
+
+
+def _stderr_spread(new: Sequence[TaskScore], old: Sequence[TaskScore]) -> Spread:
+    """Unpaired: the harness's standard errors, which seeds do not make smaller, for they share the samples."""
+    values = _differences(new, old)
+    if values is None:
+        return Spread(None, (), "undefined in one of the two")
+    value, parts = float(values.mean()), []
+    for scores in (new, old):
+        errors = [score.stderr for score in scores if score.stderr is not None]
+        if len(errors) < len(scores):
+            return Spread(value, (), "no standard error")
+        parts.append(((sum(errors) / len(errors)) ** 2, max(1.0, scores[0].samples - 1.0)))
+    if len(values) == 1:
+        both = intervals.difference(Spread(value, (parts[0],)), Spread(0.0, (parts[1],)))
+        return Spread(value, both.parts)
+    return Spread(value, ((float(values.var(ddof=1)) / len(values), len(values) - 1.0), *parts))

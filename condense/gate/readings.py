@@ -1,23 +1,26 @@
-"""The numbers and words that an assertion asks of a run: its own, or its change against a baseline. Pure Python.
+"""The numbers and words that an assertion asks of a run: its own, or its change against a baseline.
 
-numpy is loaded for changes alone, whose intervals are bootstrapped text by text.
+numpy is loaded where an interval has to be taken: for changes, and for the blocks of `any-block`, which are judged
+side by side and share the .05 between them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from condense.diagnosis.verdict import ROGUE, SINK
 from condense.gate.assertions import ORDERED, RATIOS, Target
+from condense.intervals import ALPHA, coverage_note, over_documents
 from condense.records.base import Estimate
 from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A number at one place, with its 95 % interval; None with the reason where there is none.
+    """A number at one place, with its interval; the reason where it is undefined or has none.
 
-    For a change, `value` is run − baseline, `current` and `reference` are the two.
+    The interval's level is 95 %, and 1 − .05/blocks for each block of `any-block`. For a change, `value` is
+    run − baseline, `current` and `reference` are the two.
     """
 
     where: str
@@ -45,10 +48,33 @@ def absolute(run: Diagnosis, target: Target) -> tuple[Reading, ...]:
         return (Reading("", reason=missing),)
     readings = []
     for place in _places(run, target):
-        of = _ratio(place.estimate) if target.metric in RATIOS else place.estimate
-        reason = None if of.value is not None else of.reason or "undefined in this run"
-        readings.append(Reading(place.where, of.value, of.low, of.high, current=of.value, reason=reason))
+        own = _at_level(run, target, place.estimate) if target.scope == "any-block" else place.estimate
+        own = _ratio(own) if target.metric in RATIOS else own
+        readings.append(_reading(place.where, own, own.value, None, run))
     return tuple(readings)
+
+
+def _reading(where: str, own: Estimate, current: float | None, reference: float | None, run: Diagnosis) -> Reading:
+    """A reading of an estimate; a number without an interval says why it has none."""
+    reason = None
+    if own.value is None:
+        reason = own.reason or "undefined in this run"
+    elif own.low is None or own.high is None:
+        reason = own.reason or coverage_note(run.corpus.documents) or "there is no interval"
+    return Reading(where, own.value, own.low, own.high, current, reference, reason)
+
+
+def _at_level(run: Diagnosis, target: Target, own: Estimate) -> Estimate:
+    """A number of one block with the interval that it has when all blocks are judged side by side."""
+    if own.value is None or own.per_text is None:
+        return replace(own, low=None, high=None)
+    spread = over_documents(own.per_text, run.corpus.documents)
+    low, high = spread.bounds(_alpha(run, target))
+    return replace(own, low=low, high=high, reason=spread.reason)
+
+
+def _alpha(run: Diagnosis, target: Target) -> float:
+    return ALPHA / max(1, len(_blocks(run, target))) if target.scope == "any-block" else ALPHA
 
 
 def change(run: Diagnosis, baseline: Diagnosis, target: Target) -> tuple[Reading, ...]:
@@ -64,10 +90,8 @@ def change(run: Diagnosis, baseline: Diagnosis, target: Target) -> tuple[Reading
         if other is None:
             readings.append(Reading(place.where, current=place.estimate.value, reason="the baseline has no such block"))
             continue
-        of = _difference(run, baseline, target, place, other)
-        reason = None if of.value is not None else of.reason or "undefined in one of the two"
-        current, reference = place.estimate.value, other.estimate.value
-        readings.append(Reading(place.where, of.value, of.low, of.high, current, reference, reason))
+        change = _difference(run, baseline, target, place, other)
+        readings.append(_reading(place.where, change, place.estimate.value, other.estimate.value, run))
     return tuple(readings)
 
 
@@ -88,7 +112,7 @@ def _places(run: Diagnosis, target: Target) -> list[_Place]:
     prefix = f"{target.stack} " if target.stack else ""
     if target.scope == "deep":
         span = f"{sites[0].index} to {sites[-1].index}" if len(sites) > 1 else f"{sites[0].index}"
-        return [_Place(0, f"{prefix}median of blocks {span}", run.deep_of(target.stack)[key])]
+        return [_Place(0, f"{prefix}mean of blocks {span}", run.deep_of(target.stack)[key])]
     numbered = target.scope == "any-block"
     return [_Place(s.index if numbered else 0, prefix + s.label, s.metrics[key], s) for s in sites]
 
@@ -119,15 +143,18 @@ def _ratio(of: Estimate) -> Estimate:
 
 
 def _difference(run: Diagnosis, baseline: Diagnosis, target: Target, place: _Place, other: _Place) -> Estimate:
-    from condense.comparison import differences as effects
+    from condense.comparison.differences import Pairing, difference_of, mean_of
 
-    pairs, paired = [(run, baseline)], effects.same_windows(run, baseline)
+    pairing = Pairing.of({0: run}, {0: baseline})
     if target.scope == "quality":
-        return effects.quality_contrast(pairs, target.metric, paired=paired)
-    if place.site is None or other.site is None:
-        return effects.deep_contrast(pairs, target.metric, paired=paired, stack=target.stack)
-    both = [(place.site.metrics[target.metric], other.site.metrics[target.metric])]
-    return effects.metric_contrast(both, paired=paired)
+        spread = pairing.quality(target.metric)
+    elif place.site is None or other.site is None:
+        spread = pairing.deep(target.metric, target.stack)
+    else:
+        sides = mean_of(place.estimate, run.corpus.documents), mean_of(other.estimate, baseline.corpus.documents)
+        spread = difference_of([sides], paired=pairing.same_tokens)
+    low, high = spread.bounds(_alpha(run, target))
+    return Estimate(spread.value, low, high, reason=spread.reason)
 
 
 # --- words ------------------------------------------------------------------------------------------

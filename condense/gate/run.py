@@ -1,7 +1,7 @@
 """Does a run keep to what is asked of it? pass, warn, fail, inconclusive, or not run with its reason. Pure Python.
 
-A number passes when its whole 95 % interval keeps to the bound, and violates it when the whole interval does
-not; in between, or below 8 texts, it is inconclusive. The policy decides which of these end a build.
+A number passes when its whole interval keeps to the bound, and violates it when the whole interval does not; in
+between, or without an interval, it is inconclusive. The policy decides which of these end a build.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from condense.comparison.comparability import circumstances, differing_settings
 from condense.errors import UsageError
 from condense.gate.assertions import ORDERED, Assertion, Bound, Target, default_gate
 from condense.gate.readings import Reading, absolute, change, possible_words
+from condense.intervals import NO_DOCUMENTS, coverage_note
 from condense.metrics import MIN_TEXTS
 from condense.records.diagnosis import Diagnosis
 from condense.records.treatment import Treatment
@@ -128,9 +129,10 @@ def evaluate(
 
 
 def _notes(subject: Diagnosis, base: Diagnosis | None, force: bool) -> tuple[str, ...]:
+    note = coverage_note(subject.corpus.documents)
+    notes = [f"intervals: {note}"] if note and note != NO_DOCUMENTS else []
     if base is None:
-        return ()
-    notes = []
+        return tuple(notes)
     if unlike := differing_settings(subject, base):
         if not force:
             said = "; ".join(unlike)
@@ -166,10 +168,10 @@ def _result(
 def _number_result(subject: Diagnosis, base: Diagnosis | None, assertion: Assertion) -> Result:
     """The worst of the places that the target names; the widest miss among equals."""
     if assertion.bound.relative and base is not None:
-        readings, texts = change(subject, base, assertion.target), min(subject.corpus.texts, base.corpus.texts)
+        readings = change(subject, base, assertion.target)
     else:
-        readings, texts = absolute(subject, assertion.target), subject.corpus.texts
-    results = [_judged(reading, assertion, texts) for reading in readings]
+        readings = absolute(subject, assertion.target)
+    results = [_judged(reading, assertion) for reading in readings]
     return min(results, key=lambda result: (OUTCOMES.index(result.outcome), -_excess(result)))
 
 
@@ -181,18 +183,16 @@ def _excess(result: Result) -> float:
     return beyond if result.assertion.bound.upper else -beyond
 
 
-def _judged(reading: Reading, assertion: Assertion, texts: int) -> Result:
+def _judged(reading: Reading, assertion: Assertion) -> Result:
     if reading.value is None:
         return Result(assertion, "not-run", reading, reason=reading.reason or "undefined")
     limit = _limit(assertion.bound, reading)
     if limit is None:
         return Result(assertion, "not-run", reading, reason="the baseline is 0, and nothing is a share of it")
-    if texts < MIN_TEXTS:
-        why = f"{texts} texts; below {MIN_TEXTS} an interval says little"
-        return Result(assertion, "inconclusive", reading, limit, reason=why)
-    low = reading.value if reading.low is None else reading.low
-    high = reading.value if reading.high is None else reading.high
-    ends = {_keeps(end, limit, assertion.bound) for end in (low, high)}
+    if reading.low is None or reading.high is None:
+        outcome: Outcome = "not-run" if reading.reason == NO_DOCUMENTS else "inconclusive"
+        return Result(assertion, outcome, reading, limit, reason=reading.reason or "there is no interval")
+    ends = {_keeps(end, limit, assertion.bound) for end in (reading.low, reading.high)}
     if ends == {True}:
         return Result(assertion, "pass", reading, limit)
     if ends == {False}:
@@ -255,8 +255,10 @@ def _treatment_result(run: Diagnosis | Treatment, assertion: Assertion) -> Resul
     if isinstance(run, Diagnosis):
         return Result(assertion, "not-run", Reading(""), reason="only a treatment has this verdict")
     found, where = run.verdict.id, Reading("treated against control")
-    if found == "inconclusive" and found not in assertion.bound.words:
-        why = "the treatment itself was inconclusive"
+    if run.verdict.covers == NO_DOCUMENTS:
+        return Result(assertion, "not-run", where, words=(found,), reason=NO_DOCUMENTS)
+    if found in ("inconclusive", "no-control") and found not in assertion.bound.words:
+        why = "the treatment has no control arm" if found == "no-control" else "the treatment itself was inconclusive"
         return Result(assertion, "inconclusive", where, words=(found,), reason=why)
     fits = _fits(found, assertion)
     return Result(assertion, "pass" if fits else _violation(assertion), where, words=(found,))

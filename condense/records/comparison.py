@@ -21,7 +21,7 @@ from condense.records.diagnosis import (
     Verdict,
     with_every_metric,
 )
-from condense.records.treatment import Effect
+from condense.records.treatment import Effect, has_documents, without_bounds
 
 COMPARISON_SCHEMA = "condense.comparison/1"
 Kind = Literal["pair", "family", "trajectory"]
@@ -51,6 +51,13 @@ class Member:
     verdict: Verdict
     step: int | None = None
     difference: Effect | None = None
+
+    @classmethod
+    def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A member that does not say which windows are of one document, without its intervals."""
+        measured = [key for key in ("deep", "quality", "sites", "difference") if key in data]
+        known = has_documents(data.get("corpus"))
+        return data if known else {**data, **{key: without_bounds(data[key]) for key in measured}}
 
     def __post_init__(self) -> None:
         """Give a member of an older version the depth metrics that it lacks, as undefined ones with the reason."""

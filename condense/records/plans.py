@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from condense.errors import UsageError
 from condense.records.options import ARMS, CORPUS, LORA, LOSS, MAX_SEED, OUTPUT, TASKS, TRAINING, Flag, Options
 
-MIN_SEEDS = 3
+MIN_SEEDS, RANK_SEEDS = 3, 5
+"""Training seeds below which a trial gives no word on an arm, and below which it ranks none."""
 RemedyName = Literal[
     "control",
     "dispersion",

@@ -35,7 +35,11 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class TaskEffect:
-    """New − old on one metric of one task with a 95 % interval: paired by sample where both had the same samples."""
+    """New − old on one metric of one task with a 95 % interval: paired by sample where both had the same samples.
+
+    With several training seeds all values are means over them, the interval covers seeds and samples, and `shown` is
+    the smallest difference that would have been found in 80 % of such trials; None for one seed.
+    """
 
     task: str
     metric: str
@@ -45,3 +49,5 @@ class TaskEffect:
     paired: bool
     samples: int
     higher_is_better: bool = True
+    seeds: int = 1
+    shown: float | None = None

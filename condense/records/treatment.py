@@ -13,8 +13,29 @@ from condense.records.tasks import TaskEffect, TaskScore
 
 TREATMENT_SCHEMA = "condense.treatment/1"
 VerdictId = Literal[
-    "dispersed", "dispersed-at-a-cost", "no-measurable-effect", "inconclusive", "condensed-further"
-]  # fmt: skip
+    "dispersed",
+    "dispersed-at-a-cost",
+    "condensed-further",
+    "too-small-to-count",
+    "inconclusive",
+    "no-control",
+]
+ConeWord = Literal["more spread", "more condensed", "smaller than what counts", "inconclusive"]
+"""What a difference in mean cosine comes to."""
+QualityWord = Literal["improved", "held", "worse", "not shown to be held", "not measured"]
+"""What a difference in bits per byte (or in the loss, where there are none) comes to."""
+AnyWord = Literal[
+    "more spread",
+    "more condensed",
+    "smaller than what counts",
+    "inconclusive",
+    "improved",
+    "held",
+    "worse",
+    "not shown to be held",
+    "not measured",
+]
+Opened = Literal["cone opened", "three dimensions rescaled", "both", "neither", "not clear"]
 
 
 @dataclass(frozen=True)
@@ -44,24 +65,75 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Word:
+    """What a difference comes to, and by which rule.
+
+    `least` is the smallest difference that counts, in the unit of `key`; None where no reference is known. `low` and
+    `high` bound the difference at level 1 − `alpha`, and a word that names a direction needs this interval to exclude
+    0: `alpha` is .05 over the number of differences that are judged side by side. "smaller than what counts" and
+    "held" are read off the 95 % interval.
+    """
+
+    word: AnyWord
+    key: str
+    least: float | None = None
+    low: float | None = None
+    high: float | None = None
+    alpha: float = 0.05
+
+
+@dataclass(frozen=True)
+class Power:
+    """What so many training seeds could have shown of one number, and how many it takes to show what counts.
+
+    `shown`: the smallest difference that is found in 80 % of trials like this one (two-sided, at `alpha`); `wanted`:
+    the smallest that counts; `seeds_needed`: the seeds it takes to find that, None where no number of them does and
+    `reason` says what would. `seed_sd` is the standard deviation of the difference over seeds, `document_error` its
+    standard error over documents, with `document_dof` degrees of freedom.
+    """
+
+    key: str
+    seeds: int
+    alpha: float
+    seed_sd: float
+    document_error: float
+    document_dof: float | None
+    shown: float | None
+    wanted: float | None
+    seeds_needed: int | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class SiteEffect:
-    """Differences at one site, per metric."""
+    """Differences at one site per metric; `words` on the mean cosine, judged at alpha over the number of blocks."""
 
     site: str
     stack: str
     index: int
     metrics: Mapping[str, Estimate]
+    words: Mapping[str, ConeWord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Effect:
-    """Treated minus control, paired by text, with 95 % bootstrap intervals over texts (not over seeds)."""
+    """New minus old with 95 % intervals: paired by window where both read the same ones (`paired`).
+
+    Variance over documents and, with several training seeds, over seeds. `covers` says what the intervals cover.
+    `words` holds what counts, by `mean_cosine`, `mean_cosine_without_top_dimensions` and `quality`. `spread` is the
+    standard deviation of each difference over seeds, None for one seed.
+    """
 
     against: str
     paired: bool
     deep: Mapping[str, Estimate]
     quality: Mapping[str, Estimate]
     sites: tuple[SiteEffect, ...]
+    words: Mapping[str, Word] = field(default_factory=dict)
+    covers: str = ""
+    seeds: int = 1
+    spread: Mapping[str, float | None] = field(default_factory=dict)
+    power: Mapping[str, Power] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,12 +150,21 @@ class Overhead:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The verdict of a treatment: what can be said of the loss, and the findings behind it."""
+    """The verdict of a treatment: what can be said, of quality too, and the findings behind it, the headline first.
+
+    `covers` says what the verdict is limited to, as in "this pair of runs; other seeds not covered".
+    """
 
     id: VerdictId
-    quality_held: bool | None
-    opened: Literal["cone opened", "three dimensions rescaled", "both", "neither"]
+    quality: QualityWord
+    opened: Opened
     findings: tuple[Finding, ...]
+    covers: str = ""
+
+    @classmethod
+    def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A verdict that was saved with earlier words."""
+        return renamed_verdict(data, "id")
 
 
 @dataclass(frozen=True)
@@ -139,6 +220,15 @@ class Treatment(Saved):
     task_effects: tuple[TaskEffect, ...] = ()
     seeds: tuple[TreatmentSeed, ...] = ()
 
+    @classmethod
+    def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A treatment that does not say which windows are of one document, without its intervals."""
+        corpus: Any = data
+        for key in ("arms", "treated", "validation", "corpus"):
+            corpus = corpus.get(key) if isinstance(corpus, Mapping) else None
+        effects = [key for key in ("effect", "probe_effect") if key in data]
+        return data if has_documents(corpus) else {**data, **{key: without_bounds(data[key]) for key in effects}}
+
     def rows(self) -> list[dict[str, Any]]:
         """The layer tables of all arms as plain rows, with the columns `arm` and `corpus` in front."""
         return [
@@ -147,3 +237,38 @@ class Treatment(Saved):
             for corpus, diagnosis in (("validation", arm.validation), ("probe", arm.probe))
             for row in diagnosis.rows()
         ]
+
+
+def renamed_verdict(judged: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A verdict (its id under `name`) that was saved with earlier words, in those of today.
+
+    Until 0.1 "no-measurable-effect" was what is "too-small-to-count" now, and `quality_held` was true, false or null.
+    """
+    made = {key: value for key, value in judged.items() if key != "quality_held"}
+    if made.get(name) == "no-measurable-effect":
+        made[name] = "too-small-to-count"
+    if "quality_held" in judged and "quality" not in made:
+        held: QualityWord = "held" if judged["quality_held"] else "not shown to be held"
+        made["quality"] = "not measured" if judged["quality_held"] is None else held
+        made["covers"] = NO_DOCUMENTS
+    return made
+
+
+NO_DOCUMENTS = "not run: this run does not say which windows come from one document"
+"""Why a run that was saved before documents were kept has no intervals."""
+
+
+def has_documents(corpus: Any) -> bool:
+    """Whether the corpus of a saved run says which windows are of one document."""
+    return isinstance(corpus, Mapping) and bool(corpus.get("documents"))
+
+
+def without_bounds(data: Any) -> Any:
+    """Saved values with no estimate's interval, each with the reason; they were too narrow."""
+    if isinstance(data, Mapping):
+        kept = {key: without_bounds(value) for key, value in data.items()}
+        bounded = "value" in data and data.get("low") is not None
+        return {**kept, "low": None, "high": None, "reason": NO_DOCUMENTS} if bounded else kept
+    if isinstance(data, list) and data and isinstance(data[0], Mapping):
+        return [without_bounds(item) for item in data]
+    return data

@@ -15,7 +15,18 @@ from condense.records.base import Estimate, Finding, Saved
 from condense.records.diagnosis import CorpusInfo, ModelInfo, Quality
 from condense.records.plans import ArmSpec, RemedyName, Schedule, TrialPlan
 from condense.records.tasks import TaskEffect, TaskScore
-from condense.records.treatment import Curve, SiteEffect, VerdictId
+from condense.records.treatment import (
+    Curve,
+    Opened,
+    Power,
+    QualityWord,
+    SiteEffect,
+    VerdictId,
+    Word,
+    has_documents,
+    renamed_verdict,
+    without_bounds,
+)
 
 QUALITY_KEYS = ("loss", "perplexity", "bits_per_byte")
 
@@ -71,7 +82,7 @@ class ArmRun:
 
 @dataclass(frozen=True)
 class SeedEffect:
-    """Arm − control under one seed, paired by text: each metric with its interval over texts."""
+    """Arm − control under one seed, paired by window: each metric with its interval over documents."""
 
     seed: int
     metrics: Mapping[str, Estimate]
@@ -79,10 +90,11 @@ class SeedEffect:
 
 @dataclass(frozen=True)
 class ArmEffect:
-    """Arm − control, mean over seeds; 95 % bootstrap over texts. Keys: deep metrics, loss, bits_per_byte.
+    """Arm − control, mean over seeds, with 95 % intervals over seeds and documents.
 
+    Keys of `metrics`: the deep metrics, loss, bits_per_byte.
     `spread` is the standard deviation over seeds of each difference (None below 2 seeds). `unpaired` says why some
-    differences are not paired by text, empty if all are.
+    differences are not paired by window, empty if all are. `words`, `covers` and `power` are as in an `Effect`.
     """
 
     metrics: Mapping[str, Estimate]
@@ -90,6 +102,9 @@ class ArmEffect:
     spread: Mapping[str, float | None]
     sites: tuple[SiteEffect, ...] = ()
     unpaired: str = ""
+    words: Mapping[str, Word] = field(default_factory=dict)
+    covers: str = ""
+    power: Mapping[str, Power] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +117,10 @@ class Rank:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """All that a trial says of one arm; `effect` is None for the control, `verdict` where nothing was measured."""
+    """All that a trial says of one arm; `effect` is None for the control, `verdict` where nothing was measured.
+
+    `verdict_reason` says why a verdict is inconclusive, where something else than the interval decides that.
+    """
 
     spec: ArmSpec
     status: Literal["done", "partial", "failed", "unavailable"]
@@ -118,23 +136,31 @@ class ArmResult:
     effect: ArmEffect | None = None
     probe_effect: ArmEffect | None = None
     verdict: VerdictId | None = None
-    quality_held: bool | None = None
-    opened: Literal["cone opened", "three dimensions rescaled", "both", "neither"] | None = None
+    verdict_reason: str = ""
+    quality: QualityWord | None = None
+    opened: Opened | None = None
     ranks: Mapping[str, Rank] = field(default_factory=dict)
     task_effects: tuple[TaskEffect, ...] = ()
+
+    @classmethod
+    def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """An arm that was saved with earlier words."""
+        return renamed_verdict(data, "verdict")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms against each other: first − second on each measure, paired by seed and text; `clear` if separated.
+    """Two arms against each other: first − second on each measure, paired by seed and window; `clear` if separated.
 
-    Clear: the interval excludes 0 and the difference has one sign under every seed.
+    Clear: at least five seeds, a difference of at least what counts, and `p` below .05. `p` is adjusted (Holm) over
+    all pairs of the measure; None below two seeds.
     """
 
     first: str
     second: str
     differences: Mapping[str, Estimate]
     clear: Mapping[str, bool]
+    p: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,6 +172,13 @@ class DosePoint:
     effect: Estimate
     quality: Estimate
     verdict: VerdictId | None
+    quality_word: QualityWord | None = None
+    penalty_to_ce: float | None = None
+
+    @classmethod
+    def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A point that was saved with earlier words."""
+        return renamed_verdict(data, "verdict")
 
 
 @dataclass(frozen=True)
@@ -190,9 +223,26 @@ class Trial(Saved):
         """The control arm, which is always there."""
         return next(arm for arm in self.arms if arm.spec.remedy == "control")
 
+    @classmethod
+    def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A trial that does not say which windows are of one document, without its intervals over them."""
+        if has_documents(data.get("validation")):
+            return data
+        made = {**data, **{key: without_bounds(data[key]) for key in ("pairs", "doses", "before") if key in data}}
+        if isinstance(arms := data.get("arms"), list):
+            made["arms"] = [_without_bounds(arm) for arm in arms]
+        return made
+
     def rows(self) -> list[dict[str, Any]]:
         """One row per arm and seed: deep metrics, quality, their differences to the control, and the costs."""
         return [row for arm in self.arms for row in _rows(arm)]
+
+
+def _without_bounds(arm: Any) -> Any:
+    """An arm without the intervals over documents; those of its costs are over rounds and stay."""
+    if not isinstance(arm, dict):
+        return arm
+    return {key: value if key == "cost" else without_bounds(value) for key, value in arm.items()}
 
 
 def _rows(arm: ArmResult) -> list[dict[str, Any]]:
@@ -201,7 +251,7 @@ def _rows(arm: ArmResult) -> list[dict[str, Any]]:
     for run in arm.runs:
         row: dict[str, Any] = {
             "arm": arm.spec.name, "seed": run.seed, "status": arm.status, "verdict": arm.verdict,
-            "parameters_added": arm.parameters_added, "time_ratio": arm.cost.time_ratio.value,
+            "quality": arm.quality, "parameters_added": arm.parameters_added, "time_ratio": arm.cost.time_ratio.value,
             "memory_ratio": arm.cost.memory_ratio, "seconds": run.seconds, "trained_tokens": run.trained_tokens,
             "weights_sha256": run.weights_sha256,
         }  # fmt: skip

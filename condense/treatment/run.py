@@ -18,8 +18,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from condense.comparison.differences import effect_over_seeds
-from condense.evaluation.run import over_seeds, task_effects
+from condense.comparison.differences import effect_of
+from condense.evaluation.run import task_effects_over_seeds
 from condense.files import write_text
 from condense.folders import prepare
 from condense.models.checkpoint import Checkpoint
@@ -104,11 +104,12 @@ def _assembled(plan: Plan, model: str, output: str, runs: Runs, command: str, se
     drawn, shares = project({name: _cloud(run) for name, run in _first(runs, plan).items()})
     arms = {name: _arm(name, run, drawn[name]) for name, run in _first(runs, plan).items()}
     effect, probe_effect = (
-        effect_over_seeds(
+        effect_of(
             {seed: getattr(run, kind) for seed, run in treated.items()},
             {seed: getattr(run, kind) for seed, run in others.items()},
             against,
-            plan.seed,
+            least=plan.min_effect,
+            tolerance=plan.quality_tolerance,
         )
         for kind in ("validation", "probe")
     )
@@ -129,10 +130,8 @@ def _assembled(plan: Plan, model: str, output: str, runs: Runs, command: str, se
         timing={"total_seconds": seconds},
         cloud_site=f"block {drawn_block(arms['treated'].validation.sites[-1].index)}",
         cloud_variance=shares,
-        task_effects=task_effects(
-            over_seeds([run.record.tasks for run in treated.values()]),
-            over_seeds([run.record.tasks for run in others.values()]),
-            plan.seed,
+        task_effects=task_effects_over_seeds(
+            [run.record.tasks for run in treated.values()], [others[seed].record.tasks for seed in treated]
         ),
         seeds=tuple(_seed(run, others[seed], against, plan) for seed, run in treated.items()),
     )
@@ -165,7 +164,13 @@ def _arm(name: str, run: Run, cloud: tuple[tuple[float, ...], ...]) -> Arm:
 def _seed(run: Run, other: Run, against: str, plan: Plan) -> TreatmentSeed:
     """One training seed: the treated model, its control, and the effect without its sites."""
     record = run.record
-    effect = effect_over_seeds({record.seed: run.validation}, {record.seed: other.validation}, against, plan.seed)
+    effect = effect_of(
+        {record.seed: run.validation},
+        {record.seed: other.validation},
+        against,
+        least=plan.min_effect,
+        tolerance=plan.quality_tolerance,
+    )
     control = SeedModel(other.record.deep, other.record.quality, other.record.weights_sha256)
     return TreatmentSeed(
         seed=record.seed,

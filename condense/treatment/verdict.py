@@ -1,8 +1,8 @@
 """What a treatment achieved, in words: effect, cost, and whether the cone opened. Pure Python.
 
-The rules are those of the effect, not of the wish: a difference counts as measurable when its interval
-excludes 0 and it is at least `min_effect`; quality is held when even the upper bound of the change in
-bits per byte stays within the tolerance.
+The words come from the effect (see `comparison.verdict`): what the differences to the control come to, over as many
+training seeds as there are. With one seed they hold for this pair of runs, the headline says so, and no sentence
+names a cause.
 """
 
 from __future__ import annotations
@@ -11,103 +11,171 @@ import shlex
 from collections.abc import Mapping
 from typing import Literal
 
-from condense.comparison.differences import held_within
+from condense.comparison.verdict import UNITS, open_because, quality_in, signed, what_opened
 from condense.diagnosis.verdict import BILLION, LIU
-from condense.metrics import MIN_TEXTS
 from condense.records.base import Finding
-from condense.records.plans import Plan
-from condense.records.treatment import Arm, Effect, Outcome, VerdictId
+from condense.records.plans import MIN_SEEDS, Plan
+from condense.records.treatment import Arm, Effect, Opened, Outcome, QualityWord, VerdictId
 from condense.rerun import Again
-from condense.trials.verdict import RATIO_HIGH, RATIO_LOW, Opened, signed, verdict_from, what_opened
+from condense.trials.doses import RATIO_AIM, RATIO_HIGH, RATIO_LOW, control_moved, longer_training, next_dose, rounded
+from condense.trials.verdict import BOUTHILLIER, power_words, verdict_from
 
 PUBLISHED = (
     "Published for GPT-2 (mean of 10 tasks): untouched 34.35, cross-entropy only 34.95, noisy embeddings 35.15, active "
     "forgetting 35.36, dispersion 35.42; the margin over active forgetting is not significant, one standard error is "
     "about 0.6 points."
 )
+Severity = Literal["good", "warning", "info"]
 
 
 def assess(plan: Plan, model: str, arms: Mapping[str, Arm], effect: Effect, command: str = "") -> Outcome:
     """Verdict and findings of a treatment from the effect on the validation windows.
 
-    command: the run's own command line, which the advice changes only where it must.
+    arms: those of the first seed; command: the run's own command line, which the advice changes only where it must.
     """
     again = Again(command or f"condense treat {shlex.quote(model)} --text train.txt")
-    held = quality_held(plan, arms, effect)
-    opened = what_opened(plan.min_effect, effect.deep)
-    verdict = verdict_of(plan, arms, effect, held)
+    verdict: VerdictId = verdict_from(effect.words) if effect.against == "control" else "no-control"
+    opened = what_opened(effect.words, effect.deep)
     findings = (
-        _main(plan, again, effect, verdict, held),
+        _main(plan, again, arms, effect, verdict, opened),
         _opening(effect, opened),
         *_ratio(plan, again, arms),
-        *_scope(plan, again, arms, effect),
+        *_seeds(plan, again, effect),
+        *_scope(arms),
     )
-    return Outcome(verdict, held, opened, findings)
+    return Outcome(verdict, quality_in(effect.words), opened, findings, effect.covers)
 
 
-def verdict_of(plan: Plan, arms: Mapping[str, Arm], effect: Effect, held: bool | None) -> VerdictId:
-    """The verdict's id; without a control arm, or below 8 texts, nothing is attributed to the loss."""
-    if "control" not in arms or arms["treated"].validation.corpus.texts < MIN_TEXTS:
-        return "inconclusive"
-    return verdict_from(effect.deep["mean_cosine"], plan.min_effect, held)
+# --- the headline --------------------------------------------------------------------------------------
 
 
-def quality_held(plan: Plan, arms: Mapping[str, Arm], effect: Effect) -> bool | None:
-    """True if the upper bound of the change is within the tolerance of the reference's value; None if unknown."""
-    reference = arms.get(effect.against)
-    if reference is None:
-        return None
-    return held_within(effect.quality, reference.validation.quality, plan.quality_tolerance)
-
-
-_TITLES: dict[VerdictId, str] = {
-    "dispersed": "The loss spread the representation, and quality held",
-    "dispersed-at-a-cost": "The loss spread the representation, at a cost in language modelling",
-    "no-measurable-effect": "No measurable effect: the loss did not change how condensed the model is",
-    "inconclusive": "Inconclusive: the texts do not decide",
-    "condensed-further": "The treated model is more condensed than the control",
-}
-_SEVERITY: dict[VerdictId, Literal["good", "warning", "info"]] = {
-    "dispersed": "good", "dispersed-at-a-cost": "warning", "no-measurable-effect": "info", "inconclusive": "info",
-    "condensed-further": "warning",
-}  # fmt: skip
-
-
-def _main(plan: Plan, again: Again, effect: Effect, verdict: VerdictId, held: bool | None) -> Finding:
-    cosine = effect.deep["mean_cosine"]
-    bits = effect.quality["bits_per_byte"]
-    quality = (
-        f"bits per byte {signed(bits, 4)}" if bits.value is not None else f"loss {signed(effect.quality['loss'], 4)}"
-    )
-    seen = f"treated − {effect.against} on the validation text: deep mean cosine {signed(cosine, 4)}, {quality}"
-    if held is not None:
-        seen += f"; quality {'held' if held else 'not shown to be held'} (tolerance {plan.quality_tolerance:.1%})"
-    why = {
-        "dispersed": "The difference is to the control arm, so it is the loss and not just more training.",
-        "dispersed-at-a-cost": "The spread is the loss's doing, and so is the price: weigh one against the other.",
-        "no-measurable-effect": "At this coefficient and budget the loss is too small beside cross-entropy to matter.",
-        "inconclusive": "The interval reaches beyond the smallest effect that counts, or there is no control.",
-        "condensed-further": "The loss, or its interplay with training, narrowed the cone: see the training curves.",
-    }[verdict]
+def _main(
+    plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId, opened: Opened
+) -> Finding:
+    severity, title = _title(verdict, quality_in(effect.words), opened, plan)
+    covers = f" ({effect.covers})" if effect.seeds == 1 else f" (over {effect.covers})"
     return Finding(
         verdict,
-        _SEVERITY[verdict],
-        _TITLES[verdict],
-        seen,
-        why,
-        _next(plan, again, verdict),
+        severity,
+        title + covers,
+        _seen(plan, effect),
+        _why(plan, arms, effect, verdict),
+        _next(plan, again, arms, effect, verdict),
         f"{LIU}. {PUBLISHED}",
     )
 
 
-def _next(plan: Plan, again: Again, verdict: VerdictId) -> str:
-    if verdict == "no-measurable-effect":
-        return again(coefficient=f"{10 * plan.coefficient:g}", output="stronger/")
+def _title(verdict: VerdictId, quality: QualityWord, opened: Opened, plan: Plan) -> tuple[Severity, str]:
+    rescaled = opened == "three dimensions rescaled"
+    if verdict == "dispersed":
+        spread = "The representation spread, by three dimensions rescaled" if rescaled else "The representation spread"
+        words = {
+            "improved": "and quality improved",
+            "held": "and quality is held",
+            "not shown to be held": "but quality is not shown to be held",
+        }.get(quality, "and quality was not measured")
+        return "good" if quality in ("improved", "held") and not rescaled else "info", f"{spread}, {words}"
+    small = f"The difference is smaller than what counts (±{plan.min_effect:g})"
+    also = {"improved": "; quality improved", "worse": "; quality got worse"}.get(quality, "")
+    named: dict[VerdictId, tuple[Severity, str]] = {
+        "dispersed-at-a-cost": ("warning", "The representation spread, at a cost in language modelling"),
+        "condensed-further": ("warning", "The treated model is more condensed than the control"),
+        "too-small-to-count": ("warning" if quality == "worse" else "info", small + also),
+        "inconclusive": ("info", f"Inconclusive: whether the representation spread is open{also}"),
+        "no-control": ("warning", "No control arm: what changed may be the loss or more training"),
+    }
+    return named[verdict]
+
+
+def _seen(plan: Plan, effect: Effect) -> str:
+    """The differences with the smallest that count, and the word on quality."""
+    cosine, quality = signed(effect.deep["mean_cosine"]), effect.words["quality"]
+    seen = (
+        f"treated − {effect.against} on the validation text: deep mean cosine {cosine} (counts from "
+        f"{plan.min_effect:g})"
+    )
+    change = effect.quality[quality.key]
+    if change.value is None:
+        return f"{seen}; quality was not measured: {change.reason or 'there is no loss'}"
+    limit = "" if quality.least is None else f", {quality.least:.4f}"
+    return (
+        f"{seen}, {UNITS[quality.key]} {signed(change)}; quality {quality.word} (tolerance "
+        f"{plan.quality_tolerance:.1%}{limit})"
+    )
+
+
+def _why(plan: Plan, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId) -> str:
+    one = effect.seeds == 1
+    if verdict == "no-control":
+        return "Without a control arm nothing here tells the loss from more training."
     if verdict == "inconclusive":
-        return again(num_texts=str(4 * plan.num_texts), output="again/")
+        return open_because(effect.deep["mean_cosine"], effect.words["mean_cosine"])
+    if verdict == "too-small-to-count":
+        return f"The whole interval lies within ±{plan.min_effect:g}. {_limit(plan, arms)}"
+    if one:
+        return (
+            "The two runs differ in the loss alone, yet two runs that differ in their seed alone differ too: with one "
+            "seed nothing says by how much."
+        )
+    if verdict == "condensed-further":
+        return "The loss, or its interplay with training, narrowed the cone: see the training curves."
+    cause = f"The control was trained under the same {effect.seeds} seeds"
+    if effect.seeds >= MIN_SEEDS:
+        cause += ", so the difference is the loss's and not just more training's"
+    return cause + (". Weigh the spread against its price." if verdict == "dispersed-at-a-cost" else ".")
+
+
+def _limit(plan: Plan, arms: Mapping[str, Arm]) -> str:
+    """What kept an effect small: the coefficient, the training itself, or neither that is known."""
+    ratio, moved = arms["treated"].penalty_to_ce, _moved(plan, arms)
+    if plan.coefficient == 0:
+        return "Coefficient 0 makes the treated arm a second control."
+    if ratio is None:
+        return "How large the penalty was beside cross-entropy is not known."
+    if next_dose(plan.coefficient, ratio) is not None:
+        return f"The penalty was {ratio:.1e} of cross-entropy, so a larger coefficient has room."
+    limit = "the learning rate or the number of steps" if moved is False else "the number of steps"
+    hardly = " and the control itself hardly moved" if moved is False else ""
+    return f"The penalty was {ratio:.2g} of cross-entropy{hardly}: the limit is {limit}, not the coefficient."
+
+
+def _moved(plan: Plan, arms: Mapping[str, Arm]) -> bool | None:
+    """Whether training alone moved the control; None without one."""
+    if "control" not in arms or "before" not in arms:
+        return None
+    before, control = (arms[name].validation.quality for name in ("before", "control"))
+    return control_moved(before, control, plan.quality_tolerance)
+
+
+def _next(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId) -> str:
+    """The command that would tell more or do better; a larger coefficient only where the penalty was too small."""
+    if verdict == "no-control":
+        return again(output="with-control/")
+    if plan.coefficient == 0:
+        return again(coefficient=f"{Plan.coefficient:g}", output="treated/")
+    if verdict == "too-small-to-count":
+        dose = next_dose(plan.coefficient, arms["treated"].penalty_to_ce)
+        if dose is not None:
+            return again(coefficient=f"{dose:g}", output="stronger/")
+        return longer_training(plan, _steps(plan, arms), _moved(plan, arms), again)
     if verdict in ("dispersed-at-a-cost", "condensed-further"):
         return again(coefficient=f"{plan.coefficient / 3:.2g}", output="gentler/")
-    return again(seed=str(plan.seed + 1), output="other-seed/")
+    if verdict == "dispersed" and quality_in(effect.words) in ("improved", "held") and effect.seeds >= MIN_SEEDS:
+        return again(text="other.txt", output="other-text/")
+    if effect.seeds < MIN_SEEDS and verdict == "dispersed":
+        return again(seeds=str(MIN_SEEDS), output="seeds/")
+    power = effect.power.get("mean_cosine")
+    if power is not None and power.reason is None and power.seeds_needed is not None:
+        return again(seeds=str(max(power.seeds_needed, effect.seeds + 1)), output="more-seeds/")
+    return again(num_texts=str(4 * plan.num_texts), output="more-text/")
+
+
+def _steps(plan: Plan, arms: Mapping[str, Arm]) -> int:
+    logged = arms["treated"].curve.step
+    return plan.max_steps or (logged[-1] if logged else 100)
+
+
+# --- what opened, the penalty, seeds -------------------------------------------------------------------
 
 
 def _rescaled(effect: Effect) -> float:
@@ -118,67 +186,83 @@ def _rescaled(effect: Effect) -> float:
 
 def _opening(effect: Effect, opened: Opened) -> Finding:
     without = effect.deep["mean_cosine_without_top_dimensions"]
-    words = {
+    titles: dict[Opened, str] = {
         "cone opened": "The cone itself opened: the fall stays when the three strongest dimensions are set aside",
-        "three dimensions rescaled": "Three dimensions were rescaled; behind them the cone is as it was",
+        "three dimensions rescaled": "Three dimensions were rescaled; behind them no change that counts",
         "both": f"{_rescaled(effect):.0%} of the fall is three dimensions being rescaled; the rest is the cone opening",
         "neither": "Neither did the cone open nor were three dimensions rescaled",
+        "not clear": "Whether the cone opened or three dimensions were rescaled is not clear",
     }
     return Finding(
-        "what-opened", "info", words[opened],
-        f"deep mean cosine {signed(effect.deep['mean_cosine'], 4)}, without each text's three strongest dimensions "
-        f"{signed(without, 4)}; effective rank {signed(effect.deep['effective_rank'], 2)}",
+        "what-opened",
+        "info",
+        titles[opened],
+        f"deep mean cosine {signed(effect.deep['mean_cosine'])}, without each text's three strongest dimensions "
+        f"{signed(without)}; effective rank {signed(effect.deep['effective_rank'], 2)}",
         "A loss on cosines is satisfied most cheaply by rescaling the few dimensions that dominate them.",
-        "condense report condense.json", "Timkey & van Schijndel 2021, arXiv:2109.04404",
-    )  # fmt: skip
+        "condense report condense.json",
+        "Timkey & van Schijndel 2021, arXiv:2109.04404",
+    )
 
 
 def _ratio(plan: Plan, again: Again, arms: Mapping[str, Arm]) -> list[Finding]:
     ratio = arms["treated"].penalty_to_ce
-    if ratio is None or RATIO_LOW <= ratio <= RATIO_HIGH:
+    if ratio is None or RATIO_LOW <= ratio <= RATIO_HIGH or plan.coefficient == 0:
         return []
-    small = ratio < RATIO_LOW
-    factor = 10 if small else 0.1
+    word = "negligible" if ratio < RATIO_LOW else "large"
+    dose = next_dose(plan.coefficient, ratio) or rounded(plan.coefficient * RATIO_AIM / ratio)
     return [
         Finding(
             "penalty-ratio",
             "warning",
-            "The penalty was negligible beside cross-entropy"
-            if small
-            else "The penalty was large beside cross-entropy",
+            f"The penalty was {word} beside cross-entropy",
             f"|penalty| / cross-entropy was {ratio:.1e} on average",
             f"Below {RATIO_LOW:g} the loss hardly steers training; above {RATIO_HIGH:g} it competes with the task.",
-            again(coefficient=f"{factor * plan.coefficient:g}", output="again/"),
+            again(coefficient=f"{dose:g}", output="again/"),
             LIU,
-        )  # fmt: skip
-    ]
-
-
-def _scope(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect) -> list[Finding]:
-    before = arms["before"].validation
-    notes = [
-        Finding(
-            "one-seed",
-            "info",
-            "One training seed",
-            f"seed {plan.seed}; intervals cover texts, not training seeds",
-            "Another seed can give another difference; a claim needs at least three.",
-            again(seed=str(plan.seed + 1), output="other-seed/"),
-            LIU,
-        )  # fmt: skip
-    ]
-    if effect.against != "control":
-        notes.append(
-            Finding(
-                "no-control",
-                "warning",
-                "No control arm was trained",
-                "--no-control",
-                "What changed may be the loss or just more training; nothing here tells them apart.",
-                again(output="with-control/"),
-                LIU,
-            )  # fmt: skip
         )
+    ]
+
+
+def _seeds(plan: Plan, again: Again, effect: Effect) -> list[Finding]:
+    """One seed: that others are not covered; several: what so many could have shown."""
+    if effect.seeds == 1:
+        return [
+            Finding(
+                "one-seed",
+                "info",
+                "One training seed",
+                effect.covers,
+                f"Another seed can give another difference; a claim needs at least {MIN_SEEDS}.",
+                again(seeds=str(MIN_SEEDS), output="seeds/"),
+                BOUTHILLIER,
+            )
+        ]
+    if not effect.power:
+        return []
+    needed = max((power.seeds_needed or 0 for power in effect.power.values()), default=0)
+    text = any(power.reason for power in effect.power.values())
+    return [
+        Finding(
+            "power",
+            "info",
+            f"What {effect.seeds} seeds could have shown",
+            "; ".join(power_words(power) for power in effect.power.values()),
+            "The smallest difference that 80 % of such treatments find. Below it, no word says nothing of an effect.",
+            again(num_texts=str(4 * plan.num_texts), output="more-text/")
+            if text
+            else again(seeds=str(max(needed, effect.seeds + 1)), output="more-seeds/"),
+            BOUTHILLIER,
+        )
+    ]
+
+
+# --- what else a reader should know --------------------------------------------------------------------
+
+
+def _scope(arms: Mapping[str, Arm]) -> list[Finding]:
+    before = arms["before"].validation
+    notes = []
     if before.model.parameters > BILLION:
         notes.append(
             Finding(
@@ -189,7 +273,7 @@ def _scope(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect) ->
                 "The published gains are for small models; larger ones resist condensation by themselves.",
                 "condense report condense.json",
                 LIU,
-            )  # fmt: skip
+            )
         )
     if before.model.contrastive:
         notes.append(
@@ -201,6 +285,6 @@ def _scope(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect) ->
                 "Such a checkpoint should not be treated: the loss may undo what contrastive training arranged.",
                 "condense report condense.json",
                 "Wang & Isola 2020, arXiv:2005.10242",
-            )  # fmt: skip
+            )
         )
     return notes

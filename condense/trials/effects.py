@@ -1,108 +1,119 @@
-"""What each arm of a trial did, against the control and against each other: paired by seed and text.
+"""What each arm of a trial did, against the control and against each other: paired by seed and window.
 
-Differences are averaged over seeds inside each resample of the texts; the spread over seeds stands beside them.
-Below three seeds nothing is separated, so nothing is ranked.
+Seeds are replicates: their variance is a part of every interval. Arms are ranked from five seeds on, by differences
+that count and stay significant over all pairs of a measure.
 """
 
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from condense.comparison.differences import QUALITY_KEYS, deep_contrast, quality_contrast, same_windows, site_contrasts
-from condense.metrics import METRICS, MIN_TEXTS
-from condense.records.base import Estimate
-from condense.records.diagnosis import Diagnosis
-from condense.records.plans import MIN_SEEDS
+from condense import intervals
+from condense.comparison.differences import QUALITY_KEYS, Pairing, Readings, estimate_of
+from condense.intervals import ALPHA, Spread
+from condense.metrics import METRICS
+from condense.records.plans import MIN_SEEDS, RANK_SEEDS, Plan
 from condense.records.trial import ArmEffect, Pair, Rank, SeedEffect
 
 MEASURES = ("mean_cosine", "bits_per_byte")
 SITE_KEYS = ("mean_cosine", "mean_cosine_without_top_dimensions", "effective_rank")
-OTHER_TOKENS = "the arm has another tokenizer, so its windows hold other tokens: drawn unpaired"
-Readings = Mapping[int, Diagnosis]
-"""The diagnoses of one arm by training seed."""
+OTHER_TOKENS = "the arm has another tokenizer, so its windows hold other tokens: compared unpaired"
+_PER_TOKEN = Spread(None, (), "the loss is per token, and the tokens differ: compare bits per byte")
 
 
-@dataclass(frozen=True)
-class _Matched:
-    """The runs of two arms under the same seeds, and what of them is paired by text."""
-
-    pairs: list[tuple[Diagnosis, Diagnosis]]
-    same_tokens: bool
-    same_bytes: bool
-
-    def contrast(self, key: str, seed: int) -> Estimate:
-        """First − second in one deep metric or quality number."""
-        if key == "loss" and not self.same_tokens:
-            return Estimate(None, reason="the loss is per token, and the tokens differ: compare bits per byte")
-        if key in QUALITY_KEYS:
-            paired = self.same_bytes if key == "bits_per_byte" else self.same_tokens
-            return quality_contrast(self.pairs, key, seed, paired=paired)
-        return deep_contrast(self.pairs, key, seed, paired=self.same_tokens)
-
-
-def _matched(first: Readings, second: Readings, same_bytes: bool) -> _Matched:
-    pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
-    same = all(same_windows(a, b) for a, b in pairs)
-    return _Matched(pairs, same, same or same_bytes)
-
-
-def arm_effect(arm: Readings, control: Readings, seed: int = 0, *, same_bytes: bool = False) -> ArmEffect | None:
+def arm_effect(
+    arm: Readings, control: Readings, training: Plan, *, compared: int = 1, same_bytes: bool = False
+) -> ArmEffect | None:
     """Arm − control over the seeds that both have; None if there are none.
 
-    same_bytes: bits per byte were taken on the control's own byte spans, so they are paired whatever the tokens.
+    compared: the number of arms that are compared with the control, over which .05 is divided for a word; same_bytes:
+    bits per byte were taken on the control's own byte spans, so they are paired whatever the tokens.
     """
-    matched = _matched(arm, control, same_bytes)
-    if not matched.pairs:
+    seeds = sorted(arm.keys() & control.keys())
+    if not seeds:
         return None
-    keys = (*METRICS, *QUALITY_KEYS)
-    by_seed = []
-    for number in sorted(arm.keys() & control.keys()):
-        one = _matched({number: arm[number]}, {number: control[number]}, same_bytes)
-        by_seed.append(SeedEffect(number, {key: one.contrast(key, seed) for key in keys}))
+    documents = control[seeds[0]].corpus.documents
+    pairing = Pairing.of(arm, control, documents if same_bytes else ())
+    spreads, alpha = _spreads(pairing), ALPHA / max(1, compared)
+    words = pairing.words(spreads, training.min_effect, training.quality_tolerance, alpha)
+    if len(seeds) < MIN_SEEDS:
+        words = {key: replace(word, word="inconclusive") for key, word in words.items()}
+    by_seed = tuple(
+        SeedEffect(seed, {key: estimate_of(spread) for key, spread in _spreads(pairing.one(index)).items()})
+        for index, seed in enumerate(seeds)
+    )
     return ArmEffect(
-        metrics={key: matched.contrast(key, seed) for key in keys},
-        by_seed=tuple(by_seed),
-        spread={key: _spread([of.metrics[key].value for of in by_seed]) for key in keys},
-        sites=site_contrasts(matched.pairs, SITE_KEYS, seed, paired=matched.same_tokens),
-        unpaired="" if matched.same_tokens else OTHER_TOKENS,
+        metrics={key: estimate_of(spread) for key, spread in spreads.items()},
+        by_seed=by_seed,
+        spread=pairing.deviations(spreads),
+        sites=pairing.sites(SITE_KEYS, training.min_effect, alpha),
+        unpaired="" if pairing.same_tokens else OTHER_TOKENS,
+        words=words,
+        covers=pairing.covers(),
+        power=pairing.power(spreads, words),
     )
 
 
-def _spread(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.stdev(known) if len(known) == len(values) >= 2 else None
+def _spreads(pairing: Pairing) -> dict[str, Spread]:
+    return {key: pairing.deep(key) for key in METRICS} | {key: _quality(pairing, key) for key in QUALITY_KEYS}
 
 
-def compare_pairs(arms: Mapping[str, Readings], other_tokens: Sequence[str] = (), seed: int = 0) -> tuple[Pair, ...]:
-    """Every two arms against each other on the measures that arms are ranked by.
+def _quality(pairing: Pairing, key: str) -> Spread:
+    return _PER_TOKEN if key == "loss" and not pairing.same_tokens else pairing.quality(key)
 
-    other_tokens: the arms that were scored on the byte spans of the rest, whose bits per byte stay paired.
+
+@dataclass(frozen=True)
+class _Compared:
+    """Two arms with their differences."""
+
+    first: str
+    second: str
+    seeds: int
+    spreads: Mapping[str, Spread]
+
+
+def compare_pairs(
+    arms: Mapping[str, Readings], least: Mapping[str, float | None], other_tokens: Sequence[str] = ()
+) -> tuple[Pair, ...]:
+    """Every two arms against each other on the measures that arms are ranked by, p-values adjusted over the pairs.
+
+    least: the smallest difference that counts in each measure, None where it is not known; other_tokens: the arms that
+    were scored on the byte spans of the rest, whose bits per byte stay paired.
     """
-    made = []
+    compared = []
     for first, second in itertools.combinations(arms, 2):
-        matched = _matched(arms[first], arms[second], first in other_tokens or second in other_tokens)
-        if not matched.pairs:
+        common = arms[first].keys() & arms[second].keys()
+        if not common:
             continue
-        differences = {key: matched.contrast(key, seed) for key in MEASURES}
-        clear = {key: _is_clear(matched, key, of) for key, of in differences.items()}
-        made.append(Pair(first, second, differences, clear))
-    return tuple(made)
+        reference = first if second in other_tokens else second
+        documents = arms[reference][min(common)].corpus.documents
+        by_bytes = first in other_tokens or second in other_tokens
+        pairing = Pairing.of(arms[first], arms[second], documents if by_bytes else ())
+        spreads = {key: pairing.deep(key) if key in METRICS else pairing.quality(key) for key in MEASURES}
+        compared.append(_Compared(first, second, len(common), spreads))
+    adjusted = {
+        key: intervals.holm([one.spreads[key].p_value() if one.seeds > 1 else None for one in compared])
+        for key in MEASURES
+    }
+    return tuple(
+        Pair(
+            one.first,
+            one.second,
+            {key: estimate_of(spread) for key, spread in one.spreads.items()},
+            {key: _is_clear(one, key, adjusted[key][index], least.get(key)) for key in MEASURES},
+            {key: adjusted[key][index] for key in MEASURES},
+        )
+        for index, one in enumerate(compared)
+    )
 
 
-def _is_clear(matched: _Matched, key: str, difference: Estimate) -> bool:
-    """Whether the interval excludes 0 and every seed says the same, with enough seeds and texts to say it."""
-    if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
-        return False
-    texts = min(run.corpus.texts for pair in matched.pairs for run in pair)
-    if len(matched.pairs) < MIN_SEEDS or texts < MIN_TEXTS:
-        return False
-    singles = [
-        _Matched([pair], matched.same_tokens, matched.same_bytes).contrast(key, 0).value for pair in matched.pairs
-    ]
-    return len({value is not None and value > 0 for value in singles}) == 1 and None not in singles
+def _is_clear(compared: _Compared, key: str, p: float | None, least: float | None) -> bool:
+    """Whether two arms are separated: enough seeds, a difference that counts, significant over all pairs."""
+    value = compared.spreads[key].value
+    counts = value is not None and least is not None and abs(value) >= least
+    return compared.seeds >= RANK_SEEDS and counts and p is not None and p < ALPHA
 
 
 def rank_arms(names: Sequence[str], pairs: Sequence[Pair], measure: str) -> dict[str, Rank]:
@@ -121,3 +132,11 @@ def rank_arms(names: Sequence[str], pairs: Sequence[Pair], measure: str) -> dict
         else:
             better[pair.second] += 1
     return {name: Rank(1 + better[name], tuple(ties[name])) for name in names}
+
+
+def reference_of(control: Readings, training: Plan) -> dict[str, float | None]:
+    """The smallest difference that counts in each measure: of the mean cosine, and of the control's bits per byte."""
+    bits = [run.quality.bits_per_byte.value for run in control.values()]
+    known = [value for value in bits if value is not None]
+    least = training.quality_tolerance * sum(known) / len(known) if known and len(known) == len(bits) else None
+    return {"mean_cosine": training.min_effect, "bits_per_byte": least}

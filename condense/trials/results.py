@@ -6,29 +6,30 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from condense.evaluation.run import over_seeds, task_effects
+from condense.evaluation.run import task_effects_over_seeds
 from condense.records.plans import ArmSpec, TrialPlan
 from condense.records.trial import TRIAL_SCHEMA, ArmResult, StepCost, Trial
 from condense.training.remedies import remedy_of
-from condense.trials.effects import MEASURES, arm_effect, compare_pairs, rank_arms
+from condense.trials.doses import dose_responses
+from condense.trials.effects import MEASURES, arm_effect, compare_pairs, rank_arms, reference_of
 from condense.trials.runs import Run, Runs
-from condense.trials.verdict import arm_verdict, dose_responses, trial_findings, unranked
+from condense.trials.verdict import arm_verdict, trial_findings, unranked
 from condense.version import __version__
 
 
 def assembled(plan: TrialPlan, runs: Runs, *, command: str, output: str, timing: Mapping[str, float]) -> Trial:
     """The record of a trial from its runs."""
-    before, model, first = runs.before, runs.model, plan.training.seed
+    before, model = runs.before, runs.model
     control = runs.arms[plan.arms[0].name]
-    texts = before.validation.corpus.texts
     arms = [_result(spec, plan, runs, control) for spec in plan.arms]
     other = [spec.name for spec in plan.arms if remedy_of(spec).other_tokens]
     measured = {
         name: {seed: run.validation for seed, run in by_seed.items()} for name, by_seed in runs.arms.items() if by_seed
     }
-    pairs = compare_pairs(measured, other, first)
+    readings = {seed: run.validation for seed, run in control.items()}
+    pairs = compare_pairs(measured, reference_of(readings, plan.training), other)
     seeds = min((len(by_seed) for by_seed in measured.values()), default=0)
-    reason = unranked(seeds, texts, len(measured))
+    reason = unranked(seeds, len(measured))
     if reason is None:
         ranks = {key: rank_arms(list(measured), pairs, key) for key in MEASURES}
         placed = {name: {key: ranks[key][name] for key in MEASURES} for name in measured}
@@ -51,7 +52,7 @@ def assembled(plan: TrialPlan, runs: Runs, *, command: str, output: str, timing:
         pairs=pairs,
         unranked=reason,
         doses=doses,
-        findings=trial_findings(plan, model, arms, doses, reason, command),
+        findings=trial_findings(plan, model, before.record, arms, doses, reason, command),
         timing={**timing, "training_seconds": sum(run.seconds for arm in arms for run in arm.runs)},
         protocol=before.validation.protocol,
     )
@@ -85,21 +86,29 @@ def _result(spec: ArmSpec, plan: TrialPlan, found: Runs, control: Mapping[int, R
     )
     if remedy.is_control:
         return made
-    effects = [
+    compared = sum(bool(found.arms[other.name]) for other in plan.arms if not remedy_of(other).is_control)
+    effect, probe_effect = (
         arm_effect(
             {seed: getattr(run, text) for seed, run in runs.items()},
             {seed: getattr(run, text) for seed, run in control.items()},
-            plan.training.seed, same_bytes=remedy.other_tokens,
+            plan.training,
+            compared=compared,
+            same_bytes=remedy.other_tokens,
         )
         for text in ("validation", "probe")
-    ]  # fmt: skip
-    if effects[0] is None:
+    )
+    if effect is None:
         return made
-    reference = next(iter(control.values())).validation.quality
-    texts = before.validation.corpus.texts
-    verdict, held, opened = arm_verdict(effects[0], reference, plan.training, texts)
-    mine, theirs = (over_seeds([run.record.tasks for run in arm.values()]) for arm in (runs, control))
+    verdict, reason, quality, opened = arm_verdict(effect)
+    seeds = sorted(runs.keys() & control.keys())
+    mine, theirs = ([arm[seed].record.tasks for seed in seeds] for arm in (runs, control))
     return replace(
-        made, effect=effects[0], probe_effect=effects[1], verdict=verdict, quality_held=held, opened=opened,
-        task_effects=task_effects(mine, theirs, plan.training.seed),
-    )  # fmt: skip
+        made,
+        effect=effect,
+        probe_effect=probe_effect,
+        verdict=verdict,
+        verdict_reason=reason,
+        quality=quality,
+        opened=opened,
+        task_effects=task_effects_over_seeds(mine, theirs),
+    )

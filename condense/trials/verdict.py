@@ -1,7 +1,7 @@
 """What a trial comes to in words: the verdict of each arm, the dose to take, and advice. Pure Python.
 
-Nothing is ranked below three seeds, nothing is recommended that is not measured, and advice from the literature is
-given with the numbers of this very run.
+A word on an arm needs three seeds, a rank five; nothing is recommended that is not measured. Advice follows the
+penalty beside cross-entropy, how far training alone moved the control, and the doses that were tried.
 """
 
 from __future__ import annotations
@@ -10,86 +10,53 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from condense.comparison.differences import held_within, size_of
+from condense.comparison.verdict import quality_in, signed, what_opened
 from condense.diagnosis.verdict import BILLION, LIU
-from condense.metrics import MIN_TEXTS
 from condense.records.base import Estimate, Finding
 from condense.records.diagnosis import ModelInfo, Quality
-from condense.records.plans import MIN_SEEDS, Plan, TrialPlan
-from condense.records.treatment import VerdictId
-from condense.records.trial import ArmEffect, ArmResult, DosePoint, DoseResponse, Rank
+from condense.records.plans import MIN_SEEDS, RANK_SEEDS, TrialPlan
+from condense.records.treatment import Opened, Power, QualityWord, VerdictId, Word
+from condense.records.trial import ArmEffect, ArmResult, ArmRun, DoseResponse, Rank, mean
 from condense.rerun import Again
+from condense.trials.doses import control_moved, dose_finding, ratio_findings
 
-Opened = Literal["cone opened", "three dimensions rescaled", "both", "neither"]
-RATIO_LOW, RATIO_HIGH = 1e-3, 0.5
+BOUTHILLIER = "Bouthillier et al. 2021, arXiv:2103.03098"
+PUBLIC_SEEDS = (
+    "A public recipe measured over 20 seeds: standard deviation .00023 bits per byte and .0066 of a 22-task mean; one "
+    "point of such a mean needs about 7 seeds per arm, half a point about 31"
+)
 
 
-def unranked(seeds: int, texts: int, arms: int) -> str | None:
+# --- one arm -------------------------------------------------------------------------------------------
+
+
+def verdict_from(words: Mapping[str, Word]) -> VerdictId:
+    """The verdict's id from what the difference in deep mean cosine and the one in quality come to."""
+    cone, quality = words["mean_cosine"].word, words["quality"].word
+    if cone == "more condensed":
+        return "condensed-further"
+    if cone == "more spread":
+        return "dispersed-at-a-cost" if quality == "worse" else "dispersed"
+    return "too-small-to-count" if cone == "smaller than what counts" else "inconclusive"
+
+
+def arm_verdict(effect: ArmEffect) -> tuple[VerdictId, str, QualityWord, Opened]:
+    """The verdict's id, why it is open where the number of seeds decides that, the quality word, and what opened."""
+    few = too_few(len(effect.by_seed), MIN_SEEDS, "a word on an arm")
+    opened = what_opened(effect.words, effect.metrics)
+    return "inconclusive" if few else verdict_from(effect.words), few, quality_in(effect.words), opened
+
+
+def too_few(seeds: int, needed: int, what: str) -> str:
+    """Why something is not said below a number of seeds; empty from there on."""
+    return "" if seeds >= needed else f"{seeds} seed{'' if seeds == 1 else 's'}: {what} needs {needed}"
+
+
+def unranked(seeds: int, arms: int) -> str | None:
     """Why no arm is ranked; None if they are."""
     if arms < 2:
         return "only one arm was measured"
-    if seeds < MIN_SEEDS:
-        return f"{seeds} seed{'' if seeds == 1 else 's'}: below {MIN_SEEDS} the spread over seeds is not known"
-    if texts < MIN_TEXTS:
-        return f"{texts} texts: below {MIN_TEXTS} an interval says little"
-    return None
-
-
-def arm_verdict(effect: ArmEffect, reference: Quality, plan: Plan, texts: int) -> tuple[VerdictId, bool | None, Opened]:
-    """The verdict's id, whether quality held, and what opened, of an arm's mean effect over seeds."""
-    held = held_within(effect.metrics, reference, plan.quality_tolerance)
-    opened = what_opened(plan.min_effect, effect.metrics)
-    if texts < MIN_TEXTS:
-        return "inconclusive", held, opened
-    return verdict_from(effect.metrics["mean_cosine"], plan.min_effect, held), held, opened
-
-
-# --- dose and response ---------------------------------------------------------------------------------
-
-
-def dose_responses(arms: Sequence[ArmResult]) -> tuple[DoseResponse, ...]:
-    """A curve for every group of arms that differ in the coefficient alone, with the coefficient to take."""
-    groups: dict[tuple[str, str | None, str | None], list[ArmResult]] = {}
-    for arm in arms:
-        if arm.spec.coefficient is not None and arm.effect is not None:
-            groups.setdefault((arm.spec.remedy, arm.spec.loss, arm.spec.layers), []).append(arm)
-    return tuple(_response(group) for group in groups.values())
-
-
-def _response(group: Sequence[ArmResult]) -> DoseResponse:
-    points = sorted((_point(arm) for arm in group), key=lambda point: point.coefficient)
-    first = group[0].spec
-    loss = f"{first.loss} loss" if first.loss else ""
-    parts = [first.remedy, loss, f"on {first.layers} layers" if first.layers else ""]
-    recommended, reason = _recommended(points)
-    return DoseResponse(", ".join(part for part in parts if part), first.remedy, tuple(points), recommended, reason)
-
-
-def _point(arm: ArmResult) -> DosePoint:
-    metrics = arm.effect.metrics if arm.effect else {}
-    quality = metrics.get("bits_per_byte") or Estimate(None)
-    if quality.value is None:
-        quality = metrics.get("loss", Estimate(None))
-    return DosePoint(arm.spec.name, arm.spec.coefficient or 0.0, metrics["mean_cosine"], quality, arm.verdict)
-
-
-def _recommended(points: Sequence[DosePoint]) -> tuple[float | None, str]:
-    """The largest measurable fall whose quality is held, or None with the reason."""
-    good = [point for point in points if point.verdict == "dispersed"]
-    if good:
-        best = min(good, key=lambda point: point.effect.value or 0.0)
-        return best.coefficient, (
-            f"the largest measurable fall of the deep mean cosine "
-            f"({signed(best.effect)}) whose quality is held ({signed(best.quality)})"
-        )
-    tried = ", ".join(f"{point.coefficient:g}" for point in points)
-    if any(point.verdict == "dispersed-at-a-cost" for point in points):
-        return None, f"of {tried} each one that spread the representation measurably cost quality"
-    if any(point.verdict == "condensed-further" for point in points):
-        return None, f"of {tried} none spread the representation, and some narrowed it"
-    if all(point.verdict == "no-measurable-effect" for point in points):
-        return None, f"{tried} had no measurable effect at this budget"
-    return None, f"at {tried} the texts do not decide"
+    return too_few(seeds, RANK_SEEDS, "a rank") or None
 
 
 # --- findings ------------------------------------------------------------------------------------------
@@ -98,6 +65,7 @@ def _recommended(points: Sequence[DosePoint]) -> tuple[float | None, str]:
 def trial_findings(
     plan: TrialPlan,
     model: ModelInfo,
+    before: ArmRun,
     arms: Sequence[ArmResult],
     doses: Sequence[DoseResponse],
     reason: str | None,
@@ -105,39 +73,90 @@ def trial_findings(
 ) -> tuple[Finding, ...]:
     """What a reader should know, the main result first."""
     again = Again(command or f"condense trial {shlex.quote(model.id)} --text train.txt --output trial/")
+    control = next((arm for arm in arms if arm.spec.remedy == "control"), None)
+    moved = _control_moved(before, control, plan.training.quality_tolerance)
     return (
         _main(plan, arms, again),
-        *[_dose(dose, again) for dose in doses],
+        *[dose_finding(dose, arms, plan.training, _steps(arms), moved, again) for dose in doses],
         *_ranking(plan, arms, reason, again),
+        *_power(plan, arms, again),
         *[_missing(arm, again) for arm in arms if arm.status != "done"],
-        *_ratios(arms, again),
+        *ratio_findings(arms, again),
         *_scope(plan, model, arms, again),
     )
 
 
+def _control_moved(before: ArmRun, control: ArmResult | None, tolerance: float) -> bool | None:
+    if control is None or not control.runs:
+        return None
+    bits, loss = (Estimate(mean(control, key)) for key in ("bits_per_byte", "loss"))
+    return control_moved(before.quality, Quality(loss, Estimate(None), bits), tolerance)
+
+
+def _steps(arms: Sequence[ArmResult]) -> int:
+    return max((run.curve.step[-1] for arm in arms for run in arm.runs if run.curve.step), default=100)
+
+
 def _main(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> Finding:
     measured = [arm for arm in arms if arm.effect is not None]
-    least = plan.training.min_effect
-    falls = [arm for arm in measured if arm.effect and size_of(arm.effect.metrics["mean_cosine"], least) == "fall"]
-    held = [arm for arm in falls if arm.quality_held]
-    if held:
-        title = f"{_names(held)} spread the representation and held quality"
-        why = f"The differences are to the control arm, so not just more training's. {_opened(held)}"
-    elif falls:
-        title = f"{_names(falls)} spread the representation, at a cost in language modelling"
-        why = f"The spread is the remedy's doing, and so is the price: weigh one against the other. {_opened(falls)}"
-    elif measured:
-        title = "No arm spread the representation measurably"
-        why = "At this budget no remedy moved the deep mean cosine by more than the smallest effect that counts."
-    else:
-        title, why = "No arm could be compared with the control", "See below what went wrong."
-    seen = "; ".join(f"{arm.spec.name} {signed(arm.effect.metrics['mean_cosine'])}" for arm in measured if arm.effect)
+    seeds = min((len(arm.effect.by_seed) for arm in measured if arm.effect), default=0)
+    severity, title, why = _headline(measured, seeds)
+    parts = [f"{arm.spec.name} {signed(arm.effect.metrics['mean_cosine'])}" for arm in measured if arm.effect]
+    limits = f"counts from {plan.training.min_effect:g}; quality tolerance {plan.training.quality_tolerance:.1%}"
+    more = plan.seeds < MIN_SEEDS
     return Finding(
-        "trial", "good" if held else "warning" if falls else "info", title,
-        f"arm − control in deep mean cosine: {seen}" if seen else "nothing was measured", why,
-        again(output="again/", seeds=str(max(plan.seeds, MIN_SEEDS))) if plan.seeds < MIN_SEEDS
-        else again(output="longer/", max_steps=str(4 * (plan.training.max_steps or 100))), LIU,
-    )  # fmt: skip
+        "trial",
+        severity,
+        title,
+        f"arm − control in deep mean cosine: {'; '.join(parts)} ({limits})" if parts else "nothing was measured",
+        why,
+        again(output="again/", seeds=str(MIN_SEEDS)) if more else again(output="other-text/", text="other.txt"),
+        LIU,
+    )
+
+
+def _headline(arms: Sequence[ArmResult], seeds: int) -> tuple[Literal["good", "warning", "info"], str, str]:
+    """Severity, title and why of the main result."""
+    if not arms:
+        return "info", "No arm could be compared with the control", "See below what went wrong."
+    if seeds < MIN_SEEDS and all(arm.verdict_reason for arm in arms):
+        covers = arms[0].effect.covers if arms[0].effect else ""
+        return "info", f"No word on any arm: {arms[0].verdict_reason} ({covers})", (
+            "What other seeds would give is not known yet; the numbers of each seed stand in the tables."
+        )  # fmt: skip
+    fell = [arm for arm in arms if arm.verdict == "dispersed"]
+    groups = [(_spread_words(quality), [arm for arm in fell if arm.quality == quality]) for quality in _QUALITIES]
+    costly = [arm for arm in arms if arm.verdict == "dispersed-at-a-cost"]
+    groups.append(("spread the representation, at a cost in language modelling", costly))
+    groups.append(("condensed it further", [arm for arm in arms if arm.verdict == "condensed-further"]))
+    parts = [f"{_names(group)} {words}" for words, group in groups if group]
+    spread = [*fell, *costly]
+    if spread:
+        good = any(arm.quality in ("improved", "held") and arm.opened in ("cone opened", "both") for arm in fell)
+        why = f"Every difference is to the control under the same seed, over {seeds} seeds. {_opened(spread)}"
+        return "good" if good else "warning" if costly else "info", "; ".join(parts), why
+    if parts:
+        return "warning", "; ".join(parts), "No arm spread the representation."
+    if all(arm.verdict == "too-small-to-count" for arm in arms):
+        return "info", "No arm changed the deep mean cosine by what counts", (
+            "Each interval lies within ± the smallest effect that counts."
+        )  # fmt: skip
+    return (
+        "info",
+        "No arm is shown to spread the representation",
+        ("Intervals of some arms hold no effect and one that counts: see what these seeds could have shown."),
+    )
+
+
+_QUALITIES: tuple[QualityWord, ...] = ("improved", "held", "not shown to be held", "not measured")
+
+
+def _spread_words(quality: QualityWord) -> str:
+    return {
+        "improved": "spread the representation and improved quality",
+        "held": "spread the representation and held quality",
+        "not measured": "spread the representation; quality was not measured",
+    }.get(quality, "spread the representation; quality is not shown to be held")
 
 
 def _opened(arms: Sequence[ArmResult]) -> str:
@@ -150,24 +169,12 @@ def _names(arms: Sequence[ArmResult]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _dose(dose: DoseResponse, again: Again) -> Finding:
-    stronger = max(point.coefficient for point in dose.points) * 3
-    return Finding(
-        "dose", "good" if dose.recommended is not None else "info",
-        f"Recommended coefficient of {dose.title}: {'none' if dose.recommended is None else f'{dose.recommended:g}'}",
-        dose.reason,
-        "The rule: the largest measurable effect whose quality is held. It is a choice on this run's validation text, "
-        "so confirm it on other text.",
-        again(output="dose/", coefficients=",".join(f"{stronger / k:.2g}" for k in (30, 10, 3, 1))), LIU,
-    )  # fmt: skip
-
-
 def _ranking(plan: TrialPlan, arms: Sequence[ArmResult], reason: str | None, again: Again) -> list[Finding]:
     if reason is not None:
+        why = "Few seeds can agree by chance; the values of each seed stand in the table."
         return [
-            Finding("not-ranked", "info", "No arm is ranked", reason,
-                    "Intervals cover texts, not training seeds; two seeds can agree by chance.",
-                    again(output="ranked/", seeds=str(MIN_SEEDS)), "Bouthillier et al. 2021, arXiv:2103.03098")
+            Finding("not-ranked", "info", "No arm is ranked", reason, why,
+                    again(output="ranked/", seeds=str(RANK_SEEDS)), BOUTHILLIER)
         ]  # fmt: skip
     ranked = [arm for arm in arms if arm.ranks]
     seen = "; ".join(
@@ -175,11 +182,17 @@ def _ranking(plan: TrialPlan, arms: Sequence[ArmResult], reason: str | None, aga
         for key, title in (("mean_cosine", "most spread first"), ("bits_per_byte", "fewest bits per byte first"))
     )
     return [
-        Finding("ranking", "info", "Arms are ranked only where the intervals allow", seen,
-                "An arm is placed before another if the paired interval excludes 0 and every seed agrees; else they "
-                "tie. Many pairs are compared without correction, so a single narrow win says little.",
-                again(output="more-seeds/", seeds=str(2 * plan.seeds)), "Bouthillier et al. 2021, arXiv:2103.03098")
-    ]  # fmt: skip
+        Finding(
+            "ranking",
+            "info",
+            "Arms are ranked only where they are clearly apart",
+            seen,
+            "An arm is placed before another if their difference counts and stays below p = .05 when all pairs of the "
+            "measure are adjusted together (Holm); else they tie.",
+            again(output="more-seeds/", seeds=str(2 * plan.seeds)),
+            BOUTHILLIER,
+        )
+    ]
 
 
 def _order(ranks: Mapping[str, Rank]) -> str:
@@ -188,6 +201,55 @@ def _order(ranks: Mapping[str, Rank]) -> str:
     for name, rank in ranks.items():
         places.setdefault(rank.place, []).append(name)
     return ", then ".join(" = ".join(places[place]) for place in sorted(places))
+
+
+# --- power ---------------------------------------------------------------------------------------------
+
+
+def _power(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> list[Finding]:
+    """What these seeds could have shown, by the arm that varies most; the quoted spread where none is known."""
+    known = [(arm, arm.effect.power) for arm in arms if arm.effect and arm.effect.power]
+    if not known:
+        return []
+    lines, most, text = [], 0, False
+    for key in ("mean_cosine", "quality"):
+        own = [(arm.spec.name, power[key]) for arm, power in known if key in power]
+        if not own:
+            continue
+        name, worst = max(own, key=lambda pair: pair[1].shown or 0.0)
+        lines.append(power_words(worst, name))
+        most, text = max(most, worst.seeds_needed or 0), text or worst.reason is not None
+    shown = [effect.shown for arm in arms for effect in arm.task_effects if effect.shown is not None]
+    if shown:
+        lines.append(f"task scores: a difference of {max(shown):.2g}")
+    step = again(output="more-text/", num_texts=str(4 * plan.training.num_texts))
+    return [
+        Finding(
+            "power",
+            "info",
+            f"What {plan.seeds} seeds could have shown",
+            "; ".join(lines),
+            "The smallest difference that 80 % of such trials find. Below it, no word says nothing of an effect."
+            + (" More validation text, not more seeds, would narrow it." if text else "")
+            + ("" if shown else f" {PUBLIC_SEEDS}."),
+            step if text else again(output="more-seeds/", seeds=str(max(most, plan.seeds + 1))),
+            BOUTHILLIER,
+        )
+    ]
+
+
+def power_words(power: Power, arm: str = "") -> str:
+    """The smallest difference that could have been shown, and the seeds that what counts would take."""
+    title = "deep mean cosine" if power.key == "mean_cosine" else power.key.replace("_", " ")
+    where = f" ({arm}, which varies most)" if arm else ""
+    shown = "nothing" if power.shown is None else f"a difference of {power.shown:.2g}"
+    if power.wanted is None:
+        return f"{title}: {shown}{where}"
+    needed = power.reason or f"{power.seeds_needed} seeds"
+    return f"{title}: {shown}{where}; for {power.wanted:.2g} it takes {needed}"
+
+
+# --- what else a reader should know --------------------------------------------------------------------
 
 
 def _missing(arm: ArmResult, again: Again) -> Finding:
@@ -199,28 +261,6 @@ def _missing(arm: ArmResult, again: Again) -> Finding:
     )  # fmt: skip
 
 
-def _ratios(arms: Sequence[ArmResult], again: Again) -> list[Finding]:
-    found = []
-    for arm in arms:
-        known = [run.penalty_to_ce for run in arm.runs if run.penalty_to_ce]
-        ratio = sum(known) / len(known) if known else None
-        if ratio is None or RATIO_LOW <= ratio <= RATIO_HIGH:
-            continue
-        small = ratio < RATIO_LOW
-        found.append(
-            Finding(
-                "penalty-ratio",
-                "warning",
-                f"{arm.spec.name}: the penalty was {'negligible' if small else 'large'} beside cross-entropy",
-                f"|penalty| / cross-entropy was {ratio:.1e} on average",
-                f"Below {RATIO_LOW:g} the loss hardly steers training; above {RATIO_HIGH:g} it competes with the task.",
-                again(output="dose/", coefficients=f"{(10 if small else 0.1) * (arm.spec.coefficient or 1.0):g}"),
-                LIU,
-            )  # fmt: skip
-        )
-    return found
-
-
 def _scope(plan: TrialPlan, model: ModelInfo, arms: Sequence[ArmResult], again: Again) -> list[Finding]:
     notes = []
     names = {arm.spec.remedy: arm for arm in arms if arm.effect is not None}
@@ -228,7 +268,7 @@ def _scope(plan: TrialPlan, model: ModelInfo, arms: Sequence[ArmResult], again: 
         arm = names["larger-vocab"]
         notes.append(
             Finding("larger-vocab", "info", "A larger vocabulary is a design for training from the start",
-                    f"{'; '.join(arm.details) or 'see its details'}; bits per byte {_effect(arm, 'bits_per_byte')}",
+                    f"{'; '.join(arm.details) or 'see its details'}; bits per byte {_arm_change(arm, 'bits_per_byte')}",
                     "New rows start as means of old ones and need training; compare it by bits per byte, never by "
                     "perplexity. It sees more text per step than the other arms.",
                     again(output="longer/", max_steps=str(10 * (plan.training.max_steps or 100))),
@@ -237,7 +277,7 @@ def _scope(plan: TrialPlan, model: ModelInfo, arms: Sequence[ArmResult], again: 
     if "active-forgetting" in names:
         notes.append(
             Finding("active-forgetting", "info", "Active forgetting is a pre-training method",
-                    f"bits per byte {_effect(names['active-forgetting'], 'bits_per_byte')}",
+                    f"bits per byte {_arm_change(names['active-forgetting'], 'bits_per_byte')}",
                     "It re-initialises the embeddings while the body is still learning; late in fine-tuning it "
                     "destroys what they knew.", again(output="longer/", max_steps="3000"),
                     "Chen et al. 2023, arXiv:2307.01163")
@@ -245,60 +285,29 @@ def _scope(plan: TrialPlan, model: ModelInfo, arms: Sequence[ArmResult], again: 
     if model.parameters > BILLION:
         notes.append(
             Finding("large-model", "info", "Above one billion parameters the published benefit shrinks",
-                    f"{model.parameters / BILLION:.1f} billion parameters; here: {_best(arms)}",
+                    f"{model.parameters / BILLION:.1f} billion parameters; here: {_furthest(arms)}",
                     "The published gains are for small models; larger ones resist condensation by themselves.",
                     again(output="again/"), LIU)
         )  # fmt: skip
     if model.contrastive:
         notes.append(
             Finding("contrastive", "warning", "This checkpoint was trained with a contrastive objective",
-                    f"sentence-transformers layout; here: {_best(arms)}",
+                    f"sentence-transformers layout; here: {_furthest(arms)}",
                     "Such a checkpoint should not be treated: a remedy may undo what contrastive training arranged.",
                     again(output="again/"), "Wang & Isola 2020, arXiv:2005.10242")
         )  # fmt: skip
     return notes
 
 
-def _effect(arm: ArmResult, key: str) -> str:
+def _arm_change(arm: ArmResult, key: str) -> str:
     return signed(arm.effect.metrics[key]) if arm.effect else "not measured"
 
 
-def _best(arms: Sequence[ArmResult]) -> str:
+def _furthest(arms: Sequence[ArmResult]) -> str:
     """The arm with the largest fall, whatever it is worth."""
     known = [(arm.effect.metrics["mean_cosine"], arm) for arm in arms if arm.effect]
-    found = [(of, arm) for of, arm in known if of.value is not None]
-    if not found:
+    fallen = [(change, arm) for change, arm in known if change.value is not None]
+    if not fallen:
         return "nothing was measured"
-    of, arm = min(found, key=lambda pair: pair[0].value or 0.0)
-    return f"{arm.spec.name} moved the deep mean cosine most, by {signed(of)}"
-
-
-def verdict_from(cosine: Estimate, least: float, held: bool | None) -> VerdictId:
-    """The verdict's id from the difference in deep mean cosine and whether quality held."""
-    size = size_of(cosine, least)
-    if size == "rise":
-        return "condensed-further"
-    if size == "fall":
-        return "dispersed" if held else "dispersed-at-a-cost"
-    return "no-measurable-effect" if size == "none" else "inconclusive"
-
-
-def what_opened(least: float, deep: Mapping[str, Estimate]) -> Opened:
-    """Did the cone open, or were three dimensions rescaled: the effect with and without the top three."""
-    whole = size_of(deep["mean_cosine"], least) == "fall"
-    rest = size_of(deep["mean_cosine_without_top_dimensions"], least) == "fall"
-    if not whole:
-        return "cone opened" if rest else "neither"
-    if not rest:
-        return "three dimensions rescaled"
-    total, inner = (deep[key].value or 0.0 for key in ("mean_cosine", "mean_cosine_without_top_dimensions"))
-    return "cone opened" if inner <= 0.5 * total else "both"
-
-
-def signed(estimate: Estimate, digits: int = 4) -> str:
-    """A difference with its sign and interval, in plain characters."""
-    if estimate.value is None:
-        return "undefined"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:+.{digits}f}"
-    return f"{estimate.value:+.{digits}f} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
+    change, arm = min(fallen, key=lambda pair: pair[0].value or 0.0)
+    return f"{arm.spec.name} moved the deep mean cosine most, by {signed(change)}"

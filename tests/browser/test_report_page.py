@@ -97,7 +97,10 @@ def diagnosis(model: str = "org/tiny", blocks: int = 12, twin: bool = True, enco
     made = Diagnosis(
         "condense.diagnosis/1", "0.1.0", "2026-01-02T03:04:05+00:00", f"condense analyze '{model}'",
         ModelInfo(model, "LlamaForCausalLM", "causal", 1234567, 64, blocks, "float32", "safetensors", None, "a" * 64),
-        CorpusInfo("probe", "b" * 64, "c" * 64, 16, 0, 2048, 128, 0, tuple(f"text-{i}#0" for i in range(16)), 16),
+        CorpusInfo(
+            "probe", "b" * 64, "c" * 64, 16, 0, 2048, 128, 0, tuple(f"text-{i}#0" for i in range(16)), 16,
+            documents=tuple(range(16)),
+        ),
         {"hash": "d" * 64, "dtype": "float32", "keys": list(METRICS)}, {"python": "3.11", "device": "cpu"},
         {"measure_seconds": 1.5},
         Quality(estimate(3.2), estimate(24.5), Estimate(None, reason="the tokenizer has no offsets")),

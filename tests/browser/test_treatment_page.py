@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from condense.comparison.verdict import cone_word
 from condense.metrics import METRICS
 from condense.records.base import Estimate, Finding
 from condense.records.diagnosis import Diagnosis, Quality
 from condense.records.plans import Plan, Schedule  # fmt: skip
 from condense.records.tasks import TaskEffect, TaskScore
-from condense.records.treatment import Arm, Curve, Effect, Outcome, Overhead, SiteEffect, Treatment  # fmt: skip
+from condense.records.treatment import Arm, Curve, Effect, Outcome, Overhead, SiteEffect, Treatment, Word  # fmt: skip
 from condense.report.treatment.page import treatment_page
 from tests.browser import test_report_page as report_page
 from tests.browser.test_report_page import EVIL, Opened, axe_violations
@@ -71,7 +72,14 @@ def effect(run: Diagnosis, size: float, half: float, against: str) -> Effect:
         )
         for s in run.sites
     )
-    return Effect(against, True, values, {"loss": change(0.02, 0.004), "bits_per_byte": change(0.006, 0.001)}, sites)
+    bits = change(0.006, 0.001)
+    words = {
+        key: Word(cone_word(values[key], (values[key].low, values[key].high), 0.01), key, 0.01)
+        for key in ("mean_cosine", "mean_cosine_without_top_dimensions")
+    }
+    words["quality"] = Word("worse", "bits_per_byte", 0.0048, bits.low, bits.high)
+    covers = "this pair of runs; other seeds not covered; 5 documents"
+    return Effect(against, True, values, {"loss": change(0.02, 0.004), "bits_per_byte": bits}, sites, words, covers)
 
 
 def finding(name: str, severity: Any, model: str) -> Finding:
@@ -90,7 +98,7 @@ def treatment(
     against = "control" if control else "before"
     made = effect(arms["treated"].validation, size, half, against)
     outcome = Outcome(
-        verdict, False if control else None, "three dimensions rescaled",
+        verdict, "worse" if control else "not measured", "three dimensions rescaled",
         (finding("main thing", "warning", model), finding("what-opened", "info", model)),
     )  # fmt: skip
     return Treatment(
@@ -237,8 +245,8 @@ def test_says_the_numbers_with_a_real_minus_and_commands_as_they_are() -> None:
     ("verdict", "size", "half", "word", "head"),
     [
         ("dispersed", -0.076, 0.004, "more spread", "Dispersed"),
-        ("no-measurable-effect", -0.001, 0.002, "unchanged", "No measurable effect"),
-        ("inconclusive", -0.01, 0.03, "undecided", "Inconclusive"),
+        ("too-small-to-count", -0.001, 0.002, "smaller than what counts", "Too small to count"),
+        ("inconclusive", -0.01, 0.03, "inconclusive", "Inconclusive"),
         ("condensed-further", 0.05, 0.01, "more condensed", "Condensed further"),
     ],
 )
@@ -249,7 +257,7 @@ def test_every_verdict_has_its_word(verdict: str, size: float, half: float, word
 
 
 def test_without_control_nothing_is_the_loss() -> None:
-    text = treatment_page(treatment(verdict="inconclusive", control=False), plotlyjs="none")
+    text = treatment_page(treatment(verdict="no-control", control=False), plotlyjs="none")
     assert "treated − before" in text
     assert "treated − control" not in text
     assert "What the loss did" not in text

@@ -17,12 +17,14 @@ from condense.comparison.members import find, run_of, step_of
 from condense.comparison.run import compare
 from condense.comparison.trajectory import peak_of, scale_of
 from condense.errors import UnavailableError, UsageError
+from condense.intervals import NO_DOCUMENTS, ONE_DOCUMENT
 from condense.records.base import Estimate
 from condense.records.comparison import Comparison
 from condense.records.diagnosis import Diagnosis
 from condense.records.options import CompareOptions
 from condense.records.treatment import Arm, Treatment
 from tests.models.test_bad_input import assert_refused, condense
+from tests.moved import in_documents
 
 FAST = ["--num-texts", "8", "--max-length", "64", "--device", "cpu"]
 
@@ -81,18 +83,45 @@ def test_a_pair_is_the_paired_difference(llama: Diagnosis) -> None:
 
 @pytest.mark.parametrize(
     ("by", "noise", "id"),
-    [(0.1, 0.001, "more-condensed"), (-0.1, 0.001, "less-condensed"), (0.0, 0.001, "no-measurable-difference"),
+    [(0.1, 0.001, "more-condensed"), (-0.1, 0.001, "less-condensed"), (0.0, 0.001, "too-small-to-count"),
      (0.012, 0.05, "inconclusive")],
 )  # fmt: skip
 def test_the_words_follow_the_interval(llama: Diagnosis, by: float, noise: float, id: str) -> None:
     assert compare(llama, moved(llama, by, "x", noise=noise)).findings[0].id == id
 
 
-def test_below_eight_texts_nothing_is_decided(llama: Diagnosis) -> None:
-    few = replace(llama, corpus=replace(llama.corpus, texts=7))
-    found = compare(few, moved(few, 0.1, "other"))
-    assert found.findings[0].id == "inconclusive"
-    assert any("7 texts" in caveat for caveat in found.caveats)
+def test_without_documents_nothing_is_decided(llama: Diagnosis) -> None:
+    old = in_documents(llama, ())
+    found = compare(old, in_documents(moved(llama, 0.1, "other"), ()))
+    assert found.findings[0].id == "inconclusive" and NO_DOCUMENTS in found.findings[0].why
+    assert any(NO_DOCUMENTS in caveat for caveat in found.caveats)
+    one = compare(in_documents(llama, (0,) * 8), in_documents(moved(llama, 0.1, "other"), (0,) * 8))
+    assert one.findings[0].id == "more-condensed" and any(ONE_DOCUMENT in caveat for caveat in one.caveats)
+
+
+def test_members_are_corrected_alike(llama: Diagnosis) -> None:
+    """A difference whose interval just excludes 0 has a word beside one other member, and none beside five."""
+    edge = moved(llama, 0.018, "edge", noise=0.017)
+    still = [moved(llama, 0.0, f"still {n}", noise=0.0005) for n in range(5)]
+    for others, word in ((still[:1], "more condensed"), (still, "inconclusive")):
+        member = compare(llama, edge, *others).members[1]
+        assert member.difference is not None
+        judged = member.difference.words["mean_cosine"]
+        assert judged.alpha == pytest.approx(0.05 / (1 + len(others))) and judged.word == word, judged
+
+
+def test_no_title_hides_what_else_changed(llama: Diagnosis) -> None:
+    """Three members of one mean cosine: one lost quality and rose without its top dimensions."""
+    lost = moved(llama, 0.0, "lost", bits=2.0)
+    rose = in_documents(llama, llama.corpus.documents)
+    deep = dict(lost.deep)
+    key = "mean_cosine_without_top_dimensions"
+    per = tuple((v or 0.0) + 0.107 for v in rose.deep[key].per_text or ())
+    deep[key] = replace(deep[key], value=sum(per) / len(per), per_text=per)
+    found = compare(llama, replace(lost, deep=deep), moved(llama, 0.0, "same", noise=0.06)).findings[0]
+    assert found.title.startswith("None is shown to be more or less condensed than"), found.title
+    assert "lost predicts the texts worse" in found.title and "without each text’s top three" in found.title
+    assert found.severity == "warning"
 
 
 def test_what_is_kept_of_a_member(llama: Diagnosis) -> None:
@@ -108,7 +137,7 @@ def test_what_is_kept_of_a_member(llama: Diagnosis) -> None:
 def test_a_run_does_not_differ_from_itself(llama: Diagnosis) -> None:
     effect = compare(llama, llama).members[1].difference
     assert effect is not None and effect.deep["mean_cosine"].value == 0.0
-    assert compare(llama, llama).findings[0].id == "no-measurable-difference"
+    assert compare(llama, llama).findings[0].id == "too-small-to-count"
 
 
 def test_round_trip_and_rows(llama: Diagnosis, tmp_path: Path) -> None:
@@ -130,6 +159,7 @@ def test_another_tokenizer_is_unpaired_with_the_caveat(diagnosed: Callable[[str]
     found = compare(diagnosed("llama"), diagnosed("gpt2"))
     effect = found.members[1].difference
     assert effect is not None and not effect.paired
+    assert "more condensed" not in found.findings[0].title and "less condensed" not in found.findings[0].title
     assert effect.quality["loss"].value is None and "windows differ" in (effect.quality["loss"].reason or "")
     assert effect.quality["bits_per_byte"].value is not None
     assert any("another tokenizer" in caveat for caveat in found.caveats)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from condense.errors import RunError, UnavailableError, UsageError
 from condense.evaluation.harness import find_tasks, open_tasks
-from condense.evaluation.run import evaluate, task_effects
-from condense.intervals import resampling_weights
+from condense.evaluation.run import evaluate, task_effects, task_effects_over_seeds
 from condense.records.base import Estimate
 from condense.records.serial import decode, encode
 from condense.records.tasks import TaskEffect, TaskScore
@@ -158,15 +158,20 @@ def score(values, **more) -> TaskScore:
     return TaskScore("t", "acc", float(np.mean(values)), samples=len(values), per_sample=tuple(values), **given)
 
 
+def t_half(variance, freedom, alpha=0.05):
+    return scipy.stats.t.ppf(1 - alpha / 2, freedom) * variance**0.5
+
+
 def test_a_paired_difference_is_by_sample():
     new, old = score([1, 1, 1, 0, 1, 0, 1, 1.0]), score([1, 0, 1, 0, 1, 0, 0, 1.0])
-    (effect,) = task_effects([new], [old], seed=3)
+    (effect,) = task_effects([new], [old])
     change = np.array(new.per_sample) - np.array(old.per_sample)
-    draws = resampling_weights(8, 3) @ change / 8
+    half = t_half(change.var(ddof=1) / 8, 7)
     assert effect.paired and effect.difference.value == pytest.approx(0.25) and effect.samples == 8
-    assert [effect.difference.low, effect.difference.high] == pytest.approx(list(np.quantile(draws, [0.025, 0.975])))
+    assert [effect.difference.low, effect.difference.high] == pytest.approx([0.25 - half, 0.25 + half])
     (unpaired,) = task_effects([new], [replace(old, samples_sha256="other")])
-    half = 1.959964 * math.hypot(new.stderr, old.stderr)
+    a, b = new.stderr**2, old.stderr**2
+    half = t_half(a + b, (a + b) ** 2 / (a**2 / 7 + b**2 / 7))
     assert not unpaired.paired
     assert [unpaired.difference.low, unpaired.difference.high] == pytest.approx([0.25 - half, 0.25 + half], rel=1e-6)
     assert unpaired.difference.high - unpaired.difference.low > effect.difference.high - effect.difference.low
@@ -181,11 +186,27 @@ def test_perplexities_are_compared_on_their_own_scale():
         return TaskScore("t", "ppl", value, None, 4, False, tuple(nats), weights, "exp", "same")
 
     (effect,) = task_effects([made(x)], [made(y)])
-    drawn = resampling_weights(4, 0) * np.array(weights)
-    draws = np.exp(drawn @ x / drawn.sum(1)) - np.exp(drawn @ y / drawn.sum(1))
+    share = np.array(weights) / sum(weights)
+    errors = [math.exp(share @ v) * share * (v - share @ v) for v in (x, y)]
+    half = t_half(4 / 3 * ((errors[0] - errors[1]) ** 2).sum(), 3)
     assert effect.paired and not effect.higher_is_better
     assert effect.difference.value == pytest.approx(made(x).value - made(y).value)
-    assert [effect.difference.low, effect.difference.high] == pytest.approx(list(np.quantile(draws, [0.025, 0.975])))
+    assert effect.difference.high - effect.difference.value == pytest.approx(half)
+
+
+def test_seeds_and_samples_both_widen_a_difference_of_scores():
+    rng = np.random.default_rng(1)
+    new = [score((rng.uniform(size=50) < 0.6 + 0.05 * n).astype(float)) for n in range(3)]
+    old = [score((rng.uniform(size=50) < 0.5).astype(float)) for _ in range(3)]
+    (effect,) = task_effects_over_seeds([[s] for s in new], [[s] for s in old])
+    table = np.array([np.subtract(a.per_sample, b.per_sample) for a, b in zip(new, old, strict=True)])
+    seeds, samples = table.mean(axis=1).var(ddof=1) / 3, table.mean(axis=0).var(ddof=1) / 50
+    half = (t_half(seeds, 2) ** 2 + t_half(samples, 49) ** 2) ** 0.5
+    assert effect.seeds == 3 and effect.difference.value == pytest.approx(table.mean())
+    assert effect.difference.high - effect.difference.value == pytest.approx(half)
+    assert effect.shown > half / 2 and task_effects(new[:1], old[:1])[0].shown is None
+    with pytest.raises(ValueError, match="same seeds"):
+        task_effects_over_seeds([new], [old, old])
 
 
 def test_what_cannot_be_compared_says_why():

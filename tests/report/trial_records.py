@@ -33,7 +33,7 @@ UNPAIRED = "its tokenizer cuts the validation text into other windows, so the te
 
 # (name, remedy, loss, layers, coefficient, parameters added, time ÷ control, Δ cosine, Δ rank, Δ bits, verdict)
 ARMS: tuple[tuple[Any, ...], ...] = (
-    ("dispersion=0.1", "dispersion", "angular", "all", 0.1, 0, 1.031, -0.004, 0.4, 0.0002, "no-measurable-effect"),
+    ("dispersion=0.1", "dispersion", "angular", "all", 0.1, 0, 1.031, -0.004, 0.4, 0.0002, "too-small-to-count"),
     ("dispersion=1", "dispersion", "angular", "all", 1.0, 0, 1.033, -0.046, 4.8, 0.0021, "dispersed"),
     ("dispersion:mean_cosine@late=0.3", "dispersion", "mean_cosine", "late", 0.3, 0, 1.008, -0.038, 3.1, 0.0009,
      "dispersed"),
@@ -41,7 +41,7 @@ ARMS: tuple[tuple[Any, ...], ...] = (
      "dispersed-at-a-cost"),
     ("larger-vocab", "larger-vocab", None, None, None, 2_654_208, 1.094, 0.019, -3.5, 0.0163, "condensed-further"),
     ("active-forgetting", "active-forgetting", None, None, None, 0, None, None, None, None, None),
-    ("cosreg=1", "cosreg", None, None, 1.0, 0, 1.117, -0.002, 0.2, -0.0004, "no-measurable-effect"),
+    ("cosreg=1", "cosreg", None, None, 1.0, 0, 1.117, -0.002, 0.2, -0.0004, "too-small-to-count"),
     ("noisy-embedding", "noisy-embedding", None, None, None, 0, 1.006, -0.009, 0.9, 0.0011, "inconclusive"),
 )  # fmt: skip
 TEXTS = {
@@ -170,8 +170,8 @@ def arm(row: tuple[Any, ...], seeds: range, blocks: int, steps: int, tasks: bool
     )
     return ArmResult(
         spec, "done", title, definition, source, None, details, 134_515_008 + added, added, cost, runs, made, made,
-        verdict, verdict not in ("dispersed-at-a-cost", "condensed-further"),
-        "neither" if verdict in ("no-measurable-effect", "inconclusive") else "both", {}, scores if tasks else (),
+        verdict, "", "worse" if verdict in ("dispersed-at-a-cost", "condensed-further") else "held",
+        "neither" if verdict in ("too-small-to-count", "inconclusive") else "both", {}, scores if tasks else (),
     )  # fmt: skip
 
 
@@ -234,7 +234,19 @@ def trial(
         max_steps=steps, max_length=1024, coefficient=0.1, eval_tasks=("piqa", "wiki") if tasks else ()
     )  # fmt: skip
     before = replace(run("before", 0, {"bits_per_byte": 0.041}, blocks, 0, tasks), curve=Curve(), seconds=0.0)
-    corpus = CorpusInfo("notes.jsonl", "b" * 64, "c" * 64, 32, 1, 16_384, 512, 0, ("doc-1#0", "doc-2#0"), 32)
+    corpus = CorpusInfo(
+        "notes.jsonl",
+        "b" * 64,
+        "c" * 64,
+        32,
+        1,
+        16_384,
+        512,
+        0,
+        ("doc-1#0", "doc-2#0"),
+        32,
+        documents=tuple(i // 4 for i in range(32)),
+    )
     return Trial(
         "condense.trial/1", "0.1.0", "2026-01-02T03:04:05+00:00",
         f"condense trial '{model}' --seeds {seeds} -o out/",

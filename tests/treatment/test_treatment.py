@@ -123,7 +123,7 @@ def test_card_and_reports_agree(treated):
 def test_a_tiny_coefficient_is_no_success(tiny, texts, tmp_path):
     plan = replace(PLAN, coefficient=1e-5, max_steps=4)
     found = treat(tiny("llama"), texts, tmp_path / "out", plan, device="cpu")
-    assert found.verdict.id == "no-measurable-effect"
+    assert found.verdict.id == "too-small-to-count"
     assert "penalty-ratio" in {finding.id for finding in found.verdict.findings}
 
 
@@ -146,7 +146,7 @@ def test_lora_is_merged_and_masked_models_are_trained(tiny, texts, tmp_path):
 def test_from_scratch_and_without_control(tiny, texts, tmp_path):
     plan = replace(PLAN, control=False, max_steps=3)
     found = treat(tiny("gpt2"), texts, tmp_path / "out", plan, device="cpu", random_init=True)
-    assert list(found.arms) == ["before", "treated"] and found.verdict.id == "inconclusive"
+    assert list(found.arms) == ["before", "treated"] and found.verdict.id == "no-control"
     assert found.arms["before"].validation.model.source_format == "random"
 
 

@@ -151,7 +151,12 @@ def test_only_what_is_missing_is_done_again(whole, tiny, texts, tmp_path):
     assert told == [("dispersion=3", 1), ("control", 2), ("dispersion=3", 2), ("cosreg=1", 2)]
     before, after = arms(made)["dispersion=3"].runs, arms(again)["dispersion=3"].runs
     assert [run.weights_sha256 for run in before] == [run.weights_sha256 for run in after[:2]]
-    assert again.unranked is None and arms(again)["dispersion=3"].ranks["mean_cosine"].place == 1
+    assert again.unranked == "3 seeds: a rank needs 5" and not arms(again)["dispersion=3"].ranks
+    assert (
+        arms(made)["dispersion=3"].verdict_reason.startswith("2 seeds")
+        and not arms(again)["dispersion=3"].verdict_reason
+    )
+    assert arms(again)["dispersion=3"].effect.power["mean_cosine"].seeds == 3
     assert arms(again)["dispersion=3"].effect.by_seed[0] == arms(made)["dispersion=3"].effect.by_seed[0]
 
 
@@ -203,7 +208,8 @@ def test_a_masked_model_has_no_larger_vocabulary(tiny, texts, tmp_path, monkeypa
     found = arms(made)
     assert found["larger-vocab"].status == "unavailable" and found["larger-vocab"].reason
     assert found["dispersion=3"].effect.metrics["bits_per_byte"].value is None
-    assert found["dispersion=3"].quality_held is not None, "the pseudo-loss stands in"
+    word = found["dispersion=3"].effect.words["quality"]
+    assert word.key == "loss" and word.least > 0, "the pseudo-loss stands in"
 
 
 def test_a_signal_leaves_what_was_done(tiny, texts, tmp_path, monkeypatch):

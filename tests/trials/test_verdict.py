@@ -1,72 +1,103 @@
-"""What a trial says: the dose by its rule, nothing ranked below three seeds, advice where it applies."""
+"""What a trial says: words from three seeds on, the dose by its rule, advice that follows what was seen."""
 
 from dataclasses import replace
 
 import pytest
 
+from condense.comparison.verdict import WITHOUT_TOP, cone_word, quality_word
 from condense.records.base import Estimate
 from condense.records.diagnosis import ModelInfo, Quality
 from condense.records.plans import ArmSpec, Plan, TrialPlan
-from condense.records.trial import ArmEffect, ArmResult, ArmRun, Rank
-from condense.trials.verdict import arm_verdict, dose_responses, trial_findings, unranked
+from condense.records.treatment import Curve, Power, Word
+from condense.records.trial import ArmEffect, ArmResult, ArmRun, Rank, SeedEffect
+from condense.rerun import Again
+from condense.trials.doses import control_moved, dose_responses, longer_training, next_dose
+from condense.trials.verdict import arm_verdict, trial_findings, unranked
 
 MODEL = ModelInfo("tiny", "LlamaForCausalLM", "causal", 1000, 32, 3, "float32", "safetensors")
 QUALITY = Quality(Estimate(2.0), Estimate(7.4), Estimate(1.0, 0.9, 1.1))
 PLAN = TrialPlan((ArmSpec("control", "control"),), 3)
+BEFORE = ArmRun(0, {}, QUALITY, {}, QUALITY, ())
 
 
-def effect(cosine, bits=(0.0, -0.001, 0.001), without=None):
+def effect(cosine, bits=(0.0, -0.001, 0.001), without=None, seeds=3):
     metrics = {
-        "mean_cosine": Estimate(*cosine), "bits_per_byte": Estimate(*bits), "loss": Estimate(*bits),
-        "mean_cosine_without_top_dimensions": Estimate(*(without or cosine)),
-    }  # fmt: skip
-    return ArmEffect(metrics, (), {})
+        "mean_cosine": Estimate(*cosine),
+        WITHOUT_TOP: Estimate(*(without or cosine)),
+        "bits_per_byte": Estimate(*bits),
+        "loss": Estimate(*bits),
+    }
+    words = {
+        key: Word(cone_word(metrics[key], (metrics[key].low, metrics[key].high), 0.01), key, 0.01)
+        for key in ("mean_cosine", WITHOUT_TOP)
+    }
+    words["quality"] = Word(quality_word(metrics["bits_per_byte"], bits[1:], 0.005), "bits_per_byte", 0.005)
+    by_seed = tuple(SeedEffect(number, metrics) for number in range(seeds))
+    return ArmEffect(metrics, by_seed, {}, words=words, covers=f"{seeds} seeds; 4 documents")
 
 
 FALL, SMALL, UNCLEAR, RISE = (-0.1, -0.12, -0.08), (-0.001, -0.002, 0.0), (-0.01, -0.05, 0.03), (0.1, 0.05, 0.15)
-COSTLY = (0.02, 0.01, 0.03)
+COSTLY, BETTER, WIDE = (0.02, 0.01, 0.03), (-0.02, -0.03, -0.01), (0.004, -0.01, 0.02)
 
 
-def arm(name, of, coefficient=None, remedy="dispersion", **more):
-    verdict, held, opened = arm_verdict(of, QUALITY, Plan(), 16)
+def arm(name, of, coefficient=None, remedy="dispersion", ratio=None, **more):
+    verdict, reason, quality, opened = arm_verdict(of)
     spec = ArmSpec(name, remedy, "angular" if remedy == "dispersion" else None, "all", coefficient)
-    return ArmResult(spec, "done", name, "d", "s", effect=of, verdict=verdict, quality_held=held, opened=opened, **more)
+    run = ArmRun(0, {}, QUALITY, {}, QUALITY, (), penalty_to_ce=ratio, curve=Curve(step=(10, 30)))
+    given = {"runs": (run,), **more}
+    return ArmResult(
+        spec, "done", name, "d", "s", effect=of, verdict=verdict, verdict_reason=reason, quality=quality,
+        opened=opened, **given,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("of", "texts", "expected"),
+    ("of", "expected", "quality"),
     [
-        (effect(FALL), 16, "dispersed"),
-        (effect(FALL, COSTLY), 16, "dispersed-at-a-cost"),
-        (effect(SMALL), 16, "no-measurable-effect"),
-        (effect(UNCLEAR), 16, "inconclusive"),
-        (effect(RISE), 16, "condensed-further"),
-        (effect(FALL), 7, "inconclusive"),
+        (effect(FALL), "dispersed", "held"),
+        (effect(FALL, BETTER), "dispersed", "improved"),
+        (effect(FALL, WIDE), "dispersed", "not shown to be held"),
+        (effect(FALL, COSTLY), "dispersed-at-a-cost", "worse"),
+        (effect(SMALL), "too-small-to-count", "held"),
+        (effect(UNCLEAR), "inconclusive", "held"),
+        (effect(RISE), "condensed-further", "held"),
     ],
 )
-def test_the_verdict_of_an_arm_is_that_of_a_treatment(of, texts, expected):
-    assert arm_verdict(of, QUALITY, Plan(), texts)[0] == expected
+def test_the_verdict_of_an_arm(of, expected, quality):
+    found, reason, word, _ = arm_verdict(of)
+    assert (found, word, reason) == (expected, quality, "")
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_below_three_seeds_an_arm_has_no_verdict(seeds):
+    found, reason, _, _ = arm_verdict(effect(FALL, seeds=seeds))
+    assert found == "inconclusive" and reason == f"{seeds} seed{'s' * (seeds > 1)}: a word on an arm needs 3"
 
 
 def test_the_dose_is_the_largest_effect_whose_quality_is_held():
     larger = (-0.3, -0.32, -0.28)
     group = [
         arm("d=1", effect(larger, COSTLY), 1.0),
+        arm("d=0.3", effect((-0.2, -0.22, -0.18), WIDE), 0.3),
         arm("d=0.1", effect(FALL), 0.1),
         arm("d=0.03", effect((-0.05, -0.06, -0.04)), 0.03),
     ]
     (dose,) = dose_responses(group)
-    assert [point.coefficient for point in dose.points] == [0.03, 0.1, 1.0]
+    assert [point.coefficient for point in dose.points] == [0.03, 0.1, 0.3, 1.0]
     assert dose.recommended == 0.1 and "-0.1000" in dose.reason and "held" in dose.reason
+    better = dose_responses([arm("d=0.1", effect(FALL, BETTER), 0.1)])[0]
+    assert "improved" in better.reason and "held" not in better.reason
 
 
 @pytest.mark.parametrize(
     ("effects", "words"),
     [
-        ([effect(SMALL), effect(SMALL)], "no measurable effect"),
+        ([effect(SMALL), effect(SMALL)], "smaller than what counts"),
         ([effect(SMALL), effect(FALL, COSTLY)], "cost quality"),
-        ([effect(UNCLEAR), effect(SMALL)], "do not decide"),
+        ([effect(SMALL), effect(FALL, WIDE)], "not shown to be held"),
+        ([effect(UNCLEAR), effect(SMALL)], "decide nothing"),
         ([effect(RISE), effect(SMALL)], "narrowed"),
+        ([effect(FALL, seeds=2)], "2 seeds"),
     ],
 )
 def test_no_dose_is_recommended_without_a_reason_to(effects, words):
@@ -83,26 +114,117 @@ def test_each_loss_and_place_has_a_curve_of_its_own():
     assert len(doses) == 3 and {len(dose.points) for dose in doses} == {1}
 
 
+@pytest.mark.parametrize(("seeds", "arms", "word"), [(4, 3, "4 seeds"), (1, 3, "1 seed:"), (5, 1, "one arm")])
+def test_nothing_is_ranked_on_too_little(seeds, arms, word):
+    assert word in unranked(seeds, arms)
+    assert unranked(5, 2) is None
+
+
+# --- advice --------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("seeds", "texts", "arms", "word"),
-    [(2, 16, 3, "2 seeds"), (1, 16, 3, "1 seed:"), (3, 7, 3, "7 texts"), (3, 16, 1, "one arm")],
+    ("coefficient", "ratio", "dose"),
+    [
+        (0.1, 0.01, 1.0),
+        (0.1, 1e-9, 10.0),
+        (1.0, 0.049, 2.0),
+        (1.0, 0.05, None),
+        (3.0, 0.98, None),
+        (0.1, None, None),
+        (0.0, None, Plan.coefficient),
+    ],
 )
-def test_nothing_is_ranked_on_too_little(seeds, texts, arms, word):
-    assert word in unranked(seeds, texts, arms)
-    assert unranked(3, 8, 2) is None
+def test_a_coefficient_is_raised_to_a_tenth_of_cross_entropy_and_no_further(coefficient, ratio, dose):
+    assert next_dose(coefficient, ratio) == (None if dose is None else pytest.approx(dose))
+
+
+def test_advice_on_doses_comes_to_an_end():
+    """However often it is followed: the penalty grows with the coefficient, so the second advice is another one."""
+    coefficient, ratio, seen = 1e-4, 1e-5, []
+    while (dose := next_dose(coefficient, ratio)) is not None:
+        coefficient, ratio = dose, ratio * dose / coefficient
+        seen.append(dose)
+    assert len(seen) <= 3 and 0.05 <= ratio <= 0.2
+
+
+def test_training_is_lengthened_or_sharpened_by_how_far_the_control_moved():
+    again = Again("condense treat m --text t --learning-rate 1e-5 --max-steps 30")
+    assert "--max-steps 120" in longer_training(Plan(), 30, True, again)
+    assert "--learning-rate 0.0002" in longer_training(Plan(learning_rate=5e-5), 30, False, again)
+    still, moved = (replace(QUALITY, bits_per_byte=Estimate(v)) for v in (1.002, 0.9))
+    assert control_moved(QUALITY, still, 0.005) is False and control_moved(QUALITY, moved, 0.005) is True
+    assert control_moved(Quality(*[Estimate(None)] * 3), still, 0.005) is None
 
 
 def found(arms, model=MODEL, reason=None, command="condense trial m --text t -o out --seeds 3"):
-    return {f.id: f for f in trial_findings(PLAN, model, arms, dose_responses(arms), reason, command)}
+    findings = trial_findings(PLAN, model, BEFORE, arms, dose_responses(arms), reason, command)
+    for finding in findings:
+        assert finding.title and finding.seen and finding.why and finding.source
+        assert finding.next.startswith("condense ") and "--coefficients 0 " not in finding.next + " "
+    return {f.id: f for f in findings}
+
+
+@pytest.mark.parametrize(
+    ("arms", "option"),
+    [
+        ([("d=0.1", SMALL, (0, -1e-3, 1e-3), 0.1, 0.01)], "--coefficients 1"),
+        ([("d=0.1", SMALL, (0, -1e-3, 1e-3), 0.1, 0.5)], "--max-steps"),
+        ([("d=0", SMALL, (0, -1e-3, 1e-3), 0.0, None)], "--coefficients 0.1"),
+        ([("d=1", FALL, (0, -1e-3, 1e-3), 1.0, 0.1)], "--coefficients 3"),
+        ([("d=1", FALL, (0, -1e-3, 1e-3), 1.0, 0.6)], "--text other.txt"),
+        ([("d=1", FALL, COSTLY, 1.0, 0.3)], "--coefficients 0.33"),
+        ([("d=0.1", SMALL, (0, -1e-3, 1e-3), 0.1, 0.1), ("d=1", FALL, COSTLY, 1.0, 0.3)], "--coefficients 0.32"),
+        ([("d=0.1", FALL, (0, -1e-3, 1e-3), 0.1, 0.1), ("d=1", FALL, COSTLY, 1.0, 0.3)], "--coefficients 0.32"),
+        ([("d=0.6", FALL, (0, -1e-3, 1e-3), 0.6, 0.1), ("d=1", FALL, COSTLY, 1.0, 0.3)], "--text other.txt"),
+        ([("d=1", UNCLEAR, (0, -1e-3, 1e-3), 1.0, 0.3)], "--seeds 6"),
+    ],
+)
+def test_the_next_dose_follows_the_curve(arms, option):
+    made = [arm(name, effect(cosine, bits), c, ratio=ratio) for name, cosine, bits, c, ratio in arms]
+    assert option in found(made)["dose"].next
+
+
+def test_more_text_is_advised_where_seeds_do_not_help():
+    limited = Power("mean_cosine", 3, 0.05, 0.01, 0.02, 3.0, 0.05, 0.01, None, "more validation text, not more seeds")
+    open_ = arm("d=1", replace(effect(UNCLEAR), power={"mean_cosine": limited}), 1.0, ratio=0.2)
+    notes = found([open_])
+    assert "--num-texts 128" in notes["dose"].next and "--num-texts 128" in notes["power"].next
+    assert "more validation text, not more seeds" in notes["power"].seen and "0.05" in notes["power"].seen
+    enough = Power("mean_cosine", 3, 0.05, 0.01, 0.001, 3.0, 0.04, 0.01, 12)
+    notes = found([arm("d=1", replace(effect(UNCLEAR), power={"mean_cosine": enough}), 1.0)])
+    assert "--seeds 12" in notes["power"].next and "it takes 12 seeds" in notes["power"].seen
+    assert "power" not in found([arm("d=1", effect(UNCLEAR), 1.0)])
+
+
+# --- findings ------------------------------------------------------------------------------------------
 
 
 def test_the_first_finding_names_what_helped():
     arms = [arm("d=0.1", effect(FALL), 0.1), arm("d=1", effect(FALL, COSTLY), 1.0)]
     first = found(arms)["trial"]
-    assert first.title == "d=0.1 spread the representation and held quality" and "-0.1000" in first.seen
-    assert "What opened: d=0.1: cone opened." in first.why
-    assert "at a cost" in found(arms[1:])["trial"].title
-    assert found([arm("d=0.1", effect(SMALL), 0.1)])["trial"].title.startswith("No arm")
+    assert first.title.startswith("d=0.1 spread the representation and held quality; d=1 spread the representation, at")
+    assert "-0.1000" in first.seen and "counts from 0.01" in first.seen and "tolerance 0.5%" in first.seen
+    assert "What opened: d=0.1: cone opened" in first.why and first.severity == "good"
+    assert found(arms[1:])["trial"].severity == "warning"
+    improved = found([arm("d=0.1", effect(FALL, BETTER), 0.1)])["trial"]
+    assert "improved quality" in improved.title and "held" not in improved.title
+    unshown = found([arm("d=0.1", effect(FALL, WIDE), 0.1)])["trial"]
+    assert "not shown to be held" in unshown.title and unshown.severity == "info"
+    small = found([arm("d=0.1", effect(SMALL), 0.1)])["trial"]
+    assert small.title == "No arm changed the deep mean cosine by what counts"
+    assert "not shown" not in small.title and found([arm("a", effect(RISE), 1.0)])["trial"].severity == "warning"
+
+
+def test_three_dimensions_rescaled_are_no_good_news():
+    rescaled = arm("d=1", effect(FALL, without=SMALL), 1.0)
+    assert rescaled.opened == "three dimensions rescaled" and found([rescaled])["trial"].severity != "good"
+
+
+def test_few_seeds_are_said_in_the_headline():
+    one = replace(effect(FALL, seeds=1), covers="this pair of runs; other seeds not covered; 4 documents")
+    title = found([arm("d=1", one, 1.0)], reason="1 seed: a rank needs 5")["trial"].title
+    assert title.startswith("No word on any arm: 1 seed") and "this pair of runs; other seeds not covered" in title
 
 
 def test_advice_comes_with_this_runs_numbers():
@@ -118,11 +240,14 @@ def test_advice_comes_with_this_runs_numbers():
 
 def test_failures_ratios_and_ties_are_told():
     broken = ArmResult(ArmSpec("cosreg=1", "cosreg", coefficient=1.0), "failed", "c", "d", "s", reason="seed 0: boom")
-    run = ArmRun(0, {}, QUALITY, {}, QUALITY, (), penalty_to_ce=2.0)
-    heavy = arm("d=9", effect(FALL), 9.0, runs=(run,), ranks={"mean_cosine": Rank(1), "bits_per_byte": Rank(1, ("b",))})
+    ranks = {"mean_cosine": Rank(1), "bits_per_byte": Rank(1, ("b",))}
+    heavy = arm("d=9", effect(FALL), 9.0, ratio=2.0, ranks=ranks)
     other = arm("b", effect(SMALL), 1.0, ranks={"mean_cosine": Rank(2), "bits_per_byte": Rank(1, ("d=9",))})
     notes = found([heavy, other, broken])
     assert notes["arm-failed"].seen == "seed 0: boom" and notes["arm-failed"].next.endswith("--resume")
-    assert "large beside cross-entropy" in notes["penalty-ratio"].title
+    assert (
+        "large beside cross-entropy" in notes["penalty-ratio"].title
+        and "--coefficients 0.5" in notes["penalty-ratio"].next
+    )
     assert notes["ranking"].seen == "most spread first: d=9, then b; fewest bits per byte first: d=9 = b"
     assert "not-ranked" in found([heavy], reason="2 seeds: …")

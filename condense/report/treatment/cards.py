@@ -20,13 +20,8 @@ def cards(treatment: Treatment) -> list[Card]:
 
 def _effect(treatment: Treatment) -> Card:
     of, least = treatment.effect.deep.get("mean_cosine", NOTHING), treatment.plan.min_effect
-    word = "not defined"
-    if of.value is not None:
-        inside = of.low is not None and of.high is not None and -least <= of.low and of.high <= least
-        clear = excludes_zero(of) and abs(of.value) >= least
-        word = "unchanged" if inside else "undecided"
-        if clear:
-            word = "more spread" if of.value < 0 else "more condensed"
+    judged = treatment.effect.words.get("mean_cosine")
+    word = "not defined" if of.value is None else judged.word if judged else "not judged"
     note = f"tinted: within ±{least:g}, too small to count"
     gauge = gauge_of(of, least, (-least, least), "more spread", "more condensed", note)
     return Card(
@@ -38,17 +33,15 @@ def _effect(treatment: Treatment) -> Card:
 
 def _quality(treatment: Treatment) -> Card:
     key, unit, of = measured(treatment)
-    question, held = "What did it cost in language modelling?", treatment.verdict.quality_held
+    question = "What did it cost in language modelling?"
     if of.value is None:
         return Card("quality", question, "not known", interval=of.reason or "not measured in both arms")
     reference = treatment.arms.get(treatment.effect.against)
     base = quality(reference.validation, key).value if reference else None
-    word, gauge = "not known" if held is None else "held", None
+    word, gauge = str(treatment.verdict.quality), None
     if base:
         tolerance = treatment.plan.quality_tolerance
         bound = tolerance * base
-        if held is False:
-            word = "not held" if of.low is not None and of.low > bound else "not shown to be held"
         note = f"tinted: held, up to {number(bound, 4)} ({100 * tolerance:g} % of {number(base, 3)})"
         gauge = gauge_of(of, bound, (-math.inf, bound), "better", "worse", note)
         unit += typeset(f" ({100 * of.value / base:+.2f} %)")

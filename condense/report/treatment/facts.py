@@ -22,11 +22,11 @@ from condense.report.treatment.terminal import gigabytes
 
 OUTCOMES = {
     "dispersed": "Dispersed", "dispersed-at-a-cost": "Dispersed at a cost",
-    "no-measurable-effect": "No measurable effect", "inconclusive": "Inconclusive",
+    "too-small-to-count": "Too small to count", "inconclusive": "Inconclusive", "no-control": "No control",
     "condensed-further": "Condensed further",
 }  # fmt: skip
-ICONS = {"dispersed": "ok", "dispersed-at-a-cost": "condensed", "no-measurable-effect": "info",
-         "inconclusive": "none", "condensed-further": "severe"}  # fmt: skip
+ICONS = {"dispersed": "ok", "dispersed-at-a-cost": "condensed", "too-small-to-count": "info",
+         "inconclusive": "none", "no-control": "none", "condensed-further": "severe"}  # fmt: skip
 LEVELS = {"dispersed": "ok", "dispersed-at-a-cost": "condensed", "condensed-further": "severe"}
 
 

@@ -115,6 +115,7 @@ _OPENED = {
     "three dimensions rescaled": "three dimensions were rescaled, and the cone behind them is as it was.",
     "both": "in part the cone opened, in part three dimensions were rescaled.",
     "neither": "neither did the cone open nor were three dimensions rescaled.",
+    "not clear": "whether the cone opened or three dimensions were rescaled is not clear.",
 }
 
 

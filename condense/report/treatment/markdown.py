@@ -58,8 +58,8 @@ def treatment_markdown(treatment: Treatment) -> str:
 def verdict_lines(treatment: Treatment) -> list[str]:
     """The verdict with its findings."""
     verdict = treatment.verdict
-    held = {True: "quality held", False: "quality not held", None: "quality unknown"}[verdict.quality_held]
-    lines = [f"**{verdict.id.upper()}** · {held} · {verdict.opened}", ""]
+    parts = (f"**{verdict.id.upper()}**", f"quality {verdict.quality}", verdict.opened, for_markdown(verdict.covers))
+    lines = [" · ".join(part for part in parts if part), ""]
     for finding in verdict.findings:
         lines.append(f"- **{for_markdown(finding.title)}**: {for_markdown(finding.seen)}. {for_markdown(finding.why)}")
     return [*lines, "", f"Next: `{for_code(verdict.findings[0].next)}`", ""]

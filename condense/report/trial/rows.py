@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from condense.records.base import Estimate
-from condense.records.plans import MIN_SEEDS
+from condense.records.plans import RANK_SEEDS
 from condense.records.trial import ArmEffect, ArmResult, Rank, Trial, mean, quality_key, reading, spread
 from condense.report.text import DASH, number
 from condense.report.treatment.cards import excludes_zero
@@ -24,7 +24,6 @@ TITLES = {
     "perplexity": "perplexity",
 }  # fmt: skip
 MISSING = Estimate(None, reason="not measured")
-_HELD = {True: "quality held", False: "quality not held", None: "quality unknown"}
 _OPENED = {
     "cone opened": "the cone opened", "three dimensions rescaled": "three dimensions rescaled",
     "both": "cone opened and three dimensions rescaled",
@@ -99,7 +98,7 @@ def _arm(trial: Trial, arm: ArmResult) -> Row:
     if arm.effect is None:
         return Row(arm.spec.name, "arm", arm.status, reason=arm.reason or "no reason was recorded")
     ratio = arm.cost.time_ratio
-    notes = [] if arm.verdict is None else [_HELD[arm.quality_held]]
+    notes = [arm.verdict_reason] if arm.verdict_reason else [f"quality {arm.quality}"] if arm.quality else []
     notes += [_OPENED[arm.opened]] if arm.opened in _OPENED else []
     return Row(
         arm.spec.name, "arm", arm.status, added(arm.parameters_added), times(ratio.value, 3),
@@ -225,6 +224,6 @@ def placed(name: str, ties: tuple[str, ...]) -> str:
 def _unplaced(arm: ArmResult) -> str:
     if arm.status in ("failed", "unavailable"):
         return arm.status
-    if len(arm.runs) < MIN_SEEDS:
-        return f"{len(arm.runs)} seed{'' if len(arm.runs) == 1 else 's'}, fewer than {MIN_SEEDS}"
+    if len(arm.runs) < RANK_SEEDS:
+        return f"{len(arm.runs)} seed{'' if len(arm.runs) == 1 else 's'}, fewer than {RANK_SEEDS}"
     return "not ranked on this measure"

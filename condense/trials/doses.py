@@ -1,0 +1,208 @@
+"""Dose and response: which coefficient to take, and what to try next. Pure Python.
+
+Advice follows the penalty beside cross-entropy, how far training alone moved the control, and the doses that were
+tried: a coefficient is raised to where the penalty is a tenth of cross-entropy and no further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from condense.comparison.verdict import signed
+from condense.diagnosis.verdict import LIU
+from condense.records.base import Estimate, Finding
+from condense.records.diagnosis import Quality
+from condense.records.plans import MIN_SEEDS, Plan
+from condense.records.trial import ArmResult, DosePoint, DoseResponse
+from condense.rerun import Again
+
+RATIO_LOW, RATIO_HIGH, RATIO_AIM = 1e-3, 0.5, 0.1
+"""|penalty| over cross-entropy: below, the loss hardly steers training; above, it competes; what advice aims at."""
+
+
+def dose_responses(arms: Sequence[ArmResult]) -> tuple[DoseResponse, ...]:
+    """A curve for every group of arms that differ in the coefficient alone, with the coefficient to take."""
+    groups: dict[tuple[str, str | None, str | None], list[ArmResult]] = {}
+    for arm in arms:
+        if arm.spec.coefficient is not None and arm.effect is not None:
+            groups.setdefault((arm.spec.remedy, arm.spec.loss, arm.spec.layers), []).append(arm)
+    return tuple(_response(group) for group in groups.values())
+
+
+def _response(group: Sequence[ArmResult]) -> DoseResponse:
+    points = sorted((_point(arm) for arm in group), key=lambda point: point.coefficient)
+    first = group[0].spec
+    loss = f"{first.loss} loss" if first.loss else ""
+    parts = [first.remedy, loss, f"on {first.layers} layers" if first.layers else ""]
+    few = next((arm.verdict_reason for arm in group if arm.verdict_reason), "")
+    recommended, reason = (None, few) if few else _recommended(points)
+    return DoseResponse(", ".join(part for part in parts if part), first.remedy, tuple(points), recommended, reason)
+
+
+def _point(arm: ArmResult) -> DosePoint:
+    metrics = arm.effect.metrics if arm.effect else {}
+    quality = metrics.get("bits_per_byte") or Estimate(None)
+    if quality.value is None:
+        quality = metrics.get("loss", Estimate(None))
+    return DosePoint(
+        arm.spec.name,
+        arm.spec.coefficient or 0.0,
+        metrics["mean_cosine"],
+        quality,
+        arm.verdict,
+        arm.quality,
+        ratio_of(arm),
+    )
+
+
+def ratio_of(arm: ArmResult) -> float | None:
+    """|penalty| / cross-entropy of an arm, mean over its seeds."""
+    known = [run.penalty_to_ce for run in arm.runs if run.penalty_to_ce]
+    return sum(known) / len(known) if known else None
+
+
+def _recommended(points: Sequence[DosePoint]) -> tuple[float | None, str]:
+    """The largest measurable fall whose quality improved or is held, or None with the reason."""
+    fell = [point for point in points if point.verdict == "dispersed"]
+    good = [point for point in fell if point.quality_word in ("improved", "held")]
+    if good:
+        best = min(good, key=lambda point: point.effect.value or 0.0)
+        return best.coefficient, (
+            f"the largest measurable fall of the deep mean cosine "
+            f"({signed(best.effect)}) whose quality {'improved' if best.quality_word == 'improved' else 'is held'} "
+            f"({signed(best.quality)})"
+        )
+    tried = ", ".join(f"{point.coefficient:g}" for point in points)
+    if fell:
+        return None, f"of {tried} some spread the representation, but quality is not shown to be held"
+    if any(point.verdict == "dispersed-at-a-cost" for point in points):
+        return None, f"of {tried} each one that spread the representation measurably cost quality"
+    if any(point.verdict == "condensed-further" for point in points):
+        return None, f"of {tried} none spread the representation, and some narrowed it"
+    if all(point.verdict == "too-small-to-count" for point in points):
+        return None, f"at {tried} the effect is smaller than what counts, at this budget"
+    return None, f"at {tried} the intervals decide nothing"
+
+
+# --- what to try next ---------------------------------------------------------------------------------
+
+
+def next_dose(coefficient: float, ratio: float | None) -> float | None:
+    """The coefficient to try where one had too small an effect; None where the penalty is not what was too small.
+
+    ratio: |penalty| / cross-entropy at `coefficient`. The penalty grows with the coefficient, so one step takes it to
+    RATIO_AIM of cross-entropy, at most a hundredfold; from half of that on a larger coefficient is no advice.
+    """
+    if coefficient == 0:
+        return Plan.coefficient
+    if ratio is None or ratio <= 0 or ratio >= RATIO_AIM / 2:
+        return None
+    return rounded(coefficient * min(100.0, RATIO_AIM / ratio))
+
+
+def longer_training(plan: Plan, steps: int, moved: bool | None, again: Again, **more: str) -> str:
+    """More training where the penalty is large enough: a higher learning rate if the control hardly moved, or steps.
+
+    moved: whether training alone changed the control by more than what counts; steps: those that were taken.
+    """
+    if moved is False:
+        return again(output="higher-rate/", learning_rate=f"{rounded(3 * plan.learning_rate):g}", **more)
+    return again(output="longer/", max_steps=str(4 * max(1, steps)), **more)
+
+
+def control_moved(before: Quality, control: Quality, tolerance: float) -> bool | None:
+    """Whether training alone changed the control's quality by more than the tolerance; None if it is not known."""
+    for key in ("bits_per_byte", "loss"):
+        old, new = getattr(before, key).value, getattr(control, key).value
+        if old and new is not None:
+            return bool(abs(new - old) > tolerance * old)
+    return None
+
+
+def rounded(value: float) -> float:
+    """A number to one significant digit, as coefficients and rates are written."""
+    return float(f"{value:.1g}")
+
+
+def dose_finding(
+    dose: DoseResponse, arms: Sequence[ArmResult], plan: Plan, steps: int, moved: bool | None, again: Again
+) -> Finding:
+    """Which coefficient to take, and the doses to try next. steps, moved: as in `longer_training`."""
+    named = {arm.spec.name: arm for arm in arms}
+    effects = [named[point.arm].effect for point in dose.points if point.arm in named]
+    needs_text = any(power.reason for effect in effects if effect for power in effect.power.values())
+    return Finding(
+        "dose",
+        "good" if dose.recommended is not None else "info",
+        f"Recommended coefficient of {dose.title}: {'none' if dose.recommended is None else f'{dose.recommended:g}'}",
+        f"{dose.reason} (counts from {plan.min_effect:g}; quality tolerance {plan.quality_tolerance:.1%})",
+        "The rule: the largest measurable effect whose quality improved or is held. It is a choice on this run's "
+        "validation text, so confirm it on other text.",
+        _next_doses(dose, again) or _next_run(dose, plan, steps, moved, needs_text, again),
+        LIU,
+    )
+
+
+def _next_doses(dose: DoseResponse, again: Again) -> str:
+    """The command with the doses that would tell more; "" where another dose is not what is missing."""
+
+    def try_doses(*coefficients: float) -> str:
+        return again(output="dose/", coefficients=",".join(f"{c:.2g}" for c in coefficients))
+
+    points = [point for point in dose.points if point.coefficient > 0]
+    if not points:
+        return try_doses(Plan.coefficient)
+    costly = [p.coefficient for p in points if p.verdict in ("dispersed-at-a-cost", "condensed-further")]
+    strongest = points[-1]
+    if dose.recommended is not None:
+        above = [p.coefficient for p in points if p.coefficient > dose.recommended]
+        if above:
+            return try_doses((dose.recommended * min(above)) ** 0.5) if min(above) > 2 * dose.recommended else ""
+        heavy = (strongest.penalty_to_ce or 0.0) >= RATIO_HIGH
+        return "" if heavy else try_doses(3 * strongest.coefficient)
+    if costly:
+        gentle = [p.coefficient for p in points if p.coefficient < min(costly)]
+        if not gentle:
+            return try_doses(min(costly) / 3)
+        return try_doses((max(gentle) * min(costly)) ** 0.5) if min(costly) > 2 * max(gentle) else ""
+    if any(point.verdict != "too-small-to-count" for point in points):
+        return ""
+    stronger = next_dose(strongest.coefficient, strongest.penalty_to_ce)
+    return "" if stronger is None else try_doses(stronger)
+
+
+def _next_run(dose: DoseResponse, plan: Plan, steps: int, moved: bool | None, needs_text: bool, again: Again) -> str:
+    """What would tell more where another dose would not: other text, more text, more seeds, longer training."""
+    if dose.recommended is not None:
+        return again(output="other-text/", text="other.txt")
+    if all(point.verdict == "too-small-to-count" for point in dose.points):
+        return longer_training(plan, steps, moved, again)
+    if needs_text:
+        return again(output="more-text/", num_texts=str(4 * plan.num_texts))
+    seeds = again.value("seeds")
+    return again(output="more-seeds/", seeds=str(2 * max(MIN_SEEDS, int(seeds) if seeds.isdigit() else MIN_SEEDS)))
+
+
+def ratio_findings(arms: Sequence[ArmResult], again: Again) -> list[Finding]:
+    """The arms whose penalty was negligible or large beside cross-entropy."""
+    found = []
+    for arm in arms:
+        ratio = ratio_of(arm)
+        if ratio is None or RATIO_LOW <= ratio <= RATIO_HIGH:
+            continue
+        small = ratio < RATIO_LOW
+        dose = next_dose(arm.spec.coefficient or 1.0, ratio) or rounded(
+            (arm.spec.coefficient or 1.0) * RATIO_AIM / ratio
+        )
+        found.append(
+            Finding(
+                "penalty-ratio",
+                "warning",
+                f"{arm.spec.name}: the penalty was {'negligible' if small else 'large'} beside cross-entropy",
+                f"|penalty| / cross-entropy was {ratio:.1e} on average",
+                f"Below {RATIO_LOW:g} the loss hardly steers training; above {RATIO_HIGH:g} it competes with the task.",
+                again(output="dose/", coefficients=f"{dose:g}"),
+                LIU,
+            )
+        )
+    return found
