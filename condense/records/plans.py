@@ -152,7 +152,10 @@ class Plan(Options):
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a plan comes to on a given text: rows, steps and tokens, and an estimate of time and disk."""
+    """What a plan comes to on a given text: rows, steps and tokens, and an estimate of time and disk.
+
+    `notes` says in words what of the text was left out, and why.
+    """
 
     rows: int
     row_length: int
@@ -169,6 +172,7 @@ class Schedule:
     disk_bytes: int
     seconds: float | None = None
     memory_bytes: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from condense.models.locate import DTYPES
 from condense.records.plans import Plan, Schedule
 from condense.records.treatment import Curve
 from condense.training.interventions import Intervention, Regulariser, adapted
-from condense.training.rows import Rows
+from condense.training.rows import IGNORED, Rows
 
 MANIFEST = "condense_complete.json"
 MASK_RATE = 0.15
@@ -239,7 +239,29 @@ def collator(tokenizer: Any, masked: bool, seed: int) -> Any:
     """Rows to batches; for masked models 15 % of the tokens are masked by a seeded draw, the same in every arm."""
     if not masked:
         return default_data_collator
-    return DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=MASK_RATE, seed=seed)
+    return _MaskingCollator(tokenizer, mlm=True, mlm_probability=MASK_RATE, seed=seed)
+
+
+class _MaskingCollator(DataCollatorForLanguageModeling):
+    """Masks at least one token of every row: the loss of a row without any label is not a number."""
+
+    def torch_mask_tokens(self, inputs: Any, special_tokens_mask: Any = None, **more: Any) -> tuple[Any, Any]:
+        """As super; where no token of a row was drawn, its middle one is masked."""
+        original = inputs.clone()
+        if special_tokens_mask is None:
+            marks = [
+                self.tokenizer.get_special_tokens_mask(row, already_has_special_tokens=True)
+                for row in original.tolist()
+            ]
+            special_tokens_mask = torch.tensor(marks, dtype=torch.bool)
+        masked, labels = super().torch_mask_tokens(inputs, special_tokens_mask=special_tokens_mask, **more)
+        for row in (labels == IGNORED).all(1).nonzero().flatten().tolist():
+            ordinary = (~special_tokens_mask[row].bool()).nonzero().flatten()
+            if len(ordinary):
+                middle = ordinary[len(ordinary) // 2]
+                labels[row, middle] = original[row, middle]
+                masked[row, middle] = self.tokenizer.mask_token_id
+        return masked, labels
 
 
 def last_complete(folder: Path) -> Path | None:

@@ -118,6 +118,7 @@ def make_schedule(plan: Plan, rows: Rows, parts: Split, opened: Checkpoint) -> S
         validation_documents=len(parts.validation),
         train_sha256=parts.train_sha256,
         validation_sha256=parts.validation_sha256,
+        notes=(*parts.notes, *rows.notes),
         disk_bytes=0,  # how many models are kept is the orchestration's to say
     )
 

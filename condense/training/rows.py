@@ -3,7 +3,8 @@
 Causal models: documents + EOS packed to rows of S tokens; position ids restart with every document, and
 so does attention in models that honour that (checked, not assumed); where a model would look across the
 border, rows hold one document each and are padded. Masked models: one chunk of one document per row.
-Chat records use the tokenizer's template, with the prompt masked from the loss.
+Conversations use the tokenizer's chat template, and only the last answer counts in the loss; one that cannot
+be used is dropped and counted. A row without any label never reaches the loss.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from condense.texts.windows import Windows, windows
 IGNORED = -100
 VALIDATION_SHARE = 0.1
 BY_DOCUMENT = 20
+LEAST_IN_A_ROW = 8
 MEASURED_LENGTHS = (512, 256, 128, 64, 32, 16)
 
 
@@ -36,6 +38,13 @@ class Split:
     train: tuple[Document, ...]
     validation: tuple[Document, ...]
     dropped: int = 0
+    """Documents left out because they repeat another one or a passage of the probe text."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of the split, in words."""
+        repeated = f"{_counted(self.dropped, 'document')} left out that repeat another one or the probe text"
+        return (repeated,) if self.dropped else ()
 
     @property
     def train_sha256(self) -> str:
@@ -49,11 +58,19 @@ class Split:
 
 
 class Rows(Dataset[dict[str, Tensor]]):
-    """Rows of S token ids with labels, and position ids (packed) or an attention mask (padded)."""
+    """Rows of S token ids with labels, and position ids (packed) or an attention mask (padded).
 
-    def __init__(self, rows: list[dict[str, Tensor]], length: int, packed: bool) -> None:
-        """Keep the rows."""
-        self.rows, self.length, self.packed = rows, length, packed
+    `notes` says in words what of the text is in none of them.
+    """
+
+    def __init__(self, rows: list[dict[str, Tensor]], length: int, packed: bool, notes: tuple[str, ...] = ()) -> None:
+        """Keep the rows that have a label, or whose labels are drawn later."""
+        self.rows = [row for row in rows if "labels" not in row or bool((row["labels"] != IGNORED).any())]
+        self.length, self.packed = length, packed
+        bare = len(rows) - len(self.rows)
+        self.notes = (
+            (*notes, f"{_counted(bare, 'row')} left out without any token that counts in the loss") if bare else notes
+        )
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -75,8 +92,9 @@ def _digest(documents: Iterable[Document]) -> str:
 def split(documents: Iterable[Document], seed: int) -> Split:
     """Set 10 % of the documents apart, or with fewer than 20 the tail of each.
 
-    Repeated documents and those of the probe text are dropped, so that train, validation and probe are
-    disjoint. UnavailableError if nothing is left to train on.
+    A conversation has no tail: of fewer than 20 documents 10 % of the conversations, at least one where there are
+    several, are set apart. Repeated documents and those of the probe text are dropped, so that train, validation and
+    probe are disjoint. UnavailableError if nothing is left to train on.
     """
     known = {passage.text.strip() for passage in probe()}
     unique, dropped = [], 0
@@ -95,15 +113,16 @@ def split(documents: Iterable[Document], seed: int) -> Split:
         held = set(order[: max(1, round(VALIDATION_SHARE * len(unique)))])
         train = [unique[i] for i in order if i not in held]
         return Split(tuple(train), tuple(unique[i] for i in sorted(held)), dropped)
-    pairs = [_tail(unique[i]) for i in order]
-    return Split(tuple(a for a, _ in pairs), tuple(b for _, b in pairs if b.text.strip()), dropped)
+    chats = [unique[i] for i in order if unique[i].messages is not None]
+    apart = chats[: max(1, round(VALIDATION_SHARE * len(chats)))] if len(chats) > 1 else []
+    pairs = [_tail(unique[i]) for i in order if unique[i].messages is None]
+    train = [*(head for head, _ in pairs), *chats[len(apart) :]]
+    return Split(tuple(train), (*(tail for _, tail in pairs if tail.text.strip()), *apart), dropped)
 
 
 def _tail(document: Document) -> tuple[Document, Document]:
     """A document without its last tenth, and that tenth, cut at white space."""
     text = document.text
-    if document.messages is not None:
-        return document, Document(f"{document.name} (tail)", "")
     cut = int(len(text) * (1 - VALIDATION_SHARE))
     while cut < len(text) and not text[cut].isspace():
         cut += 1
@@ -135,7 +154,8 @@ def packed_rows(tokenizer: Any, documents: Iterable[Document], length: int) -> R
     ids: list[int] = []
     labels: list[int] = []
     positions: list[int] = []
-    for tokens, wanted in _sequences(tokenizer, documents):
+    sequences = _Sequences(tokenizer, documents)
+    for tokens, wanted in sequences:
         start = 0
         while start < len(tokens):
             take = min(length - len(ids), len(tokens) - start)
@@ -146,20 +166,21 @@ def packed_rows(tokenizer: Any, documents: Iterable[Document], length: int) -> R
             if len(ids) == length:
                 rows.append(_row(ids, labels, position_ids=positions))
                 ids, labels, positions = [], [], []
-    return Rows(rows, length, packed=True)
+    return Rows(rows, length, packed=True, notes=sequences.notes())
 
 
 def padded_rows(tokenizer: Any, documents: Iterable[Document], length: int, *, masked: bool = False) -> Rows:
     """One chunk of one document per row, padded on the right; `masked`: with the tokenizer's specials, no labels."""
-    documents = list(documents)
-    before, after = added_specials(tokenizer, _sample(documents)) if masked else ([], [])
+    sequences = _Sequences(tokenizer, documents, whole=not masked)
+    before, after = sequences.specials if masked else ([], [])
     room = length - len(before) - len(after)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    rows = []
-    for tokens, wanted in _sequences(tokenizer, documents, whole=not masked):
+    rows, short = [], 0
+    for tokens, wanted in sequences:
         for start in range(0, len(tokens), room):
             chunk = [*before, *tokens[start : start + room], *after]
-            if len(chunk) < 8:
+            if len(chunk) < LEAST_IN_A_ROW:
+                short += 1
                 continue
             fill = length - len(chunk)
             mask = [1] * len(chunk) + [0] * fill
@@ -167,7 +188,14 @@ def padded_rows(tokenizer: Any, documents: Iterable[Document], length: int, *, m
             rows.append(_row(chunk + [pad] * fill, labels[:length], attention_mask=mask))
     if masked:
         rows = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
-    return Rows(rows, length, packed=False)
+    notes = sequences.notes()
+    if short:
+        notes += (f"{_counted(short, 'piece')} of fewer than {LEAST_IN_A_ROW} tokens left out",)
+    return Rows(rows, length, packed=False, notes=notes)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _row(ids: list[int], labels: list[int], **more: list[int]) -> dict[str, Tensor]:
@@ -175,43 +203,91 @@ def _row(ids: list[int], labels: list[int], **more: list[int]) -> dict[str, Tens
     return {key: torch.tensor(value, dtype=torch.int64) for key, value in named.items()}
 
 
-def _sequences(
-    tokenizer: Any, documents: Iterable[Document], whole: bool = True
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Token ids and labels of each document; `whole`: with the tokenizer's own beginning and an EOS."""
-    documents = list(documents)
-    before = added_specials(tokenizer, _sample(documents))[0] if whole else []
-    end = [tokenizer.eos_token_id] if whole and tokenizer.eos_token_id is not None else []
-    for document in documents:
-        if document.messages is not None and whole:
-            yield _chat(tokenizer, document)
-            continue
-        ids = list(
-            tokenizer(document.text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+class _UnusableError(Exception):
+    """A conversation that cannot be trained on, and why."""
+
+
+class _Sequences:
+    """Token ids and labels of each document; `whole`: with the tokenizer's own beginning and an EOS.
+
+    Conversations that cannot be used are dropped and counted. UsageError, naming the first, if none can.
+    """
+
+    def __init__(self, tokenizer: Any, documents: Iterable[Document], whole: bool = True) -> None:
+        self._tokenizer, self._documents, self._whole = tokenizer, list(documents), whole
+        sample = next((document.text for document in self._documents if document.text.strip()), "")
+        self.specials = added_specials(tokenizer, sample)
+        self._dropped: dict[str, list[str]] = {}  # reason -> names
+
+    def __iter__(self) -> Iterator[tuple[list[int], list[int]]]:
+        used = 0
+        before = self.specials[0] if self._whole else []
+        end = self._tokenizer.eos_token_id
+        after = [end] if self._whole and end is not None else []
+        for document in self._documents:
+            if document.messages is not None and self._whole:
+                try:
+                    ids, labels = _conversation(self._tokenizer, document)
+                except _UnusableError as error:
+                    self._dropped.setdefault(str(error), []).append(document.name)
+                    continue
+                used += 1
+                yield ids, labels
+            elif ids := _token_ids(self._tokenizer, document.text):
+                used += 1
+                yield [*before, *ids, *after], [*before, *ids, *after]
+        if not used and self._dropped:
+            reason, names = next(iter(self._dropped.items()))
+            raise UsageError(
+                f"no conversation can be trained on: {names[0]} {reason}", "give conversations that end with an answer"
+            )
+
+    def notes(self) -> tuple[str, ...]:
+        """How many conversations were dropped, by reason, each with the first one's name."""
+        return tuple(
+            f"{_counted(len(names), 'conversation')} left out: {names[0]} {reason}"
+            for reason, names in self._dropped.items()
         )
-        if ids:
-            yield [*before, *ids, *end], [*before, *ids, *end]
 
 
-def _sample(documents: Iterable[Document]) -> str:
-    return next((document.text for document in documents if document.text.strip()), "")
+def _token_ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
 
 
-def _chat(tokenizer: Any, document: Document) -> tuple[list[int], list[int]]:
-    """A chat in the tokenizer's template; only the last turn counts in the loss."""
-    turns = [{"role": role, "content": content} for role, content in document.messages or ()]
+def _conversation(tokenizer: Any, document: Document) -> tuple[list[int], list[int]]:
+    """A conversation in the tokenizer's template; only its last turn, the answer, counts in the loss."""
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError(
-            f"{document.name} is a chat and the tokenizer has no chat template", "give plain text in a text column"
+            f"{document.name} is a conversation and the tokenizer has no chat template",
+            "give plain text, or a column of it with --text-column",
         )
-    full = list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
-    prompt = list(
-        tokenizer.apply_chat_template(turns[:-1], tokenize=True, add_generation_prompt=True, return_dict=False)
-    )
+    messages = document.messages or ()
+    if not messages:
+        raise _UnusableError("has no turn")
+    if messages[-1][0] != "assistant":
+        raise _UnusableError(f"ends with the {messages[-1][0]}, not with an answer")
+    if not all(said.strip() for _, said in messages):
+        raise _UnusableError("has a turn without text")
+    if len(messages) == 1:
+        raise _UnusableError("has an answer and nothing before it")
+    turns = [{"role": role, "content": content} for role, content in messages]
+    full, prompt = _rendered(tokenizer, turns), _rendered(tokenizer, turns[:-1], add_generation_prompt=True)
     shared = next(
         (i for i, (a, b) in enumerate(zip(full, prompt, strict=False)) if a != b), min(len(full), len(prompt))
     )
+    if shared == len(full):
+        raise _UnusableError("has no token of its answer in the chat template")
     return full, [IGNORED] * shared + full[shared:]
+
+
+def _rendered(tokenizer: Any, turns: list[dict[str, str]], **options: bool) -> list[int]:
+    """Token ids of turns in the template, which is code that came with the tokenizer and may raise anything."""
+    try:
+        return list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **options))
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        roles = ", ".join(dict.fromkeys(turn["role"] for turn in turns))
+        raise _UnusableError(f"is refused by the chat template (roles {roles}): {said}") from None
 
 
 @torch.inference_mode()

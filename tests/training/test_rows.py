@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from condense.errors import UnavailableError
+from condense.errors import UnavailableError, UsageError
 from condense.texts.documents import Document, probe
 from condense.training.rows import (
     IGNORED,
@@ -94,16 +94,137 @@ CHAT = (
 )
 
 
-def test_only_the_answer_of_a_chat_counts(tokenizers):
+STRICT = (
+    "{% if not messages or messages[0].role == 'system' %}{{ raise_exception('system is not supported') }}{% endif %}"
+    "{% for m in messages %}"
+    "{% if m.role not in ['user', 'assistant'] %}{{ raise_exception('no ' ~ m.role) }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+QUESTION, ANSWER = ("user", "What is the colour of snow in winter?"), ("assistant", "It is white, mostly.")
+
+
+@pytest.fixture
+def templated(tokenizers):
+    """The byte tokenizer with a chat template."""
     from copy import deepcopy
 
-    tokenizer = deepcopy(tokenizers["bytes"])
-    tokenizer.chat_template = CHAT
-    chat = Document("c", "", (("user", "What is the colour of snow in winter?"), ("assistant", "It is white, mostly.")))
-    rows = padded_rows(tokenizer, [chat], 128)
-    labels = rows[0]["labels"]
-    assert tokenizer.decode(labels[labels != IGNORED]).strip() == "It is white, mostly."
+    def with_template(template):
+        tokenizer = deepcopy(tokenizers["bytes"])
+        tokenizer.chat_template = template
+        return tokenizer
+
+    return with_template
+
+
+def conversation(name, *turns):
+    return Document(name, "\n".join(said for _, said in turns), tuple(turns))
+
+
+def learned(tokenizer, row):
+    return tokenizer.decode(row["labels"][row["labels"] != IGNORED]).strip()
+
+
+def test_only_the_answer_of_a_chat_counts(templated):
+    tokenizer = templated(CHAT)
+    rows = padded_rows(tokenizer, [conversation("c", QUESTION, ANSWER)], 128)
+    assert learned(tokenizer, rows[0]) == "It is white, mostly." and rows.notes == ()
     assert "colour of snow" in tokenizer.decode(rows[0]["input_ids"])
+    longer = [conversation("c", QUESTION, ANSWER, ("user", "And in spring?"), ("assistant", "Then it is gone."))]
+    rows = padded_rows(tokenizer, longer, 256)
+    assert learned(tokenizer, rows[0]) == "Then it is gone."
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "reason"),
+    [
+        (CHAT, [], "has no turn"),
+        (CHAT, [QUESTION], "ends with the user, not with an answer"),
+        (CHAT, [QUESTION, ANSWER, QUESTION], "ends with the user, not with an answer"),
+        (CHAT, [("system", "Be brief.")], "ends with the system, not with an answer"),
+        (CHAT, [QUESTION, ("tool", "42")], "ends with the tool, not with an answer"),
+        (CHAT, [ANSWER], "has an answer and nothing before it"),
+        (CHAT, [QUESTION, ("assistant", " ")], "has a turn without text"),
+        (CHAT, [QUESTION, ("assistant", ""), ("tool", "42"), ANSWER], "has a turn without text"),
+        (
+            STRICT,
+            [("system", "Be brief."), QUESTION, ANSWER],
+            "chat template (roles system, user, assistant): system is",
+        ),
+        (STRICT, [QUESTION, ("tool", "42"), ANSWER], "no tool"),
+        (STRICT, [QUESTION, QUESTION, ANSWER], "roles must alternate"),
+        ("{{ messages[5].content.strip() }}", [QUESTION, ANSWER], "is refused by the chat template"),
+        ("{{ 1 / 0 }}", [QUESTION, ANSWER], "is refused by the chat template"),
+        ("{{ messages[0].content }}", [QUESTION, ANSWER], "has no token of its answer"),
+    ],
+)
+@pytest.mark.parametrize("make", [packed_rows, padded_rows])
+def test_a_conversation_that_cannot_be_used_is_named_or_counted(templated, make, template, turns, reason):
+    tokenizer = templated(template)
+    unusable = conversation("a.jsonl:7", *turns)
+    with pytest.raises(UsageError) as caught:
+        make(tokenizer, [unusable], 64)
+    assert caught.value.exit_code == 2 and "a.jsonl:7 " in str(caught.value) and reason in str(caught.value)
+    plain = documents(4)
+    rows = make(tokenizer, [*plain, unusable, unusable], 64)
+    assert len(rows) == len(make(tokenizer, plain, 64)) > 0
+    assert len(rows.notes) == 1 and rows.notes[0].startswith("2 conversations left out: a.jsonl:7 ")
+    assert reason in rows.notes[0] and "\n" not in rows.notes[0]
+
+
+def test_conversations_without_a_template_are_refused(tokenizers):
+    with pytest.raises(UsageError, match=r"a\.jsonl:7 is a conversation and the tokenizer has no chat template"):
+        padded_rows(tokenizers["bytes"], [conversation("a.jsonl:7", QUESTION, ANSWER)], 64)
+
+
+@pytest.mark.parametrize("make", [packed_rows, padded_rows])
+def test_a_row_without_any_label_never_reaches_the_loss(templated, make):
+    """Of a prompt longer than rows only the rows with a part of the answer are left; counted."""
+    tokenizer = templated(CHAT)
+    long = conversation("c", ("user", "why " * 300), ("assistant", "Because it is so. " * 30))
+    rows = make(tokenizer, [long], 64)
+    assert len(rows) > 2 and all(bool((row["labels"] != IGNORED).any()) for row in rows.rows)
+    (note,) = rows.notes
+    assert "rows left out without any token that counts in the loss" in note and int(note.split()[0]) > 3
+    silent = make(tokenizer, [conversation("c", ("user", "why " * 300), ("assistant", "So."))] * 1, 2000)
+    assert len(silent) == (make is padded_rows)
+
+
+def test_every_row_of_a_masked_batch_has_a_label(tokenizers):
+    """Of rows of 8 tokens every third has none masked by the draw alone: its loss would be no number."""
+    from condense.training.loop import collator
+
+    tokenizer = tokenizers["words"]
+    rows = padded_rows(tokenizer, documents(40, words=30), 8, masked=True)
+    collate = collator(tokenizer, True, 0)
+    drawn = []
+    for row in rows.rows:
+        batch = collate([row])
+        counted = batch["labels"] != IGNORED
+        assert bool(counted.any()) and torch.equal(batch["labels"][counted], row["input_ids"][None][counted])
+        assert not bool(counted[0, 0]) and not bool(counted[0][~row["attention_mask"].bool()].any())
+        drawn.append(int(counted.sum()))
+    assert len(drawn) > 100 and 0.12 < sum(drawn) / (6 * len(drawn)) < 0.3
+
+
+def test_short_pieces_are_counted(tokenizers):
+    rows = padded_rows(tokenizers["words"], [Document("a", "one two"), *documents(3)], 32, masked=True)
+    assert any("of fewer than 8 tokens left out" in note for note in rows.notes)
+
+
+def test_few_conversations_are_set_apart_whole():
+    chats = [conversation(f"c{i}", ("user", f"question {i}"), ("assistant", f"answer {i}")) for i in range(6)]
+    parts = split(chats, seed=0)
+    assert len(parts.validation) == 1 and len(parts.train) == 5 and parts.validation[0] not in parts.train
+    mixed = split([*chats, *documents(3)], seed=0)
+    assert sum(d.messages is not None for d in mixed.validation) == 1 and len(mixed.validation) == 4
+    assert split(chats[:1], seed=0).train == (chats[0],)
+
+
+def test_what_was_dropped_is_said():
+    parts = split([*documents(25), *documents(5), probe()[3]], seed=0)
+    assert parts.notes == ("6 documents left out that repeat another one or the probe text",)
+    assert split(documents(25), seed=0).notes == ()
 
 
 def test_validation_windows_shrink_until_there_are_eight(tokenizers):

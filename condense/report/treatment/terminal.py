@@ -30,6 +30,7 @@ def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Conso
         f"{plan.learning_rate:g}, {plan.lr_scheduler}, {_seeds(plan)}",
         f"text: {schedule.train_documents} training and {schedule.validation_documents} validation documents; "
         f"{schedule.rows} rows of {schedule.row_length} tokens, {'packed' if schedule.packed else 'one document each'}",
+        *schedule.notes,
         f"cost of the loss: time × {number(overhead.time_ratio, 2)}, peak memory × {number(overhead.memory_ratio, 2)}",
         f"estimate: {in_words(schedule.seconds)} in all, {gigabytes(schedule.memory_bytes)} memory, "
         f"{gigabytes(schedule.disk_bytes)} disk",

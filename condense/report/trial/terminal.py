@@ -46,6 +46,7 @@ def show_trial_plan(
         f"({schedule.train_tokens:,} tokens)",
         f"text: {schedule.train_documents} training and {schedule.validation_documents} validation documents; "
         f"{schedule.rows} rows of {schedule.row_length} tokens, {'packed' if schedule.packed else 'one document each'}",
+        *schedule.notes,
     ]
     for line in lines:
         console.print(Text(for_terminal(line)))
