@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from condense.comparison.run import compare as compare
     from condense.diagnosis.run import analyze as analyze
     from condense.dispersion.callback import CondensationMonitor as CondensationMonitor
+    from condense.dispersion.config import DispersionConfig as DispersionConfig
     from condense.dispersion.disperser import Disperser as Disperser
-    from condense.dispersion.disperser import DispersionConfig as DispersionConfig
     from condense.dispersion.monitor import Monitor as Monitor
     from condense.dispersion.trainer import DispersionMixin as DispersionMixin
     from condense.dispersion.trainer import DispersionTrainer as DispersionTrainer
@@ -48,7 +48,7 @@ _HOMES = {
     "CondenseError": "errors",
     "Diagnosis": "records.diagnosis",
     "Disperser": "dispersion.disperser",
-    "DispersionConfig": "dispersion.disperser",
+    "DispersionConfig": "dispersion.config",
     "DispersionMixin": "dispersion.trainer",
     "DispersionTrainer": "dispersion.trainer",
     "ModelOptions": "records.options",

@@ -19,99 +19,30 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from condense.dispersion import losses as dispersion
+from condense.dispersion.config import DispersionConfig, chosen_blocks
+from condense.dispersion.losses import mean_cosine
 from condense.dispersion.tokens import (
     GIVEN,
     choose,
     from_candidates,
     ids_among,
+    next_tokens,
     overriding,
     parameters_of,
     read_documents,
     special_tokens,
 )
+from condense.dispersion.variants import PENALTIES
 from condense.errors import RunError, UnavailableError
 from condense.models.adapt import stream_of
 from condense.models.layers import Site, Stack, find_stacks, path_of
-from condense.records.plans import Plan
 
 _LOG = logging.getLogger("condense")
-_RANGES = ("all", "late", "early", "last")
-
-
-@dataclass(frozen=True)
-class DispersionConfig:
-    """What is dispersed and how strongly; the defaults are those of `condense treat` (`Plan`).
-
-    coefficient   multiplies the mean over sites of the loss; 0 measures without pushing, below 0 condenses.
-    loss          a name in `condense.dispersion.LOSSES`, with its `constants` (`{"tau": 0.5}`).
-    layers        `all` blocks, the `late` (deepest) or `early` half, the `last` one, or numbers 1..L
-                  ("3,7,-1" or a sequence; -1 is the last). In an encoder-decoder: of each stack.
-    paper_sites   replace block L by the output after the final norm, as in Liu et al. 2026.
-    max_tokens    at most this many tokens of each sequence (>= 2), the same positions everywhere; 0 for all.
-    seed          of the choice of positions.
-    special_ids   token ids left out; None takes those that the model's config names.
-    """
-
-    coefficient: float = Plan.coefficient
-    loss: str = Plan.loss
-    layers: str | Sequence[int] = Plan.layers
-    paper_sites: bool = Plan.paper_sites
-    max_tokens: int = Plan.max_tokens
-    seed: int = Plan.seed
-    special_ids: Sequence[int] | None = None
-    constants: Mapping[str, float] | None = None
-
-    def __post_init__(self) -> None:
-        """ValueError for a value out of range, an unknown loss or a constant that the loss does not have."""
-        if not abs(self.coefficient) < float("inf"):
-            raise ValueError(f"coefficient must be finite, got {self.coefficient}")
-        if self.loss not in dispersion.LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(dispersion.LOSSES)}, got {self.loss!r}")
-        if self.max_tokens < 0 or self.max_tokens == 1:
-            raise ValueError(f"max_tokens must be 0 (all) or at least 2, got {self.max_tokens}")
-        known = list(inspect.signature(dispersion.LOSSES[self.loss]).parameters)[2:]
-        for name in self.constants or ():
-            if name not in known:
-                raise ValueError(f"{self.loss} has no constant {name!r}, only {', '.join(known) or 'none at all'}")
-        if self.layers not in _RANGES:
-            _numbers(self.layers)
-
-
-def _numbers(layers: str | Sequence[int]) -> list[int]:
-    try:
-        numbers = [int(part) for part in (layers.split(",") if isinstance(layers, str) else layers)]
-    except ValueError:
-        numbers = []
-    if not numbers or 0 in numbers:
-        counted = " (blocks are counted from 1)" if 0 in numbers else ""
-        raise ValueError(
-            f"layers must be {', '.join(_RANGES)} or block numbers such as 3,7,-1, got {layers!r}{counted}"
-        )
-    return numbers
-
-
-def chosen_blocks(layers: str | Sequence[int], blocks: int) -> list[int]:
-    """Numbers 1..L, ascending, of the blocks that `layers` names in a stack of L. ValueError if there are none."""
-    half = blocks // 2
-    ranges = {"all": (1, blocks), "late": (half + 1, blocks), "early": (1, half), "last": (blocks, blocks)}
-    if isinstance(layers, str) and layers in ranges:
-        first, last = ranges[layers]
-        numbers = set(range(first, last + 1))
-    else:
-        numbers = {n + blocks + 1 if n < 0 else n for n in _numbers(layers)}
-    if not numbers or min(numbers) < 1 or max(numbers) > blocks:
-        raise ValueError(f"layers {layers!r} names no block, or one that a stack of {blocks} does not have")
-    return sorted(numbers)
-
-
-# --- the penalty ------------------------------------------------------------------------------------
 
 
 class _Pass(TypedDict):
@@ -150,11 +81,16 @@ class Disperser:
         seed: int = DispersionConfig.seed,
         special_ids: Sequence[int] | None = DispersionConfig.special_ids,
         constants: Mapping[str, float] | None = DispersionConfig.constants,
+        schedule: str = DispersionConfig.schedule,
+        steps: int | None = DispersionConfig.steps,
     ) -> None:
-        self.config = DispersionConfig(coefficient, loss, layers, paper_sites, max_tokens, seed, special_ids, constants)
+        self.config = DispersionConfig(
+            coefficient, loss, layers, paper_sites, max_tokens, seed, special_ids, constants, schedule, steps
+        )
         self.model = model
         self.value = self.mean_cosine = torch.tensor(torch.nan)
-        self._loss: Callable[..., Tensor] = functools.partial(dispersion.LOSSES[loss], **(constants or {}))
+        self._takes = inspect.signature(PENALTIES[loss]).parameters.keys() & {"step", "labels"}
+        self._loss: Callable[..., Tensor] = functools.partial(PENALTIES[loss], **(constants or {}))
         self._stacks = find_stacks(model)
         self._sites = {stack.name: _sites(stack, self.config) for stack in self._stacks}
         self._wanted = {name: frozenset(map(_number, sites)) for name, sites in self._sites.items()}
@@ -230,16 +166,20 @@ class Disperser:
         All arguments are (B, S) and default to what the forward pass was given; an encoder-decoder's decoder
         always uses that. Left out are padding, special tokens and the first token of each row; where position
         ids restart within a row, each document is a sequence of its own. `step` seeds the choice of at most
-        max_tokens positions; without it each call counts as one.
+        max_tokens positions; without it each call counts as one. Where a schedule is through, the hooks are taken off
+        and 0 is returned.
 
         RunError without a new forward pass under gradients, or if states are not finite (the site is named);
         ValueError for an argument that is not (B, S). Sequences of fewer than two tokens do not count; 0 if none do.
         """
+        step, self._step = (self._step if step is None else step), self._step + 1
+        if self.config.has_ended(step):
+            self.detach()
+            return next(self.model.parameters()).new_zeros(())
         passes, self._done = self._done, {}
         if len(passes) < len(self._stacks):
             raise self._nothing_collected()
         self._seen = dict.fromkeys(self._seen, 0)
-        step, self._step = (self._step if step is None else step), self._step + 1
         explicit = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         values, cosines, sites = [], [], []
         for stack in self._stacks:
@@ -252,17 +192,21 @@ class Disperser:
                     "special_ids were given, but the forward pass shows no token ids",
                     "pass them: penalty(input_ids=...)",
                 )
-            documents = from_candidates(overriding(given, explicit, like.shape[:2]), like, self._special)
+            candidates = overriding(given, explicit, like.shape[:2])
+            documents = from_candidates(candidates, like, self._special)
             explicit = {}
             choice = choose(documents, self.config.max_tokens, self.config.seed, step)
+            more: dict[str, Any] = {"step": step} if "step" in self._takes else {}
+            if "labels" in self._takes:
+                more["labels"] = next_tokens(candidates, like, documents).flatten()[choice.tokens]
             for site in self._sites[stack.name]:
                 rows, mask = choice.of(states.pop(_number(site)))
-                values.append(self._loss(rows, mask))
-                cosines.append(dispersion.mean_cosine(rows.detach(), mask))
+                values.append(self._loss(rows, mask, **more))
+                cosines.append(mean_cosine(rows.detach(), mask))
                 sites.append(site)
-        return self._total(values, cosines, sites)
+        return self._total(values, cosines, sites, self.config.coefficient_at(step))
 
-    def _total(self, values: list[Tensor], cosines: list[Tensor], sites: list[Site]) -> Tensor:
+    def _total(self, values: list[Tensor], cosines: list[Tensor], sites: list[Site], coefficient: float) -> Tensor:
         device = values[0].device
         total = torch.stack([value.to(device) for value in values])
         if not bool(torch.isfinite(total).all()):
@@ -273,7 +217,7 @@ class Disperser:
             )
         self.value = total.detach().mean()
         self.mean_cosine = torch.stack([cosine.to(device) for cosine in cosines]).mean()
-        return total.mean() * self.config.coefficient
+        return total.mean() * coefficient
 
     def sequences(self, inputs: Mapping[str, Any]) -> int:
         """How many sequences `penalty` averages over for these inputs of the model. ValueError without input_ids."""

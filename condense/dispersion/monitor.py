@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from condense import geometry
-from condense.dispersion.disperser import chosen_blocks
+from condense.dispersion.config import chosen_blocks
 from condense.dispersion.tokens import special_tokens
 from condense.errors import UsageError, first_line
 from condense.models.layers import Site, find_stacks, input_device, path_of, run, unwrapped, watching

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from condense.errors import RunError
 from condense.models.layers import unwrapped
 
 _SPECIAL = ("bos", "eos", "pad", "sep", "cls", "decoder_start")
@@ -145,6 +146,21 @@ def _fitting(name: str, candidates: list[Any], shape: torch.Size, device: torch.
     if given and name == "attention_mask":
         raise ValueError(f"attention_mask must be {tuple(shape)}: pass penalty() one that marks the padding")
     return None
+
+
+def next_tokens(given: Mapping[str, list[Any]], like: Tensor, documents: Documents) -> Tensor:
+    """The token that follows each one in its document, (B, S); -1 at the end of a document and at padding.
+
+    RunError where the forward pass shows no token ids.
+    """
+    ids = _fitting("input_ids", given["input_ids"], like.shape[:2], like.device)
+    if ids is None:
+        raise RunError("this loss needs the next tokens, but the forward pass shows no ids", "pass input_ids=")
+    following = torch.full_like(ids, -1)
+    inside = documents.attended[:, 1:] & documents.attended[:, :-1]
+    inside &= documents.document[:, 1:] == documents.document[:, :-1]
+    following[:, :-1] = torch.where(inside, ids[:, 1:], -1)
+    return following
 
 
 def parameters_of(module: nn.Module) -> tuple[str, ...]:

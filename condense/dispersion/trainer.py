@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from condense.dispersion.callback import CondensationMonitor
-from condense.dispersion.disperser import Disperser, DispersionConfig
+from condense.dispersion.config import DispersionConfig
+from condense.dispersion.disperser import Disperser
 from condense.errors import RunError, UsageError
 from condense.models.layers import unwrapped
 
@@ -107,25 +108,34 @@ class DispersionMixin(_Base):
         """Super's loss plus, in training, the penalty in the same scale."""
         if not (model.training and torch.is_grad_enabled()):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        disperser, count = self._ready(), self._count(inputs)
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = result if return_outputs else (result, None)
-        penalty = disperser.penalty(step=self.state.global_step)
         steps = getattr(self, "current_gradient_accumulation_steps", 1)
         undivided = 1 if self._is_scaled(num_items_in_batch) else steps
+        disperser, step = self._ready(), self.state.global_step
+        if disperser.config.has_ended(step):
+            disperser.detach()
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            self._since_log.add((result[0] if return_outputs else result).detach() / undivided)
+            return result
+        count = self._count(inputs)
+        disperser.attach()
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = result if return_outputs else (result, None)
+        penalty = disperser.penalty(step=step)
         weight = self._weight(count, steps)
         total = loss + penalty.to(loss.device) * (weight * undivided)
         if not bool(torch.isfinite(total)):
-            raise RunError(f"the loss at step {self.state.global_step} is {float(total.detach())}", _NON_FINITE_HINT)
-        self._since_log.add(loss.detach() / undivided, disperser, weight)
+            raise RunError(f"the loss at step {step} is {float(total.detach())}", _NON_FINITE_HINT)
+        self._since_log.add(loss.detach() / undivided)
+        self._since_log.add_penalty(penalty.detach(), disperser, weight)
         return (total, outputs) if return_outputs else total
 
     def _ready(self) -> Disperser:
-        """The disperser with its hooks on the model that is being trained, which `model_init` may have replaced."""
-        if self._disperser.model is not self.model:
+        """The disperser of the model that is being trained, which `model_init` may have replaced, for its steps."""
+        config = replace(self._disperser.config, steps=max(1, self.state.max_steps))
+        if self._disperser.model is not self.model or config != self._disperser.config:
             self._disperser.detach()
-            self._disperser = Disperser(self.model, **vars(self._disperser.config))
-        return self._disperser.attach()
+            self._disperser = Disperser(self.model, **vars(config))
+        return self._disperser
 
     def _is_scaled(self, items: Tensor | int | None) -> bool:
         """Whether super's loss is already a share of the step's: the rule in `Trainer.training_step`."""
@@ -144,7 +154,7 @@ class DispersionMixin(_Base):
         if "loss" in logs and self._since_log.steps:
             sums = self.accelerator.gather(self._since_log.sums(self.args.device)[None])
             name = "ce" if is_cross_entropy(type(self)) else "task_loss"
-            logs.update(self._since_log.readings(sums.mean(0), self._disperser.config.coefficient, name))
+            logs.update(self._since_log.readings(sums.mean(0), name))
             self._since_log = _Tally()
         super().log(logs, start_time)
 
@@ -186,21 +196,25 @@ class _Tally:
     ce: Tensor | float = 0.0
     value: Tensor | float = 0.0
     cosine: Tensor | float = 0.0
+    penalty: Tensor | float = 0.0
     weight: float = 0.0
 
-    def add(self, ce: Tensor, disperser: Disperser, weight: float) -> None:
+    def add(self, ce: Tensor) -> None:
         self.ce = self.ce + ce
-        self.value = self.value + disperser.value.to(ce.device) * weight
-        self.cosine = self.cosine + disperser.mean_cosine.to(ce.device) * weight
+
+    def add_penalty(self, penalty: Tensor, disperser: Disperser, weight: float) -> None:
+        self.value = self.value + disperser.value * weight
+        self.cosine = self.cosine + disperser.mean_cosine * weight
+        self.penalty = self.penalty + penalty * weight
         self.weight += weight
 
     def sums(self, device: torch.device) -> Tensor:
-        parts = (self.ce, self.value, self.cosine, self.weight)
+        parts = (self.ce, self.value, self.cosine, self.penalty, self.weight)
         return torch.stack([torch.as_tensor(part, dtype=torch.float32, device=device) for part in parts])
 
-    def readings(self, sums: Tensor, coefficient: float, name: str) -> dict[str, float]:
-        ce, value, cosine, weight = sums.tolist()
-        ce, penalty = ce / self.steps, coefficient * value / self.steps
+    def readings(self, sums: Tensor, name: str) -> dict[str, float]:
+        ce, value, cosine, penalty, weight = sums.tolist()
+        ce, penalty = ce / self.steps, penalty / self.steps
         readings = {"ce_loss" if name == "ce" else name: ce, "dispersion_penalty": penalty}
         if weight:
             readings |= {"dispersion_value": value / weight, "mean_cosine": cosine / weight}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -21,16 +22,42 @@ RemedyName = Literal[
     "active-forgetting",
     "larger-vocab",
     "cosreg",
+    "simreg",
+    "coupled-adam",
+    "layernorm-scaling",
+    "placebo-shuffled",
+    "placebo-projection",
+    "placebo-norm",
 ]
 # The constants of the remedies; the reports and definitions print them.
 COSREG_DEFAULT = 1.0
+SIMREG_DEFAULT = 0.1
 DROPOUT_P = 0.1
 NOISE_ALPHA = 5.0
 FORGET_EVERY = 1000
 MIN_FREQUENCY = 10
 MAX_GROWTH = 0.20
 
-LossName = Literal["angular", "orthogonal", "decorrelation", "l2_repel", "mean_cosine"]
+LossName = Literal["angular", "orthogonal", "decorrelation", "l2_repel", "mean_cosine", "robust"]
+
+
+def schedule_factor(schedule: str, share: float) -> float:
+    """What a schedule multiplies the coefficient by after a share (0 to 1) of the steps; in [0, 1].
+
+    `constant`; `linear[:END]` and `cosine[:END]` fall from 1 to 0 at END of the steps (default 1). ValueError for
+    another word or an END outside (0, 1].
+    """
+    kind, _, end = schedule.partition(":")
+    try:
+        at = float(end) if end else 1.0
+    except ValueError:
+        at = -1.0
+    if kind not in ("constant", "linear", "cosine") or not 0 < at <= 1 or (kind == "constant" and end):
+        raise ValueError(f"a schedule is constant, linear[:SHARE] or cosine[:SHARE], SHARE in (0, 1], not {schedule!r}")
+    if kind == "constant":
+        return 1.0
+    done = min(1.0, share / at)
+    return 1 - done if kind == "linear" else (1 + math.cos(math.pi * done)) / 2 * (done < 1)
 
 
 def names_of(listed: str | None) -> tuple[str, ...]:
@@ -58,6 +85,15 @@ class Plan(Options):
     )
     loss: Annotated[LossName, Flag("Which dispersion loss.", LOSS, settings="found")] = "angular"
     layers: Annotated[str, Flag("all, late, early, last, or blocks such as 3,7,-1.", LOSS, settings="found")] = "all"
+    coefficient_schedule: Annotated[
+        str,
+        Flag(
+            "constant, linear[:SHARE] or cosine[:SHARE]: falls to 0 at SHARE of the steps.",
+            LOSS,
+            metavar="SCHEDULE",
+            settings="found",
+        ),
+    ] = "constant"
     paper_sites: Annotated[bool, Flag("Disperse the normed output in place of block L.", LOSS, settings="found")] = (
         False
     )
@@ -144,6 +180,10 @@ class Plan(Options):
     def __post_init__(self) -> None:
         """UsageError for values that mean nothing."""
         super().__post_init__()
+        try:
+            schedule_factor(self.coefficient_schedule, 0.0)
+        except ValueError as error:
+            raise UsageError(f"--coefficient-schedule: {error}", "for example linear:0.25") from None
         if self.max_tokens < 0 or self.max_tokens == 1:
             raise UsageError(f"--max-tokens is {self.max_tokens}", "use 0 for all, or at least 2")
         if not self.eval_tasks and (self.eval_limit is not None or self.include_path is not None):
@@ -184,6 +224,7 @@ class ArmSpec:
     loss: LossName | None = None
     layers: str | None = None
     coefficient: float | None = None
+    schedule: str | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from condense.dispersion.disperser import Disperser, DispersionConfig
+from condense.dispersion.config import DispersionConfig
+from condense.dispersion.disperser import Disperser
 from condense.dispersion.losses import mean_cosine
 from condense.dispersion.tokens import find_documents
 from condense.errors import UnavailableError, UsageError
@@ -61,10 +62,10 @@ class Intervention:
 
 def dispersion_config(plan: Plan, coefficient: float) -> DispersionConfig:
     """The loss of a plan at a coefficient; tau only where the loss has one."""
-    constants = {"tau": plan.tau} if plan.loss in ("angular", "l2_repel") else None
+    constants = {"tau": plan.tau} if plan.loss in ("angular", "l2_repel", "robust") else None
     return DispersionConfig(
         coefficient=coefficient, loss=plan.loss, layers=plan.layers, paper_sites=plan.paper_sites,
-        max_tokens=plan.max_tokens, seed=plan.seed, constants=constants,
+        max_tokens=plan.max_tokens, seed=plan.seed, constants=constants, schedule=plan.coefficient_schedule,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from condense.records.plans import (
     MAX_GROWTH,
     MIN_FREQUENCY,
     NOISE_ALPHA,
+    SIMREG_DEFAULT,
     ArmSpec,
     Plan,
     RemedyName,
@@ -42,8 +43,37 @@ def _cross_entropy(spec: ArmSpec, plan: Plan) -> Intervention:
 def _disperse(spec: ArmSpec, plan: Plan) -> Intervention:
     from condense.training.interventions import Intervention, dispersion_config
 
-    chosen = replace(plan, loss=spec.loss or plan.loss, layers=spec.layers or plan.layers)
+    chosen = replace(
+        plan,
+        loss=spec.loss or plan.loss,
+        layers=spec.layers or plan.layers,
+        coefficient_schedule=spec.schedule or plan.coefficient_schedule,
+    )
     return Intervention(dispersion_config(chosen, plan.coefficient if spec.coefficient is None else spec.coefficient))
+
+
+def _penalise(spec: ArmSpec, plan: Plan) -> Intervention:
+    """A penalty of the arm's own name on the states of all blocks, or of those that it names."""
+    from condense.training.interventions import Intervention, dispersion_config
+
+    default = SIMREG_DEFAULT if spec.remedy == "simreg" else plan.coefficient
+    chosen = replace(plan, coefficient_schedule=spec.schedule or plan.coefficient_schedule, loss="angular")
+    config = dispersion_config(chosen, default if spec.coefficient is None else spec.coefficient)
+    layers = spec.layers or ("last" if spec.remedy == "simreg" else plan.layers)
+    constants = None if spec.remedy == "simreg" else config.constants
+    return Intervention(replace(config, loss=spec.remedy, layers=layers, constants=constants, paper_sites=False))
+
+
+def _couple_moments(spec: ArmSpec, plan: Plan) -> Intervention:
+    from condense.training.pretraining import CoupledAdam
+
+    return replace(_cross_entropy(spec, plan), callbacks=lambda: (CoupledAdam(),))
+
+
+def _scale_norms(spec: ArmSpec, plan: Plan) -> Intervention:
+    from condense.training.pretraining import layernorm_scaling
+
+    return replace(_cross_entropy(spec, plan), hooks=layernorm_scaling)
 
 
 def _drop_embeddings(spec: ArmSpec, plan: Plan) -> Intervention:
@@ -91,12 +121,18 @@ def _define_dispersion(spec: ArmSpec) -> str:
         "early": "the first half of the blocks",
         "last": "the last block",
     }
-    layers = str(spec.layers)
+    layers = str(spec.layers or Plan.layers)
     where = blocks.get(layers, f"the blocks {layers.replace(',', ', ')}")
-    return (
-        f"Cross-entropy + {spec.coefficient} · the {spec.loss} loss on the directions of the tokens of a text, "
-        f"mean over the states after {where}."
-    )
+    falls = f" The coefficient falls to 0 ({spec.schedule})." if spec.schedule not in (None, "constant") else ""
+    penalty = _PENALTY_WORDS.get(spec.remedy, f"the {spec.loss} loss on the directions of the tokens of a text")
+    return f"Cross-entropy + {spec.coefficient} · {penalty}, mean over the states after {where}.{falls}"
+
+
+_PENALTY_WORDS = {
+    "placebo-shuffled": "the angular loss on the same states, the tokens drawn from all texts of the batch",
+    "placebo-projection": "the angular loss on a fixed random projection of the states to an eighth of the dimensions",
+    "placebo-norm": "the spread of the norms, (‖x‖/mean ‖x‖ − 1)², with a gradient as large as the angular loss's",
+}
 
 
 # --- the table -------------------------------------------------------------------------------------------
@@ -120,6 +156,7 @@ class Remedy:
     inks         the colours of its arms, by their names in the palette of the reports.
     takes        the parts of the grammar that an arm of it may carry: loss, layers, coefficient.
     acts         what an arm adds to training; cross-entropy alone by default.
+    from_scratch whether it is only for models with random weights (`--random-init`).
     enlarge      (source, texts, plan) → a model and tokenizer of its own, their rows, details. An arm with other
                  tokens is compared by bits per byte, and unpaired where numbers are per token.
     """
@@ -133,6 +170,7 @@ class Remedy:
     takes: tuple[str, ...] = ()
     coefficient: float | None = None
     acts: Callable[[ArmSpec, Plan], Intervention] = _cross_entropy
+    from_scratch: bool = False
     enlarge: Callable[[Checkpoint, Prepared, Plan], tuple[Checkpoint, Rows, tuple[str, ...]]] | None = None
     caution: Caution | None = None
 
@@ -147,6 +185,11 @@ class Remedy:
         return self.name == "control"
 
 
+_PLACEBOS: tuple[tuple[RemedyName, str, str], ...] = (
+    ("placebo-shuffled", "Placebo: shuffled states", "the angular loss on tokens of other texts"),
+    ("placebo-projection", "Placebo: random projection", "the angular loss on a random projection"),
+    ("placebo-norm", "Placebo: norms", "a penalty on norms with the same gradient size"),
+)
 _TABLE = (
     Remedy(
         name="control",
@@ -163,7 +206,7 @@ _TABLE = (
         definition=_define_dispersion,
         source="Liu et al., 2026, arXiv:2602.00217",
         inks=("accent", "navy", "sky"),
-        takes=("loss", "layers", "coefficient"),
+        takes=("loss", "layers", "schedule", "coefficient"),
         coefficient=Plan.coefficient,
         acts=_disperse,
     ),
@@ -246,6 +289,56 @@ _TABLE = (
         takes=("coefficient",),
         coefficient=COSREG_DEFAULT,
         acts=_regularise,
+    ),
+    Remedy(
+        name="simreg",
+        title="Similarity regularisation (SimReg)",
+        in_a_line="tokens with the same next token pulled together",
+        definition=lambda spec: (
+            f"Cross-entropy + {spec.coefficient} · a contrastive loss (temperature 0.1) on the states after the last "
+            "block: tokens of a text that share the next token are pulled together, the others pushed apart."
+        ),
+        source="after arXiv:2605.08809",
+        inks=("leaf",),
+        takes=("layers", "schedule", "coefficient"),
+        coefficient=SIMREG_DEFAULT,
+        acts=_penalise,
+    ),
+    Remedy(
+        name="coupled-adam",
+        title="Coupled Adam",
+        in_a_line="Adam's second moment shared over the vocabulary",
+        definition=lambda spec: (
+            "For the rows of input and output embeddings Adam's bias-corrected second moment is replaced by its mean "
+            "over the rows."
+        ),
+        source="after arXiv:2502.08441",
+        inks=("sky",),
+        acts=_couple_moments,
+    ),
+    Remedy(
+        name="layernorm-scaling",
+        title="LayerNorm scaling",
+        in_a_line="norms of block l times 1/√l, from scratch",
+        definition=lambda spec: "The output of each norm in block l is multiplied by 1/√l, from the first step on.",
+        source="after Sun et al., 2025, arXiv:2502.05795",
+        inks=("navy",),
+        acts=_scale_norms,
+        from_scratch=True,
+    ),
+    *(
+        Remedy(
+            name=name,
+            title=title,
+            in_a_line=line,
+            definition=_define_dispersion,
+            source="ours, a control of equal size",
+            inks=("quiet",),
+            takes=("layers", "schedule", "coefficient"),
+            coefficient=Plan.coefficient,
+            acts=_penalise,
+        )
+        for name, title, line in _PLACEBOS
     ),
 )
 REMEDIES: dict[str, Remedy] = {remedy.name: remedy for remedy in _TABLE}

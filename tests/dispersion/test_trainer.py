@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import BartConfig, BartForConditionalGeneration, OPTConfig, OPTForCausalLM, Trainer, TrainingArguments
 
 from condense.dispersion.callback import CondensationMonitor
-from condense.dispersion.disperser import Disperser, DispersionConfig
+from condense.dispersion.config import DispersionConfig
+from condense.dispersion.disperser import Disperser
 from condense.dispersion.trainer import DispersionMixin, DispersionTrainer
 from condense.errors import RunError, UsageError
 from tests.dispersion.ddp_gradients import (

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from condense.dispersion.disperser import DispersionConfig
+from condense.dispersion.config import DispersionConfig
 from condense.records.options import ModelOptions
 from condense.records.plans import ArmSpec, Plan
 from condense.training import costs

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from condense.dispersion.disperser import DispersionConfig
+from condense.dispersion.config import DispersionConfig
 from condense.errors import UsageError
 from condense.records.plans import COSREG_DEFAULT, ArmSpec, LossName, Plan, RemedyName
 from condense.trials.arm_names import parse_arms, slug
