@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 Output = Flag("Folder of report and runs.", OUTPUT, ("--output", "-o"), metavar="DIR")
 Arms = Flag(
-    "control, dispersion[:loss][@layers][=coefficient], embedding-dropout, noisy-embedding, active-forgetting, "
-    "larger-vocab, cosreg[=coefficient].",
+    "control, dispersion[:loss][@layers][+schedule][=coefficient], embedding-dropout, noisy-embedding, "
+    "active-forgetting, larger-vocab, cosreg, simreg, coupled-adam, layernorm-scaling, placebo-shuffled, "
+    "placebo-projection, placebo-norm.",
     ARMS,
     ("--arms",),
     metavar="ARM,…",

@@ -117,7 +117,6 @@ class DispersionMixin(_Base):
             self._since_log.add((result[0] if return_outputs else result).detach() / undivided)
             return result
         count = self._count(inputs)
-        disperser.attach()
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = result if return_outputs else (result, None)
         penalty = disperser.penalty(step=step)
@@ -130,12 +129,13 @@ class DispersionMixin(_Base):
         return (total, outputs) if return_outputs else total
 
     def _ready(self) -> Disperser:
-        """The disperser of the model that is being trained, which `model_init` may have replaced, for its steps."""
+        """The disperser of the model in training (`model_init` may replace it), attached till its schedule ends."""
         config = replace(self._disperser.config, steps=max(1, self.state.max_steps))
         if self._disperser.model is not self.model or config != self._disperser.config:
             self._disperser.detach()
             self._disperser = Disperser(self.model, **vars(config))
-        return self._disperser
+        ended = config.has_ended(self.state.global_step)
+        return self._disperser if ended else self._disperser.attach()
 
     def _is_scaled(self, items: Tensor | int | None) -> bool:
         """Whether super's loss is already a share of the step's: the rule in `Trainer.training_step`."""

@@ -16,7 +16,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ def forward_backward(model: Any, inputs: dict[str, Tensor], intervention: Interv
         around.enter_context(intervention.hooks(model))
         disperser = None
         if config.coefficient:
-            disperser = around.enter_context(Disperser(model, **vars(config)))
+            disperser = around.enter_context(Disperser(model, **vars(replace(config, schedule="constant"))))
         loss = model(**inputs).loss
         if disperser is not None:
             loss = loss + disperser.penalty()

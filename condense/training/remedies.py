@@ -56,10 +56,10 @@ def _penalise(spec: ArmSpec, plan: Plan) -> Intervention:
     """A penalty of the arm's own name on the states of all blocks, or of those that it names."""
     from condense.training.interventions import Intervention, dispersion_config
 
-    default = SIMREG_DEFAULT if spec.remedy == "simreg" else plan.coefficient
     chosen = replace(plan, coefficient_schedule=spec.schedule or plan.coefficient_schedule, loss="angular")
+    default = remedy_of(spec).coefficient or plan.coefficient
     config = dispersion_config(chosen, default if spec.coefficient is None else spec.coefficient)
-    layers = spec.layers or ("last" if spec.remedy == "simreg" else plan.layers)
+    layers = spec.layers or remedy_of(spec).layers
     constants = None if spec.remedy == "simreg" else config.constants
     return Intervention(replace(config, loss=spec.remedy, layers=layers, constants=constants, paper_sites=False))
 
@@ -155,6 +155,7 @@ class Remedy:
     in_a_line    what it does in a few words, without its settings; `definition(spec)` says it with all constants.
     inks         the colours of its arms, by their names in the palette of the reports.
     takes        the parts of the grammar that an arm of it may carry: loss, layers, coefficient.
+    coefficient, layers  what they are where an arm does not name them.
     acts         what an arm adds to training; cross-entropy alone by default.
     from_scratch whether it is only for models with random weights (`--random-init`).
     enlarge      (source, texts, plan) → a model and tokenizer of its own, their rows, details. An arm with other
@@ -169,6 +170,7 @@ class Remedy:
     inks: tuple[str, ...]
     takes: tuple[str, ...] = ()
     coefficient: float | None = None
+    layers: str = Plan.layers
     acts: Callable[[ArmSpec, Plan], Intervention] = _cross_entropy
     from_scratch: bool = False
     enlarge: Callable[[Checkpoint, Prepared, Plan], tuple[Checkpoint, Rows, tuple[str, ...]]] | None = None
@@ -302,6 +304,7 @@ _TABLE = (
         inks=("leaf",),
         takes=("layers", "schedule", "coefficient"),
         coefficient=SIMREG_DEFAULT,
+        layers="last",
         acts=_penalise,
     ),
     Remedy(

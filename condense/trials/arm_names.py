@@ -1,8 +1,9 @@
-"""The grammar of `--arms`: `name[:loss][@layers][=coefficient]`, separated by commas. Standard library only.
+"""The grammar of `--arms`: `name[:loss][@layers][+schedule][=coefficient]`, by commas. Standard library only.
 
     dispersion                          the published loss on all blocks, at every one of `--coefficients`
     dispersion:mean_cosine@late=0.3     another loss, the deepest half, one coefficient
     dispersion@3+7+-1                   numbered blocks: joined by +, because commas separate arms
+    dispersion+linear:0.25=1            the coefficient falls to 0 at a quarter of the steps
     cosreg=1                            takes a coefficient, nothing else
     embedding-dropout                   takes nothing
 
@@ -18,15 +19,19 @@ from typing import cast, get_args
 from urllib.parse import quote
 
 from condense.errors import UsageError
-from condense.records.plans import ArmSpec, LossName, Plan
+from condense.records.plans import ArmSpec, LossName, Plan, schedule_factor
 from condense.training.remedies import REMEDIES, Remedy
 
 LOSSES: tuple[str, ...] = get_args(LossName)
 RANGES = ("all", "late", "early", "last")
-GRAMMAR = "write name[:loss][@layers][=coefficient], arms separated by commas, block numbers joined by +: @3+7+-1"
+GRAMMAR = (
+    "write name[:loss][@layers][+schedule][=coefficient], arms separated by commas, block numbers joined by +: @3+7+-1"
+)
 # By its marks, in their order; a mark that comes twice or too early stays in the part before it and is refused there.
 _PARTS = re.compile(
-    r"(?P<name>[^:@=]*)(?::(?P<loss>[^@=]*))?(?:@(?P<layers>[^=]*))?(?:=(?P<coefficient>.*))?", re.DOTALL
+    r"(?P<name>[^:@=+]*)(?::(?P<loss>[^@=+]*))?(?:@(?P<layers>[^=]*?))?(?:\+(?P<schedule>\s*[A-Za-z][^=]*))?"
+    r"(?:=(?P<coefficient>.*))?",
+    re.DOTALL,
 )
 
 
@@ -56,7 +61,7 @@ def slug(spec: ArmSpec) -> str:
 
     `dispersion-mean_cosine@3+-1=0.1`: no colon, which Windows does not allow; whatever else is unusual is quoted.
     """
-    named = _shortest_name(spec.remedy, spec.loss, spec.layers, spec.coefficient)
+    named = _shortest_name(spec.remedy, spec.loss, spec.layers, spec.coefficient, spec.schedule)
     return quote(named.replace(":", "-"), safe="@=+")
 
 
@@ -66,7 +71,7 @@ def _parse_part(text: str, coefficients: tuple[float, ...]) -> list[ArmSpec]:
     if parts is None or not parts["name"].strip():
         raise UsageError(f"an arm without a name in --arms: {text!r}", GRAMMAR)
     remedy = REMEDIES[_match_word(parts["name"].strip().lower().replace("_", "-"), tuple(REMEDIES), "arm")]
-    for part in ("loss", "layers", "coefficient"):
+    for part in ("loss", "layers", "schedule", "coefficient"):
         if parts[part] is not None and part not in remedy.takes:
             raise UsageError(f"{remedy.name} takes no {part}: {text}", _accepted_parts(remedy))
     if remedy.coefficient is None:
@@ -77,28 +82,53 @@ def _parse_part(text: str, coefficients: tuple[float, ...]) -> list[ArmSpec]:
         word = Plan.loss if loss is None else loss.strip().lower().replace("-", "_")
         chosen_loss = cast(LossName, _match_word(word, LOSSES, "loss"))
     if "layers" in remedy.takes:
-        chosen_layers = Plan.layers if layers is None else _parse_layers(layers)
+        chosen_layers = remedy.layers if layers is None else _parse_layers(layers)
+    schedule = None if parts["schedule"] is None else _parse_schedule(parts["schedule"], text)
     doses = (_parse_coefficient(own, text),) if own is not None else coefficients or (remedy.coefficient,)
     return [
         ArmSpec(
-            _shortest_name(remedy.name, chosen_loss, chosen_layers, dose), remedy.name, chosen_loss, chosen_layers, dose
+            _shortest_name(remedy.name, chosen_loss, chosen_layers, dose, schedule),
+            remedy.name,
+            chosen_loss,
+            chosen_layers,
+            dose,
+            schedule,
         )
         for dose in doses
     ]
 
 
+def _parse_schedule(text: str, arm: str) -> str | None:
+    """A schedule as `Plan.coefficient_schedule` writes it; None for the constant one."""
+    word = text.strip().lower()
+    try:
+        schedule_factor(word, 0.0)
+    except ValueError as error:
+        raise UsageError(f"the schedule of {arm}: {error}", "for example dispersion+linear:0.25=1") from None
+    kind, _, end = word.partition(":")
+    if kind == "constant":
+        return None
+    return kind if not end or float(end) == 1 else f"{kind}:{_format_number(float(end))}"
+
+
 def _accepted_parts(remedy: Remedy) -> str:
     name, taken = remedy.name, remedy.takes
+    if len(taken) > 1:
+        return f"{name} takes {', '.join(taken)}"
     return f"{name} takes only a {taken[0]}: {name}=1" if taken else f"write {name} alone"
 
 
-def _shortest_name(remedy: str, loss: str | None, layers: str | None, coefficient: float | None) -> str:
+def _shortest_name(
+    remedy: str, loss: str | None, layers: str | None, coefficient: float | None, schedule: str | None
+) -> str:
     """The shortest way to write an arm: what is as by default is left out, but for the coefficient."""
     name = remedy
     if loss not in (None, Plan.loss):
         name += f":{loss}"
-    if layers not in (None, Plan.layers):
+    if layers not in (None, REMEDIES[remedy].layers):
         name += f"@{str(layers).replace(',', '+')}"
+    if schedule is not None:
+        name += f"+{schedule}"
     return name if coefficient is None else f"{name}={_format_number(coefficient)}"
 
 

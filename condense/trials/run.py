@@ -18,6 +18,7 @@ from condense.records.options import ModelOptions, TextOptions, takes
 from condense.records.plans import TrialPlan
 from condense.records.trial import Trial
 from condense.texts.documents import Document
+from condense.training.remedies import remedy_of
 from condense.trials.results import assembled
 from condense.trials.runs import Request, Watch, run_arms
 
@@ -47,6 +48,8 @@ def trial(
     signal.
     """
     target, started = Path(output), time.perf_counter()
+    chosen = replace(ModelOptions.of(options, fields), dtype="float32")
+    refuse_arms(plan, chosen)
     check_target(target, resume=resume, force=force)
     request = Request(
         model=str(model),
@@ -62,7 +65,7 @@ def trial(
         resume=resume,
         dry_run=dry_run,
         watch=watch or Watch(),
-        options=replace(ModelOptions.of(options, fields), dtype="float32"),
+        options=chosen,
     )
     runs = run_arms(request)
     if runs is None:
@@ -71,6 +74,15 @@ def trial(
     made = assembled(plan, runs, command=command, output=str(target), timing=timing)
     write_trial(made, target)
     return made
+
+
+def refuse_arms(plan: TrialPlan, options: ModelOptions) -> None:
+    """UsageError for an arm that is only for training from scratch where the model has its own weights."""
+    names = [arm.name for arm in plan.arms if remedy_of(arm).from_scratch]
+    if names and not options.random_init:
+        raise UsageError(
+            f"{', '.join(names)} is for training from scratch only", f"add --random-init, or leave {names[0]} out"
+        )
 
 
 def check_target(target: Path, *, resume: bool, force: bool) -> None:

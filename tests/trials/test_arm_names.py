@@ -9,6 +9,7 @@ import pytest
 from condense.dispersion.config import DispersionConfig
 from condense.errors import UsageError
 from condense.records.plans import COSREG_DEFAULT, ArmSpec, LossName, Plan, RemedyName
+from condense.training.remedies import remedy_of
 from condense.trials.arm_names import parse_arms, slug
 
 
@@ -164,3 +165,46 @@ def test_any_text_is_parsed_or_refused() -> None:
             assert str(error) and error.hint
         else:
             assert parse_arms(",".join(spec.name for spec in specs)) == specs
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "schedule"),
+    [
+        ("dispersion+linear:0.25=1", "dispersion+linear:0.25=1", "linear:0.25"),
+        ("dispersion + LINEAR:.250=1", "dispersion+linear:0.25=1", "linear:0.25"),
+        ("dispersion:mean_cosine@late+cosine=0.3", "dispersion:mean_cosine@late+cosine=0.3", "cosine"),
+        ("dispersion@3+7+-1+linear:0.5=1", "dispersion@3+7+-1+linear:0.5=1", "linear:0.5"),
+        ("dispersion+constant=1", "dispersion=1", None),
+        ("dispersion+linear:1=1", "dispersion+linear=1", "linear"),
+        ("placebo-projection+linear:0.25=1", "placebo-projection+linear:0.25=1", "linear:0.25"),
+    ],
+)
+def test_schedules(written: str, name: str, schedule: str | None) -> None:
+    spec = parse_arms(written)[1]
+    assert (spec.name, spec.schedule) == (name, schedule)
+    assert parse_arms(spec.name)[1] == spec
+    assert ":" not in slug(spec)
+
+
+@pytest.mark.parametrize(
+    "written", ["dispersion+line", "dispersion+linear:0=1", "dispersion+linear:2", "cosreg+linear"]
+)
+def test_schedules_that_are_refused(written: str) -> None:
+    with pytest.raises(UsageError):
+        parse_arms(written)
+
+
+def test_the_arms_of_the_study() -> None:
+    placebos = "placebo-shuffled,placebo-projection=-1,placebo-norm@late"
+    specs = parse_arms(f"simreg,coupled-adam,layernorm-scaling,dispersion:robust=1,{placebos}")[1:]
+    assert [spec.name for spec in specs] == [
+        "simreg=0.1", "coupled-adam", "layernorm-scaling", "dispersion:robust=1", "placebo-shuffled=0.1",
+        "placebo-projection=-1", "placebo-norm@late=0.1",
+    ]  # fmt: skip
+    assert specs[0].layers == "last"
+    for spec in specs:
+        acts = remedy_of(spec).acts(spec, Plan(coefficient_schedule="linear:0.5"))
+        if spec.coefficient is not None:
+            assert acts.dispersion.coefficient == spec.coefficient and acts.dispersion.schedule == "linear:0.5"
+            assert acts.dispersion.loss == (spec.loss or spec.remedy)
+        assert remedy_of(spec).definition(spec) and remedy_of(spec).source
