@@ -27,7 +27,8 @@ HEAVY = (
     "torch", "transformers", "pandas", "sklearn", "scipy", "plotly", "datasets", "peft", "accelerate", "trl", "lm_eval",
 )  # fmt: skip
 HEAVY_TRAINING = [  # all but remedies.py, which the grammar of --arms and the reports read, and bpe.py
-    f"training/{name}.py" for name in ("costs", "interventions", "loop", "peak_memory", "prepare", "rows", "vocabulary")
+    f"training/{name}.py"
+    for name in ("costs", "interventions", "loop", "peak_memory", "prepare", "pretraining", "rows", "vocabulary")
 ]
 # Files that may import a heavy package when they are loaded; inside functions every file may.
 LOADS: dict[str, set[str]] = {
@@ -41,6 +42,7 @@ LOADS: dict[str, set[str]] = {
     },
     "transformers": {
         "dispersion/callback.py", "dispersion/trainer.py", "training/loop.py", "training/interventions.py",
+        "training/pretraining.py",
     },
 }  # fmt: skip
 
