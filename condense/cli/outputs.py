@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from condense.errors import UsageError
+from condense.errors import UnavailableError, UsageError, first_line
 from condense.files import is_special, write_text
 from condense.records.base import PlotlyJs, Saved
 from condense.records.options import OutputOptions
@@ -68,6 +69,17 @@ def plan_outputs(files: OutputOptions, names: Mapping[str, str] = NAMES) -> Outp
         if path is not None:
             check_file(path, force=files.force)
     return Outputs(**chosen, plotlyjs=files.plotlyjs)
+
+
+@contextlib.contextmanager
+def from_saved_run(path: Path) -> Iterator[None]:
+    """A saved run that cannot be drawn holds what condense would not write: it comes from outside."""
+    try:
+        yield
+    except (ArithmeticError, ValueError) as error:
+        raise UnavailableError(
+            f"{path} holds a value that cannot be shown: {first_line(error)}", "condense does not write such values"
+        ) from error
 
 
 def check_folder(folder: Path, *, force: bool) -> None:

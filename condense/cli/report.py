@@ -10,7 +10,7 @@ import typer
 
 from condense.cli.console import console, say
 from condense.cli.groups import Only, command
-from condense.cli.outputs import plan_outputs
+from condense.cli.outputs import from_saved_run, plan_outputs
 from condense.errors import UnavailableError
 from condense.records.base import Saved
 from condense.records.comparison import COMPARISON_SCHEMA
@@ -73,8 +73,9 @@ def report(
         raise UnavailableError(f"{run} is of an unknown kind ({kind})", "was it written by a newer condense?")
     record, show = _SHOWN[kind]()
     saved = record.from_json(data)
-    written = outputs.write(saved)
-    if not written:
-        show(saved, console())
+    with from_saved_run(run):
+        written = outputs.write(saved)
+        if not written:
+            show(saved, console())
     for path in written:
         say(f"wrote {path}")

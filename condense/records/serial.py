@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from condense.errors import UnavailableError
 from condense.files import is_special
 
+_LARGEST = 2**64  # of whole numbers: what is larger was not written by condense, and no float may hold it
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _PLAIN: dict[Any, str] = {bool: "boolean", float: "number", int: "integer", str: "string", types.NoneType: "null"}
 
@@ -55,7 +56,8 @@ def decode(kind: Any, data: Any, where: str = "") -> Any:
     if origin is tuple:
         _expect(isinstance(data, list), where, "a list")
         if args[0] in (int, float, float | None) and set(map(type, data)) <= {int if args[0] is int else float}:
-            _expect(all(map(math.isfinite, data)), where, "a list of finite numbers")
+            finite = max(map(abs, data), default=0) < _LARGEST if args[0] is int else all(map(math.isfinite, data))
+            _expect(finite, where, "a list of finite numbers")
             return tuple(data)  # values per text and counts: most of a file, and nothing more to look into
         return tuple(decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
@@ -67,10 +69,12 @@ def decode(kind: Any, data: Any, where: str = "") -> Any:
 def _decode_plain(kind: Any, data: Any, where: str) -> Any:
     if kind is float:
         _expect(isinstance(data, int | float) and not isinstance(data, bool), where, "a number")
+        _expect(isinstance(data, float) or abs(data) < _LARGEST, where, "a number of this size")
         _expect(math.isfinite(data), where, "a finite number")
         return float(data)
     if kind is int:
         _expect(isinstance(data, int) and not isinstance(data, bool), where, "a whole number")
+        _expect(abs(data) < _LARGEST, where, "a number of this size")
     elif kind in (str, bool):
         _expect(isinstance(data, kind), where, "a string" if kind is str else "true or false")
     else:
