@@ -38,7 +38,8 @@ def for_code(text: str) -> str:
 def for_csv(text: str) -> str:
     """Text for a CSV cell that no spreadsheet takes for a formula."""
     plain = for_terminal(text)
-    return f"'{plain}" if plain[:1] in ("=", "+", "-", "@", "\t", "\r") else plain
+    begins = plain.lstrip()[:1] in tuple("=+-@＝＋－＠") or plain[:1] in ("\t", "\r")
+    return f"'{plain}" if begins and plain else plain
 
 
 def for_xml(text: str) -> str:
