@@ -66,6 +66,10 @@ def fetch(repo: str, options: ModelOptions, selection: Selection | None = None) 
     if it is whole. UnavailableError tells missing, gated, private, offline and not reachable apart; RunError if the
     disk is too small.
     """
+    from huggingface_hub.utils import validate_repo_id
+
+    with _explained(repo):
+        validate_repo_id(repo)
     chosen, revision = selection or Selection.of(options), options.revision
     if is_offline(options.offline):
         return _repaired(cached(repo, revision, chosen), options)

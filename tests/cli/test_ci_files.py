@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,17 +25,23 @@ pytestmark = pytest.mark.timeout(900)  # every step loads torch in a process of 
 SMALL = "--num-texts 8 --max-length 32 --device cpu"
 
 
+@pytest.fixture(scope="module")
+def baseline(tiny, tmp_path_factory):
+    """A saved run of the tiny Llama."""
+    file = tmp_path_factory.mktemp("baseline") / "base.json"
+    done = CliRunner().invoke(app, ["analyze", str(tiny("llama")), *SMALL.split(), "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    return file
+
+
 @pytest.fixture
-def runner(tmp_path, tiny):
+def runner(tmp_path, baseline):
     """Run a step as a runner's bash does, with `condense` on the path: (script, variables) -> finished process."""
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "condense").write_text(f'#!/bin/sh\nexec "{sys.executable}" -W ignore -m condense "$@"\n')
     (tools / "condense").chmod(0o755)
-    done = CliRunner().invoke(
-        app, ["analyze", str(tiny("llama")), *SMALL.split(), "--json", str(tmp_path / "base.json")]
-    )
-    assert done.exit_code == 0, done.output
+    shutil.copy(baseline, tmp_path / "base.json")
 
     def step(script, **variables):
         environment = {
@@ -56,7 +63,7 @@ def steps_of(name):
     return next(step for step in ACTION["runs"]["steps"] if step.get("id") == name or step["name"] == name)
 
 
-def gate_step(runner, model, **changes):
+def gate_step(runner, model="", **changes):
     """The action's own step, its variables filled from the inputs' defaults as the runner does."""
     step = steps_of("gate")
     inputs = {name: str(spec.get("default", "")) for name, spec in ACTION["inputs"].items()}
@@ -100,10 +107,63 @@ def test_the_action_tells_an_error_from_a_failure(runner, tiny, tmp_path, change
     assert outputs(tmp_path)["outcome"] == "error" and "nothing was decided" in done.stdout
 
 
-def test_inputs_are_data(runner, tiny, tmp_path):
-    """No value of an input is run, whatever it holds."""
-    gate_step(runner, "$(touch hacked1); `touch hacked2`", args="'; touch hacked3' $(touch hacked4)")
-    assert not list(tmp_path.glob("hacked*"))
+HOSTILE = {
+    "commands": {"model": "$(touch hacked1); `touch hacked2`", "args": "'; touch hacked3' $(touch hacked4)"},
+    "a model that looks like an option": {"model": "--help"},
+    "a model that looks like an output": {"model": "--json=stolen"},
+    "an output that looks like an option": {"output": "-rf", "model": "no/such-model"},
+    "outputs in args": {"args": "--num-texts 8 --output elsewhere"},
+    "outputs in args, otherwise": {"args": "-oelsewhere"},
+    "outputs in args, with a line below": {"args": "--num_texts 8 --dry_run"},
+    "the end of the options in args": {"args": "-- other-model"},
+    "a gate in args": {"args": "--baseline other.json"},
+    "outputs in check-args": {"check-args": "--junit=elsewhere.xml"},
+    "a new baseline in check-args": {"check-args": "--accept base.json"},
+    "a quote that is not closed": {"args": "--num-texts '8"},
+    "a quote that is not closed in check-args": {"check-args": '--assert "deep.mean_cosine <= 1'},
+    "an output of several lines": {"output": "a\noutcome=passed"},
+    "no output": {"output": ""},
+    "no model": {"model": ""},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_inputs_are_data(runner, tiny, tmp_path, name):
+    """No value of an input is run, moves the results or lets the gate pass, whatever it holds."""
+    changes = {"model": str(tiny("llama")), **HOSTILE[name]}
+    before = {path.name for path in tmp_path.iterdir()}
+    done = gate_step(runner, **changes)
+    assert done.returncode in (2, 3), done.stdout + done.stderr
+    assert outputs(tmp_path)["outcome"] == "error" and "::error title=condense::" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} - before <= {"output", "step.sh", "summary.md", "condense-report"}
+    assert not list(tmp_path.glob("condense-report/*"))
+
+
+def test_an_old_report_never_decides(runner, tiny, tmp_path):
+    """What lies in the output folder is removed first, whether the new run ends well or not; other files stay."""
+    folder = tmp_path / "condense-report"
+    folder.mkdir()
+    shutil.copy(tmp_path / "base.json", folder / "diagnosis.json")
+    for name in ("report.html", "report.md", "layers.csv", "junit.xml", "check.md", "notes.txt"):
+        (folder / name).write_text("old")
+    assert gate_step(runner, "no/such-model").returncode == 3
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    shutil.copy(tmp_path / "base.json", folder / "diagnosis.json")
+    (tmp_path / "condense.toml").write_text('[analyze]\njson = "elsewhere.json"\n')
+    done = gate_step(runner, tiny("llama"), config="condense.toml")
+    assert (done.returncode, outputs(tmp_path)["outcome"]) in ((2, "error"), (0, "passed")), done.stdout
+    assert done.returncode or (folder / "diagnosis.json").read_text() != (tmp_path / "base.json").read_text()
+
+
+@pytest.mark.parametrize("extras", ["gguf]; touch hacked", "gguf @ https://example.org/x", "$(touch hacked)"])
+def test_extras_are_names(tmp_path, extras):
+    environment = {"PATH": os.environ["PATH"], "ACTION_PATH": str(ROOT), "EXTRAS": extras, "TORCH_INDEX": ""}
+    words = ["bash", "-eo", "pipefail", "-c", steps_of("Install condense")["run"]]
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "::error" in done.stdout and not list(tmp_path.iterdir())
+
+
+def test_no_step_holds_an_expression():
     for step in ACTION["runs"]["steps"]:
         assert "${{" not in step.get("run", ""), "expressions belong into env"
 
@@ -111,10 +171,15 @@ def test_inputs_are_data(runner, tiny, tmp_path):
 def test_the_action_is_whole():
     used = set(re.findall(r"inputs\.([\w-]+)", (ROOT / "action.yml").read_text(encoding="utf-8")))
     assert used == set(ACTION["inputs"]), "an input that nothing reads, or the other way round"
-    written = set(re.findall(r'echo "([\w-]+)=', steps_of("gate")["run"]))
+    written = set(re.findall(r'(?:echo "|printf .|\\n)([\w-]+)=', steps_of("gate")["run"]))
     assert written == {value["value"].split(".")[-1].removesuffix(" }}") for value in ACTION["outputs"].values()}
     keep = steps_of("Keep the report")
     assert "!cancelled()" in keep["if"] and keep["with"]["path"] == "${{ inputs.output }}"
+    assert all(part in keep["with"]["name"] for part in ("inputs.artifact", "github.job", "strategy.job-index"))
+    cache = steps_of("Restore the caches")["with"]
+    assert "~/.cache/huggingface\n" not in cache["path"] and "~/.cache/huggingface/hub\n" in cache["path"]
+    assert "github.run_id" in cache["key"] and "strategy.job-index" in cache["key"]
+    assert all(cache["key"].startswith(line) for line in cache["restore-keys"].splitlines())
     assert ACTION["runs"]["using"] == "composite"
     assert all("shell" in step for step in ACTION["runs"]["steps"] if "run" in step)
 
