@@ -99,6 +99,11 @@ def as_condense_error(error: BaseException) -> CondenseError:
         return UnavailableError(
             f"a library crashed on the model's files: {first_line(error)}", "the tokenizer or the weights are damaged"
         )
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("condense"):
+        return UnavailableError(
+            f"this needs the package {error.name.partition('.')[0]}, which is not installed",
+            "condense doctor names all that is missing",
+        )
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     return CondenseError(
         f"internal error ({type(error).__name__}): {line}",

@@ -5,12 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+import condense
 from condense.cli.app import app
 from condense.cli.settings import template
 
@@ -20,6 +22,10 @@ WORKFLOWS = {
     "init": template("workflow.yml"),
     "example": (ROOT / "docs" / "examples" / "github.yml").read_text(encoding="utf-8"),
 }
+REUSABLE = yaml.safe_load((ROOT / ".github" / "workflows" / "gate.yml").read_text(encoding="utf-8"))
+COMPONENT, COMPONENT_JOB = yaml.safe_load_all((ROOT / "templates" / "gate.yml").read_text(encoding="utf-8"))
+HOOKS = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 GITLAB = yaml.safe_load((ROOT / "docs" / "examples" / "gitlab-ci.yml").read_text(encoding="utf-8"))
 pytestmark = pytest.mark.timeout(900)  # every step loads torch in a process of its own
 SMALL = "--num-texts 8 --max-length 32 --device cpu"
@@ -100,6 +106,7 @@ def test_the_action_fails_and_still_leaves_the_report(runner, tiny, tmp_path):
     assert "<failure" in (tmp_path / "condense-report" / "junit.xml").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "code"), [({"model": "no/such-model"}, "3"), ({"args": "--nix"}, "2")])
 def test_the_action_tells_an_error_from_a_failure(runner, tiny, tmp_path, changes, code):
     done = gate_step(runner, changes.pop("model", tiny("llama")), **changes)
@@ -139,6 +146,7 @@ def test_inputs_are_data(runner, tiny, tmp_path, name):
     assert not list(tmp_path.glob("condense-report/*"))
 
 
+@pytest.mark.slow
 def test_an_old_report_never_decides(runner, tiny, tmp_path):
     """What lies in the output folder is removed first, whether the new run ends well or not; other files stay."""
     folder = tmp_path / "condense-report"
@@ -225,19 +233,91 @@ def example_steps():
     return [step["run"] for step in steps if step.get("name") in ("Analyze", "Check")]
 
 
-@pytest.mark.parametrize("script", [example_steps(), GITLAB["condense"]["script"]], ids=["github", "gitlab"])
+def component_script():
+    """The lines of the GitLab component; its variables are set from its inputs."""
+    (job,) = COMPONENT_JOB.values()
+    assert job["variables"]["MODEL"] == "$[[ inputs.model ]]" and job["variables"]["OUTPUT"] == "$[[ inputs.output ]]"
+    return [f"OUTPUT={COMPONENT['spec']['inputs']['output']['default']}", *job["script"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script", [example_steps(), GITLAB["condense"]["script"], component_script()], ids=["github", "gitlab", "component"]
+)
 def test_the_examples_run(script, runner, tiny, tmp_path):
     """Their lines as they stand, on a tiny model; the settings of the example's own repository make it small."""
     (tmp_path / "condense.toml").write_text("[analyze]\nnum_texts = 8\nmax_length = 32\n")
+    folder = tmp_path / "condense-report"
+    folder.mkdir()
+    (folder / "diagnosis.json").write_text("of an earlier run")
     done = runner("\n".join(script), MODEL=str(tiny("llama")), BASELINE="base.json")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "condense-report" / "report.html").exists()
-    assert "<testsuites" in (tmp_path / "condense-report" / "junit.xml").read_text()
-    failed = runner(script[-1] + ' --assert "deep.mean_cosine <= -0.9"', MODEL="", BASELINE="base.json")
-    assert failed.returncode == 1
+    assert (folder / "report.html").exists() and "<testsuites" in (folder / "junit.xml").read_text()
+    asked = '--assert "deep.mean_cosine <= -0.9"'
+    check = re.sub(r"condense check", f"condense check {asked}", script[-1])
+    assert (
+        runner("\n".join([*script[:-3], check]), MODEL="", BASELINE="base.json", OUTPUT="condense-report").returncode
+        == 1
+    )
+    gone = runner("\n".join(script), MODEL="no/such-model", BASELINE="base.json")
+    assert gone.returncode == 3 and not (folder / "diagnosis.json").exists()
+
+
+def test_the_reusable_workflow_passes_every_input_on():
+    called = REUSABLE[True]["workflow_call"]
+    job = REUSABLE["jobs"]["gate"]
+    (step,) = [step for step in job["steps"] if step.get("id") == "condense"]
+    assert set(step["with"]) <= set(ACTION["inputs"])
+    assert set(called["inputs"]) == {*step["with"], "runs-on", "timeout-minutes"}
+    assert all(value == f"${{{{ inputs.{name} }}}}" for name, value in step["with"].items())
+    assert step["env"]["HF_TOKEN"] == "${{ secrets.hf-token }}" and REUSABLE["permissions"] == {"contents": "read"}
+
+
+def test_examples_pin_condense_and_torch():
+    version, torch = condense.__version__, re.search(r"^torch==.+$", (ROOT / "constraints.txt").read_text(), re.M)[0]
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "examples").glob("*.yml")}
+    texts |= {path: path.read_text() for path in (ROOT / "templates" / "gate.yml", ROOT / "Dockerfile")}
+    for path, text in texts.items():
+        assert torch in text, path
+        assert "condense-lm @" not in text or f"condense.git@v{version}" in text or f"condense@v{version}" in text, path
+    for text in (WORKFLOWS["init"], yaml.safe_dump(REUSABLE), (ROOT / "docs" / "ci.md").read_text()):
+        assert set(re.findall(r"OWNER/condense@(\S+)", text)) == {f"v{version}"}
+
+
+def test_the_images_install_what_there_is():
+    """The commands of the light image are run by .ci/wheel; those of both name files and extras that exist."""
+    text = (ROOT / "Dockerfile").read_text()
+    copied = {name for line in re.findall(r"^COPY (.+)$", text, re.M) for name in line.split()[:-1]}
+    assert all((ROOT / name).exists() for name in copied)
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert ignored[0] == "*" and {f"!{name}" for name in copied} <= set(ignored)
+    (extras,) = re.findall(r"'\.\[([\w,]+)\]'", text)
+    assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+    required = {re.match(r"[\w-]+", line)[0] for line in PROJECT["dependencies"]}
+    light = {line for line in (ROOT / "requirements-light.txt").read_text().split("\n") if line and line[0] != "#"}
+    assert light < required and not light & {"torch", "transformers", "pandas", "scikit-learn"}
+
+
+def test_the_pre_commit_hook_checks_every_run(runner, baseline, tmp_path):
+    (hook,) = HOOKS
+    assert re.search(hook["files"], "out/diagnosis.json") and not re.search(hook["files"], "package.json")
+    (tmp_path / "condense.toml").write_text('[check.assertions]\n"deep.mean_cosine" = { max = 1.0 }\n')
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(baseline, tmp_path / name / "diagnosis.json")
+    files = "a/diagnosis.json b/diagnosis.json"
+    passed = runner(f"{hook['entry']} {files}")
+    assert passed.returncode == 0 and passed.stdout.count("PASS deep.mean_cosine") == 2
+    (tmp_path / "a" / "diagnosis.json").write_text("{")
+    broken = runner(f"{hook['entry']} {files}")
+    assert broken.returncode == 3 and broken.stdout.count("PASS deep.mean_cosine") == 1, "the others are checked too"
 
 
 def test_the_gitlab_job_keeps_its_report():
     artifacts = GITLAB["condense"]["artifacts"]
     assert artifacts["when"] == "always" and "condense-report/" in artifacts["paths"]
     assert artifacts["reports"]["junit"] in GITLAB["condense"]["script"][-1]
+    (job,) = COMPONENT_JOB.values()
+    assert job["artifacts"]["when"] == "always" and set(COMPONENT["spec"]["inputs"]) == set(
+        re.findall(r"inputs\.(\w+)", (ROOT / "templates" / "gate.yml").read_text())
+    )

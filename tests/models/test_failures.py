@@ -97,6 +97,9 @@ def test_every_failure_becomes_one_line() -> None:
     assert as_condense_error(UsageError("what", "then")).exit_code == 2
     assert as_condense_error(MemoryError()).exit_code == 4
     assert as_condense_error(RuntimeError("CUDA out of memory")).hint.startswith("lower")
+    absent = as_condense_error(ModuleNotFoundError("No module named 'transformers'", name="transformers.models"))
+    assert absent.exit_code == 3 and str(absent) == "this needs the package transformers, which is not installed"
+    assert as_condense_error(ModuleNotFoundError("no", name="condense.models.nix")).exit_code == 4
     internal = as_condense_error(KeyError("a\nb"))
     assert type(internal) is CondenseError and "\n" not in str(internal)
 
