@@ -13,13 +13,11 @@ from condense.intervals import (
     ONE_DOCUMENT,
     ONE_WINDOW,
     Spread,
-    bootstrap_interval,
     coverage_note,
     difference,
     document_weights,
     holm,
     jackknife,
-    mean_interval,
     over_documents,
     over_seeds,
     power,
@@ -375,60 +373,21 @@ def test_a_label_on_the_edge_is_rarely_certain(count: int) -> None:
     assert certain / 400 <= 0.08
 
 
-# --- still used by what has not moved to documents yet ------------------------------------------
-
-
-def ratio(means: np.ndarray) -> np.ndarray:
-    return means[:, 0] / means[:, 1]
-
-
 def test_weights_are_resamples() -> None:
     weights = resampling_weights(7, seed=1, resamples=50)
     assert weights.shape == (50, 7) and (weights.sum(1) == 7).all() and (weights >= 0).all()
-
-
-def test_bootstrap_is_seeded() -> None:
-    values = np.random.default_rng(0).normal(5, 1, (20, 2))
-    first = bootstrap_interval(values, ratio, seed=3)
-    assert first == bootstrap_interval(values.copy(), ratio, seed=3)
-    assert first != bootstrap_interval(values, ratio, seed=4)
-
-
-def test_bootstrap_is_a_percentile_interval_of_resampled_composites() -> None:
-    values = np.random.default_rng(0).normal(5, 1, (20, 2))
-    weights = resampling_weights(20, 3, 200)
-    composites = []
-    for row in weights.astype(int):
-        chosen = np.repeat(values, row, axis=0)
-        composites.append(chosen[:, 0].mean() / chosen[:, 1].mean())
-    assert bootstrap_interval(values, ratio, 3, 200) == pytest.approx(tuple(np.quantile(composites, [0.025, 0.975])))
-
-
-def test_bootstrap_covers() -> None:
-    """Of many samples of 40 texts, about 95 % of the intervals hold the true mean (percentile: a little less)."""
-    rng, hits = np.random.default_rng(12), 0
-    for trial in range(200):
-        low, high = bootstrap_interval(rng.normal(1, 1, (40, 1)), lambda m: m[:, 0], trial, 300)
-        assert low is not None and high is not None
-        hits += low <= 1 <= high
-    assert 0.88 <= hits / 200 <= 0.99
-
-
-def test_bootstrap_agrees_with_students_interval_on_a_mean() -> None:
-    values = np.random.default_rng(5).normal(0, 1, (200, 1))
-    _, low, high = mean_interval(values[:, 0].tolist())
-    assert bootstrap_interval(values, lambda m: m[:, 0], 0) == pytest.approx((low, high), abs=0.03)
-
-
-def test_bootstrap_leaves_out_what_is_undefined() -> None:
-    values = np.array([[1.0], [np.nan], [3.0], [2.0]])
-    low, high = bootstrap_interval(values, lambda m: m[:, 0], 0)
-    assert low is not None and high is not None and 1 <= low <= high <= 3
-    assert bootstrap_interval(np.full((5, 1), np.nan), lambda m: m[:, 0], 0) == (None, None)
-    assert bootstrap_interval(np.ones((1, 1)), lambda m: m[:, 0], 0) == (None, None)
+    assert (resampling_weights(7, seed=2, resamples=50) != weights).any()
 
 
 def test_weighted_means() -> None:
     values = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, 4.0]])
     weights = np.array([[1.0, 1.0, 1.0], [3.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
     np.testing.assert_array_equal(weighted_means(values, weights), [[2, 4], [1, np.nan], [np.nan, 4]])
+
+
+def test_an_interval_ends_where_the_number_does() -> None:
+    spread = Spread(0.98, ((0.01, 4.0),))
+    assert spread.clipped(-1, 1) == (pytest.approx(0.98 - scipy.stats.t.ppf(0.975, 4) * 0.1), 1.0)
+    assert Spread(0.1, ((0.01, 4.0),)).clipped(0)[0] == 0.0
+    assert spread.clipped() == spread.bounds() and Spread(1.0, ()).clipped(0, 1) == (None, None)
+    assert Spread(1.1, ((0.0, 4.0),)).clipped(0, 1) == (1.1, 1.1)  # never without its own value
