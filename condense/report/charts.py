@@ -1,14 +1,16 @@
-"""Charts as plain values: what is drawn, and the same as a plotly figure. No numbers are made here.
+"""Charts as plain values: what is drawn, in which colours, with which title and sentence.
 
-A `Chart` says what is to be seen; `plotly_figure` turns it into plotly JSON and `condense.report.svg` into
-a static SVG. Colours are names (`@accent`) that the page resolves for the light, dark and printed skin, so
-that a chart is described once. `plotly.graph_objects` is not needed and not imported.
+`condense.report.plotly` turns a `Chart` into plotly JSON and `condense.report.svg` into a static SVG. Colours are
+names (`accent`) that the page resolves for the light, dark and printed skin, so that a chart is described once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from condense.records.base import Estimate
 
 Values = Sequence[float | None]
 DASHES = {"solid": "solid", "dash": "dash", "dot": "dot", "longdash": "longdash", "dashdot": "dashdot"}
@@ -84,6 +86,61 @@ class Series:
         return self.whiskers and self.left is not None and self.right is not None
 
 
+class Look(NamedTuple):
+    """How a curve is called and drawn; told apart by dash and mark as well as by colour."""
+
+    words: str
+    ink: str
+    dash: str = "solid"
+    symbol: str = "none"
+
+    def curve(
+        self,
+        of: Sequence[Estimate],
+        digits: int = 3,
+        *,
+        bands: bool = True,
+        whiskers: bool = False,
+        width: float | None = None,
+        marks: int = 0,
+        at: tuple[float, ...] = (),
+        places: tuple[str, ...] = (),
+    ) -> Series:
+        """The curve of these estimates, with their intervals where `bands` asks for them and any is known.
+
+        width: the accent is the thicker line unless given; the rest as in `Series`.
+        """
+        known = bands and any(estimate.low is not None for estimate in of)
+        return Series(
+            self.words,
+            [estimate.value for estimate in of],
+            self.ink,
+            [estimate.low for estimate in of] if known else None,
+            [estimate.high for estimate in of] if known else None,
+            self.dash,
+            self.symbol,
+            width or (2.5 if self.ink == "accent" else 2.0),
+            digits,
+            whiskers=whiskers,
+            marks=marks,
+            at=at,
+            places=places,
+        )
+
+
+def known_values(series: Sequence[Series]) -> list[float]:
+    """Every value of some curves that is defined, the ends of their intervals too."""
+    return [v for s in series for v in (*s.values, *(s.low or ()), *(s.high or ())) if v is not None]
+
+
+def padded(values: Sequence[float | None]) -> tuple[float, float]:
+    """The range of the values with a little room at both ends."""
+    known = [v for v in values if v is not None] or [0.0]
+    low, high = min(known), max(known)
+    room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - room, high + room
+
+
 @dataclass(frozen=True)
 class Cells:
     """A heatmap: one column of values per place on the axis, rows from `bottom` to `top`.
@@ -139,3 +196,66 @@ class Chart:
     moment: tuple[float, str] | None = None
     height: int = 360
     width: int = 1000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its title and the sentence that says what it shows."""
+
+    chart: Chart
+    title: str
+    takeaway: str
+    wide: bool = True
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Small charts side by side over the same axes, with a name and a note under each.
+
+    `still` leaves them static drawings, where a script would have too much to draw.
+    """
+
+    charts: tuple[Chart, ...]
+    names: tuple[tuple[str, str], ...]
+    title: str
+    takeaway: str
+    columns: int
+    still: bool = False
+
+
+# --- over training steps -------------------------------------------------------------------------------
+
+
+def thinned(values: Sequence[float | None], most: int) -> list[float | None]:
+    """Means of neighbouring steps, so many that at most `most` are left."""
+    size = -(-len(values) // most) or 1
+    groups = [[v for v in values[i : i + size] if v is not None] for i in range(0, len(values), size)]
+    return [sum(group) / len(group) if group else None for group in groups]
+
+
+def over_steps(
+    key: str,
+    unit: str,
+    logged: Mapping[str, Mapping[int, float | None]],
+    looks: Mapping[str, Look],
+    most: int,
+    *,
+    marks: int = 0,
+    floor: float | None = None,
+    width: int = 1000,
+) -> Chart:
+    """What was logged of each arm, by step; at most `most` means of neighbouring steps are drawn.
+
+    looks: by the arm's name; `marks` as in `Series`; floor: what the vertical axis must reach down to.
+    """
+    steps = sorted({step for values in logged.values() for step in values})
+    series = []
+    for name, values in logged.items():
+        thin = [Estimate(value) for value in thinned([values.get(step) for step in steps], most)]
+        look = looks[name] if marks or len(thin) <= 40 else looks[name]._replace(symbol="none")
+        series.append(look.curve(thin, marks=marks))
+    at = [float(step) for step in thinned(steps, most) if step is not None]
+    axis = Axis(title="step", at=tuple(at), span=(0.0, 1.025 * max(steps[-1], 1)))
+    ends = padded([*known_values(series), *([] if floor is None else [floor])])
+    chart_id, height = f"chart-training-{key.replace('_', '-')}", 310 if width < 1000 else 380
+    return Chart(chart_id, axis, unit, tuple(series), y_range=ends, height=height, width=width)

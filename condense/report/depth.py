@@ -1,41 +1,145 @@
-"""Which charts a diagnosis is drawn with, and what each one says in words. Records in, charts out."""
+"""Curves over depth: the axis of a model's sites, all curves of one metric in one chart, differences to a reference."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
+from condense.metrics import METRICS
 from condense.records.base import Estimate
 from condense.records.diagnosis import Diagnosis, Paper, SiteReading, Trend, Verdict
-from condense.report.charts import Axis, Shade, Values
+from condense.report.charts import Axis, Cells, Chart, Look, Series, Shade, known_values, padded
+from condense.report.text import NOTHING
+
+NULL = "Gaussian null: random directions of the same shape"
+READS = "deepest half: what the verdict reads"
+HEAT_BINS = 100
 
 
-def depth_axis(sites: Sequence[SiteReading]) -> Axis:
+class Site(Protocol):
+    """Where something was measured or compared: the embedding, a block, the output."""
+
+    @property
+    def site(self) -> str:
+        """`embedding`, `block` or `output`."""
+
+    @property
+    def index(self) -> int:
+        """The number of the block."""
+
+
+def site_label(site: Site) -> str:
+    """Short name of a site: `embedding`, `block 7`, `output`."""
+    return f"block {site.index}" if site.site == "block" else site.site
+
+
+def depth_axis(sites: Sequence[Site]) -> Axis:
     """Embedding, the blocks, and the output set apart on the right."""
     blocks = sum(site.site == "block" for site in sites)
     step = next((s for s in (1, 2, 5, 10, 20, 50) if blocks / s <= 7), 100)
     ticks = {"embedding": "emb.", "output": "out"}
     return Axis(
-        tuple(site.label for site in sites),
-        tuple(ticks.get(site.site, "" if site.index % step else str(site.index)) for site in sites),
-        "block", sum(site.site == "output" for site in sites), max(1, round(blocks * 0.07)),
-    )  # fmt: skip
+        labels=tuple(map(site_label, sites)),
+        ticks=tuple(ticks.get(site.site, "" if site.index % step else str(site.index)) for site in sites),
+        title="block",
+        apart=sum(site.site == "output" for site in sites),
+        gap=max(1, round(blocks * 0.07)),
+    )
 
 
-def _deepest(view: StackView) -> Shade | None:
-    """The blocks ⌊L/2⌋+1..L, from which the verdict is drawn."""
-    places = [i for i, site in enumerate(view.sites) if site.site == "block"]
-    if len(places) < 2:
-        return None
-    return Shade(places[len(places) // 2], places[-1], "deepest half: what the verdict reads")
+def deepest_half(sites: Sequence[Site], words: str = READS) -> Shade | None:
+    """The blocks ⌊L/2⌋+1..L, from which deep numbers are read."""
+    blocks = [index for index, site in enumerate(sites) if site.site == "block"]
+    return Shade(blocks[len(blocks) // 2], blocks[-1], words) if len(blocks) > 1 else None
 
 
-def padded(values: Values) -> tuple[float, float]:
-    """The range of the values with a little room at both ends."""
-    known = [v for v in values if v is not None] or [0.0]
-    low, high = min(known), max(known)
-    room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - room, high + room
+def readings(sites: Sequence[SiteReading], key: str) -> list[Estimate]:
+    """One metric at every site."""
+    return [site.metrics.get(key, NOTHING) for site in sites]
+
+
+def gaussian_null(sites: Sequence[SiteReading], ink: str = "ink") -> list[Series]:
+    """The effective rank of random directions of the same shape; nothing where it is not known."""
+    nulls = [Estimate(of.null) for of in readings(sites, "effective_rank")]
+    known = any(of.value is not None for of in nulls)
+    return [Look(NULL, ink, "dashdot").curve(nulls, 1, width=1.5)] if known else []
+
+
+def overlay(
+    key: str,
+    axis: Axis,
+    series: Sequence[Series],
+    *,
+    chart_id: str = "",
+    shade: Shade | None = None,
+    edges: tuple[tuple[float, str], ...] = (),
+    top: float | None = 1.02,
+    height: int = 380,
+    width: int = 1000,
+) -> Chart:
+    """Every curve of one metric in one chart; a cosine from 0 (or lower) to `top`, None: to the highest.
+
+    chart_id: from the metric's key unless given; the rest as in `Chart`.
+    """
+    values, unit = known_values(series), METRICS[key].unit
+    cosine = unit == "cosine"
+    low = min(0.0, *values, 0.0) - 0.02
+    high = top if top is not None else max(values, default=1.0) + 0.05
+    if axis.at and not cosine:
+        low, high, cosine = 0.0, 1.05 * max(values, default=1.0), True
+    return Chart(
+        id=chart_id or f"chart-{key.replace('_', '-')}",
+        axis=axis,
+        y_title="directions" if unit == "dimensions" else unit,
+        series=tuple(series),
+        y_range=(low, high) if cosine else None,
+        edges=edges,
+        shade=shade,
+        height=height,
+        width=width,
+    )
+
+
+def differences(
+    chart: str, axis: Axis, series: Sequence[Series], title: str, least: float, same: str, shade: Shade | None = None
+) -> Chart:
+    """Differences over depth: a line at 0 called `same`, and what is too small to count tinted."""
+    span = padded([*known_values(series), -2 * least, 2 * least])
+    drawn = Chart(chart, axis, title, tuple(series), y_range=span, shade=shade, height=400)
+    return replace(drawn, edges=((0.0, same),), zone=(-least, least))
+
+
+# --- the cosines of all pairs --------------------------------------------------------------------------
+
+
+def pair_shares(sites: Sequence[SiteReading]) -> list[list[float]]:
+    """Per site the share of pairs in each step of the cosine, in percent, in at most `HEAT_BINS` steps."""
+    columns = []
+    for site in sites:
+        counts = site.histogram.counts
+        total, step = sum(counts) or 1, max(1, len(counts) // HEAT_BINS)
+        columns.append([round(100 * sum(counts[i : i + step]) / total, 3) for i in range(0, len(counts), step)])
+    return columns
+
+
+def heat_scale(columns: Sequence[Sequence[float]]) -> tuple[slice, tuple[float, float], float]:
+    """Which steps hold any pairs, from which cosine to which they reach, and the share that is drawn darkest."""
+    bins = max(map(len, columns), default=0) or HEAT_BINS
+    used = [row for column in columns for row, share in enumerate(column) if share >= 0.05]
+    first = max(0, min(used, default=0) - 2) // 5 * 5
+    last = min(bins, -(-(max(used, default=bins - 1) + 3) // 5) * 5)
+    peaks = sorted(max(column) for column in columns)
+    peak = round(peaks[len(peaks) // 2] * 1.25, 1) or 1.0
+    return slice(first, last), (-1 + 2 * first / bins, -1 + 2 * last / bins), peak
+
+
+def heat_cells(columns: Sequence[Sequence[float]], rows: slice, ends: tuple[float, float], peak: float) -> Cells:
+    """The shares as cells; what no pair has stays empty."""
+    return Cells(tuple([share or None for share in column[rows]] for column in columns), *ends, "pairs", peak)
+
+
+# --- one stack -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -64,17 +168,14 @@ def stack_views(diagnosis: Diagnosis) -> list[StackView]:
     twin = diagnosis.twin
     views = []
     for name in [main, *diagnosis.stacks]:
-        summary = diagnosis if name == main else diagnosis.stacks[name]
+        own = diagnosis if name == main else diagnosis.stacks[name]
         other = None if twin is None else twin if name == main else twin.stacks.get(name)
-        views.append(
-            StackView(
-                name, _of(diagnosis, name), summary.deep, summary.trend, summary.paper, summary.verdict,
-                _of(twin, name) if twin else (), other.deep if other else {},
-            )
-        )  # fmt: skip
+        sites, twins = _stack_sites(diagnosis, name), _stack_sites(twin, name) if twin else ()
+        deep = other.deep if other else {}
+        views.append(StackView(name, sites, own.deep, own.trend, own.paper, own.verdict, twins, deep))
     return views
 
 
-def _of(diagnosis: Diagnosis, stack: str) -> tuple[SiteReading, ...]:
+def _stack_sites(diagnosis: Diagnosis, stack: str) -> tuple[SiteReading, ...]:
     own = [site for site in diagnosis.sites if site.stack == stack]
     return tuple(sorted(own, key=lambda site: (site.site == "output", site.site == "block", site.index)))

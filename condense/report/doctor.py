@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from condense.report.escape import for_terminal
-from condense.report.text import DASH, SEVERITIES
-from condense.report.treatment.terminal import gigabytes
+from condense.report.text import DASH, SEVERITIES, gigabytes
 
 if TYPE_CHECKING:
     from rich.console import Console

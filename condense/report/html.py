@@ -1,8 +1,7 @@
-"""A diagnosis as one HTML file: verdict first, charts, the layer table, provenance, glossary.
+"""The shell of every page: templates filled, everything escaped, charts embedded, the policy that forbids requests.
 
-Records in, text out. The file makes no request: plotly.js lies gzipped inside and is inflated by the
-browser; without it (or without JavaScript) static drawings and the tables remain. The same record gives
-the same bytes.
+The file makes no request: plotly.js lies gzipped inside and is inflated by the browser; without it (or without
+JavaScript) static drawings and the tables remain. The same record gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,31 +13,65 @@ from typing import TYPE_CHECKING, Any
 
 from condense.records.base import PlotlyJs
 from condense.report.escape import for_terminal
-from condense.report.text import number, percent
+from condense.report.parts import Groups, Head
+from condense.report.text import breakable, number, percent, sentence, signed, typeset
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from condense.report.charts import Chart
+    from condense.report import glossary
+    from condense.report.charts import Chart, Figure, Panels
 
 TEMPLATES = Path(__file__).parent / "templates"
 CDN = "https://cdn.plot.ly"
 SANS = 'Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
 
-def render(template: str, charts: Sequence[Chart], plotlyjs: PlotlyJs, **context: object) -> str:
-    """Fill a template that extends the shell; `charts` are all charts that it shows, in order."""
+def render(
+    head: Head,
+    drawn: Sequence[Figure | Panels],
+    plotlyjs: PlotlyJs,
+    *,
+    command: str,
+    provenance: Groups,
+    glossary: glossary.Groups,
+    **content: object,
+) -> str:
+    """The page of a kind of report from its template; `drawn` are all figures that it shows, in order.
+
+    content: what the template of the kind reads besides.
+    """
     if plotlyjs not in ("inline", "cdn", "none"):
         raise ValueError(f"plotlyjs is {plotlyjs!r}, not one of inline, cdn, none")
     from condense.report.plotly import plotly_figure
 
-    drawn = [] if plotlyjs == "none" else [plotly_figure(chart) for chart in charts]
-    page = environment().get_template(template)
-    text = page.render(
-        **context, plotlyjs=plotlyjs, plotly=_plotly(plotlyjs), charts_json=embedded_json(drawn), sans=SANS,
-        policy=_policy(plotlyjs),
-    )  # fmt: skip
+    charts = [] if plotlyjs == "none" else [plotly_figure(chart) for figure in drawn for chart in _charts(figure)]
+    text = (
+        environment()
+        .get_template(f"{head.kind}.html.j2")
+        .render(
+            head=head,
+            command=command,
+            provenance=provenance,
+            glossary=glossary,
+            plotlyjs=plotlyjs,
+            plotly=_plotly(plotlyjs),
+            charts_json=embedded_json(charts),
+            sans=SANS,
+            policy=_policy(plotlyjs),
+            **content,
+        )
+    )
     return "\n".join(line for line in text.splitlines() if line.strip()) + "\n"
+
+
+def _charts(figure: Figure | Panels) -> tuple[Chart, ...]:
+    """The charts of a figure that a script draws."""
+    from condense.report.charts import Panels
+
+    if isinstance(figure, Panels):
+        return () if figure.still else figure.charts
+    return (figure.chart,)
 
 
 def environment() -> Environment:
@@ -48,10 +81,16 @@ def environment() -> Environment:
     from condense.report.svg import sketch
 
     made = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=_visible,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    made.filters.update(sentence=_sentence, number=number, percent=percent, sketch=lambda chart: _markup(sketch(chart)))
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(sentence=sentence, typeset=typeset, number=number, signed=signed, percent=percent)
+    made.filters["breakable"] = breakable
+    made.filters["sketch"] = lambda chart: _markup(sketch(chart))
     return made
 
 
@@ -107,9 +146,3 @@ def _markup(text: str) -> Any:
     from markupsafe import Markup
 
     return Markup(text)
-
-
-def _sentence(text: str) -> str:
-    """Text with a capital at its start and a stop at its end."""
-    text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", ":")) else ".")

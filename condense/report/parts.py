@@ -1,54 +1,211 @@
-"""What the page of a treatment says beside its charts: cards, tables of the arms, cost, provenance, glossary."""
+"""What a page is made of beside its charts: its head, the answer it opens with, cards, and strips of intervals."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
-from condense.report.charts import Chart
+from condense.records.base import Estimate, Finding
+from condense.records.plans import Schedule
+from condense.records.treatment import Effect, Word
+from condense.report.charts import Look, padded
+from condense.report.tables import digits_of
+from condense.report.text import DASH, NOTHING, gigabytes, in_words, interval, number, signed, written
+
+
+@dataclass(frozen=True)
+class Head:
+    """The top of a page: which kind of report, of what, made when, and its sections as (id, title)."""
+
+    kind: str
+    about: str
+    title: str
+    name: str
+    lines: tuple[str, ...]
+    created: str
+    version: str
+    sections: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One arm on a strip: the number and its interval as text, and where they lie in percent; `ink` as of that arm."""
+    """A line of a strip: its number and interval as text; where they lie on the scale, in percent; a dot per seed.
 
-    arm: str
+    `other` is a second mark that is only compared with, `note` says why there is no number.
+    """
+
+    look: Look
     value: str
-    interval: str
-    at: float | None
-    low: float | None
-    high: float | None
-    ink: str = ""
+    interval: str = ""
+    at: float | None = None
+    low: float | None = None
+    high: float | None = None
+    dots: tuple[tuple[float, str], ...] = ()
+    other: float | None = None
+    note: str = ""
+
+
+class Band(NamedTuple):
+    """One word of a scale and where it begins and ends, in percent of the scale."""
+
+    word: str
+    start: float
+    stop: float
 
 
 @dataclass(frozen=True)
 class Strip:
-    """The arms on one line each, over the same scale, and the difference in words."""
+    """Numbers with their intervals over one scale: a single one in a card, or a line per arm or member.
+
+    `ticks` are (percent, text), `zone` is tinted and `key` says what that means, `zero` is where 0 lies, `ways` what it
+    means to be left and right of it, `bands` the words of the scale; `change` is a sentence below.
+    """
+
+    rows: tuple[Mark, ...]
+    ticks: tuple[tuple[float, str], ...]
+    title: str = ""
+    unit: str = ""
+    first: str = "arm"
+    zero: float | None = None
+    zone: tuple[float, float] | None = None
+    ways: tuple[str, str] | None = None
+    bands: tuple[Band, ...] = ()
+    key: str = ""
+    change: str = ""
+
+    @property
+    def short(self) -> bool:
+        """Whether the names of all lines need little room."""
+        return all(len(row.look.words) < 10 for row in self.rows)
+
+    @property
+    def seeds(self) -> bool:
+        """Whether any line has a dot per seed."""
+        return any(row.dots for row in self.rows)
+
+
+class Scale(NamedTuple):
+    """A scale from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def at(self, value: float | None) -> float | None:
+        """Where a value lies, in percent; at an end what is beyond it."""
+        if value is None:
+            return None
+        share = (min(max(value, self.low), self.high) - self.low) / ((self.high - self.low) or 1.0)
+        return round(100 * share, 2)
+
+    def mark(
+        self, look: Look, of: Estimate, digits: int, *, signs: bool = False, seeds: Mapping[int, float] | None = None
+    ) -> Mark:
+        """An estimate on this scale, with its value under each seed as a dot."""
+        dots = tuple((self.at(v) or 0.0, signed(v, digits)) for v in (seeds or {}).values())
+        if of.value is None:
+            return Mark(look, DASH, dots=dots, note=of.reason or "not defined")
+        text = signed(of.value, digits) if signs else number(of.value, digits)
+        bounds = interval(of, digits, signs=signs)
+        return Mark(look, text, bounds, self.at(of.value), self.at(of.low), self.at(of.high), dots)
+
+
+class Line(NamedTuple):
+    """What is drawn on a line of a strip: how, the estimate, and its value under each seed."""
+
+    look: Look
+    of: Estimate
+    seeds: Mapping[int, float] = {}
+
+
+def strip(
+    title: str,
+    unit: str,
+    lines: Sequence[Line],
+    digits: int,
+    *,
+    first: str = "arm",
+    zone: tuple[float, float] | None = None,
+    ways: tuple[str, str] | None = None,
+    key: str = "",
+    change: str = "",
+) -> Strip | None:
+    """Estimates on a line each over one scale; with `ways` they are differences and 0 is on it. None without values.
+
+    zone: what is tinted; −inf reaches to the left end.
+    """
+    values = [v for line in lines for v in (line.of.value, line.of.low, line.of.high, *line.seeds.values())]
+    if all(v is None for v in values):
+        return None
+    signs = ways is not None
+    edges = [v for v in zone or () if math.isfinite(v)]
+    scale = Scale(*padded([*values, *edges, *([0.0] if signs else [])]))
+    ends = [signed(v, digits) if signs else number(v, 2) for v in scale]
+    return Strip(
+        rows=tuple(scale.mark(line.look, line.of, digits, signs=signs, seeds=line.seeds) for line in lines),
+        ticks=((0.0, ends[0]), (100.0, ends[1])),
+        title=title,
+        unit=unit,
+        first=first,
+        zero=scale.at(0.0) if signs else None,
+        zone=_tinted(scale, zone),
+        ways=ways,
+        key=key,
+        change=change,
+    )
+
+
+def gauge(
+    of: Estimate,
+    digits: int,
+    least: float,
+    zone: tuple[float, float],
+    ways: tuple[str, str],
+    key: str,
+    seeds: Mapping[int, float] | None = None,
+) -> Strip | None:
+    """One difference on a scale of its own from −end to +end, a dot per seed; None where it is undefined."""
+    known = [abs(v) for v in (of.value, of.low, of.high, *(seeds or {}).values()) if v is not None]
+    if not known:
+        return None
+    end = _round_up(max(*known, 2.5 * least))
+    scale = Scale(-end, end)
+    mark = scale.mark(Look("", "ink"), of, digits, signs=True, seeds=seeds)
+    ticks = ((0.0, f"-{end:g}"), (50.0, "0"), (100.0, f"+{end:g}"))
+    return Strip((mark,), ticks, zero=50.0, zone=_tinted(scale, zone), ways=ways, key=key)
+
+
+def bands(of: Estimate, words: Sequence[str], edges: Sequence[float], other: float | None) -> Strip:
+    """One share on a scale from 0 to 1 among the words that its bands have; `other` is what it is compared with."""
+    scale, ends = Scale(0.0, 1.0), [0.0, *edges, 1.0]
+    parts = zip(words, ends[:-1], ends[1:], strict=True) if len(ends) == len(words) + 1 else ()
+    mark = Mark(Look("", "ink"), "", "", scale.at(of.value), scale.at(of.low), scale.at(of.high), (), scale.at(other))
+    ticks = ((0.0, "0"), *((100 * edge, f"{edge:.2f}".lstrip("0")) for edge in edges), (100.0, "1"))
+    return Strip((mark,), ticks, bands=tuple(Band(word, 100 * a, 100 * b) for word, a, b in parts))
+
+
+def _tinted(scale: Scale, zone: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if zone is None else (scale.at(zone[0]) or 0.0, scale.at(zone[1]) or 0.0)
+
+
+def _round_up(value: float) -> float:
+    """The next round number: 1, 1.5, 2, 3, 4, 5, 6 or 8 times a power of ten."""
+    unit = 10.0 ** math.floor(math.log10(value)) if value > 0 else 1.0
+    return next(round(unit * m, 12) for m in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if unit * m >= value * 0.999999)
+
+
+class Bars(NamedTuple):
+    """Numbers between 0 and 1 as bars, each (name, text, percent, ink), under a title and with a note below."""
 
     title: str
-    unit: str
-    ends: tuple[str, str]
-    rows: tuple[Mark, ...]
-    change: str
-
-
-@dataclass(frozen=True)
-class Gauge:
-    """A difference on a line from −end to +end: what is tinted, interval and value, in percent of the line."""
-
-    end: str
-    zone: tuple[float, float]
-    low: float | None
-    high: float | None
-    mark: float | None
-    left: str
-    right: str
-    key: str
+    rows: tuple[tuple[str, str, float, str], ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One of the three answers: its question, the word, the numbers, the gauge or the bars of the arms."""
+    """One of the answers under a verdict: its question, the word, the numbers, the strip or the bars."""
 
     key: str
     question: str
@@ -57,39 +214,118 @@ class Card:
     unit: str = ""
     interval: str = ""
     also: str = ""
-    gauge: Gauge | None = None
-    bars: tuple[tuple[str, tuple[tuple[str, str, float], ...], str], ...] = ()
+    strip: Strip | None = None
+    bars: tuple[Bars, ...] = ()
 
 
-class Look(NamedTuple):
-    """How an arm is called and drawn; told apart by dash and mark as well as by colour."""
-
-    words: str
-    ink: str
-    dash: str
-    symbol: str
+def bar_width(value: float | None) -> float:
+    """A value between 0 and 1 in percent of a bar."""
+    return round(100 * min(1.0, max(0.0, value or 0.0)), 1)
 
 
-LOOKS = {
-    "before": Look("before", "quiet", "dot", "square"),
-    "control": Look("control: cross-entropy only", "warm", "longdash", "diamond"),
-    "treated": Look("treated: with the loss", "accent", "solid", "circle"),
-}
+def interval_words(of: Estimate, digits: int, *, signs: bool = True) -> str:
+    """The interval of an estimate in words."""
+    bounds = interval(of, digits, signs=signs)
+    return f"95 % interval {bounds}" if bounds else "no interval"
 
 
-OTHER = Look("", "plum", "dash", "none")
+def effect_card(
+    key: str,
+    question: str,
+    of: Estimate,
+    word: Word | None,
+    least: float,
+    digits: int,
+    *,
+    also: str = "",
+    seeds: Mapping[int, float] | None = None,
+) -> Card:
+    """A difference in mean cosine: what it comes to, and where it lies beside what counts."""
+    note = f"tinted: within ±{least:g}, too small to count"
+    return Card(
+        key,
+        question,
+        word.word if word and of.value is not None else "not defined" if of.value is None else "not judged",
+        value="" if of.value is None else signed(of.value, digits),
+        unit="deep mean cosine",
+        interval=interval_words(of, digits),
+        also=also,
+        strip=gauge(of, digits, least, (-least, least), ("more spread", "more condensed"), note, seeds),
+    )
 
 
-def look(arm: str) -> Look:
-    """How an arm is called and drawn."""
-    return LOOKS.get(arm, OTHER._replace(words=arm))
+def judged_quality(effect: Effect) -> str:
+    """The quality that counts: bits per byte, or the loss of a model that has none."""
+    word = effect.words.get("quality")
+    bits = effect.quality.get("bits_per_byte", NOTHING)
+    return word.key if word else "bits_per_byte" if bits.value is not None else "loss"
+
+
+def quality_card(
+    question: str,
+    effect: Effect,
+    base: float | None,
+    word: str,
+    tolerance: float,
+    *,
+    also: str = "",
+    seeds: Mapping[int, float] | None = None,
+) -> Card:
+    """A difference in quality to a reference of this value: what it comes to beside what is tolerated."""
+    key = judged_quality(effect)
+    of, digits = effect.quality.get(key, NOTHING), digits_of(key)
+    if of.value is None:
+        return Card("quality", question, word, interval=of.reason or "not measured in both")
+    unit, scale = {"bits_per_byte": "bits per byte", "loss": "nats per token"}.get(key, key), None
+    if base:
+        bound, share = tolerance * base, 100 * of.value / base
+        note = f"tinted: held, up to {number(bound, 4)} ({100 * tolerance:g} % of {number(base, 3)})"
+        scale = gauge(of, digits, bound, (-math.inf, bound), ("better", "worse"), note, seeds)
+        unit += f" ({share:+.2f} %)"
+    bounds = interval_words(of, digits)
+    return Card("quality", question, word, signed(of.value, digits), unit, bounds, also, scale)
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A chart with its title and the sentence that says what it shows."""
+class Answer:
+    """What a page opens with: the verdict's word among all words it could be, the main finding, the cards.
 
-    chart: Chart
-    title: str
-    takeaway: str
-    wide: bool = True
+    `level` and `icon` are how the word is coloured and marked, `joint` stands between the words of the `ladder`, `tag`
+    and `aside` behind the word; `caveats` are read before the numbers, `caveat` after them.
+    """
+
+    level: str
+    icon: str
+    word: str
+    finding: Finding | None
+    cards: tuple[Card, ...]
+    caveat: str
+    ladder: tuple[str, ...] = ()
+    joint: str = "·"
+    tag: str = ""
+    aside: str = ""
+    caveats: tuple[str, ...] = ()
+    numbers: bool = True
+
+
+Groups = list[tuple[str, list[tuple[str, str]]]]
+
+
+def provenance(groups: Mapping[str, Mapping[str, Any]]) -> Groups:
+    """What is needed to repeat a run, as groups of (name, value); what is not known is left out."""
+    rows = {
+        title: [(key.replace("_", " "), written(v)) for key, v in values.items() if v not in (None, (), [], "")]
+        for title, values in groups.items()
+    }
+    return [(title, values) for title, values in rows.items() if values]
+
+
+def without_windows(corpus: Mapping[str, Any]) -> dict[str, Any]:
+    """A corpus without the names of its windows, which have a place of their own."""
+    return {key: value for key, value in corpus.items() if key != "windows"}
+
+
+def schedule_facts(schedule: Schedule) -> dict[str, Any]:
+    """What a plan came to, with its sizes and times in words."""
+    words = {"disk_bytes": gigabytes(schedule.disk_bytes), "memory_bytes": gigabytes(schedule.memory_bytes)}
+    return asdict(schedule) | words | {"seconds": in_words(schedule.seconds)}

@@ -196,8 +196,7 @@ def _readable(folder: Path) -> None:
 
 def stage(treatment: Treatment, run: Path, work: Path, target: Path) -> None:
     """Complete the treated model folder with card, JSON and reports, rename it into place, drop the work folder."""
-    from condense.report.treatment.card import model_card
-    from condense.report.treatment.markdown import treatment_markdown
+    from condense.report.treatment.markdown import model_card, treatment_markdown
 
     model = run / "model"
     adapter = run / "adapter"

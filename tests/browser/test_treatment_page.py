@@ -236,7 +236,7 @@ def test_sizes_and_bytes_of_thirty_blocks() -> None:
 def test_says_the_numbers_with_a_real_minus_and_commands_as_they_are() -> None:
     text = treatment_page(treatment(), plotlyjs="none")
     assert "−0.076 [−0.080, −0.072]" in text
-    assert "95 % interval −0.080 to −0.072" in text
+    assert "95\u202f% interval −0.080 to −0.072" in text
     assert "not shown to be held" not in text.split('id="arms"')[0]  # its whole interval is above the tolerance
     assert "-o b/" in text
 

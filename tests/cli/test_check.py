@@ -20,9 +20,8 @@ from condense.cli.settings import TEMPLATES, template
 from condense.gate.assertions import default_gate, parse_inline, parse_tables
 from condense.gate.run import Policy, evaluate
 from condense.records.diagnosis import Diagnosis
-from condense.report.gate.annotations import gate_annotations
-from condense.report.gate.junit import gate_junit
-from condense.report.gate.markdown import gate_markdown
+from condense.report.gate.ci import gate_annotations, gate_junit
+from condense.report.gate.text import gate_markdown
 from tests.gate.test_gate import moved, with_deep
 
 GITHUB = ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY")

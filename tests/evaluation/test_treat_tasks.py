@@ -16,7 +16,7 @@ from condense.records.base import Estimate
 from condense.records.plans import Plan
 from condense.records.tasks import TaskEffect, TaskScore
 from condense.records.treatment import Treatment
-from condense.report.tasks import task_rows
+from condense.report.tables import task_rows
 from condense.report.treatment.markdown import treatment_markdown
 from condense.treatment.run import treat
 from condense.trials.runs import Watch
@@ -130,14 +130,16 @@ def test_rows_say_what_is_clear_what_is_paired_and_why_there_is_no_interval():
     def row(difference: Estimate, paired: bool = True):
         effects = [TaskEffect("t", "acc", 0.25, 0.5, difference, paired, 500)]
         (made,) = task_rows({"control": [old], "treated": [new]}, effects)
-        return made.change, made.interval, made.clear, made.remark
+        change = made.change
+        return change.text, change.interval, change.strong, ", ".join(change.notes)
 
     assert row(Estimate(-0.25, -0.3, -0.2)) == ("-0.250", "-0.300 to -0.200", True, "")
     assert row(Estimate(0.02, -0.3, 0.2), paired=False) == ("+0.020", "-0.300 to +0.200", False, "not paired")
     assert row(Estimate(0.02, reason="no standard error"), paired=False)[1:] == ("", False, "no standard error")
     assert row(Estimate(0.0, 0.0, 0.0)) == ("+0.000", "", False, "no sample changed")
     (made,) = task_rows({"control": [], "treated": [new]}, [])
-    assert made.cells == (("–", ""), ("0.250", "")) and made.remark == "not compared"
+    assert [(cell.text, cell.notes) for cell in made.cells] == [("–", ()), ("0.250", ())]
+    assert made.change.notes == ("not compared",)
     assert task_rows({}, []) == []
 
 

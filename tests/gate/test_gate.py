@@ -15,7 +15,7 @@ from condense.intervals import NO_DOCUMENTS, ONE_DOCUMENT, ONE_WINDOW, over_docu
 from condense.metrics import METRICS, QUALITY
 from condense.records.base import Estimate
 from condense.records.treatment import Treatment
-from condense.report.gate.words import bound_words, conclusion, expected, found
+from condense.report.gate.text import bound_words, conclusion, expected, found
 from tests.moved import in_documents, moved
 
 

@@ -21,13 +21,10 @@ from condense.records.treatment import Curve
 from condense.records.trial import ArmResult, Rank, StepCost, Trial
 from condense.report.svg import sketch
 from condense.report.tables import rows_csv
-from condense.report.trial.doses import dose_figures, tradeoff
-from condense.report.trial.figures import depth_figures
-from condense.report.trial.forest import forests
-from condense.report.trial.looks import looks
-from condense.report.trial.rows import rankings, rows
-from condense.report.trial.terminal import show_trial, show_trial_plan
-from condense.report.trial.words import breakable, in_a_line
+from condense.report.text import breakable
+from condense.report.trial.figures import depth_figures, dose_figures, looks, strips, tradeoff
+from condense.report.trial.tables import rankings, rows
+from condense.report.trial.terminal import in_a_line, show_trial, show_trial_plan
 from tests.report.trial_records import ARMS, NOT_MEASURED, trial
 from tests.test_architecture import loaded_by
 
@@ -155,7 +152,7 @@ def test_the_terminal_keeps_its_width_and_cuts_no_number(width, seeds):
     assert "…" not in text
     for row in rows(made):
         for of in row.measures:
-            assert of.value in text and of.interval in text
+            assert of.text in text and of.interval in text
     flat = " ".join(text.split())
     assert "active-forgetting failed: the loss became non-finite" in flat
     assert ("nothing is ranked: 1 training seed" in flat) == (seeds == 1)
@@ -283,7 +280,7 @@ def test_a_masked_model_is_read_by_its_loss():
     made = masked()
     assert "loss, nats per token (Δ)" in made.to_markdown()
     assert "+0.0123" in terminal(made) and "+0.0123" in made.to_html(plotlyjs="none")
-    assert forests(made)[1].title == "loss, nats per token"
+    assert strips(made)[1].title == "loss, nats per token"
 
 
 def test_nothing_measured_at_all():
@@ -303,7 +300,7 @@ def test_nothing_measured_at_all():
     assert "The text is one token" in html or "the text is one token" in html
     assert "No step was logged." in html and "not timed" in html
     assert "Every arm against the same control" in html
-    assert depth_figures(bare) == [] and tradeoff(bare) is None and forests(bare) == []
+    assert depth_figures(bare) == [] and tradeoff(bare) is None and strips(bare) == []
     assert "the text is one token" in " ".join(terminal(bare, 160).split())
     assert Trial.from_json(bare.to_json()) == bare
 
@@ -349,15 +346,15 @@ def test_the_points_of_effect_against_cost_carry_both_intervals():
     assert svg.count('stroke-width="1.5"') == 7 and ">tolerance<" in svg
 
 
-def test_the_forest_puts_value_interval_and_seeds_on_one_scale():
-    cosine, quality = forests(trial())
-    row = next(row for row in cosine.rows if row.arm == "dispersion=1")
+def test_a_strip_puts_value_interval_and_seeds_on_one_scale():
+    cosine, quality = strips(trial())
+    row = next(row for row in cosine.rows if row.look.words == "dispersion=1")
     assert row.low < row.at < row.high < cosine.zone[0] < cosine.zero < cosine.zone[1]
-    assert [seed for seed, _, _ in row.seeds] == [0, 1, 2]
-    failed = next(row for row in cosine.rows if row.arm == "active-forgetting")
-    assert failed.at is None and failed.reason == "failed"
+    assert len(row.dots) == 3
+    failed = next(row for row in cosine.rows if row.look.words == "active-forgetting")
+    assert failed.at is None and failed.note == "failed"
     assert quality.zone[0] == 0.0 < quality.zero < quality.zone[1]
-    places = [place for forest in (cosine, quality) for r in forest.rows for _, place, _ in r.seeds]
+    places = [place for of in (cosine, quality) for row in of.rows for place, _ in row.dots]
     assert 0 <= min(places) and max(places) <= 100
 
 

@@ -1,17 +1,38 @@
-"""Which charts a comparison is drawn with over depth, and how members are called. Records in, charts out."""
+"""Which charts a comparison is drawn with over depth and size, and how members are called. Records in, charts out."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from condense.records.base import Estimate
 from condense.records.comparison import Comparison, Member
-from condense.report.charts import Axis, Chart, Series
-from condense.report.depth import depth_axis, padded
-from condense.report.diagnosis.figures import NOTHING
-from condense.report.parts import Figure, Look
-from condense.report.text import difference, number, shortened, typeset
-from condense.report.treatment.figures import WITHOUT_TOP
+from condense.records.plans import Plan
+from condense.report.charts import Axis, Chart, Figure, Look, Panels, Series
+from condense.report.depth import (
+    depth_axis,
+    differences,
+    gaussian_null,
+    heat_cells,
+    heat_scale,
+    overlay,
+    pair_shares,
+    readings,
+    site_label,
+)
+from condense.report.tables import digits_of
+from condense.report.text import (
+    NOTHING,
+    WITHOUT_TOP,
+    difference,
+    number,
+    parameter_count,
+    percent,
+    shortened,
+    thousands,
+)
+from condense.report.treatment.figures import COSINE, REST
 
 MOST_CURVES = 12
 MOST_STEPS = 8
@@ -22,6 +43,7 @@ DASHES = ("solid", "longdash", "dot", "dashdot", "dash")
 SYMBOLS = ("circle", "diamond", "square", "none")
 RAMP = 8
 OUTPUT_AT = 1.08
+MOST_CELLS = 8000
 
 
 def looks(comparison: Comparison) -> dict[str, Look]:
@@ -30,24 +52,37 @@ def looks(comparison: Comparison) -> dict[str, Look]:
     if comparison.trajectory is not None:
         last = max(1, len(members) - 1)
         return {
-            m.name: Look(called(m), f"t{round(i * (RAMP - 1) / last)}", DASHES[0] if i % 2 == 0 else "longdash", "none")
-            for i, m in enumerate(members)
+            m.name: Look(called(m), f"t{round(i * (RAMP - 1) / last)}", DASHES[i % 2]) for i, m in enumerate(members)
         }
-    marked = len(members) <= len(INKS)  # more lines with marks would be a thicket
-    return {
-        m.name: Look(
-            called(m), INKS[i % len(INKS)], DASHES[(i + i // len(INKS)) % len(DASHES)],
-            SYMBOLS[i % len(SYMBOLS)] if marked else "none",
-        )
-        for i, m in enumerate(members)
-    }  # fmt: skip
+    marked = len(members) <= len(INKS)  # marks on more lines could not be told apart
+    made = {}
+    for i, member in enumerate(members):
+        dash = DASHES[(i + i // len(INKS)) % len(DASHES)]
+        symbol = SYMBOLS[i % len(SYMBOLS)] if marked else "none"
+        made[member.name] = Look(called(member), INKS[i % len(INKS)], dash, symbol)
+    return made
 
 
 def called(member: Member) -> str:
     """A member's name, shortened in its middle; in a run its step."""
-    if member.step is not None:
-        return f"step {member.step:,}".replace(",", "\u202f")
-    return shortened(member.name)
+    return shortened(member.name) if member.step is None else f"step {thousands(member.step)}"
+
+
+def deep_of(member: Member, key: str) -> Estimate:
+    """A metric of a member over the deepest half of its blocks."""
+    return member.deep.get(key, NOTHING)
+
+
+def change_of(member: Member, key: str) -> Estimate:
+    """The difference of a member to the first, in a deep metric or in quality."""
+    effect = member.difference
+    return NOTHING if effect is None else {**effect.deep, **effect.quality}.get(key, NOTHING)
+
+
+def word_of(member: Member, key: str) -> str:
+    """What the difference of a member to the first comes to; empty where it was not judged."""
+    word = member.difference.words.get(key) if member.difference else None
+    return word.word if word else ""
 
 
 def drawn(comparison: Comparison, most: int | None = None) -> tuple[Member, ...]:
@@ -57,13 +92,13 @@ def drawn(comparison: Comparison, most: int | None = None) -> tuple[Member, ...]
     most = most or (MOST_STEPS if comparison.trajectory or deep else MOST_CURVES)
     if len(members) <= most:
         return members
-    places = {round(i * (len(members) - 1) / (most - 1)) for i in range(most)}
+    chosen = {round(i * (len(members) - 1) / (most - 1)) for i in range(most)}
     peak = comparison.trajectory.peak if comparison.trajectory else None
-    place = next((i for i, member in enumerate(members) if peak and member.name == peak.name), None)
-    if place is not None and place not in places:
-        inner = places - {0, len(members) - 1}
-        places = places - {min(inner, key=lambda other: abs(other - place))} | {place}
-    return tuple(members[place] for place in sorted(places))
+    top = next((i for i, member in enumerate(members) if peak and member.name == peak.name), None)
+    if top is not None and top not in chosen:
+        inner = chosen - {0, len(members) - 1}
+        chosen = chosen - {min(inner, key=lambda other: abs(other - top))} | {top}
+    return tuple(members[index] for index in sorted(chosen))
 
 
 def left_out(comparison: Comparison, shown: Sequence[Member], where: str = "the table of members") -> str:
@@ -79,89 +114,64 @@ def left_out(comparison: Comparison, shown: Sequence[Member], where: str = "the 
 def depth_figures(comparison: Comparison) -> list[Figure]:
     """The members over depth, overlaid; and their differences to the first where the blocks correspond."""
     made = [
-        _overlaid(comparison, "mean_cosine", "How alike are two tokens of one text?"),
-        _overlaid(comparison, WITHOUT_TOP, "The same, without each text’s top three dimensions"),
+        _members(comparison, "mean_cosine", "How alike are two tokens of one text?"),
+        _members(comparison, WITHOUT_TOP, "The same, without each text’s top three dimensions"),
     ]
     if comparison.kind != "trajectory":
         made += _differences(comparison)
-    return [*made, _overlaid(comparison, "effective_rank", "How many directions are in use?")]
+    return [*made, _members(comparison, "effective_rank", "How many directions are in use?")]
 
 
 def same_depth(members: Sequence[Member]) -> bool:
     """Whether the sites of all members correspond one to one."""
-    labels = {tuple(site.label for site in member.sites) for member in members}
-    return len(labels) == 1
+    return len({tuple(site.label for site in member.sites) for member in members}) == 1
 
 
-def _overlaid(comparison: Comparison, key: str, title: str) -> Figure:
+def _members(comparison: Comparison, key: str, title: str) -> Figure:
     shown, styles = drawn(comparison), looks(comparison)
-    rank = key == "effective_rank"
-    bands = len(shown) <= WITH_BANDS and comparison.trajectory is None
-    series = [_curve(member, key, styles[member.name], 1 if rank else 3, bands) for member in shown]
-    axis = depth_axis(shown[0].sites)
-    if not same_depth(shown):
-        axis = _relative_axis(shown)
-        series = [_relative(line, member) for line, member in zip(series, shown, strict=True)]
-    if rank:
-        series = [*_null(shown), *series]
-    lowest = min((v for s in series for v in (*s.values, *(s.low or ())) if v is not None), default=0.0)
-    chart = Chart(
-        f"chart-{key.replace('_', '-')}", axis, "directions" if rank else "cosine", tuple(reversed(series)),
-        y_range=None if rank else (min(0.0, lowest) - 0.02, 1.02), height=420,
-    )  # fmt: skip
-    if rank and axis.at:
-        known = [v for s in series for v in s.values if v is not None]
-        chart = replace(chart, y_range=(0.0, 1.05 * max(known, default=1.0)))
-    return Figure(chart, title, typeset(_words(comparison, key) + left_out(comparison, shown)))
-
-
-def _curve(member: Member, key: str, style: Look, digits: int, bands: bool) -> Series:
-    of = [site.metrics.get(key, NOTHING) for site in member.sites]
-    drawn_band = bands and any(e.low is not None for e in of)
-    return Series(
-        style.words, [e.value for e in of], style.ink, [e.low for e in of] if drawn_band else None,
-        [e.high for e in of] if drawn_band else None, style.dash, style.symbol, 2.0, digits,
-    )  # fmt: skip
+    bands, same = len(shown) <= WITH_BANDS and comparison.trajectory is None, same_depth(shown)
+    series = [
+        styles[member.name].curve(
+            readings(member.sites, key),
+            digits_of(key),
+            bands=bands,
+            width=2.0,
+            at=() if same else tuple(OUTPUT_AT if s.site == "output" else s.depth for s in member.sites),
+            places=() if same else tuple(s.label for s in member.sites),
+        )
+        for member in reversed(shown)
+    ]
+    if key == "effective_rank":
+        series += _null(shown)
+    axis = depth_axis(shown[0].sites) if same else _relative_axis(shown)
+    chart = overlay(key, axis, series, height=420)
+    return Figure(chart, title, _member_words(comparison, key) + left_out(comparison, shown))
 
 
 def _null(shown: Sequence[Member]) -> list[Series]:
     """The Gaussian null, where it is one for all."""
-    nulls = {tuple(site.metrics.get("effective_rank", NOTHING).null for site in member.sites) for member in shown}
-    values = next(iter(nulls))
-    if len(nulls) > 1 or not any(v is not None for v in values):
-        return []
-    name = "Gaussian null: random directions of the same shape"
-    line = Series(name, list(values), "edge", dash="dashdot", width=1.5, digits=1)
-    return [line]
+    nulls = {tuple(of.null for of in readings(member.sites, "effective_rank")) for member in shown}
+    return gaussian_null(shown[0].sites, "edge") if len(nulls) == 1 else []
 
 
 def _relative_axis(shown: Sequence[Member]) -> Axis:
     """Depth from 0 to 1 for models of different depth; the output stands apart on the right."""
     apart = int(all(member.sites[-1].site == "output" for member in shown))
-    marks = [(place / 4, f"{place / 4:g}") for place in range(5)] + ([(OUTPUT_AT, "out")] if apart else [])
-    return Axis(
-        title="depth: 0 what block 1 receives, 1 what the last block leaves", apart=apart, at=(0.0, 1.0),
-        span=(-0.02, OUTPUT_AT + 0.03), marks=tuple(marks),
-    )  # fmt: skip
+    marks = [(quarter / 4, f"{quarter / 4:g}") for quarter in range(5)] + ([(OUTPUT_AT, "out")] if apart else [])
+    title = "depth: 0 what block 1 receives, 1 what the last block leaves"
+    return Axis(title=title, apart=apart, at=(0.0, 1.0), span=(-0.02, OUTPUT_AT + 0.03), marks=tuple(marks))
 
 
-def _relative(series: Series, member: Member) -> Series:
-    at = tuple(OUTPUT_AT if site.site == "output" else site.depth for site in member.sites)
-    return replace(series, at=at, places=tuple(site.label for site in member.sites))
-
-
-def _words(comparison: Comparison, key: str) -> str:
+def _member_words(comparison: Comparison, key: str) -> str:
     digits = 1 if key == "effective_rank" else 2
     if comparison.kind == "pair":
         first, other = comparison.members
-        change = other.difference.deep.get(key, NOTHING) if other.difference else NOTHING
-        words = (
-            f"Over the deepest half {_deep(first, key, digits)} in {called(first)} and {_deep(other, key, digits)} in "
-            f"{called(other)}"
-        )
-        return words + (f": a difference of {difference(change, 3 if digits == 2 else 1)}." if change.value is not None
-                        else ".")  # fmt: skip
-    known = [(m.deep.get(key, NOTHING).value, m) for m in comparison.members]
+        change = change_of(other, key)
+        values = [f"{number(deep_of(member, key).value, digits)} in {called(member)}" for member in (first, other)]
+        words = f"Over the deepest half {values[0]} and {values[1]}"
+        fine = 3 if digits == 2 else 1
+        return f"{words}: a difference of {difference(change, fine)}." if change.value is not None else f"{words}."
+    known = [(deep_of(member, key).value, member) for member in comparison.members]
     ordered = sorted((pair for pair in known if pair[0] is not None), key=lambda pair: pair[0] or 0.0)
     if not ordered:
         return "It is not defined for any of them."
@@ -171,14 +181,8 @@ def _words(comparison: Comparison, key: str) -> str:
             f"Light is early, dark is late. Over the deepest half: lowest {number(low, digits)} at {called(least)}, "
             f"highest {number(high, digits)} at {called(most)}."
         )
-    return (
-        f"Over the deepest half from {number(low, digits)} ({called(least)}) to {number(high, digits)} "
-        f"({called(most)})."
-    )
-
-
-def _deep(member: Member, key: str, digits: int) -> str:
-    return number(member.deep.get(key, NOTHING).value, digits)
+    ends = f"from {number(low, digits)} ({called(least)}) to {number(high, digits)} ({called(most)})"
+    return f"Over the deepest half {ends}."
 
 
 def _differences(comparison: Comparison) -> list[Figure]:
@@ -188,40 +192,155 @@ def _differences(comparison: Comparison) -> list[Figure]:
     if not others:
         return []
     styles = looks(comparison)
+    pairs = [(member, "mean_cosine", styles[member.name]) for member in reversed(others)]
     if comparison.kind == "pair":
-        own = others[0]
-        pairs = [
-            (own, WITHOUT_TOP, Look("without each text’s top 3 dimensions", "warm", "longdash", "diamond")),
-            (own, "mean_cosine", Look("mean cosine", "accent", "solid", "circle")),
-        ]
-    else:
-        pairs = [(member, "mean_cosine", styles[member.name]) for member in others]
+        pairs = [(others[0], WITHOUT_TOP, REST), (others[0], "mean_cosine", COSINE)]
     bands = len(pairs) <= WITH_BANDS
     series = []
-    for member, key, style in pairs if comparison.kind == "pair" else reversed(pairs):
+    for member, key, style in pairs:
         of = [site.metrics.get(key, NOTHING) for site in (member.difference.sites if member.difference else ())]
-        line = Series(
-            style.words, [e.value for e in of], style.ink, [e.low for e in of] if bands else None,
-            [e.high for e in of] if bands else None, style.dash, style.symbol, 2.0, 4, whiskers=bands,
-        )  # fmt: skip
-        series.append(line)
-    values = [v for s in series for v in (*s.values, *(s.low or ()), *(s.high or ())) if v is not None]
-    chart = Chart(
-        "chart-difference", depth_axis(first.sites), f"− {called(first)}", tuple(series),
-        y_range=padded([*values, -0.02, 0.02]), edges=((0.0, "the same"),), zone=(-0.01, 0.01), height=400,
-    )  # fmt: skip
+        series.append(style.curve(of, 4, bands=bands, whiskers=bands, width=2.0))
+    axis, title, least = depth_axis(first.sites), f"− {called(first)}", least_of(comparison)
+    chart = differences("chart-difference", axis, series, title, least, "the same")
     return [Figure(chart, "Where they differ, layer by layer", _difference_words(others, first))]
+
+
+def least_of(comparison: Comparison) -> float:
+    """The smallest difference in deep mean cosine that counts."""
+    words = [m.difference.words.get("mean_cosine") for m in comparison.members if m.difference]
+    return next((word.least for word in words if word and word.least is not None), Plan.min_effect)
 
 
 def _difference_words(others: Sequence[Member], first: Member) -> str:
     parts = []
     for member in others[:3]:
         sites = member.difference.sites if member.difference else ()
-        at = [(site, site.metrics.get("mean_cosine", NOTHING)) for site in sites]
-        far = max((pair for pair in at if pair[1].value is not None), key=lambda pair: abs(pair[1].value or 0.0),
-                  default=None)  # fmt: skip
+        known = [site for site in sites if site.metrics.get("mean_cosine", NOTHING).value is not None]
+        far = max(known, key=lambda site: abs(site.metrics["mean_cosine"].value or 0.0), default=None)
         if far is not None:
-            place = f"block {far[0].index}" if far[0].site == "block" else far[0].site
-            parts.append(f"{called(member)} most at {place}: {difference(far[1])}")
-    words = f"Mean cosine, each minus {called(first)} on the same texts. " + "; ".join(parts)
-    return typeset(f"{words}." if parts else words)
+            parts.append(f"{called(member)} most at {site_label(far)}: {difference(far.metrics['mean_cosine'])}")
+    words = f"Mean cosine, each minus {called(first)} on the same texts."
+    return f"{words} {'; '.join(parts)}." if parts else words
+
+
+# --- over size -------------------------------------------------------------------------------------------
+
+
+def size_figures(comparison: Comparison) -> list[Figure]:
+    """The published family plot: trend over depth beside the number of parameters, and the cone beside it."""
+    members = sorted(comparison.members, key=lambda m: (m.model.parameters, m.name))
+    if comparison.trajectory is not None or len({m.model.parameters for m in members}) < 2:
+        return []
+    axis = _size_axis([m.model.parameters for m in members])
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        groups.setdefault(member.model.architecture, []).append(member)
+    trend: list[Series] = []
+    cone: list[Series] = []
+    for rank, (architecture, own) in enumerate(groups.items()):
+        ink = INKS[rank % len(INKS)]
+        name = f"{architecture}: " if len(groups) > 1 else ""
+        tau = _sized(own, Look(f"{name}Kendall tau", ink, "longdash", "diamond"), [m.trend.kendall.tau for m in own])
+        rho = _sized(own, Look(f"{name}Spearman rho", ink, symbol="circle"), [m.trend.spearman.rho for m in own])
+        trend += [tau, rho]
+        if len(groups) == 1:
+            paper = Look("rho as published: output normed", "quiet", "dot", "square")
+            trend.insert(0, _sized(own, paper, [m.paper.spearman.rho for m in own]))
+        deep = Look(f"{name}deep mean cosine", ink, symbol="circle")
+        cone.append(_sized(own, deep, [deep_of(m, "mean_cosine") for m in own]))
+    rhos = Chart("chart-size-trend", axis, "rank correlation with depth", tuple(trend), y_range=(-1.08, 1.08))
+    rhos = replace(rhos, edges=((0.0, "no trend"),), width=520)
+    cosines = Chart("chart-size-cone", axis, "cosine", tuple(cone), y_range=(-0.02, 1.02), width=520)
+    return [
+        Figure(rhos, "Does condensation with depth fade with size?", _trend_words(members), wide=False),
+        Figure(cosines, "And how narrow is the cone?", _cone_words(members), wide=False),
+    ]
+
+
+def spaced_ticks(at: Sequence[float], labels: Sequence[str], most: int) -> tuple[tuple[float, str], ...]:
+    """A tick for every value that does not stand on another, about `most` of them."""
+    least = (at[-1] - at[0]) / most
+    ticks: list[tuple[float, str]] = []
+    for value, label in zip(at, labels, strict=True):
+        if not ticks or value - ticks[-1][0] >= least:
+            ticks.append((value, label))
+    return tuple(ticks)
+
+
+def _size_axis(sizes: Sequence[int]) -> Axis:
+    """Parameters on a logarithmic line."""
+    at = [math.log10(max(1, size)) for size in sizes]
+    room = 0.06 * (at[-1] - at[0]) or 0.1
+    marks = spaced_ticks(at, [parameter_count(size) for size in sizes], 6)
+    return Axis(title="parameters, logarithmic", at=tuple(at), span=(at[0] - room, at[-1] + room), marks=marks)
+
+
+def _sized(own: Sequence[Member], look: Look, values: Sequence[Estimate | float | None]) -> Series:
+    at = tuple(math.log10(max(1, m.model.parameters)) for m in own)
+    places = tuple(f"{shortened(m.name)}, {parameter_count(m.model.parameters)}" for m in own)
+    of = [value if isinstance(value, Estimate) else Estimate(value) for value in values]
+    return look.curve(of, 2, width=2.0, at=at, places=places)
+
+
+def _trend_words(members: Sequence[Member]) -> str:
+    ends = [
+        f"{number(m.trend.spearman.rho, 2)} at {parameter_count(m.model.parameters)} ({called(m)})"
+        for m in (members[0], members[-1])
+    ]
+    words = f"Spearman rho of the mean cosine with depth: {', '.join(ends)}."
+    return f"{words} A trend is no severity: random weights score +1."
+
+
+def _cone_words(members: Sequence[Member]) -> str:
+    ends = [
+        f"{number(deep_of(m, 'mean_cosine').value, 2)} at {parameter_count(m.model.parameters)}"
+        for m in (members[0], members[-1])
+    ]
+    words = f"Deep mean cosine {', '.join(ends)}."
+    return f"{words} Lines join models of one architecture; bands are 95 % over texts."
+
+
+# --- the cosines of all pairs ----------------------------------------------------------------------------
+
+
+def heat_panels(comparison: Comparison) -> list[Panels]:
+    """One heatmap per member: depth across, cosine up, the same rows and the same ink for the same share."""
+    shown = drawn(comparison, MOST_STEPS if comparison.trajectory else MOST_CURVES)
+    shares = [pair_shares(member.sites) for member in shown]
+    columns = [column for member in shares for column in member]
+    if not any(share for column in columns for share in column):
+        return []
+    rows, ends, peak = heat_scale(columns)
+    charts = []
+    for rank, (member, own) in enumerate(zip(shown, shares, strict=True)):
+        line = Look("mean cosine", "ink").curve(readings(member.sites, "mean_cosine"), bands=False)
+        axis, cells = _few_ticks(depth_axis(member.sites)), heat_cells(own, rows, ends, peak)
+        chart = Chart(f"chart-heat-{rank}", axis, "cosine", (line,), cells=cells, y_range=ends)
+        charts.append(replace(chart, height=250, width=340))
+    words = (
+        "Depth runs from left to right, the cosine of a pair of tokens from bottom to top; darkest is "
+        f"{peak:g} % of the pairs of a site in one step, in every panel alike. The line is the mean."
+    )
+    return [
+        Panels(
+            tuple(charts),
+            tuple((called(member), _note(member)) for member in shown),
+            "The cosines of all pairs of tokens",
+            words + left_out(comparison, shown),
+            columns=min(len(charts), 4) if len(charts) <= 4 else 3 if len(charts) <= 6 else 4,
+            still=len(columns) * (rows.stop - rows.start) > MOST_CELLS,
+        )
+    ]
+
+
+def _few_ticks(axis: Axis) -> Axis:
+    """The ticks that a narrow chart has room for: the first, the last block, the output."""
+    last = max((i for i, tick in enumerate(axis.ticks) if tick and tick not in ("emb.", "out")), default=None)
+    kept = tuple(tick if tick in ("emb.", "out") or i == last else "" for i, tick in enumerate(axis.ticks))
+    return replace(axis, ticks=kept)
+
+
+def _note(member: Member) -> str:
+    rank = deep_of(member, "effective_rank").null_ratio
+    cosine = number(deep_of(member, "mean_cosine").value, 2)
+    return f"deep mean cosine {cosine}" + (f", rank {percent(rank)} of random" if rank is not None else "")

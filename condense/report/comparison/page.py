@@ -1,47 +1,252 @@
-"""A comparison as one HTML file: what was found first, members side by side, curves, provenance.
-
-Records in, text out; the shell, the styles and the guarantees are those of `condense.report.html`.
-"""
+"""A comparison as one HTML file: what was found first, members side by side, curves, provenance."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
 from condense.records.base import PlotlyJs
-from condense.records.comparison import Comparison
-from condense.report.charts import Chart
-from condense.report.comparison.facts import (
-    COMPARISON_GLOSSARY,
-    ICONS,
-    KINDS,
-    cards,
-    provenance,
-    strips,
-    subject,
-    title,
-)
-from condense.report.comparison.figures import called, depth_figures, drawn, left_out
-from condense.report.comparison.panels import columns_of, heat_panels, interactive
-from condense.report.comparison.sizes import size_figures
-from condense.report.comparison.tables import member_table, site_table
-from condense.report.comparison.trajectory import course_figures
+from condense.records.comparison import Comparison, Member
+from condense.records.plans import Plan
+from condense.report.comparison import figures
+from condense.report.comparison.figures import called, change_of, deep_of
+from condense.report.comparison.markdown import KINDS, member_table, site_table, value_of
+from condense.report.comparison.trajectory import trajectory_figures
+from condense.report.glossary import COMPARISON, glossary
 from condense.report.html import render
-from condense.report.treatment.facts import shown
+from condense.report.parts import (
+    Answer,
+    Card,
+    Groups,
+    Head,
+    Line,
+    Strip,
+    effect_card,
+    interval_words,
+    judged_quality,
+    quality_card,
+    strip,
+    without_windows,
+)
+from condense.report.parts import provenance as groups_of
+from condense.report.text import (
+    WITHOUT_TOP,
+    corpus_line,
+    number,
+    parameter_count,
+    percent,
+    shortened,
+    signed,
+    thousands,
+)
+
+ICONS = {"severe": "severe", "warning": "condensed", "info": "info", "good": "ok"}
+MOST_IN_TITLE = 3
+MOST_IN_FULL = 24
 
 
 def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") -> str:
     """The report of a comparison as one HTML page; `plotlyjs` as in `diagnosis_page`."""
-    course, size, depth = course_figures(comparison), size_figures(comparison), depth_figures(comparison)
-    panels = heat_panels(comparison)
-    charts: list[Chart] = [figure.chart for figure in (*course, *size, *depth)]
-    charts += [chart for held in panels if interactive(held) for chart in held.charts]
-    main = comparison.findings[0]
+    steps, size, depth = (
+        trajectory_figures(comparison),
+        figures.size_figures(comparison),
+        figures.depth_figures(comparison),
+    )
+    panels = figures.heat_panels(comparison)
+    sections = {
+        "verdict": "What was found",
+        "members": "Side by side",
+        "findings": "Findings",
+        "steps": "Over the steps" if steps else "",
+        "size": "Over size" if size else "",
+        "depth": "Over depth",
+        "pairs": "All pairs" if panels else "",
+        "layers": "Every layer",
+    }
+    head = Head(
+        kind="comparison",
+        about=KINDS[comparison.kind],
+        title=title(comparison),
+        name=title(comparison),
+        lines=(subject(comparison),),
+        created=comparison.created,
+        version=comparison.condense,
+        sections=tuple((key, words) for key, words in sections.items() if words),
+    )
     return render(
-        "comparison.html.j2", charts, plotlyjs, version=comparison.condense, comparison=comparison,
-        title=title(comparison), subject=subject(comparison), kind=KINDS[comparison.kind],
-        findings=shown(comparison.findings), icon=ICONS[main.severity], cards=cards(comparison),
-        strips=strips(comparison), members=member_table(comparison), reference=called(comparison.reference),
-        still=not all(map(interactive, panels)),
-        course=course, size=size, depth=depth, panels=panels,
-        table_note=f"One column per member and metric.{left_out(comparison, drawn(comparison), 'comparison.json')}",
-        columns=columns_of(len(panels[0].charts)) if panels else 1, table=site_table(comparison),
-        provenance=provenance(comparison), glossary=COMPARISON_GLOSSARY,
-    )  # fmt: skip
+        head,
+        [*steps, *size, *depth, *panels],
+        plotlyjs,
+        command=comparison.command,
+        provenance=provenance(comparison),
+        glossary=glossary("Comparison", COMPARISON),
+        answer=answer(comparison),
+        findings=comparison.findings,
+        reference=called(comparison.reference),
+        strips=strips(comparison),
+        members=member_table(comparison),
+        steps=steps,
+        size=size,
+        depth=depth,
+        panels=panels,
+        layers=site_table(comparison),
+    )
+
+
+def title(comparison: Comparison) -> str:
+    """What is compared: the two names, the run, or how many."""
+    if comparison.trajectory is not None:
+        run = comparison.trajectory.run.replace("\\", "/").rstrip("/")
+        return f"{shortened(run.rsplit('/', 1)[-1] or run, 48)}: {len(comparison.members)} checkpoints"
+    names = [shortened(member.name, 34) for member in comparison.members]
+    if len(names) == 2:
+        return f"{names[1]} against {names[0]}"
+    return ", ".join(names) if len(names) <= MOST_IN_TITLE else f"{len(names)} models, against {names[0]}"
+
+
+def subject(comparison: Comparison) -> str:
+    """On what they were compared, in one line."""
+    first = comparison.reference
+    sizes = sorted({member.model.parameters for member in comparison.members})
+    size = " to ".join(dict.fromkeys(parameter_count(count) for count in (sizes[0], sizes[-1])))
+    architectures = ", ".join(dict.fromkeys(member.model.architecture for member in comparison.members))
+    return f"{architectures}, {size} parameters; {corpus_line(first.corpus)}; {first.model.dtype}"
+
+
+# --- the answer ------------------------------------------------------------------------------------------
+
+
+def answer(comparison: Comparison) -> Answer:
+    """The main finding with three cards: the cone, what lies behind it or the peak, the quality."""
+    main = comparison.findings[0]
+    icon = ICONS[main.severity]
+    return Answer(
+        level=icon if icon in ("severe", "condensed", "ok") else "none",
+        icon=icon,
+        word=f"{len(comparison.members)} compared",
+        aside=f"each against {called(comparison.reference)}",
+        finding=main,
+        cards=cards(comparison),
+        caveat="Intervals cover texts, not training seeds. Geometry is not quality: a condensed model can be good, a "
+        "spread one poor.",
+        caveats=comparison.caveats,
+    )
+
+
+def cards(comparison: Comparison) -> tuple[Card, ...]:
+    """Three answers: of two, of a run over its steps, of several."""
+    if comparison.kind == "pair":
+        return _pair_cards(comparison)
+    return _trajectory_cards(comparison) if comparison.trajectory is not None else _range_cards(comparison.members)
+
+
+def _pair_cards(comparison: Comparison) -> tuple[Card, ...]:
+    first, other = comparison.members
+    effect, least, made = other.difference, figures.least_of(comparison), []
+    questions = {
+        "mean_cosine": ("cone", f"Is {called(other)} more condensed?"),
+        WITHOUT_TOP: ("cone without three dimensions", "Does the difference stay without each text’s top three?"),
+    }
+    for key, (name, question) in questions.items():
+        word = effect.words.get(key) if effect else None
+        also = f"from {number(deep_of(first, key).value)} to {number(deep_of(other, key).value)}"
+        made.append(effect_card(name, question, change_of(other, key), word, least, 4, also=also))
+    question = "Does it predict the same texts as well?"
+    if effect is None:
+        return (*made, Card("quality", question, "not measured"))
+    key = judged_quality(effect)
+    base, now, word = value_of(first, key).value, value_of(other, key).value, effect.words.get("quality")
+    also = f"from {number(base)} to {number(now)}"
+    said = word.word if word else "not judged"
+    return (*made, quality_card(question, effect, base, said, Plan.quality_tolerance, also=also))
+
+
+def _range_cards(members: tuple[Member, ...]) -> tuple[Card, ...]:
+    cone = [(deep_of(m, "mean_cosine").value, m) for m in members]
+    rank = [(deep_of(m, "effective_rank").null_ratio, m) for m in members]
+    bits = [(m.quality.bits_per_byte.value, m) for m in members]
+    return (
+        _range("cone", "How far apart are the cones?", cone, "deep mean cosine", lambda v: number(v, 2)),
+        _range("rank", "How many directions are left?", rank, "of random directions", percent),
+        _range("quality", "How well do they predict the texts?", bits, "bits per byte", number),
+    )
+
+
+def _range(
+    key: str, question: str, of: list[tuple[float | None, Member]], unit: str, write: Callable[[float | None], str]
+) -> Card:
+    known = sorted((pair for pair in of if pair[0] is not None), key=lambda pair: pair[0] or 0.0)
+    if not known:
+        return Card(key, question, "not known", interval="not measured")
+    (low, least), (high, most) = known[0], known[-1]
+    lowest, highest = f"{unit}; lowest {called(least)}", f"highest {called(most)}"
+    return Card(key, question, f"{write(low)} to {write(high)}", interval=lowest, also=highest)
+
+
+def _trajectory_cards(comparison: Comparison) -> tuple[Card, ...]:
+    first, last = comparison.members[0], comparison.members[-1]
+    change = change_of(last, "mean_cosine")
+    ends = " → ".join(number(deep_of(member, "mean_cosine").value, 2) for member in (first, last))
+    question = "From the first checkpoint to the last"
+    cone = Card("cone", question, ends, signed(change.value), "deep mean cosine", interval_words(change, 3))
+    return cone, _peak_card(comparison), _best_card(comparison.members)
+
+
+def _peak_card(comparison: Comparison) -> Card:
+    peak = comparison.trajectory.peak if comparison.trajectory else None
+    question = "Does it condense on the way?"
+    if peak is None:
+        return Card("peak", question, "no peak", interval="no checkpoint stands out from both ends")
+    word = f"{peak.value:.3f} at step {thousands(peak.step)}"
+    also = f"then {signed(peak.fall.value)} to the last; {'early in the run' if peak.early else 'late'}"
+    bounds = interval_words(peak.rise, 3)
+    return Card("peak", question, word, signed(peak.rise.value), "above the first", bounds, also)
+
+
+def _best_card(members: tuple[Member, ...]) -> Card:
+    question = "And the prediction of the same texts?"
+    bits = [(m.quality.bits_per_byte.value, m) for m in members if m.quality.bits_per_byte.value is not None]
+    if not bits:
+        return Card("quality", question, "not known", interval="not measured")
+    best = min(bits, key=lambda pair: pair[0] or 0.0)
+    ends = f"{number(bits[0][0], 2)} → {number(bits[-1][0], 2)}"
+    return Card("quality", question, ends, number(best[0]), "bits per byte at best", called(best[1]))
+
+
+def strips(comparison: Comparison) -> list[Strip]:
+    """Each member with its interval on the deep mean cosine and on bits per byte; none of a run or of very many.
+
+    A run shows them against step, and very many are better read in the table, which can be sorted.
+    """
+    members = comparison.members
+    if comparison.trajectory is not None or len(members) > MOST_IN_FULL:
+        return []
+    styles, made = figures.looks(comparison), []
+    for heading, unit, key in (
+        ("Deep mean cosine", "0 spread, 1 one direction", "mean_cosine"),
+        ("Bits per byte", "lower is better", "bits_per_byte"),
+    ):
+        lines = [Line(styles[member.name], value_of(member, key)) for member in members]
+        made.append(strip(heading, unit, lines, 3, first="member"))
+    return [one for one in made if one is not None]
+
+
+# --- provenance ------------------------------------------------------------------------------------------
+
+
+def provenance(comparison: Comparison) -> Groups:
+    """Everything that is needed to repeat the comparison."""
+    run = {key: getattr(comparison, key) for key in ("command", "created", "condense", "schema", "kind")}
+    groups: dict[str, Mapping[str, Any]] = {"Run": run}
+    if len(comparison.members) > MOST_IN_FULL:
+        groups["Weights"] = {m.name: m.model.weights_sha256 for m in comparison.members}
+    kept = ("id", "revision", "weights_sha256", "parameters", "dtype", "source_format", "vocabulary_size", "notes")
+    for member in comparison.members if len(comparison.members) <= MOST_IN_FULL else ():
+        model = {key: value for key, value in asdict(member.model).items() if key in kept}
+        more = {"from": member.source, "windows_sha256": member.corpus.windows_sha256}
+        groups[f"Member: {called(member)}"] = model | more
+    groups["Corpus of the first"] = without_windows(asdict(comparison.reference.corpus))
+    groups["Protocol of the first"] = comparison.protocol
+    groups["Environment of the first"] = comparison.environment
+    return groups_of(groups)

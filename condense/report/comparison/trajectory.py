@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from condense.records.base import Estimate
 from condense.records.comparison import Comparison, Member, Trajectory
-from condense.report.charts import Axis, Cells, Chart, Series
-from condense.report.comparison.figures import called
-from condense.report.depth import padded
-from condense.report.diagnosis.figures import NOTHING
-from condense.report.parts import Figure
-from condense.report.text import number, percent, typeset
-from condense.report.treatment.figures import WITHOUT_TOP
+from condense.report.charts import Axis, Cells, Chart, Figure, Look, Series, known_values, padded
+from condense.report.comparison.figures import called, deep_of, spaced_ticks
+from condense.report.text import NOTHING, WITHOUT_TOP, number, percent, quality_of, thousands
 
 MOST_TICKS = 9
+MOST_MARKS = 40
+QUALITY = {"bits_per_byte": "bits per byte", "loss": "nats per token"}
 
 
-def course_figures(comparison: Comparison) -> list[Figure]:
+def trajectory_figures(comparison: Comparison) -> list[Figure]:
     """Mean cosine, rank, quality and trend against step, then the map of all blocks and checkpoints."""
     trajectory = comparison.trajectory
     if trajectory is None:
@@ -33,16 +32,11 @@ def step_axis(steps: Sequence[int], trajectory: Trajectory) -> Axis:
     """Steps on a line of numbers; on the logarithmic one step 0 stands a little before the first other one."""
     at = [position(step, steps, trajectory.scale) for step in steps]
     room = 0.03 * ((at[-1] - at[0]) or 1.0)
-    title = "training step"
+    axis = Axis(title="training step", at=tuple(at), span=(at[0] - room, at[-1] + room))
     if trajectory.scale == "linear":
-        return Axis(title=title, at=tuple(at), span=(at[0] - room, at[-1] + room))
-    title += ", logarithmic" + ("; step 0 set before it" if steps[0] == 0 else "")
-    least = (at[-1] - at[0]) / MOST_TICKS
-    marks: list[tuple[float, str]] = []
-    for place, step in zip(at, steps, strict=True):
-        if not marks or place - marks[-1][0] >= least:
-            marks.append((place, f"{step:,}".replace(",", "\u202f")))
-    return Axis(title=title, at=tuple(at), span=(at[0] - room, at[-1] + room), marks=tuple(marks))
+        return axis
+    title = "training step, logarithmic" + ("; step 0 set before it" if steps[0] == 0 else "")
+    return replace(axis, title=title, marks=spaced_ticks(at, list(map(thousands, steps)), MOST_TICKS))
 
 
 def position(step: int, steps: Sequence[int], scale: str) -> float:
@@ -55,132 +49,103 @@ def position(step: int, steps: Sequence[int], scale: str) -> float:
     return positive[0] - max(0.12 * (positive[-1] - positive[0]), 0.15)
 
 
-def _line(
-    members: Sequence[Member], axis: Axis, name: str, of: Sequence[Estimate], ink: str, dash: str, symbol: str,
-    digits: int = 3, bands: bool = True,
-) -> Series:  # fmt: skip
-    known = bands and any(e.low is not None for e in of)
-    return Series(
-        name, [e.value for e in of], ink, [e.low for e in of] if known else None,
-        [e.high for e in of] if known else None, dash, symbol if len(members) <= 40 else "none",
-        2.5 if ink == "accent" else 2.0, digits, at=axis.at,
-        places=tuple(called(member) for member in members),
-    )  # fmt: skip
+def _line(members: Sequence[Member], axis: Axis, look: Look, of: Sequence[Estimate], digits: int = 3) -> Series:
+    style = look if len(members) <= MOST_MARKS else look._replace(symbol="none")
+    return style.curve(of, digits, at=axis.at, places=tuple(map(called, members)))
 
 
-def _of(members: Sequence[Member], key: str) -> list[Estimate]:
-    return [member.deep.get(key, NOTHING) for member in members]
-
-
-def _cone(members: Sequence[Member], axis: Axis, trajectory: Trajectory) -> Figure:
-    ends = [_output(member) for member in members]
-    series = (
-        _line(members, axis, "at the output, after the final norm", ends, "plum", "dot", "square", bands=False),
-        _line(members, axis, "without each text’s top 3 dimensions", _of(members, WITHOUT_TOP), "warm", "longdash",
-              "diamond"),
-        _line(members, axis, "deep mean cosine", _of(members, "mean_cosine"), "accent", "solid", "circle"),
-    )  # fmt: skip
-    lowest = min((v for s in series for v in s.values if v is not None), default=0.0)
-    peak = trajectory.peak
-    moment = None
-    if peak is not None:
-        place = next(at for at, member in zip(axis.at, members, strict=True) if member.name == peak.name)
-        moment = (place, f"peak {peak.value:.3f}")
-    chart = Chart(
-        "chart-course-cone", axis, "cosine", series, y_range=(min(0.0, lowest) - 0.02, 1.02), moment=moment, height=420,
-    )  # fmt: skip
-    first, last = members[0], members[-1]
-    words = f"From {_value(first)} at step {first.step} to {_value(last)} at step {last.step}"
-    if peak is not None:
-        words += f", with a peak of {peak.value:.3f} at step {peak.step}"
-        words += ", early in the run" if peak.early else ""
-    words += ". Bands are 95 % intervals over the texts, not over training seeds: one run is one run."
-    return Figure(chart, "How narrow is the cone, step by step?", typeset(words))
+def _deep(members: Sequence[Member], key: str) -> list[Estimate]:
+    return [deep_of(member, key) for member in members]
 
 
 def _output(member: Member) -> Estimate:
     last = member.sites[-1]
-    return last.metrics.get("mean_cosine", NOTHING) if last.site == "output" else NOTHING
+    of = last.metrics.get("mean_cosine", NOTHING) if last.site == "output" else NOTHING
+    return Estimate(of.value)
 
 
-def _value(member: Member) -> str:
-    return number(member.deep.get("mean_cosine", NOTHING).value, 2)
+def _cone(members: Sequence[Member], axis: Axis, trajectory: Trajectory) -> Figure:
+    output = Look("at the output, after the final norm", "plum", "dot", "square")
+    rest = Look("without each text’s top 3 dimensions", "warm", "longdash", "diamond")
+    cone = Look("deep mean cosine", "accent", symbol="circle")
+    series = (
+        _line(members, axis, output, [_output(member) for member in members]),
+        _line(members, axis, rest, _deep(members, WITHOUT_TOP)),
+        _line(members, axis, cone, _deep(members, "mean_cosine")),
+    )
+    lowest = min((v for s in series for v in s.values if v is not None), default=0.0)
+    peak, moment = trajectory.peak, None
+    first, last = members[0], members[-1]
+    values = [number(deep_of(member, "mean_cosine").value, 2) for member in (first, last)]
+    words = f"From {values[0]} at step {first.step} to {values[1]} at step {last.step}"
+    if peak is not None:
+        at = next(at for at, member in zip(axis.at, members, strict=True) if member.name == peak.name)
+        moment = (at, f"peak {peak.value:.3f}")
+        early = ", early in the run" if peak.early else ""
+        words += f", with a peak of {peak.value:.3f} at step {peak.step}{early}"
+    words += ". Bands are 95 % intervals over the texts, not over training seeds: one run is one run."
+    chart = Chart("chart-course-cone", axis, "cosine", series, y_range=(min(0.0, lowest) - 0.02, 1.02), height=420)
+    return Figure(replace(chart, moment=moment), "How narrow is the cone, step by step?", words)
 
 
 def _rank(members: Sequence[Member], axis: Axis) -> Figure:
-    of = [Estimate(e.null_ratio) for e in _of(members, "effective_rank")]
-    variance = _of(members, "relative_variance")
+    shares = [Estimate(of.null_ratio) for of in _deep(members, "effective_rank")]
+    variance = Look("energy outside the mean (relative variance)", "warm", "longdash", "diamond")
+    rank = Look("effective rank, share of the Gaussian null", "accent", symbol="circle")
     series = (
-        _line(members, axis, "energy outside the mean (relative variance)", variance, "warm", "longdash", "diamond", 2),
-        _line(members, axis, "effective rank, share of the Gaussian null", of, "accent", "solid", "circle", 2),
+        _line(members, axis, variance, _deep(members, "relative_variance"), 2),
+        _line(members, axis, rank, shares, 2),
     )
     chart = Chart("chart-course-rank", axis, "share", series, y_range=(-0.02, 1.05), height=340, width=520)
-    words = f"Effective rank over the deepest half: {percent(of[0].value)} of random directions at the first step, "
-    words += f"{percent(of[-1].value)} at the last."
-    return Figure(chart, "How many directions are left?", words, wide=False)
+    words = f"Effective rank over the deepest half: {percent(shares[0].value)} of random directions at the first step, "
+    return Figure(
+        chart, "How many directions are left?", f"{words}{percent(shares[-1].value)} at the last.", wide=False
+    )
 
 
 def _quality(members: Sequence[Member], axis: Axis) -> list[Figure]:
-    for key, unit in (("bits_per_byte", "bits per byte"), ("loss", "nats per token")):
-        of: list[Estimate] = [getattr(member.quality, key) for member in members]
-        known = [e.value for e in of if e.value is not None]
+    for key, unit in QUALITY.items():
+        of = [quality_of(member.quality, key) for member in members]
+        known = [estimate.value for estimate in of if estimate.value is not None]
         if not known:
             continue
-        line = _line(members, axis, unit, of, "accent", "solid", "circle")
-        values = [v for e in of for v in (e.value, e.low, e.high) if v is not None]
-        chart = Chart("chart-course-quality", axis, unit, (line,), y_range=padded(values), height=340, width=520)
+        line = _line(members, axis, Look(unit, "accent", symbol="circle"), of)
+        span = padded(known_values([line]))
+        chart = Chart("chart-course-quality", axis, unit, (line,), y_range=span, height=340, width=520)
         words = f"On the same texts from {number(known[0], 2)} to {number(known[-1], 2)} {unit}."
         return [Figure(chart, "How well does it predict?", words, wide=False)]
     return []
 
 
 def _trend(members: Sequence[Member], axis: Axis) -> Figure:
-    def plain(values: Sequence[float | None]) -> list[Estimate]:
-        return [Estimate(value) for value in values]
-
-    series = (
-        _line(members, axis, "rho as published: output normed", plain([m.paper.spearman.rho for m in members]), "plum",
-              "dot", "square", 2),
-        _line(members, axis, "Kendall tau", plain([m.trend.kendall.tau for m in members]), "warm", "longdash",
-              "diamond", 2),
-        _line(members, axis, "Spearman rho", plain([m.trend.spearman.rho for m in members]), "accent", "solid",
-              "circle", 2),
-    )  # fmt: skip
-    chart = Chart(
-        "chart-course-trend", axis, "rank correlation with depth", series, y_range=(-1.08, 1.08),
-        edges=((0.0, "no trend"),), height=340, width=1000,
-    )  # fmt: skip
+    trends = {
+        Look("rho as published: output normed", "plum", "dot", "square"): [m.paper.spearman.rho for m in members],
+        Look("Kendall tau", "warm", "longdash", "diamond"): [m.trend.kendall.tau for m in members],
+        Look("Spearman rho", "accent", symbol="circle"): [m.trend.spearman.rho for m in members],
+    }
+    series = tuple(_line(members, axis, look, list(map(Estimate, values)), 2) for look, values in trends.items())
+    chart = Chart("chart-course-trend", axis, "rank correlation with depth", series, y_range=(-1.08, 1.08), height=340)
     blocks = members[0].blocks
     words = f"Does the mean cosine rise with depth? A trend, never a severity; {blocks + 1} places make it coarse."
-    return Figure(chart, "The trend over depth, as it is published", words)
+    return Figure(replace(chart, edges=((0.0, "no trend"),)), "The trend over depth, as it is published", words)
 
 
 def _map(comparison: Comparison) -> list[Figure]:
     """One column per checkpoint, one row per block."""
     members = comparison.members
-    heights = {len([site for site in member.sites if site.site != "output"]) for member in members}
-    if len(heights) != 1 or len(members) < 3:
+    blocks = [[site for site in member.sites if site.site != "output"] for member in members]
+    rows = len(blocks[0])
+    if len({len(sites) for sites in blocks}) != 1 or len(members) < 3:
         return []
-    rows = heights.pop()
-    columns = tuple(
-        [_clamped(site.metrics.get("mean_cosine", NOTHING).value) for site in member.sites if site.site != "output"]
-        for member in members
-    )
-    labels = tuple(called(member) for member in members)
+    values = [[site.metrics.get("mean_cosine", NOTHING).value for site in sites] for sites in blocks]
+    columns = tuple([None if v is None else max(0.0, v) for v in column] for column in values)
     every = -(-len(members) // 12)
-    ticks = tuple(
-        f"{member.step:,}".replace(",", "\u202f") if i % every == 0 else "" for i, member in enumerate(members)
-    )
-    axis = Axis(labels, ticks, "training step, one column per checkpoint")
-    chart = Chart(
-        "chart-course-map", axis, "block (0: what block 1 receives)",
-        cells=Cells(columns, -0.5, rows - 0.5, "mean cosine", 1.0, "mean cosine: 0 or less to 1",
-                    "%{x}, block %{y:.0f}: mean cosine %{z:.3f}"),
-        y_range=(-0.5, rows - 0.5), height=min(520, max(240, 90 + 26 * rows)),
-    )  # fmt: skip
+    steps = [thousands(member.step or 0) for member in members]
+    ticks = tuple(step if i % every == 0 else "" for i, step in enumerate(steps))
+    axis = Axis(tuple(map(called, members)), ticks, "training step, one column per checkpoint")
+    hover = "%{x}, block %{y:.0f}: mean cosine %{z:.3f}"
+    cells = Cells(columns, -0.5, rows - 0.5, "mean cosine", 1.0, "mean cosine: 0 or less to 1", hover)
+    title, span = "block (0: what block 1 receives)", (-0.5, rows - 0.5)
+    chart = Chart("chart-course-map", axis, title, cells=cells, y_range=span, height=min(520, max(240, 90 + 26 * rows)))
     words = "Columns are checkpoints in order, evenly spaced whatever their steps; dark is one direction."
     return [Figure(chart, "Every block of every checkpoint", words)]
-
-
-def _clamped(value: float | None) -> float | None:
-    return None if value is None else max(0.0, value)

@@ -2,69 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 from condense.report.escape import for_code, for_markdown
-from condense.report.text import LEVELS, estimate, number, percent, quality_lines, subject
-
-_HEAD = ("site", "mean cosine", "95 % interval", "without top 3", "cross-text", "effective rank", "of null",
-         "relative variance", "sink ratio")  # fmt: skip
+from condense.report.tables import Column, Table, markdown_rows, markdown_table, shown, value_cell
+from condense.report.text import (
+    LEVELS,
+    NOTHING,
+    estimate,
+    folded,
+    markdown_findings,
+    markdown_head,
+    quality_lines,
+    subject,
+)
 
 
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     """The report as Markdown, fit for a README, a model card or a CI summary."""
-    lines = [f"# condense: {for_markdown(diagnosis.model.id)}", "", for_markdown(subject(diagnosis)), ""]
+    lines = [*markdown_head(diagnosis.condense, diagnosis.model.id), for_markdown(subject(diagnosis)), ""]
     lines += _verdict(diagnosis.verdict)
     for name, stack in diagnosis.stacks.items():
-        lines += [f"## {name} stack", "", *_verdict(stack.verdict)]
-    lines += [
-        "## Quality on the same windows",
-        "",
-        *(f"- {line}" for line in map(for_markdown, quality_lines(diagnosis))),
-        "",
-    ]
-    lines += _table(diagnosis.sites)
-    lines += _provenance(diagnosis)
-    return "\n".join(lines) + "\n"
+        lines += [f"## {for_markdown(name)} stack", "", *_verdict(stack.verdict)]
+    lines += ["## Quality on the same windows", ""]
+    lines += [f"- {for_markdown(line)}" for line in quality_lines(diagnosis)]
+    lines += ["", *folded("Layer table", markdown_table(layer_table(diagnosis.sites)))]
+    return "\n".join([*lines, *folded("Provenance", _provenance(diagnosis))])
 
 
 def _verdict(verdict: Verdict) -> list[str]:
-    word = LEVELS[verdict.level]
-    lines = [
-        f"**{word}** · cone: {verdict.cone} · rank: {verdict.rank} · attribution: {for_markdown(verdict.attribution)}"
-        + (" · borderline" if verdict.borderline else ""),
-        "",
-    ]
-    for finding in verdict.findings:
-        lines += [
-            f"- **{for_markdown(finding.title)}**",
-            f"  - seen: {for_markdown(finding.seen)}",
-            f"  - why it matters: {for_markdown(finding.why)}",
-            f"  - next: `{for_code(finding.next)}`",
-            f"  - source: {for_markdown(finding.source)}",
-        ]
-    return [
-        *lines,
-        "",
-        "The bands are a convention (no validated threshold is published); geometry is not quality.",
-        "",
-    ]
+    words = [f"**{LEVELS[verdict.level]}**", f"cone: {verdict.cone}", f"rank: {verdict.rank}"]
+    words += [f"attribution: {for_markdown(verdict.attribution)}", *(["borderline"] if verdict.borderline else [])]
+    note = "The bands are a convention (no validated threshold is published); geometry is not quality."
+    return [" · ".join(words), "", *markdown_findings(verdict.findings), note, ""]
 
 
-def _table(sites: tuple[SiteReading, ...]) -> list[str]:
-    stacks = {site.stack for site in sites}
-    lines = ["<details><summary>Layer table</summary>", "", f"| {' | '.join(_HEAD)} |", f"|{'---|' * len(_HEAD)}"]
-    for site in sites:
-        label = f"{site.stack} {site.label}" if len(stacks) > 1 else site.label
-        m = site.metrics
-        low, high = m["mean_cosine"].low, m["mean_cosine"].high
-        cells = [
-            label, number(m["mean_cosine"].value), f"{number(low)} to {number(high)}" if low is not None else "–",
-            number(m["mean_cosine_without_top_dimensions"].value), number(m["cross_text_cosine"].value),
-            number(m["effective_rank"].value, 1), percent(m["effective_rank"].null_ratio),
-            number(m["relative_variance"].value), number(m["sink_ratio"].value, 1),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", "</details>", ""]
+def layer_table(sites: Sequence[SiteReading]) -> Table:
+    """One row per site with the metrics that are shown where there is room."""
+    metrics, several = shown(2), len({site.stack for site in sites}) > 1
+    rows = tuple(
+        (
+            f"{site.stack} {site.label}" if several else site.label,
+            tuple(
+                value_cell(site.metrics.get(m.key, NOTHING), m.digits, bounds=m.key == "mean_cosine") for m in metrics
+            ),
+        )
+        for site in sites
+    )
+    return Table(tuple(Column(metric.title) for metric in metrics), rows)
 
 
 def _provenance(diagnosis: Diagnosis) -> list[str]:
@@ -76,7 +62,6 @@ def _provenance(diagnosis: Diagnosis) -> list[str]:
         "windows sha256": corpus.windows_sha256,
         "protocol": str(diagnosis.protocol.get("hash", "")),
         "condense": diagnosis.condense,
-        "deep mean cosine": estimate(diagnosis.deep["mean_cosine"]),
+        "deep mean cosine": estimate(diagnosis.deep.get("mean_cosine", NOTHING)),
     }
-    rows = [f"| {key} | `{for_code(value)}` |" for key, value in facts.items()]
-    return ["<details><summary>Provenance</summary>", "", "| | |", "|---|---|", *rows, "", "</details>"]
+    return markdown_rows(("", ""), ((key, f"`{for_code(value)}`") for key, value in facts.items()))

@@ -1,135 +1,233 @@
-"""A treatment as Markdown: verdict, the three arms beside each other, effect per site. Records in, text out."""
+"""The tables of a treatment; the report and the model card as Markdown. Records in, text out."""
 
 from __future__ import annotations
 
-from condense.records.base import Estimate
+import json
+
+from condense.metrics import QUALITY
 from condense.records.diagnosis import Diagnosis
 from condense.records.treatment import Treatment
+from condense.report.depth import site_label
 from condense.report.escape import for_code, for_markdown
-from condense.report.tasks import CAUTION, taken_from, task_rows
-from condense.report.text import DASH, number, signed
+from condense.report.tables import (
+    CAUTION,
+    Cell,
+    Column,
+    Table,
+    change_cell,
+    fine_digits,
+    markdown_table,
+    plain_cell,
+    power_table,
+    scored_by,
+    shown,
+    task_table,
+    title_of,
+)
+from condense.report.text import (
+    DASH,
+    NOTHING,
+    corpus_line,
+    folded,
+    markdown_findings,
+    markdown_head,
+    quality_of,
+    times,
+)
 
-ROWS: tuple[tuple[str, str, int], ...] = (
-    ("mean_cosine", "deep mean cosine", 4),
-    ("mean_cosine_without_top_dimensions", "… without top 3 dimensions", 4),
-    ("top_dimension_share", "share of top 3 dimensions", 3),
-    ("effective_rank", "effective rank", 1),
-    ("entropy_rank", "entropy rank", 1),
-    ("relative_variance", "relative variance", 4),
-    ("cross_text_cosine", "cross-text cosine", 4),
-)
-QUALITY_ROWS: tuple[tuple[str, str, int], ...] = (
-    ("bits_per_byte", "bits per byte", 4),
-    ("loss", "loss (nats/token)", 4),
-    ("perplexity", "perplexity", 2),
-)
+
+def runs_of(treatment: Treatment, *, probe: bool = False) -> dict[str, Diagnosis]:
+    """The diagnosis of every arm on the validation text or on the probe text."""
+    return {name: arm.probe if probe else arm.validation for name, arm in treatment.arms.items()}
+
+
+def arms_table(treatment: Treatment, *, probe: bool = False, level: int = 2) -> Table:
+    """Every arm and the difference: the metrics that tables of this level have, then quality."""
+    effect = treatment.probe_effect if probe else treatment.effect
+    runs = runs_of(treatment, probe=probe)
+    change = f"treated − {effect.against}"
+    rows = []
+    for metric in shown(level):
+        of, digits = [run.deep.get(metric.key, NOTHING) for run in runs.values()], fine_digits(metric.key)
+        cells = [plain_cell(estimate.value, digits) for estimate in of]
+        rows.append((title_of(metric.key), (*cells, change_cell(effect.deep.get(metric.key, NOTHING), digits))))
+    for metric in reversed(shown(level, QUALITY)):
+        of = [quality_of(run.quality, metric.key) for run in runs.values()]
+        cells = [plain_cell(estimate.value, metric.digits) for estimate in of]
+        rows.append(
+            (title_of(metric.key), (*cells, change_cell(effect.quality.get(metric.key, NOTHING), metric.digits)))
+        )
+    note = corpus_line(next(reversed(runs.values())).corpus)
+    note += "" if effect.paired else "; not the same windows in both arms, so not paired"
+    columns = (*map(Column, runs), Column(change, full=f"{change} [95 %]"))
+    return Table(columns, tuple(rows), f"On the {'probe' if probe else 'validation'} text", note, "")
+
+
+def tasks_of(treatment: Treatment) -> Table:
+    """Scores on downstream tasks; no rows if none was asked for."""
+    arms = {name: arm.tasks for name, arm in treatment.arms.items()}
+    return task_table(arms, treatment.task_effects, f"treated − {treatment.effect.against}")
+
+
+def layer_table(treatment: Treatment) -> Table:
+    """One row per site: every arm and the difference with its interval, for the metrics that every table has."""
+    arms = {
+        name: {(s.stack, s.site, s.index): s.metrics for s in arm.validation.sites}
+        for name, arm in treatment.arms.items()
+    }
+    effects = {(s.stack, s.site, s.index): s.metrics for s in treatment.effect.sites}
+    sites, against = treatment.arms["treated"].validation.sites, treatment.effect.against
+    several = len({site.stack for site in sites}) > 1
+    word = "effect" if against == "control" else "change"
+    columns: list[Column] = []
+    for metric in shown(1):
+        group = metric.title.capitalize()
+        columns += [Column(name, group, f"{metric.title} of the arm {name}") for name in arms]
+        columns.append(Column(word, group, f"treated − {against}, {metric.title}"))
+    rows = []
+    for site in sites:
+        place, cells = (site.stack, site.site, site.index), list[Cell]()
+        for metric in shown(1):
+            of = [metrics.get(place, {}).get(metric.key, NOTHING) for metrics in arms.values()]
+            cells += [plain_cell(estimate.value, metric.digits) for estimate in of]
+            cells.append(change_cell(effects.get(place, {}).get(metric.key, NOTHING), metric.digits))
+        label = site_label(site)
+        rows.append((f"{site.stack} {label}" if several else label, tuple(cells)))
+    note = f"{word.capitalize()} is treated − {against}, under it the 95 % interval."
+    return Table(tuple(columns), tuple(rows), "All sites in depth order, on the validation text", note)
+
+
+def seed_table(treatment: Treatment) -> Table:
+    """One row per training seed: control, treated and the difference in what every table has; none for one seed."""
+    several = len(treatment.seeds) > 1
+    against, keys = treatment.effect.against, [m.key for m in (*shown(1), *reversed(shown(1, QUALITY)))]
+    columns, rows = [], []
+    for key in keys:
+        title, group = title_of(key), title_of(key)[:1].upper() + title_of(key)[1:]
+        columns += [Column(name, group, f"{title}, {name}") for name in (against, "treated")]
+        columns.append(Column("difference", group, f"treated − {against}, {title}"))
+    columns.append(Column("sha256", "Weights", "first half of the hash of the treated weights"))
+    for seed in treatment.seeds if several else ():
+        reference = seed.control or treatment.arms["before"].validation
+        cells: list[Cell] = []
+        for key in keys:
+            quality, digits = key in QUALITY, fine_digits(key)
+            both = [quality_of(of.quality, key) if quality else of.deep.get(key, NOTHING) for of in (reference, seed)]
+            change = (seed.effect.quality if quality else seed.effect.deep).get(key, NOTHING)
+            cells += [*(plain_cell(of.value, digits) for of in both), change_cell(change, digits)]
+        rows.append((f"seed {seed.seed}", (*cells, Cell((seed.weights_sha256 or "")[:12] or DASH))))
+    note = "Each with the 95 % interval over documents; the model of the first seed is the one that was kept."
+    return Table(tuple(columns), tuple(rows), "Every training seed, on the validation text", note, "seed")
+
+
+def powers_of(treatment: Treatment) -> Table:
+    """What the seeds of this treatment could have shown; no rows where that is not known."""
+    return power_table(("", power) for power in treatment.effect.power.values())
+
+
+def scored(treatment: Treatment) -> str:
+    """What was scored on downstream tasks, in one line."""
+    return scored_by({name: arm.tasks for name, arm in treatment.arms.items()}, treatment.plan.eval_limit)
+
+
+# --- Markdown ------------------------------------------------------------------------------------------
 
 
 def treatment_markdown(treatment: Treatment) -> str:
     """The report as Markdown, fit for a README, a model card or a CI summary."""
+    schedule, cost = treatment.schedule, treatment.overhead
+    sites = f"Every layer: the arms and treated − {treatment.effect.against}"
     lines = [
-        f"# condense: treatment of {for_markdown(treatment.model)}",
+        *markdown_head(treatment.condense, f"treatment of {treatment.model}"),
+        *_verdict(treatment),
+        *_arms(treatment),
+        *_arms(treatment, probe=True),
+        *_tasks(treatment),
+        f"Cost of the loss, forward and backward in turn, {cost.rounds} rounds: time {times(cost.time_ratio, 3)}, "
+        f"peak memory {times(cost.memory_ratio, 3)}.",
         "",
-        *verdict_lines(treatment),
-        "## On the validation text",
-        "",
-        *arms_table(treatment),
-        "",
-        "## On the probe text",
-        "",
-        *arms_table(treatment, probe=True),
-        "",
-        *tasks_lines(treatment),
-        *_overhead(treatment),
-        *_sites(treatment),
-        "<details><summary>How it was made</summary>",
-        "",
-        f"- command: `{for_code(treatment.command)}`",
-        f"- {treatment.schedule.steps} steps of {treatment.schedule.tokens_per_step} tokens; rows of "
-        f"{treatment.schedule.row_length}, {'packed' if treatment.schedule.packed else 'one document each'}",
-        f"- training text `{treatment.schedule.train_sha256}`",
-        f"- validation text `{treatment.schedule.validation_sha256}`",
-        "",
-        "</details>",
+        *_seeds(treatment),
+        *folded(sites, markdown_table(layer_table(treatment))),
+        *folded(
+            "How it was made",
+            [
+                f"- command: `{for_code(treatment.command)}`",
+                f"- {schedule.steps} steps of {schedule.tokens_per_step} tokens; rows of {schedule.row_length}, "
+                f"{'packed' if schedule.packed else 'one document each'}",
+                f"- training text `{for_code(schedule.train_sha256)}`",
+                f"- validation text `{for_code(schedule.validation_sha256)}`",
+            ],
+        ),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
-def verdict_lines(treatment: Treatment) -> list[str]:
-    """The verdict with its findings."""
+def _verdict(treatment: Treatment) -> list[str]:
     verdict = treatment.verdict
-    parts = (f"**{verdict.id.upper()}**", f"quality {verdict.quality}", verdict.opened, for_markdown(verdict.covers))
-    lines = [" · ".join(part for part in parts if part), ""]
-    for finding in verdict.findings:
-        lines.append(f"- **{for_markdown(finding.title)}**: {for_markdown(finding.seen)}. {for_markdown(finding.why)}")
-    return [*lines, "", f"Next: `{for_code(verdict.findings[0].next)}`", ""]
+    words = [f"**{verdict.id.upper()}**", f"quality {verdict.quality}", f"what opened: {verdict.opened}"]
+    words += [for_markdown(verdict.covers)] if verdict.covers else []
+    return [" · ".join(words), "", *markdown_findings(verdict.findings)]
 
 
-def arms_table(treatment: Treatment, *, probe: bool = False) -> list[str]:
-    """The arms beside each other and the paired difference with its interval."""
-    effect = treatment.probe_effect if probe else treatment.effect
-    names = list(treatment.arms)
-    lines = [
-        f"| | {' | '.join(names)} | treated − {effect.against} [95 %] |",
-        f"|---|{'---|' * (len(names) + 1)}",
-    ]
-    runs = [arm.probe if probe else arm.validation for arm in treatment.arms.values()]
-    for key, title, digits in ROWS:
-        cells = [number(run.deep[key].value, digits) for run in runs]
-        lines.append(f"| {title} | {' | '.join(cells)} | {signed(effect.deep[key], digits)} |")
-    for key, title, digits in QUALITY_ROWS:
-        cells = [number(quality(run, key).value, digits) for run in runs]
-        change = signed(effect.quality[key], digits) if key in effect.quality else DASH
-        lines.append(f"| {title} | {' | '.join(cells)} | {change} |")
+def _arms(treatment: Treatment, *, probe: bool = False) -> list[str]:
+    table = arms_table(treatment, probe=probe)
+    note = f"{for_markdown(table.note)}; geometry over the deepest half of the blocks."
+    return [f"## {table.title}", "", note, "", *markdown_table(table), ""]
+
+
+def _seeds(treatment: Treatment) -> list[str]:
+    lines = []
+    for table in (powers_of(treatment), seed_table(treatment)):
+        lines += [f"## {table.title}", "", *markdown_table(table), ""] if table.rows else []
     return lines
 
 
-def tasks_lines(treatment: Treatment) -> list[str]:
-    """The section on downstream tasks; nothing if none was asked for."""
-    arms = {name: arm.tasks for name, arm in treatment.arms.items()}
-    rows = task_rows(arms, treatment.task_effects)
-    if not rows:
+def _tasks(treatment: Treatment) -> list[str]:
+    table = tasks_of(treatment)
+    if not table.rows:
         return []
+    lead = f"{for_markdown(scored(treatment))}; ± is one standard error, ↑ or ↓ the better way."
+    return ["## Downstream tasks", "", lead, "", *markdown_table(table), "", CAUTION, ""]
+
+
+# --- the model card ------------------------------------------------------------------------------------
+
+
+def model_card(treatment: Treatment) -> str:
+    """README.md of the treated model: base model, data hashes, arms, numbers, how to reproduce."""
+    plan, schedule = treatment.plan, treatment.schedule
+    before = treatment.arms["before"].validation.model
     lines = [
-        "## Downstream tasks", "",
-        f"{for_markdown(taken_from(arms, treatment.plan.eval_limit))}; ± is one standard error, ↑ or ↓ the better way.",
+        "---",
+        f"base_model: {json.dumps(treatment.model)}",
+        "library_name: transformers",
+        "tags: [condense, dispersion-loss]",
+        f"generator: {json.dumps(f'condense {treatment.condense}')}",
+        "---",
         "",
-        f"| task | metric | n | {' | '.join(arms)} | treated − {treatment.effect.against} [95 %] |",
-        f"|{'---|' * (len(arms) + 4)}",
-    ]  # fmt: skip
-    for row in rows:
-        cells = [f"{value} {error}".strip() for value, error in row.cells]
-        change = f"{row.change} [{row.interval.replace(' to ', ', ')}]" if row.interval else row.change
-        change += f" ({for_markdown(row.remark)})" if row.remark else ""
-        name, metric = for_markdown(row.task), for_markdown(row.metric)
-        lines.append(f"| {name} | {metric} {row.better} | {row.samples} | {' | '.join(cells)} | {change} |")
-    return [*lines, "", CAUTION, ""]
-
-
-def quality(run: Diagnosis, key: str) -> Estimate:
-    """One of a diagnosis' quality numbers by its key."""
-    found: Estimate = getattr(run.quality, key)
-    return found
-
-
-def _overhead(treatment: Treatment) -> list[str]:
-    cost = treatment.overhead
-    return [
-        f"Cost of the loss, forward and backward in turn, {cost.rounds} rounds: time × {number(cost.time_ratio, 3)}, "
-        f"peak memory × {number(cost.memory_ratio, 3)}.",
+        f"# {for_markdown(treatment.model)}, treated with dispersion loss",
         "",
+        *_verdict(treatment),
+        *_arms(treatment),
+        "All arms were measured on the saved and reloaded files. The control arm had the same data order, seed and "
+        "steps, without the loss. Geometry is not quality.",
+        "",
+        *_tasks(treatment),
+        "## How it was made",
+        "",
+        f"- loss: {plan.loss}, coefficient {plan.coefficient:g}, layers {for_markdown(plan.layers)}",
+        f"- training: {schedule.steps} steps of {schedule.tokens_per_step} tokens, learning rate "
+        f"{plan.learning_rate:g}, seed {plan.seed}",
+        f"- training text sha256: `{for_code(schedule.train_sha256)}` ({schedule.train_documents} documents)",
+        f"- validation text sha256: `{for_code(schedule.validation_sha256)}` "
+        f"({schedule.validation_documents} documents)",
+        f"- base weights sha256: `{for_code(before.weights_sha256 or 'not known')}`",
+        f"- condense {for_markdown(treatment.condense)}",
+        "",
+        "```",
+        for_code(treatment.command) or "condense.treat(...) from Python",
+        "```",
+        "",
+        "The whole report is in `report.html`, its data in `condense.json`.",
     ]
-
-
-def _sites(treatment: Treatment) -> list[str]:
-    head = ("site", "mean cosine", "without top 3", "effective rank")
-    lines = [
-        f"<details><summary>Differences per site (treated − {treatment.effect.against})</summary>", "",
-        f"| {' | '.join(head)} |", f"|{'---|' * len(head)}",
-    ]  # fmt: skip
-    for site in treatment.effect.sites:
-        label = f"block {site.index}" if site.site == "block" else site.site
-        keys = (("mean_cosine", 4), ("mean_cosine_without_top_dimensions", 4), ("effective_rank", 2))
-        cells = [signed(site.metrics[key], digits) for key, digits in keys]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return [*lines, "", "</details>", ""]
+    return "\n".join(lines) + "\n"

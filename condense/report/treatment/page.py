@@ -1,49 +1,265 @@
-"""A treatment as one HTML file: verdict first, the arms beside each other, effect, training, provenance.
-
-Records in, text out; the shell, the styles and the guarantees are those of `condense.report.html`.
-"""
+"""A treatment as one HTML file: verdict first, the arms beside each other, effect, training, provenance."""
 
 from __future__ import annotations
 
-from condense.records.base import PlotlyJs
-from condense.records.treatment import Treatment
-from condense.report.charts import Chart
-from condense.report.diagnosis.page import LEVEL_WORDS
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, get_args
+
+from condense.records.base import Estimate, PlotlyJs
+from condense.records.treatment import Treatment, VerdictId
+from condense.report.glossary import TREATMENT, glossary
 from condense.report.html import render
-from condense.report.tasks import CAUTION
-from condense.report.text import subject
-from condense.report.treatment.cards import cards
-from condense.report.treatment.curves import cloud_panels, training_figures
-from condense.report.treatment.facts import (
-    ICONS,
-    LEVELS,
-    OUTCOMES,
-    TREATMENT_GLOSSARY,
-    arm_tables,
-    name_of,
-    overhead,
-    provenance,
-    shown,
-    strips,
-    tasks_table,
-    treated_with,
+from condense.report.parts import (
+    Answer,
+    Bars,
+    Card,
+    Groups,
+    Head,
+    Line,
+    Strip,
+    bar_width,
+    effect_card,
+    judged_quality,
+    quality_card,
+    schedule_facts,
+    strip,
+    without_windows,
 )
-from condense.report.treatment.figures import depth_figures
-from condense.report.treatment.layers import table_note, treatment_table
+from condense.report.parts import provenance as groups_of
+from condense.report.tables import (
+    CAUTION,
+    digits_of,
+)
+from condense.report.text import (
+    LAYERS,
+    LEVEL_WORDS,
+    NOTHING,
+    WITHOUT_TOP,
+    difference,
+    gigabytes,
+    in_words,
+    model_name,
+    number,
+    plural,
+    quality_of,
+    subject,
+    thousands,
+    times,
+    verdict_words,
+)
+from condense.report.treatment import markdown as tables
+from condense.report.treatment.figures import cloud_panels, depth_figures, look, training_figures
+
+LEVELS = {"dispersed": "ok", "dispersed-at-a-cost": "condensed", "condensed-further": "severe"}
 
 
 def treatment_page(treatment: Treatment, *, plotlyjs: PlotlyJs = "inline") -> str:
     """The report of a treatment as one HTML page; `plotlyjs` as in `diagnosis_page`."""
     depth, training, clouds = depth_figures(treatment), training_figures(treatment), cloud_panels(treatment)
-    charts: list[Chart] = [figure.chart for figure in (*depth, *training)]
-    charts += [chart for panels in clouds for chart in panels.charts]
+    quality, tasks, seeds = strips(treatment), tables.tasks_of(treatment), tables.seed_table(treatment)
+    sections = {
+        "verdict": "Verdict",
+        "arms": "The arms",
+        "findings": "Findings",
+        "depth": "Over depth" if depth else "",
+        "quality": "Quality" if quality else "",
+        "tasks": "Tasks" if tasks.rows else "",
+        "seeds": "Every seed" if seeds.rows else "",
+        "training": "Training",
+        "cloud": "Token cloud" if clouds else "",
+        "cost": "Cost",
+        "layers": "Every layer",
+    }
     return render(
-        "treatment.html.j2", charts, plotlyjs, version=treatment.condense, treatment=treatment,
-        title=name_of(treatment), subject=subject(treatment.arms["before"].validation),
-        treated_with=treated_with(treatment), findings=shown(treatment.verdict.findings), cards=cards(treatment),
-        outcomes=OUTCOMES, icon=ICONS[treatment.verdict.id], level=LEVELS.get(treatment.verdict.id, "none"),
-        arm_levels={name: LEVEL_WORDS[arm.validation.verdict.level] for name, arm in treatment.arms.items()},
-        tables=arm_tables(treatment), strips=strips(treatment), depth=depth, training=training, clouds=clouds,
-        overhead=overhead(treatment), table=treatment_table(treatment), treatment_note=table_note(treatment),
-        provenance=provenance(treatment), tasks=tasks_table(treatment), caution=CAUTION, glossary=TREATMENT_GLOSSARY,
-    )  # fmt: skip
+        head(treatment, sections),
+        [*depth, *training, *clouds],
+        plotlyjs,
+        command=treatment.command,
+        provenance=provenance(treatment),
+        glossary=glossary("Treatment", TREATMENT),
+        answer=answer(treatment),
+        controlled=treatment.effect.against == "control",
+        findings=treatment.verdict.findings,
+        tables=[tables.arms_table(treatment), tables.arms_table(treatment, probe=True)],
+        arm_levels=[(name, LEVEL_WORDS[arm.validation.verdict.level]) for name, arm in treatment.arms.items()],
+        depth=depth,
+        strips=quality,
+        tasks=tasks,
+        scored=tables.scored(treatment),
+        caution=CAUTION,
+        training=training,
+        clouds=clouds,
+        overhead=overhead(treatment),
+        seeds=seeds,
+        power=tables.powers_of(treatment),
+        layers=tables.layer_table(treatment),
+        windows=treatment.arms["treated"].validation.corpus.windows,
+    )
+
+
+def head(treatment: Treatment, sections: Mapping[str, str]) -> Head:
+    """The top of the page; sections without a title are not there."""
+    return Head(
+        kind="treatment",
+        about="treatment with a dispersion loss",
+        title=model_name(treatment.model),
+        name=treatment.model,
+        lines=(f"Treated with {treated_with(treatment)}.", subject(treatment.arms["before"].validation)),
+        created=treatment.created,
+        version=treatment.condense,
+        sections=tuple((key, title) for key, title in sections.items() if title),
+    )
+
+
+def treated_with(treatment: Treatment) -> str:
+    """What was done to the model, in one line."""
+    plan, schedule = treatment.plan, treatment.schedule
+    layers = LAYERS.get(plan.layers, f"layers {plan.layers}")
+    where = "hidden states 1 to L, the last one normed" if plan.paper_sites else layers
+    tuned = f", LoRA of rank {plan.lora_r}" if plan.use_peft else ""
+    steps = f"{plural(schedule.steps, 'step')} of {thousands(schedule.tokens_per_step)} tokens"
+    return f"the {plan.loss} loss at coefficient {plan.coefficient:g} on {where}{tuned}; {steps} per arm"
+
+
+# --- the answer ----------------------------------------------------------------------------------------
+
+
+def answer(treatment: Treatment) -> Answer:
+    """The verdict with its three cards: effect, quality, and what opened."""
+    verdict, against = treatment.verdict, treatment.effect.against
+    covers = f"Intervals cover {verdict.covers}" if verdict.covers else "Intervals cover texts"
+    covers += "" if against == "control" else ", and without a control arm nothing tells the loss from more training"
+    return Answer(
+        level=LEVELS.get(verdict.id, "none"),
+        icon=LEVELS.get(verdict.id, "info" if verdict.id == "too-small-to-count" else "none"),
+        word=verdict_words(verdict.id),
+        finding=verdict.findings[0] if verdict.findings else None,
+        cards=(_effect_card(treatment), _quality_card(treatment), _opened_card(treatment)),
+        caveat=f"{covers}. Geometry is not quality: a spread model is not for that reason a better one.",
+        ladder=tuple(verdict_words(name) for name in get_args(VerdictId)),
+    )
+
+
+def _effect_card(treatment: Treatment) -> Card:
+    of, word = treatment.effect.deep.get("mean_cosine", NOTHING), treatment.effect.words.get("mean_cosine")
+    least = word.least if word and word.least is not None else treatment.plan.min_effect
+    against = "its control" if treatment.effect.against == "control" else treatment.effect.against
+    also = _probe(treatment.probe_effect.deep.get("mean_cosine", NOTHING), 3)
+    question = f"Does the treated model differ from {against}?"
+    return effect_card("effect", question, of, word, least, 3, also=also, seeds=seed_values(treatment, "mean_cosine"))
+
+
+def _quality_card(treatment: Treatment) -> Card:
+    effect, tolerance = treatment.effect, treatment.plan.quality_tolerance
+    reference, key = treatment.arms.get(effect.against), judged_quality(effect)
+    base = None if reference is None else quality_of(reference.validation.quality, key).value
+    also = _probe(treatment.probe_effect.quality.get(key, NOTHING), digits_of(key))
+    question = "What did it cost in language modelling?"
+    seeds = seed_values(treatment, key)
+    return quality_card(question, effect, base, treatment.verdict.quality, tolerance, also=also, seeds=seeds)
+
+
+def seed_values(treatment: Treatment, key: str) -> dict[int, float]:
+    """The difference under each training seed; nothing where there was one."""
+    found = {s.seed: {**s.effect.deep, **s.effect.quality}.get(key, NOTHING).value for s in treatment.seeds}
+    return {seed: value for seed, value in found.items() if value is not None} if len(found) > 1 else {}
+
+
+def _opened_card(treatment: Treatment) -> Card:
+    groups = []
+    for key, title in (("mean_cosine", "mean cosine"), (WITHOUT_TOP, "without the top 3 dimensions")):
+        rows = []
+        for name, arm in treatment.arms.items():
+            value = arm.validation.deep.get(key, NOTHING).value
+            rows.append((name, number(value, 2), bar_width(value), look(name).ink))
+        change = difference(treatment.effect.deep.get(key, NOTHING))
+        groups.append(Bars(title, tuple(rows), f"treated − {treatment.effect.against}: {change}"))
+    question = "The cone itself, or only three dimensions?"
+    return Card("what opened", question, treatment.verdict.opened, bars=tuple(groups))
+
+
+def _probe(of: Estimate, digits: int) -> str:
+    """The same on the probe text, which nobody trained on."""
+    return "" if of.value is None else f"on the probe text: {difference(of, digits)}"
+
+
+# --- the arms beside each other ------------------------------------------------------------------------
+
+
+def strips(treatment: Treatment) -> list[Strip]:
+    """Bits per byte (or the loss) of every arm with its interval, on validation and on probe."""
+    made = []
+    for probe in (False, True):
+        effect = treatment.probe_effect if probe else treatment.effect
+        key = judged_quality(treatment.effect)
+        lines = [
+            Line(look(name)._replace(words=name), quality_of(run.quality, key))
+            for name, run in tables.runs_of(treatment, probe=probe).items()
+        ]
+        change = difference(effect.quality.get(key, NOTHING), digits_of(key))
+        made.append(
+            strip(
+                "probe text" if probe else "validation text",
+                "bits per byte" if key == "bits_per_byte" else "nats per token",
+                lines,
+                digits_of(key),
+                change=f"treated − {effect.against}: {change}",
+            )
+        )
+    return [one for one in made if one is not None]
+
+
+def overhead(treatment: Treatment) -> dict[str, Any]:
+    """What the loss costs in time and memory: ratios, their words, the numbers behind them."""
+    cost = treatment.overhead
+    seconds = {name: f"{value:.3g}" for name, value in cost.seconds_per_step.items()}
+    memory = {name: gigabytes(value) for name, value in cost.peak_memory_bytes.items()}
+    rows = [(words, values) for words, values in (("seconds per pass", seconds), ("peak memory", memory)) if values]
+    return {
+        "rounds": cost.rounds,
+        "reason": cost.reason,
+        "rows": rows,
+        "ratios": [
+            (times(cost.time_ratio), "time", _more(cost.time_ratio, "takes", "longer", "less long")),
+            (times(cost.memory_ratio), "peak memory", _more(cost.memory_ratio, "needs", "more", "less")),
+        ],
+    }
+
+
+def _more(ratio: float | None, verb: str, more: str, less: str) -> str:
+    if ratio is None:
+        return "not measured"
+    change = 100 * (ratio - 1)
+    if abs(change) < 1:
+        return f"with the loss a pass {verb} as much, within 1 %"
+    return f"with the loss a pass {verb} {abs(change):.0f} % {more if change > 0 else less}"
+
+
+# --- provenance ----------------------------------------------------------------------------------------
+
+
+def provenance(treatment: Treatment) -> Groups:
+    """Everything that is needed to repeat the treatment."""
+    run = {key: getattr(treatment, key) for key in ("command", "created", "condense", "schema", "output")}
+    treated = treatment.arms["treated"]
+    groups: dict[str, Mapping[str, Any]] = {
+        "Run": run | {"duration": in_words(treatment.timing.get("total_seconds"))},
+        "Model before": asdict(treatment.arms["before"].validation.model),
+        "Plan": asdict(treatment.plan),
+        "Schedule": schedule_facts(treatment.schedule),
+    }
+    for name, arm in treatment.arms.items():
+        groups[f"Arm: {name}"] = {
+            "weights_sha256": arm.validation.model.weights_sha256,
+            "trained_tokens": arm.trained_tokens or None,
+            "training": in_words(arm.seconds) if arm.seconds else None,
+            "penalty_to_ce": arm.penalty_to_ce,
+        }
+    groups["Validation text"] = without_windows(asdict(treated.validation.corpus))
+    groups["Probe text"] = without_windows(asdict(treated.probe.corpus))
+    groups["Protocol"] = treated.validation.protocol
+    environments = {name: arm.validation.environment for name, arm in treatment.arms.items()}
+    if all(environment == treated.validation.environment for environment in environments.values()):
+        environments = {"all arms": treated.validation.environment}
+    return groups_of(groups | {f"Environment: {name}": values for name, values in environments.items()})

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from condense.report.escape import for_terminal
-from condense.report.tasks import CAUTION, taken_from, task_rows
-from condense.report.text import DASH, SEVERITIES, in_words, number, signed
-from condense.report.treatment.markdown import QUALITY_ROWS, ROWS, quality
+from condense.report.console import cell_text, new_table, panel, say, text
+from condense.report.tables import CAUTION
+from condense.report.text import gigabytes, in_words, times
+from condense.report.treatment.markdown import arms_table, scored, tasks_of
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
 
     from condense.records.plans import Plan, Schedule
     from condense.records.treatment import Overhead, Treatment
+    from condense.report.tables import Table
 
 _COLOURS = {"dispersed": "green", "dispersed-at-a-cost": "magenta", "condensed-further": "red"}
 
 
 def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Console) -> None:
     """Print what is about to run: tokens, steps, time, memory, disk."""
-    from rich.text import Text
-
     arms = "control and treated" if plan.control else "treated only (no control arm)"
-    lines = [
+    say(
+        console,
         f"plan: {schedule.steps} steps of {schedule.tokens_per_step:,} tokens ({schedule.train_tokens:,} tokens) "
         f"for each arm: {arms}",
         f"loss: {plan.loss} at coefficient {plan.coefficient:g} on layers {plan.layers}; learning rate "
@@ -31,15 +31,13 @@ def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Conso
         f"text: {schedule.train_documents} training and {schedule.validation_documents} validation documents; "
         f"{schedule.rows} rows of {schedule.row_length} tokens, {'packed' if schedule.packed else 'one document each'}",
         *schedule.notes,
-        f"cost of the loss: time × {number(overhead.time_ratio, 2)}, peak memory × {number(overhead.memory_ratio, 2)}",
+        cost_line(overhead),
         f"estimate: {in_words(schedule.seconds)} in all, {gigabytes(schedule.memory_bytes)} memory, "
         f"{gigabytes(schedule.disk_bytes)} disk",
-    ]
+    )
     if plan.eval_tasks:
         limit = "" if plan.eval_limit is None else f", the first {plan.eval_limit} samples of each"
-        lines.append(f"tasks, on before and every arm: {', '.join(plan.eval_tasks)}{limit}; not in the estimate")
-    for line in lines:
-        console.print(Text(for_terminal(line)))
+        say(console, f"tasks, on before and every arm: {', '.join(plan.eval_tasks)}{limit}; not in the estimate")
 
 
 def _seeds(plan: Plan) -> str:
@@ -47,85 +45,40 @@ def _seeds(plan: Plan) -> str:
     return f"seed {plan.seed}" if plan.seeds == 1 else f"seeds {plan.seed} to {last}; the model of the first is kept"
 
 
-def gigabytes(size: int | None) -> str:
-    """Bytes in GB or MB."""
-    if size is None:
-        return "unknown"
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+def cost_line(overhead: Overhead) -> str:
+    """What the loss costs, in one line."""
+    return f"cost of the loss: time {times(overhead.time_ratio)}, peak memory {times(overhead.memory_ratio)}"
 
 
 def show_treatment(treatment: Treatment, console: Console) -> None:
     """Print the arms beside each other, the paired difference, and the verdict."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    console.print(Text(for_terminal(f"{treatment.model} → {treatment.output}"), style="bold"))
-    names = list(treatment.arms)
-    for title, probe in (("validation text", False), ("probe text", True)):
-        effect = treatment.probe_effect if probe else treatment.effect
-        runs = [arm.probe if probe else arm.validation for arm in treatment.arms.values()]
-        table = Table(
-            box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=title, title_justify="left", title_style=""
-        )
-        table.add_column("")
-        for name in names:
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column(f"treated − {effect.against}", justify="right", no_wrap=True)
-        for key, label, digits in ROWS[:5] if not probe else ROWS[:2]:
-            table.add_row(
-                label, *(number(run.deep[key].value, digits) for run in runs), signed(effect.deep[key], digits)
-            )
-        for key, label, digits in QUALITY_ROWS[:2]:
-            change = signed(effect.quality[key], digits) if key in effect.quality else DASH
-            table.add_row(label, *(number(quality(run, key).value, digits) for run in runs), change)
-        console.print(table)
+    verdict = treatment.verdict
+    say(console, f"{treatment.model} → {treatment.output}", style="bold")
+    for probe in (False, True):
+        _show_table(arms_table(treatment, probe=probe, level=1 if probe else 2), console)
     _show_tasks(treatment, console)
-    cost = treatment.overhead
-    line = f"cost of the loss: time × {number(cost.time_ratio, 2)}, peak memory × {number(cost.memory_ratio, 2)}"
-    console.print(Text(line))
-    console.print(_panel(treatment))
+    say(console, cost_line(treatment.overhead))
+    facts = f"quality {verdict.quality} · what opened: {verdict.opened}"
+    facts += f" · {verdict.covers}" if verdict.covers else ""
+    colour = _COLOURS.get(verdict.id, "")
+    console.print(panel(verdict.id.upper(), colour, verdict.findings, facts=facts))
+
+
+def _show_table(of: Table, console: Console) -> None:
+    table = new_table(console, (of.first, *(column.head for column in of.columns)), title=of.title)
+    for name, cells in of.rows:
+        table.add_row(text(name), *(cell_text(cell, one_line=True) for cell in cells))
+    console.print(table)
 
 
 def _show_tasks(treatment: Treatment, console: Console) -> None:
     """Scores on downstream tasks with their standard errors below them, and the paired difference."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    arms = {name: arm.tasks for name, arm in treatment.arms.items()}
-    rows = task_rows(arms, treatment.task_effects)
-    if not rows:
+    of = tasks_of(treatment)
+    if not of.rows:
         return
-    title = Text(for_terminal(f"downstream tasks: {taken_from(arms, treatment.plan.eval_limit)}; ± one standard error"))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=title, title_justify="left", title_style="")
-    table.add_column("")
-    for name in (*arms, f"treated − {treatment.effect.against}"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        lines = [line for line in (row.change, row.interval, row.remark) if line]
-        change = Text(for_terminal("\n".join(lines)), style="bold" if row.clear else "")
-        what = f"{row.task} ({row.samples})\n  {row.metric} {row.better}"
-        table.add_row(Text(for_terminal(what)), *("\n".join(cell) for cell in row.cells), change)
+    heads = [column.head for column in of.columns[2:]]
+    table = new_table(console, ("", *heads), title=f"downstream tasks: {scored(treatment)}; ± one standard error")
+    for task, (metric, samples, *cells) in of.rows:
+        table.add_row(text(f"{task} ({samples.text})\n  {metric.text}"), *map(cell_text, cells))
     console.print(table)
-    console.print(Text(CAUTION, style="dim"))
-
-
-def _panel(treatment: Treatment) -> RenderableType:
-    from rich.console import Group
-    from rich.panel import Panel
-    from rich.text import Text
-
-    verdict = treatment.verdict
-    first, *others = verdict.findings
-    colour = _COLOURS.get(verdict.id, "")
-    lines: list[RenderableType] = [
-        Text(for_terminal(first.title), style="bold"),
-        Text(for_terminal(f"{first.seen}. {first.why}")),
-    ]
-    for finding in others:
-        text = Text("\n").append(f"{SEVERITIES[finding.severity]} {for_terminal(finding.title)}: ", style="bold")
-        lines.append(text.append(for_terminal(f"{finding.seen}.")))
-    lines += [Text(), Text("next: ", style="bold").append(for_terminal(first.next), style="bold cyan")]
-    title = Text(verdict.id.upper(), style=f"bold {colour}")
-    return Panel(Group(*lines), title=title, border_style=colour or "none", title_align="left", padding=(0, 1))
+    say(console, CAUTION, style="dim")

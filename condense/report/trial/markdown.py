@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from condense.records.trial import ArmResult, Trial, reading
+from condense.records.trial import ArmResult, Trial, quality_key, reading
 from condense.report.escape import for_code, for_markdown
-from condense.report.text import DASH, number, signed
-from condense.report.trial.rows import DIGITS, MISSING, TITLES, Measure, Row, keys, placed, rankings, rows
-from condense.report.trial.words import budget, caveats, dose_lines, recommendation, settings
+from condense.report.tables import Cell, digits_of, markdown_rows, title_of
+from condense.report.text import (
+    DASH,
+    difference,
+    folded,
+    markdown_findings,
+    markdown_head,
+    number,
+    plural,
+)
+from condense.report.trial.tables import (
+    MISSING,
+    Row,
+    budget,
+    caveats,
+    keys,
+    placed,
+    rankings,
+    recommendation,
+    rows,
+    settings,
+)
 
 
 def trial_markdown(trial: Trial) -> str:
     """The report as Markdown, fit for a README, a model card or a CI summary."""
     lines = [
-        f"# condense: trial of remedies on {for_markdown(trial.model.id)}", "", for_markdown(f"{budget(trial)}."), "",
-        *arms_table(trial), "",
-        *_ranks(trial), *_doses(trial), *_findings(trial), *_tasks(trial), *_definitions(trial), *_seeds(trial),
+        *markdown_head(trial.condense, f"trial of remedies on {trial.model.id}"),
+        for_markdown(f"{budget(trial)}."),
+        "",
+        *_arms(trial),
+        "",
+        *_ranks(trial),
+        *_doses(trial),
+        *(["## Findings", "", *markdown_findings(trial.findings)] if trial.findings else []),
+        *_tasks(trial),
+        *_definitions(trial),
+        *_seeds(trial),
         *_provenance(trial),
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    ]
+    return "\n".join(lines)
 
 
-def arms_table(trial: Trial) -> list[str]:
+def _arms(trial: Trial) -> list[str]:
     """The arms beside each other, each against the control, and what has to be said beneath."""
-    key = TITLES[keys(trial)[2]]
-    head = (
-        "arm", "parameters added", "time per step ÷ control", "peak memory ÷ control",
-        "deep mean cosine (Δ vs control, 95 % CI)", "effective rank (Δ)", f"{key} (Δ)", "verdict",
-    )  # fmt: skip
-    lines = [_line(head), f"|{'---|' * len(head)}"]
-    lines += [_line(_cells(row)) for row in rows(trial)]
-    lines += ["", _beneath(trial)]
-    lines += [f"† {for_markdown(name)}: {for_markdown(why)}." for name, why in caveats(trial)]
-    return lines
-
-
-def _beneath(trial: Trial) -> str:
-    seeds = trial.plan.seeds
-    return (
-        "Before and control: absolute values. Differences: mean over the training seeds, 95 % interval over texts; "
-        f"bold where it excludes 0. SD: standard deviation over the {seeds} seed{'' if seeds == 1 else 's'}."
+    cosine, rank, quality = map(title_of, keys(trial))
+    head = ["arm", "parameters added", "time per step ÷ control", "peak memory ÷ control"]
+    head += [f"{cosine} (Δ vs control, 95 % CI)", f"{rank} (Δ)", f"{quality} (Δ)", "verdict"]
+    lines = markdown_rows(head, map(_cells, rows(trial)))
+    beneath = (
+        "Before and control: absolute values. Differences: mean over the training seeds, 95 % interval; bold where it "
+        f"excludes 0. SD: standard deviation over the {plural(trial.plan.seeds, 'seed')}."
     )
+    notes = [f"† {for_markdown(name)}: {for_markdown(why)}." for name, why in caveats(trial)]
+    return [*lines, "", beneath, *notes]
 
 
 def _cells(row: Row) -> list[str]:
@@ -51,21 +68,15 @@ def _cells(row: Row) -> list[str]:
     time = f"{row.time} ({row.time_note})" if row.time_note else row.time
     notes = [*row.notes, *([row.reason] if row.reason else [])]
     verdict = "; ".join([f"**{row.verdict}**" if row.kind == "arm" else row.verdict, *map(for_markdown, notes)])
-    return [
-        name, row.added or DASH, for_markdown(time) or DASH, row.memory or DASH, *map(_measured, row.measures),
-        verdict or DASH,
-    ]  # fmt: skip
+    costs = (row.added or DASH, for_markdown(time) or DASH, row.memory or DASH)
+    return [name, *costs, *map(_measure, row.measures), verdict or DASH]
 
 
-def _measured(of: Measure) -> str:
-    value = f"**{of.value}**" if of.clear else of.value
-    parts = [part for part in (of.spread, of.rank) if part]
-    return "".join(
-        [
-            value, f" [{for_markdown(of.interval)}]" if of.interval else "", " †" if of.unpaired else "",
-            f" ({', '.join(parts)})" if parts else "",
-        ]
-    )  # fmt: skip
+def _measure(of: Cell) -> str:
+    text = f"**{of.text}**" if of.strong else of.text
+    text += f" [{of.interval}]" if of.interval else ""
+    notes = f" ({for_markdown(', '.join(of.notes))})" if of.notes else ""
+    return f"{text} {of.mark}{notes}" if of.mark else f"{text}{notes}"
 
 
 def _ranks(trial: Trial) -> list[str]:
@@ -83,39 +94,32 @@ def _ranks(trial: Trial) -> list[str]:
 
 
 def _doses(trial: Trial) -> list[str]:
-    lines = []
+    lines, key = [], quality_key(trial)
+    head = ("arm", "coefficient", f"{title_of('mean_cosine')} (Δ)", f"{title_of(key)} (Δ)")
     for dose in trial.doses:
-        lines += [
-            f"## Dose and response: {for_markdown(dose.title)}", "", f"{for_markdown(recommendation(dose))}.", "",
-            _line(("arm", "coefficient", "deep mean cosine (Δ)", f"{TITLES[keys(trial)[2]]} (Δ)")), f"|{'---|' * 4}",
-        ]  # fmt: skip
-        lines += [_line([for_markdown(arm), *cells]) for arm, *cells in dose_lines(trial, dose)]
-        lines.append("")
+        points = (
+            (for_markdown(p.arm), f"{p.coefficient:g}", difference(p.effect), difference(p.quality, digits_of(key)))
+            for p in dose.points
+        )
+        lines += [f"## Dose and response: {for_markdown(dose.title)}", "", f"{for_markdown(recommendation(dose))}.", ""]
+        lines += [*markdown_rows(head, points), ""]
     return lines
 
 
-def _findings(trial: Trial) -> list[str]:
-    if not trial.findings:
-        return []
-    lines = ["## Findings", ""]
-    for finding in trial.findings:
-        title, seen, why = map(for_markdown, (finding.title, finding.seen, finding.why))
-        lines += [f"- **{title}**: {seen.rstrip('.')}. {why.rstrip('.')}. Source: {for_markdown(finding.source)}."]
-        lines += [f"  Next: `{for_code(finding.next)}`"] if finding.next else []
-    return [*lines, ""]
-
-
 def _tasks(trial: Trial) -> list[str]:
-    found = [(arm, effect) for arm in trial.arms for effect in arm.task_effects]
-    if not found:
+    effects = [(arm.spec.name, effect) for arm in trial.arms for effect in arm.task_effects]
+    if not effects:
         return []
     head = ("task", "metric", "arm", "score", "control", "difference [95 %]", "paired")
-    lines = ["## Downstream tasks", "", _line(head), f"|{'---|' * len(head)}"]
-    for arm, effect in found:
-        cells = [effect.task, effect.metric, arm.spec.name, number(effect.new), number(effect.old)]
-        paired = "by sample" if effect.paired else "no"
-        lines.append(_line([*map(for_markdown, cells), signed(effect.difference), paired]))
-    return [*lines, ""]
+    cells = [
+        (
+            *map(for_markdown, (effect.task, effect.metric, name, number(effect.new), number(effect.old))),
+            difference(effect.difference),
+            "by sample" if effect.paired else "no",
+        )
+        for name, effect in effects
+    ]
+    return ["## Downstream tasks", "", *markdown_rows(head, cells), ""]
 
 
 def _definitions(trial: Trial) -> list[str]:
@@ -130,33 +134,36 @@ def _definitions(trial: Trial) -> list[str]:
 
 
 def _seeds(trial: Trial) -> list[str]:
-    key = keys(trial)
-    head = ("arm", "seed", *(f"{TITLES[k]} (Δ)" for k in key))
-    lines = ["<details><summary>Every seed</summary>", "", _line(head), f"|{'---|' * len(head)}"]
-    for arm in trial.arms:
-        for run in arm.runs:
-            cells = [_of_seed(arm, run.seed, k, reading(run, k).value) for k in key]
-            lines.append(_line([for_markdown(arm.spec.name), str(run.seed), *cells]))
-    return [*lines, "", "</details>", ""]
+    head = ("arm", "seed", *(f"{title_of(key)} (Δ)" for key in keys(trial)))
+    cells = [
+        (
+            for_markdown(arm.spec.name),
+            str(run.seed),
+            *(_seed(arm, run.seed, key, reading(run, key).value) for key in keys(trial)),
+        )
+        for arm in trial.arms
+        for run in arm.runs
+    ]
+    return folded("Every seed", markdown_rows(head, cells))
 
 
-def _of_seed(arm: ArmResult, seed: int, key: str, value: float | None) -> str:
+def _seed(arm: ArmResult, seed: int, key: str, value: float | None) -> str:
     effects = arm.effect.by_seed if arm.effect else ()
     change = next((effect.metrics.get(key, MISSING) for effect in effects if effect.seed == seed), MISSING)
-    own = number(value, DIGITS[key])
-    return f"{own} ({signed(change, DIGITS[key])})" if change.value is not None else own
+    own = number(value, digits_of(key))
+    return f"{own} ({difference(change, digits_of(key))})" if change.value is not None else own
 
 
 def _provenance(trial: Trial) -> list[str]:
     facts = {
-        "command": trial.command, "created": trial.created, "condense": trial.condense,
+        "command": trial.command,
+        "created": trial.created,
+        "condense": trial.condense,
         "weights sha256": trial.model.weights_sha256 or "not known",
-        "training text sha256": trial.schedule.train_sha256, "validation text sha256": trial.schedule.validation_sha256,
-        "validation windows sha256": trial.validation.windows_sha256, "protocol": str(trial.protocol.get("hash", "")),
-    }  # fmt: skip
-    lines = [f"| {key} | `{for_code(value)}` |" for key, value in facts.items() if value]
-    return ["<details><summary>How it was made</summary>", "", "| | |", "|---|---|", *lines, "", "</details>"]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        "training text sha256": trial.schedule.train_sha256,
+        "validation text sha256": trial.schedule.validation_sha256,
+        "validation windows sha256": trial.validation.windows_sha256,
+        "protocol": str(trial.protocol.get("hash", "")),
+    }
+    cells = [(key, f"`{for_code(value)}`") for key, value in facts.items() if value]
+    return folded("How it was made", markdown_rows(("", ""), cells))

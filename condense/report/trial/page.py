@@ -1,40 +1,139 @@
-"""A trial as one HTML file: the table of the arms first, then curves, each arm's definition, seeds, provenance.
-
-Records in, text out; the shell, the styles and the guarantees are those of `condense.report.html`.
-"""
+"""A trial as one HTML file: the table of the arms first, then curves, each arm's definition, seeds, provenance."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
 from condense.records.base import PlotlyJs
-from condense.records.trial import Trial
-from condense.report.charts import Chart
+from condense.records.trial import ArmResult, Trial
+from condense.report.glossary import TRIAL, glossary
 from condense.report.html import render
-from condense.report.text import typeset
-from condense.report.treatment.facts import shown
-from condense.report.trial.curves import training_figures
-from condense.report.trial.doses import dose_figures, tradeoff
-from condense.report.trial.facts import arm_facts, glossary, name_of, provenance, subject
-from condense.report.trial.figures import depth_figures
-from condense.report.trial.forest import forests, pair_rows
-from condense.report.trial.looks import BEFORE, looks
-from condense.report.trial.rows import TITLES, keys, placed, rankings, rows
-from condense.report.trial.tables import seed_table, site_table, task_tables
-from condense.report.trial.words import breakable, budget, caveats, headline, recommendation
+from condense.report.parts import Groups, Head, schedule_facts, without_windows
+from condense.report.parts import provenance as groups_of
+from condense.report.tables import title_of
+from condense.report.text import (
+    DASH,
+    corpus_line,
+    gigabytes,
+    in_words,
+    model_line,
+    model_name,
+    parameter_count,
+    sentence,
+    times,
+)
+from condense.report.trial import figures, tables
 
 
 def trial_page(trial: Trial, *, plotlyjs: PlotlyJs = "inline") -> str:
     """The report of a trial as one HTML page; `plotlyjs` as in `diagnosis_page`."""
-    trade, depth, training = tradeoff(trial), depth_figures(trial), training_figures(trial)
-    doses = [(dose, dose_figures(trial, dose, rank)) for rank, dose in enumerate(trial.doses)]
-    drawn = [*([trade] if trade else []), *(figure for _, figures in doses for figure in figures), *depth, *training]
-    charts: list[Chart] = [figure.chart for figure in drawn]
+    trade, depth, training = figures.tradeoff(trial), figures.depth_figures(trial), figures.training_figures(trial)
+    doses = [(dose, figures.dose_figures(trial, dose, rank)) for rank, dose in enumerate(trial.doses)]
+    effects, tasks = figures.strips(trial), tables.task_tables(trial)
+    sections = {
+        "verdict": "The arms",
+        "effects": "Effects" if effects else "",
+        "ranks": "Ranks",
+        "dose": "Effect and cost" if trade or doses else "",
+        "findings": "Findings" if trial.findings else "",
+        "depth": "Over depth" if depth else "",
+        "training": "Training",
+        "tasks": "Tasks" if tasks else "",
+        "definitions": "Definitions",
+        "seeds": "Every seed",
+    }
+    head = Head(
+        kind="trial",
+        about="trial of remedies",
+        title=model_name(trial.model.id),
+        name=trial.model.id,
+        lines=(
+            sentence(tables.budget(trial)),
+            f"{model_line(trial.model)}; measured on {corpus_line(trial.validation)}",
+        ),
+        created=trial.created,
+        version=trial.condense,
+        sections=tuple((key, title) for key, title in sections.items() if title),
+    )
     return render(
-        "trial.html.j2", charts, plotlyjs, version=trial.condense, trial=trial, title=name_of(trial),
-        subject=subject(trial), budget=budget(trial), headline=typeset(headline(trial)),
-        findings=shown(trial.findings), rows=rows(trial), keys=keys(trial), titles=TITLES,
-        looks={"before": BEFORE} | looks(trial), caveats=caveats(trial), rankings=rankings(trial), placed=placed,
-        forests=forests(trial), pairs=pair_rows(trial), tradeoff=trade, doses=doses, recommendation=recommendation,
-        depth=depth, training=training, arms=arm_facts(trial), tasks=task_tables(trial), seeds=seed_table(trial),
-        sites=site_table(trial), provenance=provenance(trial), glossary=glossary(), typeset=typeset,
-        breakable=breakable,
-    )  # fmt: skip
+        head,
+        [*([trade] if trade else []), *(figure for _, drawn in doses for figure in drawn), *depth, *training],
+        plotlyjs,
+        command=trial.command,
+        provenance=provenance(trial),
+        glossary=glossary("Trial", TRIAL),
+        headline=tables.headline(trial),
+        findings=trial.findings,
+        rows=tables.rows(trial),
+        heads=list(map(title_of, tables.keys(trial))),
+        looks={"before": figures.BEFORE} | figures.looks(trial),
+        seeds=trial.plan.seeds,
+        caveats=tables.caveats(trial),
+        unranked=trial.unranked,
+        rankings=tables.rankings(trial),
+        placed=tables.placed,
+        strips=effects,
+        pairs=tables.pair_tables(trial),
+        power=tables.powers_of(trial),
+        tradeoff=trade,
+        doses=[(dose, tables.recommendation(dose), drawn) for dose, drawn in doses],
+        depth=depth,
+        training=training,
+        arms=[arm_facts(arm) for arm in trial.arms],
+        tasks=tasks,
+        seed_table=tables.seed_table(trial),
+        sites=tables.site_table(trial),
+    )
+
+
+@dataclass(frozen=True)
+class ArmFacts:
+    """One arm as its section shows it: what it is, by whom, its settings and what a step of it takes."""
+
+    name: str
+    title: str
+    status: str
+    reason: str
+    definition: str
+    source: str
+    details: tuple[str, ...]
+    settings: tuple[tuple[str, str], ...]
+
+
+def arm_facts(arm: ArmResult) -> ArmFacts:
+    """An arm as its section shows it."""
+    cost, seeds = arm.cost, ", ".join(str(run.seed) for run in arm.runs)
+    step = [] if cost.seconds is None else [f"{cost.seconds:.3g} s ({times(cost.time_ratio.value, 3)})"]
+    if cost.peak_memory_bytes is not None:
+        step.append(f"{gigabytes(cost.peak_memory_bytes)} ({times(cost.memory_ratio)})")
+    facts = (
+        *tables.settings(arm),
+        ("seeds trained", seeds or "none"),
+        ("parameters", f"{parameter_count(arm.parameters)}, added {tables.added(arm.parameters_added)}"),
+        ("a step takes", ", ".join(step) or cost.reason or DASH),
+    )
+    reason = arm.reason or ("" if arm.status == "done" else "no reason was recorded")
+    return ArmFacts(arm.spec.name, arm.title, arm.status, reason, arm.definition, arm.source, arm.details, facts)
+
+
+def provenance(trial: Trial) -> Groups:
+    """Everything that is needed to repeat the trial; loss, layers and coefficient are each arm's own."""
+    run = {key: getattr(trial, key) for key in ("command", "created", "condense", "schema", "output")}
+    own = ("coefficient", "loss", "layers", "control", "paper_sites")
+    training = {key: value for key, value in asdict(trial.plan.training).items() if key not in own}
+    names = [arm.spec.name for arm in trial.arms]
+    groups: dict[str, Mapping[str, Any]] = {
+        "Run": run | {"training of all runs": in_words(trial.timing.get("training_seconds"))},
+        "Trial": {"arms": names, "seeds": trial.plan.seeds, "keep models": trial.plan.keep_models},
+        "Model before": asdict(trial.model),
+        "Training": training,
+        "Schedule of every arm": schedule_facts(trial.schedule),
+        "Validation text": without_windows(asdict(trial.validation)),
+        "Probe text": without_windows(asdict(trial.probe)),
+        "Protocol": trial.protocol,
+        "Environment": trial.environment,
+        "Timing": trial.timing,
+    }
+    return groups_of(groups)
