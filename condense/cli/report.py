@@ -1,7 +1,8 @@
-"""`condense report RUN.json`: draw a saved run again, without a model and without torch."""
+"""`condense report RUN.json`: draw a saved run again, or a training run while it goes on; without model and torch."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,12 +11,14 @@ import typer
 
 from condense.cli.console import console, say
 from condense.cli.groups import Only, command
-from condense.cli.outputs import from_saved_run, plan_outputs
-from condense.errors import UnavailableError
+from condense.cli.outputs import Outputs, from_saved_run, plan_outputs
+from condense.errors import UnavailableError, UsageError
+from condense.files import is_special
 from condense.records.base import Saved
 from condense.records.comparison import COMPARISON_SCHEMA
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA
-from condense.records.options import OutputOptions
+from condense.records.monitor import MONITOR_SCHEMA, MonitorRun
+from condense.records.options import Flag, OutputOptions
 from condense.records.serial import read_json
 from condense.records.treatment import TREATMENT_SCHEMA
 from condense.records.trial import TRIAL_SCHEMA
@@ -60,22 +63,68 @@ _SHOWN: dict[str, Callable[[], Shown]] = {
 }
 
 
+SECONDS = 5.0
+"""Between two looks at a run that is watched."""
+
+
 @command
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN.json", help="A run that condense saved.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN.json", help="A run that condense saved, or the JSONL file of a monitor.", show_default=False
+        ),
+    ],
     files: Annotated[OutputOptions, Only("html", "md", "csv", "plotlyjs", "force")],
+    watch: Annotated[bool, Flag("Draw a monitor's run again whenever it grows, until Ctrl-C.")] = False,
 ) -> None:
     """Show a saved run again, or write its report; needs neither the model nor torch."""
-    outputs = plan_outputs(files)
+    outputs, size = plan_outputs(files), -1
+    while True:
+        if watch and size >= 0 and run.exists() and run.stat().st_size == size:
+            time.sleep(SECONDS)
+            continue
+        size = run.stat().st_size if run.exists() else 0
+        _draw(run, outputs, watch=watch)
+        if not watch:
+            return
+
+
+def _draw(run: Path, outputs: Outputs, *, watch: bool) -> None:
+    """Write the reports that were asked for, or show the run on the terminal, which is cleared while it is watched."""
+    saved, show = _read(run)
+    if watch and not isinstance(saved, MonitorRun):
+        raise UsageError("--watch is for the file of a monitor", "leave it out; a saved run does not change")
+    with from_saved_run(run):
+        written = outputs.write(saved)
+        if not written:
+            if watch:
+                console().clear()
+            show(saved, console())
+    for path in written:
+        say(f"wrote {path}")
+
+
+def _read(run: Path) -> tuple[Saved, Callable[[Any, Any], None]]:
+    """A saved run and what shows it."""
+    if _is_monitor(run):
+        from condense.report.monitor import show_monitor
+
+        return MonitorRun.from_lines(run), show_monitor
     data = read_json(run)
     kind = data["schema"]
     if kind not in _SHOWN:
         raise UnavailableError(f"{run} is of an unknown kind ({kind})", "was it written by a newer condense?")
     record, show = _SHOWN[kind]()
-    saved = record.from_json(data)
-    with from_saved_run(run):
-        written = outputs.write(saved)
-        if not written:
-            show(saved, console())
-    for path in written:
-        say(f"wrote {path}")
+    return record.from_json(data), show
+
+
+def _is_monitor(run: Path) -> bool:
+    """Whether the first line of a file is the head of a monitor's."""
+    if is_special(run) or not run.is_file():
+        return False
+    try:
+        with run.open("rb") as file:
+            return MONITOR_SCHEMA.encode() in file.readline(10_000)
+    except OSError:
+        return False

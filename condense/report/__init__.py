@@ -26,6 +26,9 @@ def to_markdown(record: Saved) -> str:
 
 
 def _function(record: Saved, module: str) -> Any:
-    """`KIND_page` of report.KIND.page or `KIND_markdown` of report.KIND.markdown; KIND is in `condense.KIND/1`."""
+    """`KIND_page` or `KIND_markdown`, of report.KIND itself or of its module; KIND is in the schema condense.KIND/1."""
     kind = record.SCHEMA.removeprefix("condense.").partition("/")[0]
-    return getattr(importlib.import_module(f"condense.report.{kind}.{module}"), f"{kind}_{module}")
+    package = importlib.import_module(f"condense.report.{kind}")
+    if hasattr(package, "__path__"):
+        package = importlib.import_module(f"condense.report.{kind}.{module}")
+    return getattr(package, f"{kind}_{module}")

@@ -7,7 +7,7 @@ alone. Everything from outside goes through `for_terminal` and `Text`, never thr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from condense.report.escape import for_terminal
 from condense.report.tables import Cell
@@ -83,9 +83,10 @@ def new_table(
     )
     for index, head in enumerate(heads):
         if index == 0 and names is not None:
-            made.add_column(head, overflow="fold", max_width=names)
+            made.add_column(text(head), overflow="fold", max_width=names)
         else:
-            made.add_column(head, justify="left" if index < left else "right", no_wrap=index > 0)
+            justify: Literal["left", "right"] = "left" if index < left else "right"
+            made.add_column(text(head), justify=justify, no_wrap=index > 0, min_width=0 if index else 6)
     return made
 
 
@@ -107,7 +108,7 @@ def panel(
     for finding in others:
         line = Text("\n").append(f"{SEVERITIES[finding.severity]} {for_terminal(finding.title)}: ", style="bold")
         lines.append(line.append(for_terminal(f"{finding.seen.rstrip('.')}.")))
-    lines += [Text(), *map(text, notes)]
+    lines += [Text(), *map(text, notes)] if first.next or notes else []
     if first.next:
         lines.append(Text("next: ", style="bold").append(for_terminal(first.next), style="bold cyan"))
     return Panel(
