@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from condense.records.base import PlotlyJs
 from condense.report.escape import for_terminal
-from condense.report.parts import Groups, Head
 from condense.report.text import breakable, number, percent, sentence, signed, typeset
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from condense.report import glossary
     from condense.report.charts import Chart, Figure, Panels
+    from condense.report.parts import Groups, Head
 
 TEMPLATES = Path(__file__).parent / "templates"
 CDN = "https://cdn.plot.ly"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from condense.records.base import Estimate, Finding
-from condense.records.plans import Schedule
-from condense.records.treatment import Effect, Word
 from condense.report.charts import Look, padded
 from condense.report.tables import digits_of
 from condense.report.text import DASH, NOTHING, gigabytes, in_words, interval, number, signed, written
+
+if TYPE_CHECKING:
+    from condense.records.plans import Schedule
+    from condense.records.treatment import Effect, Word
 
 
 @dataclass(frozen=True)

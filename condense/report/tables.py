@@ -9,14 +9,16 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from condense.metrics import METRICS, QUALITY, Metric
 from condense.records.base import Estimate
-from condense.records.tasks import TaskEffect, TaskScore
-from condense.records.treatment import Power
 from condense.report.escape import for_csv, for_markdown
 from condense.report.text import DASH, number, percent, signed
+
+if TYPE_CHECKING:
+    from condense.records.tasks import TaskEffect, TaskScore
+    from condense.records.treatment import Power
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ CHANGES: list[tuple[str, tuple[str | int, ...], object, dict[str, str]]] = [
                                                          "": "cone opened"}),
     ("trial", ("arms", 2, "verdict"), "condensed-further", {"page": "<b>condensed further</b><small>quality held",
                                                             "Markdown": "**condensed further**; quality held",
-                                                            "terminal": "condensed further quality held",
+                                                            "terminal": "condensed further",
                                                             "JSON": '"verdict":"condensed-further"'}),
     ("trial", ("arms", 2, "quality"), "improved", {"": "quality improved", "JSON": '"quality":"improved"'}),
     ("trial", ("doses", 0, "recommended"), 0.1, {"": "recommended coefficient: 0.1",
