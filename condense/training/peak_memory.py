@@ -67,9 +67,14 @@ def _run_helper(jobs: Sequence[Footprint], token: str | None) -> dict[str, int |
     environment["PYTHONPATH"] = os.pathsep.join(part for part in sys.path if part)  # the same condense, wherever it is
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "condense.training.peak_memory"], input=json.dumps([encode(job) for job in jobs]),
-            env=environment, capture_output=True, encoding="utf-8", timeout=_LIMIT * len(jobs), check=False,
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", "condense.training.peak_memory"],  # -P: no code of the working directory
+            input=json.dumps([encode(job) for job in jobs]),
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=_LIMIT * len(jobs),
+            check=False,
+        )
         answer = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         return dict.fromkeys(names, f"the measuring process gave no answer ({type(error).__name__})")

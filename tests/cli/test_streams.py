@@ -21,6 +21,7 @@ from condense.cli.app import app
 from condense.cli.console import MANNER, Guarded, command_line, redacted, say
 from condense.errors import RunError, UnavailableError, UsageError, system_failure
 from condense.files import is_special, write_text
+from condense.models import hub
 from condense.records.diagnosis import Diagnosis
 from condense.records.options import ModelOptions
 from condense.report.escape import for_runner
@@ -419,6 +420,14 @@ def test_memory_and_disk_are_4_while_a_model_is_opened(
     monkeypatch.setattr(place, fail)
     result = condense("analyze", tiny("llama"), *FAST, "--no-cache")
     assert result.exit_code == 4 and len(result.stderr.splitlines()) <= 2, result.output
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(122, "Quota"), MemoryError()])
+def test_a_disk_that_is_full_while_fetching_is_4(error: Exception) -> None:
+    with pytest.raises(RunError), hub._explained("org/model"):
+        raise error
+    with pytest.raises(UnavailableError), hub._explained("org/model"):
+        raise ValueError("something else")
 
 
 def test_an_unreadable_folder_is_3(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

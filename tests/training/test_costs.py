@@ -1,6 +1,7 @@
 """Time in turn, memory in a process of its own."""
 
 import contextlib
+import sys
 
 import pytest
 import torch
@@ -102,3 +103,14 @@ def test_memory_is_that_of_a_process_of_its_own(tiny, batch):
 def test_an_arm_that_cannot_be_measured_has_a_reason(tmp_path, batch):
     found = peak_bytes(str(tmp_path / "none"), ModelOptions(device="cpu"), Plan(), [(CONTROL, 0, batch)])
     assert "no such file" in found["control"]
+
+
+def test_the_measuring_process_runs_no_code_of_the_working_directory(tiny, batch, tmp_path, monkeypatch):
+    """`-m` puts the working directory first on the path: a repository's own torch.py would be run."""
+    for name in ("torch", "transformers", "json", "condense"):
+        (tmp_path / f"{name}.py").write_text('open("PWNED", "w").write("x")\nraise SystemExit\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [part for part in sys.path if part])
+    found = peak_bytes(str(tiny("llama")), ModelOptions(device="cpu"), Plan(), [(CONTROL, 0, batch)])
+    assert isinstance(found["control"], int), found
+    assert not (tmp_path / "PWNED").exists()
