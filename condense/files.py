@@ -129,13 +129,16 @@ def joined_sha256(hashes: Sequence[str]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: beside it first, flushed, then renamed over it."""
-    path = Path(path)
+    """Write a file whole or not at all: beside it first, flushed, then renamed over it.
+
+    A link stays one: what it points to is written.
+    """
+    path = Path(os.path.realpath(path))
     if is_special(path):
         raise UsageError(f"{path} is a pipe or a device, which would be replaced", "choose another place")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:30]}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}", "choose another place") from None
     try:

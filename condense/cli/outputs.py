@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -84,6 +86,8 @@ def from_saved_run(path: Path) -> Iterator[None]:
 
 def check_folder(folder: Path, *, force: bool) -> None:
     """Refuse a folder that is a file, or holds anything and was not forced; UsageError where it cannot be read."""
+    if folder.is_symlink() and not _target(folder).exists():
+        raise UsageError(f"{folder} is a link to {_target(folder)}, which is not there", "choose another --output")
     try:
         there, is_folder = folder.exists(), folder.is_dir()
         is_empty = not (is_folder and any(folder.iterdir()))
@@ -96,7 +100,9 @@ def check_folder(folder: Path, *, force: bool) -> None:
 
 
 def check_file(path: Path, *, force: bool) -> None:
-    """Refuse a place that cannot be written, or a file that condense did not write."""
+    """Refuse a place that cannot be written, or a file that condense did not write; of a link, its target."""
+    if path.is_symlink():
+        path = _target(path)
     try:
         is_folder, there = path.is_dir(), path.exists()
         parent = next(folder for folder in path.absolute().parents if folder.exists())
@@ -107,6 +113,8 @@ def check_file(path: Path, *, force: bool) -> None:
     if is_special(path):
         raise UsageError(f"{path} is a pipe or a device, which would be replaced", "give a file name")
     try:
+        if len(os.fsencode(path.name)) > os.pathconf(parent, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
@@ -115,6 +123,16 @@ def check_file(path: Path, *, force: bool) -> None:
         ) from None
     if there and not force and not _is_ours(path):
         raise UsageError(f"{path} exists and was not written by condense", "choose another name, or pass --force")
+
+
+def _target(link: Path) -> Path:
+    """What a link points to in the end; UsageError for a circle and for a folder that is not there."""
+    target = Path(os.path.realpath(link))
+    if target.is_symlink():
+        raise UsageError(f"{link} is a link that leads in a circle", "choose another place")
+    if not target.parent.is_dir():
+        raise UsageError(f"{link} is a link to {target}, whose folder is not there", "choose another place")
+    return target
 
 
 def _is_ours(path: Path) -> bool:
