@@ -179,8 +179,9 @@ def _next_run(dose: DoseResponse, plan: Plan, steps: int, moved: bool | None, ne
         return longer_training(plan, steps, moved, again)
     if needs_text:
         return again(output="more-text/", num_texts=str(4 * plan.num_texts))
-    seeds = again.value("seeds")
-    return again(output="more-seeds/", seeds=str(2 * max(MIN_SEEDS, int(seeds) if seeds.isdigit() else MIN_SEEDS)))
+    given = again.value("seeds")
+    seeds = int(given) if given.isdigit() else MIN_SEEDS
+    return again(output="more-seeds/", seeds=str(2 * seeds if seeds >= MIN_SEEDS else MIN_SEEDS))
 
 
 def ratio_findings(arms: Sequence[ArmResult], again: Again) -> list[Finding]:

@@ -40,11 +40,15 @@ def verdict_from(words: Mapping[str, Word]) -> VerdictId:
     return "too-small-to-count" if cone == "smaller than what counts" else "inconclusive"
 
 
-def arm_verdict(effect: ArmEffect) -> tuple[VerdictId, str, QualityWord, Opened]:
-    """The verdict's id, why it is open where the number of seeds decides that, the quality word, and what opened."""
+def arm_verdict(effect: ArmEffect) -> tuple[VerdictId, str, QualityWord | None, Opened | None]:
+    """The verdict's id, why it is open where the number of seeds decides that, the quality word, and what opened.
+
+    Below three seeds nothing is said of quality and of what opened either (None).
+    """
     few = too_few(len(effect.by_seed), MIN_SEEDS, "a word on an arm")
-    opened = what_opened(effect.words, effect.metrics)
-    return "inconclusive" if few else verdict_from(effect.words), few, quality_in(effect.words), opened
+    if few:
+        return "inconclusive", few, None, None
+    return verdict_from(effect.words), "", quality_in(effect.words), what_opened(effect.words, effect.metrics)
 
 
 def too_few(seeds: int, needed: int, what: str) -> str:
@@ -120,8 +124,8 @@ def _headline(arms: Sequence[ArmResult], seeds: int) -> tuple[Literal["good", "w
     if not arms:
         return "info", "No arm could be compared with the control", "See below what went wrong."
     if seeds < MIN_SEEDS and all(arm.verdict_reason for arm in arms):
-        covers = arms[0].effect.covers if arms[0].effect else ""
-        return "info", f"No word on any arm: {arms[0].verdict_reason} ({covers})", (
+        covers = f" ({arms[0].effect.covers})" if arms[0].effect and seeds == 1 else ""
+        return "info", f"No word on any arm: {arms[0].verdict_reason}{covers}", (
             "What other seeds would give is not known yet; the numbers of each seed stand in the tables."
         )  # fmt: skip
     fell = [arm for arm in arms if arm.verdict == "dispersed"]

@@ -64,3 +64,18 @@ def test_a_broken_run_is_refused_in_one_line(broken: dict[str, Any]) -> None:
     data = json.loads((SAVED / "treatment-0.1.0.json").read_text())
     with pytest.raises(UnavailableError, match="not a valid condense.treatment/1"):
         Treatment.from_json({**data, **broken})
+
+
+def test_the_shipped_trial_is_read_and_no_value_lies_outside_its_interval() -> None:
+    """docs/examples/smollm2-trial once had a probe effect outside its own interval."""
+    file = Path(__file__).parents[2] / "docs" / "examples" / "smollm2-trial" / "trial.json"
+    trial = Trial.from_json(file)
+    for arm in trial.arms[1:]:
+        for effect in (arm.effect, arm.probe_effect):
+            assert effect is not None
+            for metrics in (effect.metrics, *(seed.metrics for seed in effect.by_seed)):
+                for key, change in metrics.items():
+                    inside = change.low is None or change.value is None or change.high is None
+                    assert inside or change.low <= change.value <= change.high, (arm.spec.name, key)
+        assert arm.effect is not None and arm.effect.metrics["bits_per_byte"].low is not None
+    assert file.with_name("report.md").read_text(encoding="utf-8") == trial.to_markdown()

@@ -70,7 +70,8 @@ def test_the_verdict_of_an_arm(of, expected, quality):
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_below_three_seeds_an_arm_has_no_verdict(seeds):
-    found, reason, _, _ = arm_verdict(effect(FALL, seeds=seeds))
+    found, reason, quality, opened = arm_verdict(effect(FALL, seeds=seeds))
+    assert quality is None and opened is None
     assert found == "inconclusive" and reason == f"{seeds} seed{'s' * (seeds > 1)}: a word on an arm needs 3"
 
 

@@ -57,7 +57,11 @@ from condense.report.text import (
 )
 
 MISSING = Estimate(None, reason="not measured")
-_OPENED = {"both": "cone opened and three dimensions rescaled", "cone opened": "the cone opened"}
+_OPENED = {
+    "both": "cone opened and three dimensions rescaled",
+    "cone opened": "the cone opened",
+    "not clear": "what opened is not clear",
+}
 
 # --- the arms beside each other ------------------------------------------------------------------------
 
