@@ -16,7 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from condense.errors import CondenseError
 from condense.files import cache_root
+from condense.models.gguf import Copy, copies
 from condense.version import __version__
 
 SCHEMA = "condense.installation/1"
@@ -113,6 +115,7 @@ class Installation:
     memory: int | None
     memory_available: int | None
     folders: tuple[Folder, ...]
+    copies: tuple[Copy, ...]
     token: str
     offline: Mapping[str, str]
     settings: str
@@ -155,6 +158,7 @@ def examine(settings: str = "none", problems: tuple[Problem, ...] = (), demo: bo
         memory=total,
         memory_available=available,
         folders=folders,
+        copies=_copies(),
         token=token,
         offline=offline,
         settings=settings,
@@ -263,6 +267,12 @@ def _folders() -> list[Folder]:
     if constants is not None:
         paths.append(("hub cache", Path(constants.HF_HUB_CACHE)))
     return [_folder(name, path) for name, path in paths]
+
+
+def _copies() -> tuple[Copy, ...]:
+    with contextlib.suppress(OSError, CondenseError):  # a cache that cannot be read is among the problems
+        return copies()
+    return ()
 
 
 def _hub_constants() -> Any:

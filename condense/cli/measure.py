@@ -231,7 +231,9 @@ def _load(options: ModelOptions, measure: MeasureOptions, shape: Shape, device: 
 def _model_lines(model: str, source: Source, load: Load, text: str) -> list[tuple[str, str]]:
     shape, twin = source.shape, " and its random twin" if load.twin else ""
     sizes = f"{shape.parameters / 1e6:,.1f} M parameters, {shape.blocks} blocks, width {shape.width}"
-    first = [("first", "the .gguf is converted once, into the cache")] if source.convert else []
+    first = []
+    if source.copy is not None:
+        first = [("first", f"the .gguf is converted once: {_size(4 * shape.parameters)} in {source.copy}")]
     return [
         ("model", f"{model}{twin}: {sizes}, {load.dtype}"),
         *first,

@@ -48,11 +48,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Source:
-    """A model as it was found: its sizes, the files that would be downloaded, and what comes before measuring."""
+    """A model as it was found: its sizes, what would be downloaded, where the copy of a .gguf would be made."""
 
     shape: Shape
     downloads: tuple[tuple[str, int], ...] = ()
-    convert: bool = False
+    copy: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ def find(model: str, options: ModelOptions) -> Source:
 def _local(path: Path, options: ModelOptions, name: str | None = None) -> Source:
     name = name or path.name
     if path.suffix == ".gguf" and path.is_file():
-        metadata = gguf.read_metadata(path)
-        folder = gguf.already_converted(path)
+        model = gguf.read(path)
+        folder = gguf.already_converted(model)
         if folder is None:
-            return Source(_gguf_shape(metadata, name), convert=True)
+            return Source(_gguf_shape(model, name), copy=gguf.copy_of(model.parts))
         path = folder
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         base = inspection.check_adapter(path).get("base_model_name_or_path")
@@ -138,20 +138,17 @@ def shape(
     return Shape(name, parameters, stored, width, ff, blocks, vocabulary, positions, dtype)
 
 
-def _gguf_shape(metadata: Mapping[str, Any], name: str) -> Shape:
-    kind = metadata.get("general.architecture", "llama")
-
+def _gguf_shape(model: gguf.Gguf, name: str) -> Shape:
     def number(key: str) -> int:
-        value = metadata.get(f"{kind}.{key}", 0)
+        value = model.metadata.get(f"{model.architecture}.{key}", 0)
         return int(value) if isinstance(value, int | float) else 0
 
-    tokens = metadata.get("tokenizer.ggml.tokens")
     config = {
         "hidden_size": number("embedding_length"), "intermediate_size": number("feed_forward_length"),
         "num_hidden_layers": number("block_count"), "max_position_embeddings": number("context_length"),
-        "vocab_size": number("vocab_size") or (len(tokens) if isinstance(tokens, list | tuple) else 0),
+        "vocab_size": next((t.shape[0] for t in model.tensors.values() if t.name == "token_embd.weight"), 0),
     }  # fmt: skip
-    return shape(config, name)
+    return shape(config, name, headers=[{"shape": t.shape, "dtype": "F32"} for t in model.tensors.values()])
 
 
 def _first(config: Mapping[str, Any], *keys: str) -> int | None:
@@ -167,7 +164,7 @@ def peak_bytes(source: Source, load: Load, *, libraries: float) -> float:
     weights = float(shape.parameters * size * (2 if load.twin else 1))
     if _dtype(shape, load) != shape.stored_dtype:
         weights += shape.stored
-    if source.convert:
+    if source.copy:
         weights = max(weights, _CONVERSION * 4 * shape.parameters)
     return libraries + _LIBRARIES + weights + _working(shape, load, size)
 
@@ -193,7 +190,7 @@ def seconds(source: Source, load: Load, rate: float) -> float:
     # each parameter multiplies each token once, the embedding too (as the head); attention adds two products per pair
     per_text = 2 * shape.parameters * load.length + 4 * shape.blocks * shape.width * load.length**2
     rounds = math.ceil(load.texts / load.processes) * (1 + _TWINS if load.twin else 1)
-    opening = _OPENING + shape.parameters * 4 / _DISK + (15 + shape.parameters / 2e7 if source.convert else 0)
+    opening = _OPENING + shape.parameters * 4 / _DISK + (15 + shape.parameters / 2e7 if source.copy else 0)
     return opening + rounds * per_text / (rate * _EFFICIENCY) * _METRICS
 
 

@@ -18,10 +18,10 @@ from condense.errors import UnavailableError, UsageError, first_line
 from condense.files import sha256
 from condense.models.adapt import Adapted, adapt, bare, is_transformers
 from condense.models.adapters import head_of, merged
-from condense.models.checks import built_from, check_loaded, first_misfit
+from condense.models.checks import built_from, check_loaded, first_misfit, reported
 from condense.models.folder import Folder
 from condense.models.layers import find_stacks, refuse_unmeasurable_adapter, unwrapped
-from condense.models.locate import Located, adapter_sha256, dtype_of, locate, reported
+from condense.models.locate import Located, adapter_sha256, dtype_of, locate
 from condense.records.diagnosis import ModelInfo, Objective
 from condense.records.options import ModelOptions, takes
 
@@ -67,7 +67,7 @@ def read(located: Located) -> Checkpoint:
             model = merged(model, located.adapter, len(located.tokenizer))
     model = _placed(model, located)
     model.name_or_path = model.config.name_or_path = located.name  # what cards name: never a folder of the cache
-    info = _info(model, located, notes)
+    info = _info(model, located, (*notes, *located.notes))
     if located.has_changed():  # or the hash would be of other bytes than the numbers
         raise UnavailableError(
             f"the weights of {located.name} changed while they were read", "wait until they are saved, and run again"

@@ -5,11 +5,21 @@ Loaders warn and go on where config, weights and quantisation do not belong toge
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from condense.errors import UnavailableError
+from condense.errors import (
+    CondenseError,
+    RunError,
+    UnavailableError,
+    first_line,
+    is_out_of_memory,
+    is_panic,
+    system_failure,
+)
 from condense.models import folder as inspection
 from condense.models.folder import Folder
 from condense.models.layers import find_stacks
@@ -108,3 +118,41 @@ def refuse_not_finite(model: Any) -> None:
     for name, tensor in model.named_parameters():
         if tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
             raise UnavailableError(f"weights of {name} are not finite", "the checkpoint is damaged or diverged")
+
+
+@contextlib.contextmanager
+def reported(name: str) -> Iterator[None]:
+    """Whatever a loading library raises about files from outside becomes one line."""
+    try:
+        yield
+    except CondenseError:
+        raise
+    except BaseException as error:
+        refusal = _as_refusal(error, name)
+        if refusal is None:
+            raise
+        raise refusal from error
+
+
+def _as_refusal(error: BaseException, name: str) -> CondenseError | None:
+    """What is said of a failure while NAME was loaded; None for an interruption, which is none."""
+    if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
+        return RunError(f"out of memory while loading {name}", "use --dtype bfloat16 or a smaller model")
+    failure = system_failure(error)
+    if failure is not None:
+        return failure
+    if is_panic(error):
+        return UnavailableError(f"{name} cannot be loaded: a library crashed on its files ({first_line(error)})")
+    if isinstance(error, ImportError):
+        return UnavailableError(
+            f"{name} needs a package that is missing: {first_line(error)}",
+            "install it, or use a checkpoint that does not need it (if quantised: the one it was made from)",
+        )
+    if not isinstance(error, Exception):
+        return None
+    if "weights_only" in str(error):  # its advice is to switch the protection off
+        return UnavailableError(
+            f"the pickled weights of {name} cannot be loaded: damaged, or not only tensors; none of it was run",
+            "ask its author for safetensors",
+        )
+    return UnavailableError(f"{name} cannot be loaded: {first_line(error)}")

@@ -22,6 +22,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
     "tekken.json",
 )  # fmt: skip
+_WITHOUT_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 _IMPLEMENTATION = re.compile(r"\w*implementation\w*")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)\.")
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -53,13 +54,14 @@ _ELSEWHERE = (
 
 @dataclass(frozen=True)
 class Folder:
-    """A checkpoint folder on disk: its config and the files its weights are in."""
+    """A checkpoint folder on disk: its config and the files its weights are in; `origin`: those it was made of."""
 
     path: Path
     config: dict[str, Any]
     weights: tuple[Path, ...]
     has_tokenizer: bool
     contrastive: bool
+    origin: tuple[Path, ...] = ()
 
     @property
     def is_pickle(self) -> bool:
@@ -105,7 +107,19 @@ def has_tokenizer(path: Path) -> bool:
     found = [path / name for name in _TOKENIZER_FILES if (path / name).exists()]
     for file in found:
         refuse_pointer(file)
-    return bool(found)
+    return bool(found) or _needs_no_vocabulary(path)
+
+
+def _needs_no_vocabulary(path: Path) -> bool:
+    """Whether a folder's tokenizer reads bytes or code points as they are, and so has no files but its config."""
+    for name in ("tokenizer_config.json", "config.json"):
+        try:
+            content = json.loads((path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(content, dict) and content.get("tokenizer_class") in _WITHOUT_VOCABULARY:
+            return True
+    return False
 
 
 def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:

@@ -1,142 +1,364 @@
-"""`.gguf` files: dequantised the supported way, once, into a cache keyed by the file's sha256.
+"""`.gguf` files: their headers, the parts of a split one, and the cache of their dequantised copies.
 
-transformers parses a GGUF in 13–19 s and its result cannot be saved as it stands; the cached folder is
-an ordinary float32 checkpoint that loads in under a second.
+A copy is an ordinary float32 checkpoint, made once (see `dequantise`), kept under the sha256 of the file, checked by
+the sha256 of each of its own files whenever it is used, made again where it is damaged, and pruned by age and size.
+Standard library only, but for the sizes of the quantised types, which the package gguf knows.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import json
+import logging
+import mmap
+import os
 import re
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from condense.errors import UnavailableError, system_failure
-from condense.files import cache_folder, cache_root, sha256_of_files
+from condense.files import cache_folder, cache_root, prune, sha256_of_files, write_text
 from condense.models import folder as inspection
 
-_VERSION = "1"
+FOLDER = "gguf"
+_VERSION = "2"
+_MANIFEST = "condense-copy.json"
+_KEPT_DAYS, _KEPT_BYTES = 60, 100e9
 _BLOCK = re.compile(r"blk\.(\d+)\.")
-_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
-          12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
-          32: "BF16"}  # fmt: skip
+_PART = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
+_VALUES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_FETCH = "fetch the file again"
+_LOGGER = logging.getLogger("condense")
 
 
-def quantisation(file: Path) -> str:
-    """Name of the file's quantisation (`Q4_1`, …) from its own metadata, or `unknown`."""
-    return _TYPES.get(read_metadata(file).get("general.file_type", -1), "unknown quantisation")
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a file: its shape as torch has it, its ggml type, and where its bytes are."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    file: Path
+    start: int
+    size: int
 
 
-def converted(file: Path, trust_remote_code: bool = False) -> Path:
-    """Folder with the dequantised checkpoint and tokenizer, converted on the first call.
+@dataclass(frozen=True)
+class Gguf:
+    """What the headers of all parts of a model say. metadata: of the first part; arrays of strings as their length."""
 
-    UnavailableError for a corrupt file, an unsupported architecture or missing packages.
-    """
+    parts: tuple[Path, ...]
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of the architecture."""
+        return str(self.metadata.get("general.architecture"))
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
+
+
+def read(file: Path) -> Gguf:
+    """Read the headers of a file and of its other parts; UnavailableError where they are no whole model."""
     if not file.exists():
         raise UnavailableError(f"no such file or directory: {file}")
-    metadata = read_metadata(file)
-    target = _target(file)
-    if (target / "complete").exists():
-        return target
-    cache_folder("gguf")
-    work = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
-    try:
-        _convert(file, work, metadata)
-        (work / "complete").write_text(f"{file.name}\n", encoding="utf-8")
-        if not (target / "complete").exists():  # another process may have been quicker
-            shutil.rmtree(target, ignore_errors=True)
-            work.replace(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return target
+    parts = parts_of(file)
+    headers = [_header(part) for part in parts]
+    metadata = headers[0][0]
+    _refuse_other_kinds(file, metadata)
+    tensors = {tensor.name: tensor for _, own in headers for tensor in own}
+    expected = metadata.get("split.tensors.count")
+    if len(parts) > 1 and isinstance(expected, int) and expected != len(tensors):
+        raise UnavailableError(
+            f"the {len(parts)} parts of {file.name} hold {len(tensors)} tensors, not {expected}",
+            "fetch all of them again",
+        )
+    _check_depth(file, metadata, tensors)
+    return Gguf(parts, metadata, tensors)
 
 
-def _target(file: Path) -> Path:
-    return cache_root() / "gguf" / f"{sha256_of_files((file,))}-{_VERSION}"
+def parts_of(file: Path) -> tuple[Path, ...]:
+    """All parts of a split file, from any of them, in order; the file alone if it is not split.
+
+    UnavailableError naming the first part that is missing.
+    """
+    match = _PART.match(file.name)
+    if match is None:
+        metadata, _ = _header(file)
+        if isinstance(count := metadata.get("split.count"), int) and count > 1:
+            raise UnavailableError(
+                f"{file.name} is a part of {count}, and its name does not tell which",
+                "give it back its name (NAME-00001-of-0000N.gguf), or merge all: llama-gguf-split --merge FIRST OUT",
+            )
+        return (file,)
+    name, count = match[1], int(match[3])
+    parts = tuple(file.with_name(f"{name}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1))
+    for part in parts:
+        if not part.exists():
+            raise UnavailableError(f"{part.name}, another part of {file.name}, is missing", "fetch all parts")
+    return parts
 
 
-def already_converted(file: Path) -> Path | None:
-    """The folder that `converted` would give at once, or None where it would have to convert."""
-    target = _target(file)
-    return target if (target / "complete").exists() else None
+def quantisation(model: Gguf) -> str:
+    """Name of the quantisation (`Q4_K_M`, `IQ2_XXS`): the file's own, or the type of most of its weights."""
+    from gguf.constants import GGMLQuantizationType, LlamaFileType
+
+    stated = model.metadata.get("general.file_type")
+    with contextlib.suppress(ValueError):
+        if stated != LlamaFileType.GUESSED:
+            return str(LlamaFileType(stated).name).removeprefix("MOSTLY_").removeprefix("ALL_")
+    held: dict[int, int] = {}
+    for tensor in model.tensors.values():
+        held[tensor.kind] = held.get(tensor.kind, 0) + prod(tensor.shape)
+    return str(GGMLQuantizationType(max(held, key=lambda kind: held[kind])).name) if held else "empty"
 
 
-def read_metadata(file: Path) -> dict[str, Any]:
-    """The file's own key-value pairs; UnavailableError where it is not a whole GGUF."""
-    try:
-        from transformers.integrations.gguf.reader import read_gguf_metadata
-    except ImportError as error:
-        raise UnavailableError(f"cannot read .gguf files: {error}", "pip install 'condense-lm[gguf]'") from None
+# --- headers ----------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """The bytes of a header, one after the other."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.position = data, 0
+
+    def number(self, form: str) -> Any:
+        (value,) = struct.unpack_from(f"<{form}", self.data, self.position)
+        self.position += struct.calcsize(f"<{form}")
+        return value
+
+    def text(self) -> str:
+        size = self.number("Q")
+        raw = self.data[self.position : self.position + size]
+        if len(raw) != size:
+            raise ValueError("a text ends behind the file")
+        self.position += size
+        return raw.decode("utf-8", errors="replace")
+
+    def value(self, kind: int) -> Any:
+        if kind in _VALUES:
+            return self.number(_VALUES[kind])
+        if kind == _STRING:
+            return self.text()
+        if kind != _ARRAY:
+            raise ValueError(f"a value of type {kind}")
+        inner, count = self.number("I"), self.number("Q")
+        if count > len(self.data):
+            raise ValueError("an array that is longer than the file")
+        if inner in _VALUES:
+            values = struct.unpack_from(f"<{count}{_VALUES[inner]}", self.data, self.position)
+            self.position += struct.calcsize(f"<{count}{_VALUES[inner]}")
+            return list(values)
+        for _ in range(count):
+            if inner == _STRING:  # a vocabulary: its texts are not needed here
+                (size,) = struct.unpack_from("<Q", self.data, self.position)
+                self.position += 8 + size
+            else:
+                self.value(inner)
+        return count
+
+
+def _header(file: Path) -> tuple[dict[str, Any], list[Tensor]]:
     inspection.refuse_pointer(file)
     try:
-        metadata, names = read_gguf_metadata(str(file))
-        whole = _is_whole(file)
-    except (struct.error, ValueError, OverflowError, MemoryError, UnicodeDecodeError, OSError, EOFError):
-        whole = False
-    if not whole:
-        raise UnavailableError(f"{file.name} is truncated or not GGUF", "fetch the file again")
-    _check_depth(file, metadata, names)
-    return dict(metadata)
+        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _parsed(file, _Reader(data))
+    except (struct.error, ValueError, OverflowError, RecursionError, OSError) as error:
+        if (failure := system_failure(error)) is not None:
+            raise failure from error
+        raise UnavailableError(f"{file.name} is truncated or not GGUF", _FETCH) from None
 
 
-def _is_whole(file: Path) -> bool:
-    """False if the tensors that the header lists end behind the end of the file."""
-    from transformers.integrations.gguf.reader import GgufHeader
+def _parsed(file: Path, reader: _Reader) -> tuple[dict[str, Any], list[Tensor]]:
+    if reader.number("4s") != b"GGUF":
+        raise ValueError("another kind of file")
+    version = reader.number("I")
+    if version not in (2, 3):
+        what = "is big-endian" if version in (2 << 24, 3 << 24) else f"is of GGUF version {version}"
+        raise UnavailableError(
+            f"{file.name} {what}: not read here", "convert it: python -m gguf.scripts.gguf_convert_endian"
+        )
+    tensors, pairs = reader.number("Q"), reader.number("Q")
+    metadata = {}
+    for _ in range(pairs):
+        key = reader.text()
+        metadata[key] = reader.value(reader.number("I"))
+    listed = [_listed(reader) for _ in range(tensors)]
+    alignment = metadata.get("general.alignment", 32)
+    begin = -(-reader.position // alignment) * alignment
+    sizes = _sizes()
+    found = []
+    for name, shape, kind, offset in listed:
+        if kind not in sizes:
+            raise UnavailableError(
+                f"{name} in {file.name} is of a type that the package gguf does not know ({kind})",
+                "pip install --upgrade gguf, or quantise it anew",
+            )
+        block, size = sizes[kind]
+        if shape and shape[-1] % block:
+            raise ValueError("a row that is no whole number of blocks")
+        found.append(Tensor(name, shape, kind, file, begin + offset, prod(shape) // block * size))
+    if max((tensor.start + tensor.size for tensor in found), default=0) > len(reader.data):
+        raise ValueError("a tensor ends behind the file")
+    return metadata, found
 
+
+def _listed(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
+    name = reader.text()
+    shape = tuple(reader.number("Q") for _ in range(min(reader.number("I"), 8)))
+    return name, shape[::-1], reader.number("I"), reader.number("Q")
+
+
+def _sizes() -> dict[int, tuple[int, int]]:
+    """Weights and bytes of a block of every ggml type."""
     try:
-        header = GgufHeader.from_file(str(file))
-    except (ValueError, TypeError, ArithmeticError):  # a type of tensor that the reader has no size for
-        return True
-    ends = [header.data_start + tensor.offset + tensor.nbytes for tensor in header.tensors]
-    return file.stat().st_size >= max(ends, default=0)
+        from gguf.constants import GGML_QUANT_SIZES
+    except ImportError as error:
+        raise UnavailableError(f"cannot read .gguf files: {error}", "pip install 'condense-lm[gguf]'") from None
+    return {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
 
 
-def _check_depth(file: Path, metadata: dict[str, Any], names: Iterable[str]) -> None:
+def _refuse_other_kinds(file: Path, metadata: Mapping[str, Any]) -> None:
+    architecture, kind = metadata.get("general.architecture"), metadata.get("general.type", "model")
+    if kind != "model" or architecture in ("clip", "mmproj"):
+        what = "a projector of images" if architecture == "clip" else f"of type {kind}"
+        raise UnavailableError(f"{file.name} is {what}, not a language model", "give the .gguf of the model itself")
+    if architecture is None:
+        raise UnavailableError(f"{file.name} names no architecture (general.architecture)", "give a .gguf of a model")
+
+
+def _check_depth(file: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """The number of blocks that the file says it has must be the number it holds: both are built from."""
     asked = metadata.get(f"{metadata.get('general.architecture')}.block_count")
-    found = {int(match.group(1)) for name in names if (match := _BLOCK.match(name))}
+    found = {int(match.group(1)) for name in tensors if (match := _BLOCK.match(name))}
     if isinstance(asked, int) and found and asked != max(found) + 1:
         raise UnavailableError(
             f"{file.name} says {asked} blocks, it holds {max(found) + 1}", "the file is damaged: fetch it again"
         )
 
 
-def _convert(file: Path, work: Path, metadata: dict[str, Any]) -> None:
+# --- copies -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A dequantised checkpoint in the cache: where it is, of which file, bytes."""
+
+    path: str
+    source: str
+    size: int
+
+
+def converted(model: Gguf) -> Path:
+    """The folder with the dequantised checkpoint and tokenizer of a file, converted on the first call.
+
+    UnavailableError for an architecture, a key or a tensor that is not read, or missing packages.
+    """
+    target = copy_of(model.parts)
+    if _is_whole(target):
+        with contextlib.suppress(OSError):
+            os.utime(target)  # what is used is kept
+        return target
+    if target.exists():
+        _LOGGER.warning("the converted copy of %s in %s is damaged: it is made again", model.parts[0].name, target)
+    _convert(model, target)
+    return target
+
+
+def _convert(model: Gguf, target: Path) -> None:
+    from condense.models.dequantise import dequantise
+
+    prune(cache_folder(FOLDER), days=_KEPT_DAYS, most_bytes=_KEPT_BYTES)
+    work = Path(tempfile.mkdtemp(prefix=".converting-", suffix=".tmp", dir=target.parent))
     try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise UnavailableError("a .gguf checkpoint needs the package gguf", "pip install 'condense-lm[gguf]'") from None
-    place: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-    with contextlib.redirect_stderr(io.StringIO()):  # the reader draws a progress bar that cannot be switched off
-        _dequantise(file, work, place, metadata)
+        lacking = dequantise(model, work)
+        names = sorted(path.name for path in work.iterdir())
+        hashes = {name: sha256_of_files([work / name]) for name in names}
+        content = {"source": model.parts[0].name, "files": hashes, "no_tokenizer": lacking}
+        write_text(work / _MANIFEST, json.dumps(content, indent=1))
+        _open_to_others(work)
+        if not _is_whole(target):  # another process may have been quicker
+            shutil.rmtree(target, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                work.replace(target)
+        if not _is_whole(target):
+            raise UnavailableError(f"the converted copy {target} cannot be written", "remove it, or set CONDENSE_CACHE")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
-def _dequantise(file: Path, work: Path, place: dict[str, Any], metadata: dict[str, Any]) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+def copy_of(parts: tuple[Path, ...]) -> Path:
+    """Where the copy of a file is, or would be."""
+    return cache_root() / FOLDER / f"{sha256_of_files(parts)}-{_VERSION}"
 
+
+def already_converted(model: Gguf) -> Path | None:
+    """The folder that `converted` would give at once, or None where it would have to convert."""
+    target = copy_of(model.parts)
+    return target if _is_whole(target) else None
+
+
+def copies() -> tuple[Copy, ...]:
+    """The copies in the cache, the largest first."""
+    root = cache_root() / FOLDER
+    found = []
+    for path in root.iterdir() if root.is_dir() else ():
+        manifest = _manifest(path)
+        if manifest is not None:
+            size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+            found.append(Copy(str(path), str(manifest.get("source")), size))
+    return tuple(sorted(found, key=lambda copy: -copy.size))
+
+
+def is_copy(path: Path) -> bool:
+    """Whether a folder is a copy that was made here."""
+    return _manifest(path) is not None
+
+
+def no_tokenizer(path: Path) -> str | None:
+    """Why a copy has no tokenizer, if it has none."""
+    manifest = _manifest(path) or {}
+    reason = manifest.get("no_tokenizer")
+    return reason if isinstance(reason, str) else None
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), trust_remote_code=False, **place)
-        model, problems = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
-            quantization_config=GgufConfig(dequantize=True), **place,
-        )  # fmt: skip
-    except Exception as error:  # the reader raises many kinds; all but these mean that this file cannot be used
-        if (failure := system_failure(error)) is not None:
-            raise failure from error
-        kind = metadata.get("general.architecture", "unknown")
-        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UnavailableError(f"{file.name} (architecture {kind}) cannot be converted: {line}") from error
-    missing = sorted(problems["missing_keys"])
-    if missing:
-        raise UnavailableError(
-            f"{len(missing)} weights are missing in {file.name}, first {missing[0]}",
-            "a half-random model is not measured: fetch the file again",
+        content = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a copy holds exactly the files that were written, byte for byte."""
+    manifest = _manifest(path)
+    if manifest is None:
+        return False
+    hashes = manifest["files"]
+    try:
+        return {file.name for file in path.iterdir()} == {*hashes, _MANIFEST} and all(
+            sha256_of_files([path / name]) == expected for name, expected in hashes.items()
         )
-    model.save_pretrained(str(work))
-    tokenizer.save_pretrained(str(work))
+    except OSError:
+        return False
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give a folder and its files the modes that the umask asks for: a cache may be shared."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)

@@ -7,31 +7,19 @@ same place is another model.
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from condense.errors import (
-    CondenseError,
-    RunError,
-    UnavailableError,
-    UsageError,
-    first_line,
-    is_out_of_memory,
-    is_panic,
-    system_failure,
-)
+from condense.errors import UnavailableError, UsageError
 from condense.files import expanded, joined_sha256, sha256, sha256_of_files
 from condense.models import folder as inspection
 from condense.models import gguf, hub
-from condense.models.checks import check_quantisation
+from condense.models.checks import check_quantisation, reported
 from condense.models.folder import Folder
-from condense.models.hub_files import Selection
+from condense.models.tokenizer import load_tokenizer
 from condense.records.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -94,6 +82,7 @@ class Located:
     weights_sha256: str | None
     files: tuple[Path, ...]
     stamps: tuple[tuple[int, ...], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def adapter(self) -> Path | None:
@@ -120,14 +109,14 @@ def locate(model: str | Path, options: ModelOptions) -> Located:
         )
     base = _base_folder(folder, options) if has_adapter else folder
     own = (folder.path / "adapter_model.safetensors",) if has_adapter else ()
-    weights = () if options.random_init else _origin(name, base)
+    weights = () if options.random_init else base.origin or base.weights
     hashes = hub.checked_sha256((*weights, *own), options)
     if not options.random_init:
         inspection.check_weights(base, allow_pickle=options.allow_pickle)
     with reported(name):
         config = _config(base, options)
         dtype = dtype_of(config, options)
-    tokenizer = load_tokenizer(options.tokenizer or _tokenizer_folder(folder, base, name), options)
+    tokenizer, notes = load_tokenizer(options.tokenizer or _tokenizer_folder(folder, base, name), options)
     files = tuple(file for file in (*weights, *own) if file.exists())  # an adapter without one is refused later
     stamps = _stamps(files)
     digest = joined_sha256([hashes.get(file) or sha256_of_files((file,)) for file in weights]) if weights else None
@@ -135,7 +124,7 @@ def locate(model: str | Path, options: ModelOptions) -> Located:
         digest = adapter_sha256(folder.path, digest)
     return Located(
         name, folder, base, options, "adapter" if has_adapter else source, revision, config, tokenizer,
-        positions_of(config), device_of(options), str(dtype).removeprefix("torch."), digest, files, stamps,
+        positions_of(config), device_of(options), str(dtype).removeprefix("torch."), digest, files, stamps, notes,
     )  # fmt: skip
 
 
@@ -150,27 +139,6 @@ def _stamps(files: tuple[Path, ...]) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
-def load_tokenizer(place: str | Path, options: ModelOptions) -> PreTrainedTokenizerBase:
-    """Open a tokenizer from a folder or hub id; UnavailableError if there is none."""
-    from transformers import AutoTokenizer
-
-    local = expanded(place)
-    if inspection.is_path(str(place)):
-        if local.suffix == ".gguf":
-            local = gguf.converted(local, options.trust_remote_code)
-        if not local.exists():
-            raise UnavailableError(f"no such file or directory: {local}")
-        if not inspection.has_tokenizer(local) and not options.trust_remote_code:
-            raise UnavailableError(f"no tokenizer in {local}", "pass --tokenizer with a hub id or a folder")
-        place = local
-    else:
-        place = hub.fetch(str(place), options, Selection(weights=False)).path
-    with reported(f"the tokenizer in {place}"), silent_panics():
-        return AutoTokenizer.from_pretrained(
-            str(place), trust_remote_code=options.trust_remote_code, local_files_only=True
-        )
-
-
 def _place(name: str, options: ModelOptions) -> tuple[Folder, str, str | None]:
     """The folder that holds MODEL, the format it came in, and its resolved revision."""
     if not inspection.is_path(name):
@@ -179,8 +147,9 @@ def _place(name: str, options: ModelOptions) -> tuple[Folder, str, str | None]:
     path = expanded(name)
     if path.is_file() and path.suffix == ".gguf":
         with reported(name):
-            kind = gguf.quantisation(path)
-            return _opened(gguf.converted(path)), f"gguf ({kind})", None
+            model = gguf.read(path)
+            copy = replace(_opened(gguf.converted(model)), origin=model.parts)
+            return copy, f"gguf ({gguf.quantisation(model)})", None
     folder = _opened(path)
     return folder, "pickle" if folder.is_pickle else "safetensors", None
 
@@ -209,7 +178,8 @@ def _tokenizer_folder(folder: Folder, base: Folder, name: str) -> Path:
     for place in (folder, base):
         if place.has_tokenizer:
             return place.path
-    raise UnavailableError(f"no tokenizer in {name}", "pass --tokenizer with a hub id or a folder")
+    reason = gguf.no_tokenizer(base.path) if base.origin else None
+    raise UnavailableError(reason or f"no tokenizer in {name}", "pass --tokenizer with a hub id or a folder")
 
 
 def _config(folder: Folder, options: ModelOptions) -> Any:
@@ -235,10 +205,6 @@ def _known(model_type: Any) -> bool:
     from transformers import CONFIG_MAPPING
 
     return model_type in CONFIG_MAPPING
-
-
-def _origin(name: str, folder: Folder) -> tuple[Path, ...]:
-    return (expanded(name),) if name.endswith(".gguf") else folder.weights
 
 
 def positions_of(config: Any) -> int | None:
@@ -275,59 +241,3 @@ def adapter_sha256(adapter: Path, base: str | None) -> str:
     """The hash of an adapter and its base's."""
     own = sha256_of_files((adapter / "adapter_model.safetensors",))
     return sha256(f"{own}{base}")
-
-
-@contextlib.contextmanager
-def silent_panics() -> Iterator[None]:
-    """Drop what Rust writes of a panic straight to file descriptor 2; the exception says the same."""
-    sys.stderr.flush()
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed by who started us
-        yield
-        return
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-@contextlib.contextmanager
-def reported(name: str) -> Iterator[None]:
-    """Whatever a loading library raises about files from outside becomes one line."""
-    try:
-        yield
-    except CondenseError:
-        raise
-    except BaseException as error:
-        refusal = _as_refusal(error, name)
-        if refusal is None:
-            raise
-        raise refusal from error
-
-
-def _as_refusal(error: BaseException, name: str) -> CondenseError | None:
-    """What is said of a failure while NAME was loaded; None for an interruption, which is none."""
-    if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
-        return RunError(f"out of memory while loading {name}", "use --dtype bfloat16 or a smaller model")
-    failure = system_failure(error)
-    if failure is not None:
-        return failure
-    if is_panic(error):
-        return UnavailableError(f"{name} cannot be loaded: a library crashed on its files ({first_line(error)})")
-    if isinstance(error, ImportError):
-        return UnavailableError(
-            f"{name} needs a package that is missing: {first_line(error)}",
-            "install it, or use a checkpoint that does not need it (if quantised: the one it was made from)",
-        )
-    if not isinstance(error, Exception):
-        return None
-    if "weights_only" in str(error):  # its advice is to switch the protection off
-        return UnavailableError(
-            f"the pickled weights of {name} cannot be loaded: damaged, or not only tensors; none of it was run",
-            "ask its author for safetensors",
-        )
-    return UnavailableError(f"{name} cannot be loaded: {first_line(error)}")

@@ -59,7 +59,8 @@ def _machine(found: Installation) -> list[tuple[str, str, str]]:
     if not any(device.name.startswith(("cuda", "mps")) for device in found.devices):
         rows.append(("GPU", "none", "treat trains on the CPU in float32"))
     rows.append(("memory", gigabytes(found.memory), f"{gigabytes(found.memory_available)} available"))
-    return rows + [(folder.name, folder.path, _space(folder)) for folder in found.folders]
+    rows += [(folder.name, folder.path, _space(folder)) for folder in found.folders]
+    return rows + [("converted .gguf", f"{copy.source} in {copy.path}", gigabytes(copy.size)) for copy in found.copies]
 
 
 def _space(folder: Folder) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -17,6 +18,7 @@ from condense.models import gguf, hub
 from condense.models.hub import Listing
 from condense.records.options import ModelOptions
 from tests.conftest import CAUSAL
+from tests.models.gguf_files import write_gguf
 
 CONFIG = {
     "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 128256,
@@ -108,20 +110,20 @@ def test_a_hub_model_that_is_not_here_offline() -> None:
 
 
 def test_a_gguf_that_would_be_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "a.gguf"
-    file.write_bytes(b"GGUF")
-    metadata = {
-        "general.architecture": "llama", "llama.embedding_length": 576, "llama.feed_forward_length": 1536,
-        "llama.block_count": 30, "llama.context_length": 2048, "tokenizer.ggml.tokens": ["a"] * 49152,
-    }  # fmt: skip
-    monkeypatch.setattr(gguf, "read_metadata", lambda path: metadata)
+    monkeypatch.setenv("CONDENSE_CACHE", str(tmp_path / "cache"))
+    keys = {"embedding_length": 576, "feed_forward_length": 1536, "block_count": 2, "context_length": 2048}
+    tensors = {"token_embd.weight": np.zeros((49152, 576)), "blk.0.a": np.zeros(4), "blk.1.a": np.zeros(4)}
+    file = write_gguf(tmp_path / "a.gguf", "llama", tensors, keys)
     source = find(str(file), ModelOptions())
-    assert source.convert and source.shape.parameters == pytest.approx(134.5e6, rel=0.15)
+    shape = source.shape
+    assert shape.parameters == 49152 * 576 + 8 and shape.stored_dtype == "float32"
+    assert (shape.width, shape.inner, shape.blocks, shape.vocabulary, shape.positions) == (576, 1536, 2, 49152, 2048)
+    assert source.copy is not None and source.copy.parent == tmp_path / "cache" / "gguf"
     converting = peak_bytes(source, Load(32, 512, 1, "float32"), libraries=0)
     assert converting > peak_bytes(Source(source.shape), Load(32, 512, 1, "float32"), libraries=0)
     done = run(str(file))
-    assert done.exit_code == 0 and "converted once" in done.stdout
-    assert gguf.already_converted(file) is None
+    assert done.exit_code == 0 and "converted once: 113.2 MB in" in done.stdout
+    assert gguf.already_converted(gguf.read(file)) is None
 
 
 def test_memory_grows_with_what_it_should() -> None:

@@ -133,7 +133,7 @@ def test_a_bug_of_ours_in_a_hook_stays_one(opened: Callable[[str], Any], monkeyp
     def broken(*args: Any, **kwargs: Any) -> None:
         raise KeyError("a bug of ours")
 
-    monkeypatch.setattr("condense.geometry.Measurement", broken)
+    monkeypatch.setattr("condense.geometry.measure", broken)
     with pytest.raises(KeyError):
         condense.analyze(checkpoint, windows)
 
