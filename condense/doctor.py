@@ -18,7 +18,7 @@ from typing import Any
 
 from condense.errors import CondenseError
 from condense.files import cache_root
-from condense.models.gguf import Copy, copies
+from condense.models.gguf_copies import Copy, copies
 from condense.version import __version__
 
 SCHEMA = "condense.installation/1"

@@ -17,7 +17,7 @@ from typing import Any
 from condense.errors import UnavailableError
 from condense.files import expanded
 from condense.models import folder as inspection
-from condense.models import gguf, hub, hub_files
+from condense.models import gguf, gguf_copies, hub, hub_files
 from condense.records.options import ModelOptions
 
 BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -92,9 +92,9 @@ def _local(path: Path, options: ModelOptions, name: str | None = None) -> Source
     name = name or path.name
     if path.suffix == ".gguf" and path.is_file():
         model = gguf.read(path)
-        folder = gguf.already_converted(model)
+        folder = gguf_copies.already_converted(model)
         if folder is None:
-            return Source(_gguf_shape(model, name), copy=gguf.copy_of(model.parts))
+            return Source(_gguf_shape(model, name), copy=gguf_copies.copy_of(model.parts))
         path = folder
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         base = inspection.check_adapter(path).get("base_model_name_or_path")

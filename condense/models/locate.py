@@ -16,9 +16,10 @@ import torch
 from condense.errors import UnavailableError, UsageError
 from condense.files import expanded, joined_sha256, sha256, sha256_of_files
 from condense.models import folder as inspection
-from condense.models import gguf, hub
+from condense.models import gguf, gguf_copies, hub
 from condense.models.checks import check_quantisation, reported
 from condense.models.folder import Folder
+from condense.models.hub_files import Selection
 from condense.models.tokenizer import load_tokenizer
 from condense.records.options import ModelOptions
 
@@ -116,7 +117,8 @@ def locate(model: str | Path, options: ModelOptions) -> Located:
     with reported(name):
         config = _config(base, options)
         dtype = dtype_of(config, options)
-    tokenizer, notes = load_tokenizer(options.tokenizer or _tokenizer_folder(folder, base, name), options)
+    place = _named_tokenizer(options) if options.tokenizer else _tokenizer_folder(folder, base, name)
+    tokenizer, notes = load_tokenizer(place, trust_remote_code=options.trust_remote_code)
     files = tuple(file for file in (*weights, *own) if file.exists())  # an adapter without one is refused later
     stamps = _stamps(files)
     digest = joined_sha256([hashes.get(file) or sha256_of_files((file,)) for file in weights]) if weights else None
@@ -148,7 +150,7 @@ def _place(name: str, options: ModelOptions) -> tuple[Folder, str, str | None]:
     if path.is_file() and path.suffix == ".gguf":
         with reported(name):
             model = gguf.read(path)
-            copy = replace(_opened(gguf.converted(model)), origin=model.parts)
+            copy = replace(_opened(gguf_copies.converted(model)), origin=model.parts)
             return copy, f"gguf ({gguf.quantisation(model)})", None
     folder = _opened(path)
     return folder, "pickle" if folder.is_pickle else "safetensors", None
@@ -174,11 +176,26 @@ def _base_folder(adapter: Folder, options: ModelOptions) -> Folder:
     return folder
 
 
+def _named_tokenizer(options: ModelOptions) -> Path:
+    """The folder of --tokenizer, fetched or converted where it has to be."""
+    name = str(options.tokenizer)
+    if not inspection.is_path(name):
+        return hub.fetch(name, options, Selection(weights=False)).path
+    path = expanded(name)
+    if path.suffix == ".gguf":
+        path = gguf_copies.converted(gguf.read(path))
+        if reason := gguf_copies.no_tokenizer(path):
+            raise UnavailableError(reason, "pass --tokenizer with a hub id or a folder")
+    if not path.exists():
+        raise UnavailableError(f"no such file or directory: {path}")
+    return path
+
+
 def _tokenizer_folder(folder: Folder, base: Folder, name: str) -> Path:
     for place in (folder, base):
         if place.has_tokenizer:
             return place.path
-    reason = gguf.no_tokenizer(base.path) if base.origin else None
+    reason = gguf_copies.no_tokenizer(base.path) if base.origin else None
     raise UnavailableError(reason or f"no tokenizer in {name}", "pass --tokenizer with a hub id or a folder")
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers of a folder, a hub id or a `.gguf` file, opened without drawing at random or reading elsewhere.
+"""Tokenizers of a folder or a `.gguf` file, opened without drawing at random or reading elsewhere.
 
 A `.gguf` holds no tokenizer.json: what it says is put together here by the rules of llama.cpp, which transformers
 follows for most of it.
@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from condense.errors import UnavailableError, first_line
-from condense.files import expanded
 from condense.models import folder as inspection
-from condense.models import gguf, hub
 from condense.models.checks import reported
 from condense.models.gguf import Gguf
-from condense.models.hub_files import Selection
-from condense.records.options import ModelOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,40 +40,28 @@ _WHOLE_WORDS = "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm
 _WITH_BOS = (*_WHOLE_WORDS, "chameleon")
 
 
-def load_tokenizer(place: str | Path, options: ModelOptions) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
-    """Open a tokenizer from a folder, a .gguf or a hub id, with notes on what was switched off in it.
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    """Open the tokenizer of a folder, with notes on what was switched off in it.
 
     UnavailableError if there is none, or for one that is damaged or draws tokens at random.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    path = _folder(place, options)
+    if not inspection.has_tokenizer(path) and not trust_remote_code:
+        raise UnavailableError(f"no tokenizer in {path}", "pass --tokenizer with a hub id or a folder")
     _check_config(path)
     with reported(f"the tokenizer in {path}"), silent_panics():
-        if gguf.is_copy(path):  # as it was saved: the class that its model type has would split text anew
+        if (
+            path / inspection.COPY
+        ).exists():  # as it was saved: the class that its model type has would split text anew
             tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
         else:
             tokenizer = AutoTokenizer.from_pretrained(
-                str(path), trust_remote_code=options.trust_remote_code, local_files_only=True
+                str(path), trust_remote_code=trust_remote_code, local_files_only=True
             )
         notes = _without_dropout(tokenizer)
         tokenizer("a b", add_special_tokens=False)  # a normaliser that crashes does so here
     return tokenizer, notes
-
-
-def _folder(place: str | Path, options: ModelOptions) -> Path:
-    """The folder of a tokenizer, fetched or converted where it has to be."""
-    if not inspection.is_path(str(place)):
-        return hub.fetch(str(place), options, Selection(weights=False)).path
-    local = expanded(place)
-    if local.suffix == ".gguf":
-        local = gguf.converted(gguf.read(local))
-    if not local.exists():
-        raise UnavailableError(f"no such file or directory: {local}")
-    if not inspection.has_tokenizer(local) and not options.trust_remote_code:
-        reason = gguf.no_tokenizer(local) or f"no tokenizer in {local}"
-        raise UnavailableError(reason, "pass --tokenizer with a hub id or a folder")
-    return local
 
 
 def _check_config(path: Path) -> None:

@@ -14,7 +14,7 @@ from condense.cli.app import app
 from condense.diagnosis import estimate
 from condense.diagnosis.estimate import Load, Source, find, peak_bytes, seconds
 from condense.errors import UnavailableError
-from condense.models import gguf, hub
+from condense.models import gguf, gguf_copies, hub
 from condense.models.hub import Listing
 from condense.records.options import ModelOptions
 from tests.conftest import CAUSAL
@@ -123,7 +123,7 @@ def test_a_gguf_that_would_be_converted(tmp_path: Path, monkeypatch: pytest.Monk
     assert converting > peak_bytes(Source(source.shape), Load(32, 512, 1, "float32"), libraries=0)
     done = run(str(file))
     assert done.exit_code == 0 and "converted once: 113.2 MB in" in done.stdout
-    assert gguf.already_converted(gguf.read(file)) is None
+    assert gguf_copies.already_converted(gguf.read(file)) is None
 
 
 def test_memory_grows_with_what_it_should() -> None:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from condense import files as cache
 from condense.errors import CondenseError, UnavailableError, UsageError
 from condense.models.checkpoint import load
-from condense.models.locate import load_tokenizer, positions_of
-from condense.records.options import ModelOptions
+from condense.models.locate import positions_of
+from condense.models.tokenizer import load_tokenizer
 from tests.conftest import build, tiny_config, write_checkpoint
 from tests.models.test_folder import POINTER, sharded, with_config
 
@@ -180,9 +180,9 @@ def test_no_tokenizer(copy_of: Copy) -> None:
         file.unlink()
     assert "--tokenizer" in refused(folder, "no tokenizer in").hint
     with pytest.raises(UnavailableError, match="no tokenizer"):
-        load_tokenizer(folder, ModelOptions())
+        load_tokenizer(folder)
     with pytest.raises(UnavailableError, match="no such file"):
-        load_tokenizer("./nowhere", ModelOptions())
+        load(folder, device="cpu", tokenizer="./nowhere")
 
 
 @pytest.mark.parametrize("content", [POINTER, "{", "", '{"version": "1.0", "model": {"type": "Telepathy"}}'])

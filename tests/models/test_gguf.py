@@ -19,7 +19,7 @@ import transformers as t
 import condense
 from condense import files
 from condense.errors import UnavailableError
-from condense.models import dequantise, gguf
+from condense.models import dequantise, gguf, gguf_copies
 from tests.conftest import build
 from tests.models.gguf_files import add_key, keys_of, logits, tensors_of, write_gguf
 from tests.models.test_bad_input import condense as command
@@ -231,14 +231,14 @@ def test_rope_freqs_are_used(changes: dict[str, Any], kind: str, tmp_path: Path)
     model, file = written(
         case, tmp_path / "m.gguf", tensors={"rope_freqs.weight": factors}, keys={"context_length": 16384}
     )
-    copy = gguf.converted(gguf.read(file))
+    copy = gguf_copies.converted(gguf.read(file))
     config = json.loads((copy / "config.json").read_text())
     assert config["rope_parameters"]["rope_type"] == kind
     found = t.AutoModelForCausalLM.from_pretrained(copy).eval()
     expected = logits(model, IDS)
     assert float((logits(found, IDS) - expected).abs().max() / expected.abs().max()) < 1e-5
     _, plain = written(case, tmp_path / "plain.gguf", keys={"context_length": 16384})  # the premise: it matters
-    other = t.AutoModelForCausalLM.from_pretrained(gguf.converted(gguf.read(plain))).eval()
+    other = t.AutoModelForCausalLM.from_pretrained(gguf_copies.converted(gguf.read(plain))).eval()
     assert float((logits(other, IDS) - expected).abs().max() / expected.abs().max()) > 1e-3
 
 
@@ -257,7 +257,7 @@ def test_long_and_short_factors_are_used(tmp_path: Path) -> None:
     keys = {"rope.scaling.original_context_length": 64, "rope.scaling.attn_factor": 1.19, "rope.dimension_count": 8}
     tensors = {"rope_factors_short.weight": np.array(short), "rope_factors_long.weight": np.array(long)}
     model, file = written(Case("phi3", config, keys), tmp_path / "m.gguf", tensors=tensors)
-    found = t.AutoModelForCausalLM.from_pretrained(gguf.converted(gguf.read(file))).eval()
+    found = t.AutoModelForCausalLM.from_pretrained(gguf_copies.converted(gguf.read(file))).eval()
     for ids in (IDS[:, :40], IDS):
         expected = logits(model, ids)
         assert float((logits(found, ids) - expected).abs().max() / expected.abs().max()) < 1e-5
@@ -270,7 +270,7 @@ def test_biases_of_queries_alone(tmp_path: Path) -> None:
     with torch.no_grad():
         for block in model.model.layers:
             block.self_attn.o_proj.bias.zero_()
-    found = t.AutoModelForCausalLM.from_pretrained(gguf.converted(gguf.read(file))).eval()
+    found = t.AutoModelForCausalLM.from_pretrained(gguf_copies.converted(gguf.read(file))).eval()
     torch.testing.assert_close(logits(found, IDS), logits(model, IDS))
 
 
@@ -282,7 +282,7 @@ def test_llama_cpps_defaults(tmp_path: Path) -> None:
     for key in ("rope.freq_base", "attention.head_count_kv"):
         del keys[key]
     file = write_gguf(tmp_path / "m.gguf", "qwen3", tensors_of(model, "qwen3"), keys)
-    found = t.AutoModelForCausalLM.from_pretrained(gguf.converted(gguf.read(file))).eval()
+    found = t.AutoModelForCausalLM.from_pretrained(gguf_copies.converted(gguf.read(file))).eval()
     torch.testing.assert_close(logits(found, IDS), logits(model, IDS))
 
 
@@ -334,7 +334,7 @@ def test_a_key_that_is_not_used_is_named(key: str, value: Any, tmp_path: Path) -
 def test_a_key_that_says_there_is_none_is_no_obstacle(tmp_path: Path) -> None:
     keys = {"expert_count": 0, "attention.sliding_window": 0, "pooling_type": 0, "rope.scaling.type": "none"}
     model, file = written(CASES["llama"], tmp_path / "m.gguf", keys=keys)
-    copy = gguf.converted(gguf.read(file))
+    copy = gguf_copies.converted(gguf.read(file))
     torch.testing.assert_close(logits(t.AutoModelForCausalLM.from_pretrained(copy).eval(), IDS), logits(model, IDS))
 
 
@@ -409,7 +409,7 @@ def test_every_type_is_read_and_named(name: str, tmp_path: Path) -> None:
     held = model.tensors["blk.0.ffn_down.weight"]
     assert held.size == raw.nbytes and held.shape == (256, 256)
     expected = ggml.dequantize(raw, kind)
-    copy = gguf.converted(model)
+    copy = gguf_copies.converted(model)
     found = t.AutoModelForCausalLM.from_pretrained(copy)
     np.testing.assert_array_equal(found.model.layers[0].mlp.down_proj.weight.detach().numpy(), expected)
 
@@ -544,7 +544,7 @@ def test_a_split_file_is_read_from_any_part(parts: tuple[Any, list[Path]]) -> No
         found = condense.load(file, device="cpu")
         hashes.add(found.info.weights_sha256)
         assert found.info.source_format == "gguf (F32)" and len(found.tokenizer) == 480
-    assert hashes == {files.sha256_of_files(names)} and len(gguf.copies()) == 1
+    assert hashes == {files.sha256_of_files(names)} and len(gguf_copies.copies()) == 1
 
 
 def test_a_missing_part_is_named(parts: tuple[Any, list[Path]], tmp_path: Path) -> None:
@@ -698,10 +698,10 @@ def weights_of(copy: Path) -> Path:
 
 
 def test_a_copy_is_used_again_and_checked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = gguf.converted(gguf.read(file))
+    copy = gguf_copies.converted(gguf.read(file))
     before = weights_of(copy).stat().st_mtime_ns
-    assert gguf.converted(gguf.read(file)) == copy and weights_of(copy).stat().st_mtime_ns == before
-    (found,) = gguf.copies()
+    assert gguf_copies.converted(gguf.read(file)) == copy and weights_of(copy).stat().st_mtime_ns == before
+    (found,) = gguf_copies.copies()
     assert Path(found.path) == copy and found.source == "tiny.gguf" and found.size > weights_of(copy).stat().st_size
 
 
@@ -726,20 +726,20 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_copy_is_made_again(kind: str, file: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = gguf.read(file)
-    copy = gguf.converted(model)
+    copy = gguf_copies.converted(model)
     before = weights_of(copy).read_bytes()
     DAMAGE[kind](copy)
-    assert gguf.already_converted(model) is None
+    assert gguf_copies.already_converted(model) is None
     with caplog.at_level(logging.WARNING, "condense"):
-        assert gguf.converted(model) == copy
+        assert gguf_copies.converted(model) == copy
     assert "is damaged: it is made again" in caplog.text
-    assert weights_of(copy).read_bytes() == before and gguf.already_converted(model) == copy
+    assert weights_of(copy).read_bytes() == before and gguf_copies.already_converted(model) == copy
 
 
 def test_a_copy_can_be_read_by_others(file: Path) -> None:
     old = os.umask(0o022)
     try:
-        copy = gguf.converted(gguf.read(file))
+        copy = gguf_copies.converted(gguf.read(file))
     finally:
         os.umask(old)
     assert copy.stat().st_mode & 0o777 == 0o755
@@ -747,24 +747,24 @@ def test_a_copy_can_be_read_by_others(file: Path) -> None:
 
 
 def test_leftovers_and_old_copies_are_removed(file: Path, tmp_path: Path, tokenizers: dict[str, Any]) -> None:
-    copy = gguf.converted(gguf.read(file))
+    copy = gguf_copies.converted(gguf.read(file))
     left = copy.parent / ".converting-abc.tmp"
     left.mkdir()
     for path, days in ((left, 1), (copy, 61)):
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - days * 86400))
     _, other = written(CASES["llama-tied"], tmp_path / "other.gguf", tokenizers["bytes"])
-    kept = gguf.converted(gguf.read(other))
+    kept = gguf_copies.converted(gguf.read(other))
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
-    assert [found.source for found in gguf.copies()] == ["other.gguf"]
+    assert [found.source for found in gguf_copies.copies()] == ["other.gguf"]
 
 
 def test_too_many_copies_are_pruned_by_size(
     file: Path, tmp_path: Path, tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf, "_KEPT_BYTES", 10)
-    first = gguf.converted(gguf.read(file))
+    monkeypatch.setattr(gguf_copies, "_KEPT_BYTES", 10)
+    first = gguf_copies.converted(gguf.read(file))
     _, other = written(CASES["llama-tied"], tmp_path / "other.gguf", tokenizers["bytes"])
-    second = gguf.converted(gguf.read(other))
+    second = gguf_copies.converted(gguf.read(other))
     assert not first.exists() and second.exists()
 
 
@@ -773,14 +773,14 @@ def test_copies_are_shown(file: Path) -> None:
     size = 4 * gguf.read(file).parameters / 1e6
     told = " ".join(planned.stdout.split())
     assert planned.exit_code == 0 and f"converted once: {size:.1f} MB in {files.cache_root() / 'gguf'}" in told
-    copy = gguf.converted(gguf.read(file))
+    copy = gguf_copies.converted(gguf.read(file))
     assert "converted once" not in command("analyze", file, "--dry-run").stdout
     shown = "".join(command("doctor").stdout.split())
     assert "converted.gguf" in shown and str(copy) in shown and "tiny.gguf" in shown
     record = files.cache_root().parent / "doctor.json"
     assert command("doctor", "--json", record).exit_code == 0
     assert json.loads(record.read_text())["copies"] == [
-        {"path": str(copy), "source": "tiny.gguf", "size": gguf.copies()[0].size}
+        {"path": str(copy), "source": "tiny.gguf", "size": gguf_copies.copies()[0].size}
     ]
 
 
