@@ -13,7 +13,7 @@ from condense.cli.groups import Without, command
 from condense.cli.measure import Model, go_offline, training_text
 from condense.cli.progress import run_progress
 from condense.cli.treat import Trained, refuse_processes
-from condense.errors import UsageError
+from condense.errors import UnavailableError, UsageError
 from condense.records.options import ARMS, OUTPUT, Flag, ModelOptions, RunOptions, TextOptions
 from condense.records.plans import Plan, Schedule, TrialPlan
 
@@ -78,13 +78,15 @@ def _train(
     from condense.training.loop import InterruptedRunError
     from condense.trials.run import trial
     from condense.trials.runs import Watch
+    from condense.trials.verdict import power_before
 
     try:
         with run_progress() as (screen, on_phase, on_run, on_text, on_step):
 
             def on_plan(plan: TrialPlan, schedule: Schedule, overhead: Overhead) -> None:
                 if not MANNER.quiet or run.dry_run:
-                    show_trial_plan(plan, schedule, {}, schedule.seconds, screen)
+                    power = power_before(plan, _earlier(output))
+                    show_trial_plan(plan, schedule, {}, schedule.seconds, screen, power)
 
             return trial(
                 model,
@@ -102,6 +104,16 @@ def _train(
     except InterruptedRunError as stopped:
         say(f"interrupted; what was done is in {output}: run again with --resume to go on")
         raise typer.Exit(stopped.code) from None
+
+
+def _earlier(output: Path) -> Trial | None:
+    """The trial that the folder holds already, which tells how much its seeds vary; None if it cannot be read."""
+    from condense.records.trial import Trial
+
+    try:
+        return Trial.from_json(output / "trial.json")
+    except UnavailableError:
+        return None
 
 
 def _finish(finished: Trial, output: Path) -> None:

@@ -27,6 +27,7 @@ CONE_KEYS = ("mean_cosine", WITHOUT_TOP)
 Readings = Mapping[int, Diagnosis]
 """The diagnoses of one arm by training seed; a measurement without seeds is `{0: diagnosis}`."""
 ONE_SEED = "this pair of runs; other seeds not covered"
+MORE_TEXT = "more validation text, not more seeds"
 _POOLED = "pooled over documents: there is no value per window to take an interval from"
 _OTHER_WINDOWS = "the two do not have the same number of windows"
 _UNDEFINED = "undefined in one of the two"
@@ -331,5 +332,5 @@ def power_of(spread: Spread, word: Word, seeds: int) -> Power | None:
         shown=intervals.smallest_detectable(spread.parts, word.alpha),
         wanted=word.least,
         seeds_needed=needed,
-        reason="more validation text, not more seeds" if word.least and needed is None else None,
+        reason=MORE_TEXT if word.least and needed is None else None,
     )

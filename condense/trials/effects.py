@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from condense import intervals
-from condense.comparison.differences import QUALITY_KEYS, Pairing, Readings, estimate_of
+from condense.comparison.differences import MORE_TEXT, QUALITY_KEYS, Pairing, Readings, estimate_of
 from condense.intervals import ALPHA, Spread
 from condense.metrics import METRICS
 from condense.records.plans import MIN_SEEDS, RANK_SEEDS, Plan
+from condense.records.treatment import Power
 from condense.records.trial import ArmEffect, Pair, Rank, SeedEffect
 
 MEASURES = ("mean_cosine", "bits_per_byte")
@@ -132,6 +133,22 @@ def rank_arms(names: Sequence[str], pairs: Sequence[Pair], measure: str) -> dict
         else:
             better[pair.second] += 1
     return {name: Rank(1 + better[name], tuple(ties[name])) for name in names}
+
+
+def expected_power(known: Power, seeds: int, arms: int) -> Power:
+    """What so many seeds would show if the spread stays as it was found; `arms` share the .05."""
+    alpha = ALPHA / max(1, arms)
+    document = (known.document_error**2, known.document_dof) if known.document_dof is not None else None
+    parts = [(known.seed_sd**2 / seeds, seeds - 1.0), *([document] if document else [])]
+    needed = intervals.seeds_needed(known.wanted, known.seed_sd**2, document, alpha) if known.wanted else None
+    return replace(
+        known,
+        seeds=seeds,
+        alpha=alpha,
+        shown=intervals.smallest_detectable(parts, alpha),
+        seeds_needed=needed,
+        reason=MORE_TEXT if known.wanted and needed is None else None,
+    )
 
 
 def reference_of(control: Readings, training: Plan) -> dict[str, float | None]:

@@ -16,14 +16,16 @@ from condense.records.base import Estimate, Finding
 from condense.records.diagnosis import ModelInfo, Quality
 from condense.records.plans import MIN_SEEDS, RANK_SEEDS, TrialPlan
 from condense.records.treatment import Opened, Power, QualityWord, VerdictId, Word
-from condense.records.trial import ArmEffect, ArmResult, ArmRun, DoseResponse, Rank, mean
+from condense.records.trial import ArmEffect, ArmResult, ArmRun, DoseResponse, Rank, Trial, mean
 from condense.rerun import Again
 from condense.trials.doses import control_moved, dose_finding, ratio_findings
 
 BOUTHILLIER = "Bouthillier et al. 2021, arXiv:2103.03098"
+PUBLIC_SD = {"bits_per_byte": 0.00023, "task mean": 0.0066}
+"""Standard deviation over 20 seeds of a public recipe: of its bits per byte, and of its mean over 22 tasks."""
 PUBLIC_SEEDS = (
-    "A public recipe measured over 20 seeds: standard deviation .00023 bits per byte and .0066 of a 22-task mean; one "
-    "point of such a mean needs about 7 seeds per arm, half a point about 31"
+    "A public recipe measured over 20 seeds: standard deviation .00023 bits per byte and .0066 of a 22-task mean, by "
+    "which one point of such a mean takes 9 seeds per arm and half a point 30"
 )
 
 
@@ -240,6 +242,30 @@ def _power(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> list[Fin
             BOUTHILLIER,
         )
     ]
+
+
+def power_before(plan: TrialPlan, earlier: Trial | None) -> list[str]:
+    """What the planned seeds can show, in lines: by the spread of an earlier trial, else by a public one.
+
+    Nothing for one seed, of which no spread is known.
+    """
+    from condense.trials.effects import expected_power
+
+    if plan.seeds < 2:
+        return []
+    arms = max(1, len(plan.arms) - 1)
+    known = [(arm.spec.name, arm.effect.power) for arm in earlier.arms if arm.effect] if earlier else []
+    lines = []
+    for key in ("mean_cosine", "quality"):
+        own = [(expected_power(power[key], plan.seeds, arms), name) for name, power in known if key in power]
+        if own:
+            worst, name = max(own, key=lambda pair: pair[0].shown or 0.0)
+            lines.append(f"by the earlier trial, {plan.seeds} seeds can show {power_words(worst, name)}")
+    if lines:
+        return lines
+    spread = Power("bits_per_byte", 1, 0.05, 2**0.5 * PUBLIC_SD["bits_per_byte"], 0.0, None, None, None, None)
+    shown = expected_power(spread, plan.seeds, arms).shown
+    return [f"{PUBLIC_SEEDS}; by it {plan.seeds} seeds can show {shown:.2g} bits per byte; here it is not known yet"]
 
 
 def power_words(power: Power, arm: str = "") -> str:

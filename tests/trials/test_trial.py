@@ -268,7 +268,15 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(run, tiny):
         tiny("llama"), "-o", "out", "--arms", "dispersion,cosreg", "--coefficients", "0.1,1", "--dry-run", *SMALL
     )
     assert done.exit_code == 0, done.output
-    for words in ("dispersion=0.1", "dispersion=1", "cosreg=0.1", "control", "3 seeds", "15 runs"):
+    for words in (
+        "dispersion=0.1",
+        "dispersion=1",
+        "cosreg=0.1",
+        "control",
+        "3 seeds",
+        "15 runs",
+        "power: A public recipe",
+    ):
         assert words in " ".join(done.output.split()), words
     assert not Path("out").exists()
 

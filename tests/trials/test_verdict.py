@@ -1,6 +1,7 @@
 """What a trial says: words from three seeds on, the dose by its rule, advice that follows what was seen."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from condense.records.treatment import Curve, Power, Word
 from condense.records.trial import ArmEffect, ArmResult, ArmRun, Rank, SeedEffect
 from condense.rerun import Again
 from condense.trials.doses import control_moved, dose_responses, longer_training, next_dose
-from condense.trials.verdict import arm_verdict, trial_findings, unranked
+from condense.trials.verdict import arm_verdict, power_before, trial_findings, unranked
 
 MODEL = ModelInfo("tiny", "LlamaForCausalLM", "causal", 1000, 32, 3, "float32", "safetensors")
 QUALITY = Quality(Estimate(2.0), Estimate(7.4), Estimate(1.0, 0.9, 1.1))
@@ -196,6 +197,18 @@ def test_more_text_is_advised_where_seeds_do_not_help():
     notes = found([arm("d=1", replace(effect(UNCLEAR), power={"mean_cosine": enough}), 1.0)])
     assert "--seeds 12" in notes["power"].next and "it takes 12 seeds" in notes["power"].seen
     assert "power" not in found([arm("d=1", effect(UNCLEAR), 1.0)])
+
+
+def test_power_before_a_trial():
+    plan = TrialPlan((ArmSpec("control", "control"), ArmSpec("d", "dispersion")), 3)
+    (public,) = power_before(plan, None)
+    assert "by it 3 seeds can show 0.0011 bits per byte" in public and "not known yet" in public
+    assert power_before(replace(plan, seeds=1), None) == []
+    spread = Power("mean_cosine", 3, 0.05, 0.01, 0.001, 3.0, 0.04, 0.01, 12)
+    earlier = SimpleNamespace(arms=[arm("d=1", replace(effect(UNCLEAR), power={"mean_cosine": spread}), 1.0)])
+    few, many = (power_before(replace(plan, seeds=n), earlier)[0] for n in (3, 20))
+    assert "by the earlier trial, 3 seeds can show deep mean cosine" in few and few != many
+    assert "it takes" in many and "(d=1, which varies most)" in many
 
 
 # --- findings ------------------------------------------------------------------------------------------

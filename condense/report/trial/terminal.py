@@ -35,11 +35,17 @@ def in_a_line(spec: ArmSpec, plan: TrialPlan) -> str:
 
 
 def show_trial_plan(
-    plan: TrialPlan, schedule: Schedule, costs: Mapping[str, StepCost], seconds: float | None, console: Console
+    plan: TrialPlan,
+    schedule: Schedule,
+    costs: Mapping[str, StepCost],
+    seconds: float | None,
+    console: Console,
+    power: Sequence[str] = (),
 ) -> None:
     """Print what is about to run: the arms in a line each, budget, runs, time, memory, disk.
 
-    costs: what a step of each arm takes, by the arm's name, as far as it is known; seconds: of all runs together.
+    costs: what a step of each arm takes, by the arm's name, as far as it is known; seconds: of all runs together;
+    power: what the planned seeds can show, in lines.
     """
     seeds, first = plan.seeds, plan.training.seed
     numbers = f"{first}" if seeds == 1 else f"{first} to {first + seeds - 1}"
@@ -59,7 +65,7 @@ def show_trial_plan(
     most = max(memory, default=schedule.memory_bytes)
     kept = "the models of all runs are kept" if plan.keep_models else "models are deleted once they are measured"
     line = f"estimate: {in_words(seconds)} in all, {gigabytes(most)} memory, {gigabytes(schedule.disk_bytes)} disk"
-    say(console, f"{line}; {kept}")
+    say(console, f"{line}; {kept}", *(f"power: {line}" for line in power))
 
 
 def _plan_table(plan: TrialPlan, costs: Mapping[str, StepCost]) -> Table:
