@@ -35,6 +35,11 @@ def for_code(text: str) -> str:
     return for_terminal(text).replace("\n", " ").replace("`", "'").replace("|", "¦")
 
 
+def for_comment(text: str) -> str:
+    """A version for a comment of Markdown or HTML, which nothing in it can end."""
+    return re.sub(r"[^0-9A-Za-z.+]", "", text)
+
+
 def for_csv(text: str) -> str:
     """Text for a CSV cell that no spreadsheet takes for a formula."""
     plain = for_terminal(text)

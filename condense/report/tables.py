@@ -176,10 +176,11 @@ def rows_csv(rows: list[dict[str, Any]]) -> str:
     """Plain rows as CSV text; the columns are the keys of all rows in order of first appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(for_csv, columns))  # keys of a saved run are from outside too
     for row in rows:
-        writer.writerow({key: for_csv(v) if isinstance(v, str) else v for key, v in row.items()})
+        cells = (row.get(column, "") for column in columns)
+        writer.writerow(for_csv(cell) if isinstance(cell, str) else cell for cell in cells)
     return text.getvalue()
 
 

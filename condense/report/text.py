@@ -11,7 +11,7 @@ from typing import Any
 
 from condense.records.base import Estimate, Finding
 from condense.records.diagnosis import CorpusInfo, Diagnosis, ModelInfo, Quality
-from condense.report.escape import for_code, for_markdown
+from condense.report.escape import for_code, for_comment, for_markdown
 
 LEVELS = {
     "severe": "✖ SEVERE",
@@ -232,7 +232,7 @@ def quality_lines(diagnosis: Diagnosis) -> list[str]:
 
 def markdown_head(version: str, title: str) -> list[str]:
     """The first lines of every Markdown report: who wrote the file, and its heading."""
-    return [f"<!-- condense {for_code(version)} -->", f"# condense: {for_markdown(title)}", ""]
+    return [f"<!-- condense {for_comment(version)} -->", f"# condense: {for_markdown(title)}", ""]
 
 
 def markdown_findings(findings: Iterable[Finding]) -> list[str]:
@@ -248,4 +248,4 @@ def markdown_findings(findings: Iterable[Finding]) -> list[str]:
 
 def folded(summary: str, lines: Iterable[str]) -> list[str]:
     """Lines that are shown when their summary is selected."""
-    return [f"<details><summary>{summary}</summary>", "", *lines, "", "</details>", ""]
+    return [f"<details><summary>{for_markdown(summary)}</summary>", "", *lines, "", "</details>", ""]

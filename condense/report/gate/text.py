@@ -9,7 +9,7 @@ from condense.gate.assertions import Assertion
 from condense.gate.run import OUTCOMES, Gate, Outcome, Result
 from condense.records.base import Estimate
 from condense.report.console import speaks_unicode
-from condense.report.escape import for_code, for_log, for_markdown
+from condense.report.escape import for_code, for_comment, for_log, for_markdown
 from condense.report.tables import markdown_rows
 from condense.report.text import DASH, corpus_line, difference, estimate, folded, number
 
@@ -113,7 +113,7 @@ def gate_markdown(gate: Gate, limit: int = LIMIT) -> str:
     """The gate in at most `limit` bytes: heading of the third level, table of what did not pass, the rest folded."""
     against = f" against `{for_code(gate.baseline)}`" if gate.baseline else ""
     top = [
-        f"<!-- condense {for_code(gate.subject.condense)} -->",
+        f"<!-- condense {for_comment(gate.subject.condense)} -->",
         f"### condense check: {conclusion(gate)}",
         "",
         f"{tally(gate)}: `{for_code(gate.model)}` (`{for_code(gate.run)}`){against}",
@@ -173,7 +173,7 @@ def _within(lines: Sequence[str], limit: int) -> list[str]:
 def _subject(gate: Gate) -> list[str]:
     run = gate.subject
     return [
-        f"- model: `{for_code(run.model.id)}`, {for_markdown(run.model.architecture)}, {run.model.dtype}",
+        f"- model: `{for_code(run.model.id)}`, {for_markdown(run.model.architecture)}, {for_markdown(run.model.dtype)}",
         f"- weights: `{for_code(run.model.weights_sha256 or 'unknown')}`",
         f"- text: {for_markdown(corpus_line(run.corpus))}",
         f"- protocol: `{for_code(str(run.protocol.get('hash', '')))}`",
