@@ -43,27 +43,32 @@ def holder_of(data: Any, path: tuple[Any, ...]) -> Any:
     return data
 
 
+def named(path: tuple[Any, ...]) -> str:
+    """A place as the reader names it in its refusals, whichever of several it is."""
+    return "".join("[*]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+
+
 @functools.cache
 def poisoned(kind: str) -> tuple[Saved, int]:
     """A saved run with the payload wherever the reader takes it, and at how many kinds of places that is."""
     record = SAVED[kind]
     file = Path(__file__).parents[1] / "saved" / f"{kind}-0.1.0.json"
     data = json.loads(file.read_text(encoding="utf-8"))
-    places: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+    places: dict[str, dict[tuple[Any, ...], str]] = {}
     for path in words_of(data):
-        places.setdefault(tuple("*" if isinstance(part, int) else part for part in path), []).append(path)
-    taken = 0
-    for paths in places.values():
-        before = [holder_of(data, path)[path[-1]] for path in paths]
-        for path in paths:
-            holder_of(data, path)[path[-1]] = PAYLOAD
+        places.setdefault(named(path), {})[path] = holder_of(data, path)[path[-1]]
+    schema = places.pop("schema")
+    for path in (path for paths in places.values() for path in paths):
+        holder_of(data, path)[path[-1]] = PAYLOAD
+    assert schema
+    while True:
         try:
-            record.from_json(data)
-            taken += 1
-        except UnavailableError:  # one of the words that there are, or the schema
-            for path, word in zip(paths, before, strict=True):
+            return record.from_json(data), len(places)
+        except UnavailableError as error:  # one of the words that there are: the reader names the place
+            place = re.search(r": (\S+) (is|has|holds) ", str(error))
+            assert place, error
+            for path, word in places.pop(re.sub(r"\[\d+\]", "[*]", place[1])).items():
                 holder_of(data, path)[path[-1]] = word
-    return record.from_json(data), taken
 
 
 @pytest.fixture(scope="module", params=KINDS)
