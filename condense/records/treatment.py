@@ -138,7 +138,10 @@ class Effect:
 
 @dataclass(frozen=True)
 class Overhead:
-    """Cost of the loss: treated ÷ control in a short interleaved pass of forward and backward."""
+    """Cost of the loss: treated ÷ control in a short interleaved pass of forward and backward.
+
+    `time_range` is the lowest and the highest ratio of any round: its noise; empty where it was not kept.
+    """
 
     time_ratio: float | None
     memory_ratio: float | None
@@ -146,6 +149,12 @@ class Overhead:
     peak_memory_bytes: Mapping[str, int] = field(default_factory=dict)
     rounds: int = 0
     reason: str | None = None
+    time_range: tuple[float, ...] = ()
+
+    @property
+    def time_noise(self) -> str:
+        """The range of the time ratio over rounds in words; empty where it is not known."""
+        return f" ({self.time_range[0]:.3f} to {self.time_range[1]:.3f})" if len(self.time_range) == 2 else ""
 
 
 @dataclass(frozen=True)

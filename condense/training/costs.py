@@ -61,13 +61,15 @@ def overhead_of(spent: Mapping[str, Spent]) -> Overhead:
     peaks = {name: max(one.peaks) for name, one in spent.items()}
     known = all(peaks.values())
     both = len(spent) == 2
+    ratio = time_ratio(spent["treated"], spent["control"]) if both else Estimate(None)
     return Overhead(
-        time_ratio=time_ratio(spent["treated"], spent["control"]).value if both else None,
+        time_ratio=ratio.value,
         memory_ratio=peaks["treated"] / peaks["control"] if both and known else None,
         seconds_per_step={name: statistics.median(one.seconds) for name, one in spent.items()},
         peak_memory_bytes=peaks if known else {},
         rounds=len(spent["control"].seconds),
         reason=None if known else "peak memory is not known on this system",
+        time_range=() if ratio.low is None or ratio.high is None else (ratio.low, ratio.high),
     )
 
 

@@ -8,7 +8,7 @@ from condense.comparison.differences import effect_of
 from condense.comparison.verdict import WITHOUT_TOP, cone_word, quality_word
 from condense.records.base import Estimate
 from condense.records.plans import Plan
-from condense.records.treatment import Arm, Effect, Word
+from condense.records.treatment import Arm, Effect, Overhead, Word
 from condense.treatment.verdict import assess
 from tests.moved import moved
 
@@ -151,3 +151,11 @@ def test_advice_names_large_and_contrastive_models(run):
     big = replace(run, model=replace(run.model, parameters=2_000_000_000, contrastive=True))
     outcome = assess(Plan(), "model", arms_of(big), effect_with(big, STILL, HELD))
     assert {"large-model", "contrastive"} <= {finding.id for finding in outcome.findings}
+
+
+def test_a_cost_within_its_noise_is_none(run):
+    from condense.report.treatment.page import _time_words
+
+    within, above = Overhead(1.05, 1.0, time_range=(0.97, 1.11)), Overhead(1.05, 1.0, time_range=(1.03, 1.08))
+    assert "as much, within its noise (0.970 to 1.110)" in _time_words(within)
+    assert "5 % longer (1.030 to 1.080)" in _time_words(above)

@@ -143,8 +143,8 @@ def treatment_markdown(treatment: Treatment) -> str:
         *_arms(treatment),
         *_arms(treatment, probe=True),
         *_tasks(treatment),
-        f"Cost of the loss, forward and backward in turn, {cost.rounds} rounds: time {times(cost.time_ratio, 3)}, "
-        f"peak memory {times(cost.memory_ratio, 3)}.",
+        f"Cost of the loss, forward and backward in turn, {cost.rounds} rounds: time {times(cost.time_ratio, 3)}"
+        f"{cost.time_noise}, peak memory {times(cost.memory_ratio, 3)}.",
         "",
         *_seeds(treatment),
         *folded(sites, markdown_table(layer_table(treatment))),

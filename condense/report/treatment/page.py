@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from condense.records.base import Estimate, PlotlyJs
-from condense.records.treatment import Treatment, VerdictId
+from condense.records.treatment import Overhead, Treatment, VerdictId
 from condense.report.glossary import TREATMENT, glossary
 from condense.report.html import render
 from condense.report.parts import (
@@ -221,10 +221,17 @@ def overhead(treatment: Treatment) -> dict[str, Any]:
         "reason": cost.reason,
         "rows": rows,
         "ratios": [
-            (times(cost.time_ratio), "time", _more(cost.time_ratio, "takes", "longer", "less long")),
+            (times(cost.time_ratio), "time", _time_words(cost)),
             (times(cost.memory_ratio), "peak memory", _more(cost.memory_ratio, "needs", "more", "less")),
         ],
     }
+
+
+def _time_words(cost: Overhead) -> str:
+    """How much longer a pass takes; as long where the rounds themselves range over 1."""
+    if len(cost.time_range) == 2 and cost.time_range[0] <= 1 <= cost.time_range[1]:
+        return f"with the loss a pass takes as much, within its noise{cost.time_noise}"
+    return _more(cost.time_ratio, "takes", "longer", "less long") + cost.time_noise
 
 
 def _more(ratio: float | None, verb: str, more: str, less: str) -> str:

@@ -47,7 +47,8 @@ def _seeds(plan: Plan) -> str:
 
 def cost_line(overhead: Overhead) -> str:
     """What the loss costs, in one line."""
-    return f"cost of the loss: time {times(overhead.time_ratio)}, peak memory {times(overhead.memory_ratio)}"
+    time = f"{times(overhead.time_ratio)}{overhead.time_noise}"
+    return f"cost of the loss: time {time}, peak memory {times(overhead.memory_ratio)}"
 
 
 def show_treatment(treatment: Treatment, console: Console) -> None:
