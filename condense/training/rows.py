@@ -39,12 +39,13 @@ class Split:
     validation: tuple[Document, ...]
     dropped: int = 0
     """Documents left out because they repeat another one or a passage of the probe text."""
+    empty: int = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be said of the split, in words."""
-        repeated = f"{_counted(self.dropped, 'document')} left out that repeat another one or the probe text"
-        return (repeated,) if self.dropped else ()
+        reasons = ((self.dropped, "as repeats of another one or of the probe text"), (self.empty, "without text"))
+        return tuple(f"{_counted(count, 'document')} left out {why}" for count, why in reasons if count)
 
     @property
     def train_sha256(self) -> str:
@@ -97,27 +98,29 @@ def split(documents: Iterable[Document], seed: int) -> Split:
     probe are disjoint. UnavailableError if nothing is left to train on.
     """
     known = {passage.text.strip() for passage in probe()}
-    unique, dropped = [], 0
+    unique, dropped, empty = [], 0, 0
     for document in documents:
         text = document.text.strip()
         if not text or text in known:
             dropped += bool(text)
+            empty += not text
             continue
         known.add(text)
         unique.append(document)
     if not unique:
-        raise UnavailableError("there is no text to train on", "name it with --text or --dataset")
+        seen = f": {empty} of the documents are empty, {dropped} repeat the probe text" if empty or dropped else ""
+        raise UnavailableError(f"there is no text to train on{seen}", "give other text with --text or --dataset")
     order = list(range(len(unique)))
     random.Random(seed).shuffle(order)
     if len(unique) >= BY_DOCUMENT:
         held = set(order[: max(1, round(VALIDATION_SHARE * len(unique)))])
         train = [unique[i] for i in order if i not in held]
-        return Split(tuple(train), tuple(unique[i] for i in sorted(held)), dropped)
+        return Split(tuple(train), tuple(unique[i] for i in sorted(held)), dropped, empty)
     chats = [unique[i] for i in order if unique[i].messages is not None]
     apart = chats[: max(1, round(VALIDATION_SHARE * len(chats)))] if len(chats) > 1 else []
     pairs = [_tail(unique[i]) for i in order if unique[i].messages is None]
     train = [*(head for head, _ in pairs), *chats[len(apart) :]]
-    return Split(tuple(train), (*(tail for _, tail in pairs if tail.text.strip()), *apart), dropped)
+    return Split(tuple(train), (*(tail for _, tail in pairs if tail.text.strip()), *apart), dropped, empty)
 
 
 def _tail(document: Document) -> tuple[Document, Document]:

@@ -223,8 +223,12 @@ def test_few_conversations_are_set_apart_whole():
 
 def test_what_was_dropped_is_said():
     parts = split([*documents(25), *documents(5), probe()[3]], seed=0)
-    assert parts.notes == ("6 documents left out that repeat another one or the probe text",)
+    assert parts.notes == ("6 documents left out as repeats of another one or of the probe text",)
     assert split(documents(25), seed=0).notes == ()
+    chats = [conversation("c"), conversation("d", QUESTION, ANSWER), Document("e", " ")]
+    assert split(chats, seed=0).notes == ("2 documents left out without text",)
+    with pytest.raises(UnavailableError, match="1 of the documents are empty, 1 repeat the probe text"):
+        split([Document("a", ""), probe()[0]], seed=0)
 
 
 def test_validation_windows_shrink_until_there_are_eight(tokenizers):

@@ -156,6 +156,7 @@ def treatment_markdown(treatment: Treatment) -> str:
                 f"{'packed' if schedule.packed else 'one document each'}",
                 f"- training text `{for_code(schedule.train_sha256)}`",
                 f"- validation text `{for_code(schedule.validation_sha256)}`",
+                *(f"- {for_markdown(note)}" for note in schedule.notes),
             ],
         ),
     ]

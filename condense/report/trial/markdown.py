@@ -160,6 +160,7 @@ def _provenance(trial: Trial) -> list[str]:
         "created": trial.created,
         "condense": trial.condense,
         "weights sha256": trial.model.weights_sha256 or "not known",
+        "left out of the text": "; ".join(trial.schedule.notes),
         "training text sha256": trial.schedule.train_sha256,
         "validation text sha256": trial.schedule.validation_sha256,
         "validation windows sha256": trial.validation.windows_sha256,
