@@ -13,7 +13,7 @@ import typer
 from condense.cli.check import gate_options, plan_gate
 from condense.cli.console import MANNER, command_line, console, say, say_first
 from condense.cli.groups import Only, command
-from condense.cli.measure import Model, cut_windows, diagnosed, locate_model, show_dry_run
+from condense.cli.measure import Model, conditions_of, cut_windows, diagnosed, locate_model, show_dry_run
 from condense.cli.outputs import Outputs, plan_outputs
 from condense.errors import UnavailableError
 from condense.records.options import (
@@ -39,7 +39,7 @@ DEMO_DIR = Path("condense-demo")
 Output = Flag("Where the report goes.", OUTPUT, ("--output", "-o"), metavar="DIR")
 DryRun = Flag("Say what would run, be downloaded, take time and memory; do nothing.", RUN)
 ExpectWorld = Flag("Fail unless torchrun started N processes.", RUN, metavar="N", at_least=1)
-Check = Flag("Hold the run against the gate, as condense check does; 1 if it fails.", GATE)
+Check = Flag("Hold the run against the gate, as condense check does; 1 if it fails, 5 if undecided.", GATE)
 
 
 @command
@@ -66,6 +66,8 @@ def analyze(
         return
     located = locate_model(model, replace(options, device=_device(options.device)))
     windows = cut_windows(located, corpus, measure, no_text=files.no_text)
+    if held:
+        held.refuse_unlike(conditions_of(located, windows, measure))
     diagnosis = diagnosed(located, windows, measure, command_line(no_text=files.no_text), ranks=ranks)
     if ranks is None or ranks.is_first:
         _finish(diagnosis, outputs)

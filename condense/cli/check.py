@@ -1,4 +1,4 @@
-"""`condense check RUN.json`, and the gate of `analyze --check`: options in, results out, exit code 1 if it fails.
+"""`condense check RUN.json`, and the gate of `analyze --check`: options in, results out, exit codes 0, 1 and 5.
 
 Neither a model nor torch is loaded.
 """
@@ -16,16 +16,16 @@ import typer
 from condense.cli.console import console, say, show_line
 from condense.cli.groups import command, group_from_settings
 from condense.cli.outputs import check_file
+from condense.comparison.comparability import Conditions
 from condense.errors import UnavailableError
 from condense.files import write_text
+from condense.gate.advice import Names
 from condense.gate.assertions import Assertion, parse_inline, parse_tables, unknown
-from condense.gate.run import Gate, Names, Policy, evaluate, subject_of
+from condense.gate.run import Gate, Policy, evaluate, refuse_unlike, subject_of
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis
 from condense.records.options import GateOptions
-from condense.records.serial import read_json
+from condense.records.serial import other_schema, read_json
 from condense.records.treatment import TREATMENT_SCHEMA, Treatment
-
-FAILED = 1
 
 
 @command
@@ -34,7 +34,10 @@ def check(
     run: Annotated[Path, typer.Argument(metavar="RUN.json", help="A run that condense saved.", show_default=False)],
     gate: GateOptions,
 ) -> None:
-    """Hold a saved run against thresholds and a baseline: 0 if it passes, 1 if it fails."""
+    """Hold a saved run against thresholds and a baseline: 0 if it passes, 1 if it fails, 5 if nothing is decided."""
+    if gate.accept:
+        accept(run, gate, _section(context))
+        return
     plan_gate(Asked(gate, _section(context))).conclude(read_run(run), run)
 
 
@@ -66,16 +69,36 @@ class Planned:
     assertions: tuple[Assertion, ...] | None
     baseline: Diagnosis | None
 
+    def refuse_unlike(self, conditions: Conditions) -> None:
+        """UsageError before measuring, where what will be measured could not be compared with the baseline."""
+        if self.baseline is not None:
+            refuse_unlike(conditions, self.baseline, self.assertions, force=self.options.force)
+
     def conclude(self, run: Diagnosis | Treatment, path: Path) -> None:
-        """Hold the run against the gate, show and write what came of it; typer.Exit(1) if it fails."""
+        """Hold the run against the gate, show and write what came of it; typer.Exit with 1 or 5 unless it passes."""
         options = self.options
-        policy = Policy(options.informational, options.strict, options.inconclusive)
+        policy = Policy(options.informational, options.strict, options.inconclusive, options.not_run)
         names = Names(str(path), str(options.baseline or ""))
         gate = evaluate(run, self.assertions, self.baseline, policy=policy, names=names, force=options.force)
         _write(gate, options)
         _show(gate)
-        if gate.failed:
-            raise typer.Exit(FAILED)
+        if gate.exit_code:
+            raise typer.Exit(gate.exit_code)
+
+
+def accept(run: Path, options: GateOptions, tables: Mapping[str, Any]) -> None:
+    """Show how a run differs from a baseline, then write it in its place; the first baseline is only written.
+
+    Nothing fails: what changed is shown so that a person accepts it.
+    """
+    path = options.accept or run
+    record = read_run(run)
+    if path.exists():
+        check_file(path, force=options.force)
+        shown = replace(options, baseline=path, informational=True, force=True)
+        plan_gate(Asked(shown, tables)).conclude(record, run)
+    write_text(path, run.read_text(encoding="utf-8"))
+    say(f"wrote {path}: the baseline is now what condense {subject_of(record).condense} measured of {run}")
 
 
 def plan_gate(asked: Asked) -> Planned:
@@ -105,8 +128,10 @@ def read_run(path: Path) -> Diagnosis | Treatment:
     data = read_json(path)
     kinds: dict[str, type[Diagnosis] | type[Treatment]] = {DIAGNOSIS_SCHEMA: Diagnosis, TREATMENT_SCHEMA: Treatment}
     if data["schema"] not in kinds:
+        error = other_schema(data["schema"], *kinds)
+        other = f"{path} is of another kind ({data['schema']})"
         raise UnavailableError(
-            f"{path} is of another kind ({data['schema']})", "a gate reads what analyze and treat write"
+            f"{path}: {error}" if error.hint else other, error.hint or "a gate reads what analyze and treat write"
         )
     try:
         return kinds[data["schema"]].from_json(data)

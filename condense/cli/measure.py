@@ -21,6 +21,7 @@ from condense.report.escape import for_terminal
 from condense.report.text import in_words
 
 if TYPE_CHECKING:
+    from condense.comparison.comparability import Conditions
     from condense.diagnosis.cache import Wanted
     from condense.diagnosis.distributed import Ranks
     from condense.diagnosis.estimate import Load, Shape, Source
@@ -115,6 +116,15 @@ def _unnamed_text(corpus: TextOptions) -> Iterator[None]:
             error.args = tuple(str(part).replace(name, "the text") for part in error.args)
             error.hint = error.hint.replace(name, "the text")
         raise
+
+
+def conditions_of(located: Located, windows: Windows, measure: MeasureOptions) -> Conditions:
+    """How the windows are going to be measured, for a baseline that must have been measured alike."""
+    from condense.comparison.comparability import Conditions
+    from condense.diagnosis.run import protocol
+    from condense.geometry import SPECTRAL_TOKENS
+
+    return Conditions(protocol(windows, located.dtype, SPECTRAL_TOKENS, measure.seed), windows.info)
 
 
 def diagnosed(

@@ -19,7 +19,7 @@ from condense.records.comparison import COMPARISON_SCHEMA
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA
 from condense.records.monitor import MONITOR_SCHEMA, MonitorRun
 from condense.records.options import Flag, OutputOptions
-from condense.records.serial import read_json
+from condense.records.serial import other_schema, read_json
 from condense.records.treatment import TREATMENT_SCHEMA
 from condense.records.trial import TRIAL_SCHEMA
 
@@ -114,7 +114,9 @@ def _read(run: Path) -> tuple[Saved, Callable[[Any, Any], None]]:
     data = read_json(run)
     kind = data["schema"]
     if kind not in _SHOWN:
-        raise UnavailableError(f"{run} is of an unknown kind ({kind})", "was it written by a newer condense?")
+        error = other_schema(kind, *_SHOWN)
+        unknown = f"{run} is of an unknown kind ({kind})"
+        raise UnavailableError(f"{run}: {error}" if error.hint else unknown, error.hint or "is it a run of condense?")
     record, show = _SHOWN[kind]()
     return record.from_json(data), show
 

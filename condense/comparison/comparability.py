@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from condense.errors import UsageError
 from condense.intervals import coverage_note
-from condense.records.diagnosis import Diagnosis
+from condense.records.diagnosis import CorpusInfo, Diagnosis
 
 
 def refuse_incomparable(runs: Mapping[str, Diagnosis]) -> None:
@@ -21,11 +23,22 @@ def refuse_incomparable(runs: Mapping[str, Diagnosis]) -> None:
             )
 
 
-def differing_settings(new: Diagnosis, old: Diagnosis) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Conditions:
+    """How a run is going to be measured, before it is: all that decides whether it can be compared."""
+
+    protocol: Mapping[str, Any]
+    corpus: CorpusInfo
+
+
+def differing_settings(
+    new: Diagnosis | Conditions, old: Diagnosis | Conditions, keys: Collection[str] | None = None
+) -> tuple[str, ...]:
     """The settings that change numbers and are not the same, `max_length is 512 against 256`; () if comparable.
 
-    Comparable: equal `protocol.hash` and the same documents. Neither the model nor its tokenizer counts; with other
-    token ids (`windows_sha256`) the runs are comparable, but not text by text.
+    Comparable: equal `protocol.hash`, the same documents, and the same definitions of `keys` (None: of all numbers
+    that both have). Neither the model nor its tokenizer counts; with other token ids (`windows_sha256`) the runs are
+    comparable, but not text by text.
     """
     found = []
     if new.protocol.get("hash") != old.protocol.get("hash"):
@@ -34,20 +47,20 @@ def differing_settings(new: Diagnosis, old: Diagnosis) -> tuple[str, ...]:
         pairs = [(name, new.protocol.get(name), old.protocol.get(name)) for name in names]
         found = [f"{name} is {mine} against {theirs}" for name, mine, theirs in pairs if mine != theirs]
         found = found or ["the protocol's hash differs"]
-    return (*found, *_definitions(new, old), *_texts(new, old))
+    return (*found, *_definitions(new, old, keys), *_texts(new, old))
 
 
-def _definitions(new: Diagnosis, old: Diagnosis) -> list[str]:
+def _definitions(new: Diagnosis | Conditions, old: Diagnosis | Conditions, keys: Collection[str] | None) -> list[str]:
     """Numbers that both runs have under definitions of different versions; what one lacks is no difference."""
     mine, theirs = new.protocol.get("versions", {}), old.protocol.get("versions", {})
     return [
         f"the definition of {key} has version {mine[key]} against {theirs[key]}"
         for key in mine
-        if key in theirs and mine[key] != theirs[key]
+        if key in theirs and mine[key] != theirs[key] and (keys is None or key in keys)
     ]
 
 
-def _texts(new: Diagnosis, old: Diagnosis) -> list[str]:
+def _texts(new: Diagnosis | Conditions, old: Diagnosis | Conditions) -> list[str]:
     """What differs in the texts.
 
     Documents are read until enough of them are long enough, which tokenizers decide differently, so that the hash of

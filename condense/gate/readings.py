@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from condense.diagnosis.verdict import ROGUE, SINK
-from condense.gate.assertions import ORDERED, RATIOS, Target
+from condense.errors import UsageError
+from condense.gate.assertions import RATIOS, Target
 from condense.intervals import ALPHA, coverage_note, over_documents
 from condense.records.base import Estimate
-from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
+from condense.records.diagnosis import Diagnosis, SiteReading
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,19 @@ class _Place:
     where: str
     estimate: Estimate
     site: SiteReading | None = None
+
+
+def key_of(target: Target) -> str:
+    """The number that a target is of, whose definition has a version: a rank's share of its null is the rank."""
+    return target.metric.removesuffix(".null_ratio")
+
+
+def refuse_missing(run: Diagnosis, target: Target) -> None:
+    """UsageError for a target that the model cannot have, whatever was measured: a misspelt one must not pass."""
+    if missing := _missing(run, target):
+        count = len(_blocks(run, target))
+        hint = f"its blocks are block.1 to block.{count}, or block.-1 to block.-{count}" if target.index else ""
+        raise UsageError(f"there is no {target.name}: {missing}", hint or "see the targets in docs/ci.md")
 
 
 def absolute(run: Diagnosis, target: Target) -> tuple[Reading, ...]:
@@ -83,6 +96,8 @@ def change(run: Diagnosis, baseline: Diagnosis, target: Target) -> tuple[Reading
         return (Reading("", reason=missing),)
     if missing := _missing(baseline, target):
         return (Reading("", reason=f"in the baseline, {missing}"),)
+    if reason := _undefined_before(run, baseline, target):
+        return (Reading("", reason=reason),)
     others = {place.key: place for place in _places(baseline, target)}
     readings = []
     for place in _places(run, target):
@@ -93,6 +108,17 @@ def change(run: Diagnosis, baseline: Diagnosis, target: Target) -> tuple[Reading
         change = _difference(run, baseline, target, place, other)
         readings.append(_reading(place.where, change, place.estimate.value, other.estimate.value, run))
     return tuple(readings)
+
+
+def _undefined_before(run: Diagnosis, baseline: Diagnosis, target: Target) -> str:
+    """Why a number of the baseline may not be the same number: its release noted no definition of it, or had none."""
+    for name, side in (("the run", run), ("the baseline", baseline)):
+        versions = side.protocol.get("versions")
+        if not versions:
+            return f"{name}, measured by condense {side.condense}, does not say by which definitions"
+        if key_of(target) not in versions:
+            return f"{name}, measured by condense {side.condense}, has no {key_of(target)}"
+    return ""
 
 
 def _missing(run: Diagnosis, target: Target) -> str | None:
@@ -108,7 +134,7 @@ def _places(run: Diagnosis, target: Target) -> list[_Place]:
     if target.scope == "quality":
         of: Estimate = getattr(run.quality, target.metric)
         return [_Place(0, "on the same windows", of)]
-    key, sites = target.metric.removesuffix(".null_ratio"), _sites(run, target)
+    key, sites = key_of(target), _sites(run, target)
     prefix = f"{target.stack} " if target.stack else ""
     if target.scope == "deep":
         span = f"{sites[0].index} to {sites[-1].index}" if len(sites) > 1 else f"{sites[0].index}"
@@ -155,47 +181,3 @@ def _difference(run: Diagnosis, baseline: Diagnosis, target: Target, place: _Pla
         spread = difference_of([sides], paired=pairing.same_tokens)
     low, high = spread.bounds(_alpha(run, target))
     return Estimate(spread.value, low, high, reason=spread.reason)
-
-
-# --- words ------------------------------------------------------------------------------------------
-
-
-def possible_words(run: Diagnosis, target: Target) -> tuple[str, ...]:
-    """The verdict's word first, then the others that its intervals leave open; () if the verdict is undefined.
-
-    Where the interval of the mean cosine or of the rank holds a band's edge, the word is that of one side by chance.
-    """
-    verdict = run.verdict_of(target.stack)
-    word: str = getattr(verdict, target.metric)
-    if word == "undefined":
-        return ()
-    explained = target.metric == "level" and verdict.attribution in (ROGUE, SINK)  # a watch, however wide the cone
-    if not verdict.borderline or target.metric == "attribution" or explained:
-        return (word,)
-    cones, ranks = _cones(run, target, verdict), _ranks(run, target, verdict)
-    others = {"cone": cones, "rank": ranks}.get(target.metric) or {
-        _level(cone, rank) for cone in cones for rank in ranks
-    }
-    known = ORDERED[target.metric]
-    return (word, *sorted(others - {word}, key=known.index))
-
-
-def _cones(run: Diagnosis, target: Target, verdict: Verdict) -> set[str]:
-    of = run.deep_of(target.stack)["mean_cosine"]
-    edges = [verdict.bands[f"cone_{word}"] for word in ORDERED["cone"][1:]]
-    ends = [end for end in (of.low, of.high) if end is not None]
-    return {verdict.cone} | {ORDERED["cone"][sum(end >= edge for edge in edges)] for end in ends}
-
-
-def _ranks(run: Diagnosis, target: Target, verdict: Verdict) -> set[str]:
-    of = _ratio(run.deep_of(target.stack)["effective_rank"])
-    low, reduced = verdict.bands["rank_low"], verdict.bands["rank_reduced"]
-    ends = [end for end in (of.low, of.high) if end is not None]
-    return {verdict.rank} | {"intact" if end > reduced else "reduced" if end >= low else "low" for end in ends}
-
-
-def _level(cone: str, rank: str) -> str:
-    """The level that a cone and a rank would give at most, whatever they are attributed to."""
-    if cone in ("high", "severe"):
-        return "severe" if cone == "severe" else "condensed"
-    return {"low": "condensed", "reduced": "watch"}.get(rank, "ok")

@@ -1,38 +1,46 @@
 """Does a run keep to what is asked of it? pass, warn, fail, inconclusive, or not run with its reason. Pure Python.
 
 A number passes when its whole interval keeps to the bound, and violates it when the whole interval does not; in
-between, or without an interval, it is inconclusive. The policy decides which of these end a build.
+between, or without an interval, it is inconclusive. A word of the verdict passes where it keeps to the bound in 95 %
+of the resamples of the documents, and violates it in 5 % or less. The policy decides which of these end a build.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from condense.comparison.comparability import circumstances, differing_settings
+from condense.comparison.comparability import Conditions, circumstances, differing_settings
 from condense.errors import UsageError
+from condense.gate.advice import MORE_TEXT, Names, more_text_needed, next_command
 from condense.gate.assertions import ORDERED, Assertion, Bound, Target, default_gate
-from condense.gate.readings import Reading, absolute, change, possible_words
+from condense.gate.readings import Reading, absolute, change, key_of, refuse_missing
 from condense.intervals import NO_DOCUMENTS, coverage_note
-from condense.metrics import MIN_TEXTS
 from condense.records.diagnosis import Diagnosis
 from condense.records.treatment import Treatment
-from condense.rerun import Again
 
 Outcome = Literal["fail", "warn", "inconclusive", "not-run", "pass"]
 OUTCOMES: tuple[Outcome, ...] = ("fail", "warn", "inconclusive", "not-run", "pass")
-"""Worst first; the order in which results are told."""
+"""Worst first; the order in which results are reported."""
+FAILED, UNDECIDED = 1, 5
+"""Exit codes beside 0."""
+LIKELY = 0.95
+"""Share of the resamples in which a word has to keep to its bound to pass; with the rest, it is a violation."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What ends a build. `strict`: whatever did not pass; `inconclusive`: what the texts leave open; or nothing."""
+    """What ends a build, beside a violation at level error.
+
+    informational: nothing; strict: whatever did not pass; inconclusive, not_run: whether what the text leaves open, or
+    what could not be measured, counts as a failure at level error. `ignore`: what did not run was not asked for.
+    """
 
     informational: bool = False
     strict: bool = False
     inconclusive: Literal["warn", "fail"] = "warn"
+    not_run: Literal["fail", "warn", "ignore"] = "warn"
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,14 @@ class Gate:
         """True if this result ends the build under the gate's policy."""
         if self.policy.informational or result.outcome == "pass":
             return False
-        open_error = result.outcome == "inconclusive" and result.assertion.level == "error"
-        return result.outcome == "fail" or self.policy.strict or (open_error and self.policy.inconclusive == "fail")
+        if result.outcome == "fail" or self.policy.strict:
+            return True
+        counts_as = {"inconclusive": self.policy.inconclusive, "not-run": self.policy.not_run}.get(result.outcome)
+        return counts_as == "fail" and result.assertion.level == "error"
+
+    def ignores(self, result: Result) -> bool:
+        """True if this result is taken as not asked for: it did not run, and the policy ignores that."""
+        return result.outcome == "not-run" and self.policy.not_run == "ignore" and not self.policy.strict
 
     @property
     def failed(self) -> bool:
@@ -76,11 +90,27 @@ class Gate:
         return any(self.blocks(result) for result in self.results)
 
     @property
-    def outcome(self) -> Literal["failed", "passed with warnings", "passed"]:
+    def undecided(self) -> bool:
+        """True if something could fail and nothing of it was decided: exit code 5, so that no accident is green."""
+        if self.policy.informational or self.failed:
+            return False
+        asked = [result for result in self.results if result.assertion.level == "error" and not self.ignores(result)]
+        return bool(asked) and all(result.outcome in ("inconclusive", "not-run") for result in asked)
+
+    @property
+    def outcome(self) -> Literal["failed", "undecided", "passed with warnings", "passed"]:
         """The gate in words."""
         if self.failed:
             return "failed"
-        return "passed" if all(result.outcome == "pass" for result in self.results) else "passed with warnings"
+        if self.undecided:
+            return "undecided"
+        clean = all(result.outcome == "pass" or self.ignores(result) for result in self.results)
+        return "passed" if clean else "passed with warnings"
+
+    @property
+    def exit_code(self) -> int:
+        """0 passed, warnings allowed; 1 failed; 5 undecided."""
+        return FAILED if self.failed else UNDECIDED if self.undecided else 0
 
     def count(self, outcome: Outcome) -> int:
         """How many results have this outcome."""
@@ -112,33 +142,33 @@ def evaluate(
     """Hold a run against assertions (None: the default gate) and a baseline, if there is one.
 
     baseline: None takes the model before the treatment, for a treatment. UsageError if the baseline was not
-    measured alike (`force` goes on and notes it).
+    measured alike (`force` goes on and notes it), or for a target that the model does not have.
     """
     subject, names = subject_of(run), names or Names()
     base = baseline or own_baseline(run)
-    notes = _notes(subject, base, force)
     if base is not None and baseline is None:
         names = replace(names, baseline="the model before the treatment")
     if assertions is None:
         scored = subject.quality.bits_per_byte.value is not None or subject.quality.loss.value is None
         quality = "bits_per_byte" if scored else "loss"
         assertions = default_gate(base is not None, quality, isinstance(run, Treatment))
+    for assertion in assertions:
+        refuse_missing(subject, assertion.target)
+    notes = _notes(subject, base, assertions, force)
     results = [_result(run, subject, base, assertion, names) for assertion in dict.fromkeys(assertions)]
     ordered = tuple(sorted(results, key=lambda result: OUTCOMES.index(result.outcome)))
     return Gate(subject.model.id, subject, names.run, ordered, policy or Policy(), names.baseline, notes)
 
 
-def _notes(subject: Diagnosis, base: Diagnosis | None, force: bool) -> tuple[str, ...]:
+def _notes(subject: Diagnosis, base: Diagnosis | None, assertions: Sequence[Assertion], force: bool) -> tuple[str, ...]:
     note = coverage_note(subject.corpus.documents)
     notes = [f"intervals: {note}"] if note and note != NO_DOCUMENTS else []
+    if not any(assertion.level == "error" for assertion in assertions):
+        notes.append("nothing here can fail: no assertion is at level error")
     if base is None:
         return tuple(notes)
-    if unlike := differing_settings(subject, base):
-        if not force:
-            said = "; ".join(unlike)
-            raise UsageError(
-                f"the runs cannot be compared: {said}", "measure both alike; condense check --force compares anyway"
-            )
+    refuse_unlike(subject, base, assertions, force=force)
+    if unlike := unlike_settings(subject, base, assertions):
         notes.append(f"compared by force although {'; '.join(unlike)}")
     if subject.corpus.windows_sha256 != base.corpus.windows_sha256:
         notes.append("other windows than the baseline's: intervals are unpaired, so wider")
@@ -147,7 +177,32 @@ def _notes(subject: Diagnosis, base: Diagnosis | None, force: bool) -> tuple[str
     own, other = subject.model.weights_sha256, base.model.weights_sha256
     if own is not None and own == other:
         notes.append("the baseline has the same weights")
-    return tuple(notes)
+    return (*notes, f"measured by condense {subject.condense}, the baseline by condense {base.condense}")
+
+
+def refuse_unlike(
+    subject: Diagnosis | Conditions, base: Diagnosis, assertions: Sequence[Assertion] | None, *, force: bool = False
+) -> None:
+    """UsageError where a baseline cannot match, with every setting in which it differs; also before measuring."""
+    unlike = unlike_settings(subject, base, assertions)
+    if unlike and not force:
+        raise UsageError(
+            f"the runs cannot be compared: {'; '.join(unlike)}",
+            "measure both alike; condense check --force compares anyway",
+        )
+
+
+def unlike_settings(
+    subject: Diagnosis | Conditions, base: Diagnosis, assertions: Sequence[Assertion] | None
+) -> tuple[str, ...]:
+    """The settings in which a run and its baseline differ; of the definitions only those of the numbers asked for.
+
+    () for a baseline of a release that noted no versions of definitions: nothing of it is compared.
+    """
+    if not base.protocol.get("versions"):
+        return ()
+    keys = None if assertions is None else {key_of(assertion.target) for assertion in assertions}
+    return differing_settings(subject, base, keys)
 
 
 def _result(
@@ -159,7 +214,9 @@ def _result(
         result = Result(assertion, "not-run", Reading(""), reason="there is no baseline")
     else:
         result = _number_result(subject, base, assertion)
-    return replace(result, next=next_command(run, subject, assertion, result.outcome, names))
+    if result.outcome == "inconclusive" and not isinstance(run, Treatment):
+        result = replace(result, reason=f"{result.reason}{MORE_TEXT if more_text_needed(subject) else ''}")
+    return replace(result, next=next_command(run, base, result, names))
 
 
 # --- numbers ----------------------------------------------------------------------------------------
@@ -227,19 +284,24 @@ def _word_result(run: Diagnosis | Treatment, subject: Diagnosis, assertion: Asse
     target = assertion.target
     if target.metric == "id":
         return _treatment_result(run, assertion)
-    if target.stack and target.stack not in {site.stack for site in subject.sites}:
-        return Result(assertion, "not-run", Reading(""), reason=f"the model has no {target.stack} stack")
-    words, where = possible_words(subject, target), _ground(subject, target)
-    if not words:
-        return Result(assertion, "not-run", where, reason="the verdict is undefined")
-    if subject.corpus.texts < MIN_TEXTS:
-        why = f"{subject.corpus.texts} texts; below {MIN_TEXTS} an interval says little"
-        return Result(assertion, "inconclusive", where, words=words, reason=why)
-    kept = {_fits(word, assertion) for word in words}
-    if len(kept) == 2:
-        why = "an interval reaches over the edge of a band"
-        return Result(assertion, "inconclusive", where, words=words, reason=why)
-    return Result(assertion, "pass" if kept == {True} else _violation(assertion), where, words=words)
+    verdict, where = subject.verdict_of(target.stack), _ground(subject, target)
+    word: str = getattr(verdict, target.metric)
+    if not subject.corpus.documents:
+        return Result(assertion, "not-run", where, words=(word,), reason=NO_DOCUMENTS)
+    if word == "undefined":
+        reason = verdict.reason or "the verdict is undefined"
+        return Result(assertion, "inconclusive", where, words=(word,), reason=reason)
+    shares = verdict.frequencies.get(target.metric, {})
+    if not shares:
+        return Result(assertion, "inconclusive", where, words=(word,), reason="it is not known how stable the word is")
+    kept = sum(share for other, share in shares.items() if _fits(other, assertion))
+    words = (word, *(other for other, share in shares.items() if other != word and share >= 1 - LIKELY))
+    if kept >= LIKELY:
+        return Result(assertion, "pass", where, words=words)
+    if kept <= 1 - LIKELY:
+        return Result(assertion, _violation(assertion), where, words=words)
+    reason = f"it keeps to the bound in {100 * kept:.0f} % of the resamples of the documents"
+    return Result(assertion, "inconclusive", where, words=words, reason=reason)
 
 
 def _ground(subject: Diagnosis, target: Target) -> Reading:
@@ -269,45 +331,7 @@ def _fits(word: str, assertion: Assertion) -> bool:
     if kind in ("is", "not"):
         return (word in words) == (kind == "is")
     known = ORDERED[assertion.target.metric]
-    place, edge = known.index(word), known.index(words[0])
-    return place <= edge if kind == "max" else place >= edge
-
-
-@dataclass(frozen=True)
-class Names:
-    """What the files are called, for the commands that are advised; a baseline without a file has none."""
-
-    run: str = "run.json"
-    baseline: str = ""
-
-
-def next_command(
-    run: Diagnosis | Treatment, subject: Diagnosis, assertion: Assertion, outcome: str, names: Names
-) -> str:
-    """The command that would tell more, or help; "" where there is nothing to do.
-
-    subject: the diagnosis that the gate read. More texts for an open result, the comparison for a change,
-    else what the verdict advises where it found something, else the report.
-    """
-    target, own = assertion.target, shlex.quote(names.run)
-    if outcome == "pass":
-        return ""
-    if outcome == "inconclusive":
-        return _more_texts(run, subject)
-    if outcome == "not-run":
-        lacks = assertion.bound.relative and not names.baseline
-        return f"condense check {own} --baseline BASELINE.json" if lacks else ""
-    if target.metric == "id" and isinstance(run, Treatment):
-        return run.verdict.findings[0].next
-    if assertion.bound.relative and names.baseline.endswith(".json"):
-        return f"condense compare {shlex.quote(names.baseline)} {own}"
-    verdict = subject.verdict_of(target.stack)
-    if target.scope == "quality" or isinstance(run, Treatment) or verdict.level == "ok":
-        return f"condense report {own}"
-    return verdict.findings[0].next
-
-
-def _more_texts(run: Diagnosis | Treatment, subject: Diagnosis) -> str:
-    command = run.command if run.command.startswith(("condense analyze", "condense treat")) else ""
-    command = command or f"condense analyze {shlex.quote(subject.model.id)}"
-    return Again(command)(num_texts=str(4 * max(subject.corpus.texts, MIN_TEXTS)), output="again/")
+    if word not in known:
+        return False
+    rank, edge = known.index(word), known.index(words[0])
+    return rank <= edge if kind == "max" else rank >= edge

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from condense.errors import UnavailableError
-from condense.records.serial import decode, dumps, encode
+from condense.records.serial import decode, dumps, encode, other_schema
 
 if TYPE_CHECKING:
     import pandas
@@ -43,7 +43,7 @@ class Saved:
         """Read a run of this kind from a file, JSON text or parsed JSON; UnavailableError if it is not one."""
         data = parsed(source)
         if data.get("schema") != cls.SCHEMA:
-            raise UnavailableError(f"schema is {data.get('schema')!r}, expected {cls.SCHEMA!r}")
+            raise other_schema(data.get("schema"), cls.SCHEMA)
         try:
             run: Self = decode(cls, data)
         except ValueError as error:

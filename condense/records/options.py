@@ -346,6 +346,18 @@ class GateOptions(Options):
         Literal["warn", "fail"],
         Flag("What an interval that reaches over the bound counts as.", GATE, settings="found"),
     ] = "warn"
+    not_run: Annotated[
+        Literal["fail", "warn", "ignore"],
+        Flag("What counts as what could not be measured; ignore: as not asked for.", GATE, settings="found"),
+    ] = "warn"
+    accept: Annotated[
+        Path | None,
+        Flag(
+            "Show what changed, then write the run there as the new baseline.",
+            GATE,
+            metavar="BASE.json",
+        ),
+    ] = None
     junit: Annotated[Path | None, Flag("Write JUnit XML.", OUTPUT, metavar="FILE")] = None
     md: Annotated[Path | None, Flag("Write a Markdown summary.", OUTPUT, metavar="FILE")] = None
     force: Annotated[

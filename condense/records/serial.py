@@ -173,6 +173,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def other_schema(schema: object, *known: str) -> UnavailableError:
+    """The error for a saved run of a schema that is not read, which says so where a newer condense wrote it."""
+    name, _, version = str(schema).partition("/")
+    for expected in known:
+        kind, _, own = expected.partition("/")
+        if name == kind and version.isdecimal() and int(version) > int(own):
+            line = f"schema is {schema!r}, newer than {expected!r}, the newest that this condense reads"
+            return UnavailableError(line, "upgrade condense-lm")
+    return UnavailableError(f"schema is {schema!r}, expected {' or '.join(map(repr, known))}")
+
+
 def schema_of(kind: type) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a record type, each nested record once under `$defs`.
 

@@ -1,5 +1,6 @@
 """`condense check` at the door: settings, exit codes, what is shown and written, what a CI runner reads."""
 
+import json
 import os
 import re
 import resource
@@ -24,6 +25,7 @@ from condense.report.gate.ci import gate_annotations, gate_junit
 from condense.report.gate.text import gate_markdown
 from tests.gate.test_gate import moved, with_deep
 
+OLD = Path(__file__).parents[1] / "saved" / "diagnosis-0.1.0.json"
 GITHUB = ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY")
 
 
@@ -75,7 +77,7 @@ def test_pass_warn_and_fail(files):
     start = next(i for i, line in enumerate(lines) if line.endswith("FAIL deep.mean_cosine"))
     assert lines[start + 1].split() == ["expected", "increase", "<=", "0.02"]
     assert re.match(r"  found     \+0\.1000 \[\+0\.1000, \+0\.1000\], from 0\.\d{4} to 0\.\d{4}$", lines[start + 2])
-    assert lines[start + 3] == "  where     median of blocks 2 to 3"
+    assert lines[start + 3] == "  where     mean of blocks 2 to 3"
     assert lines[start + 4] == "  next      condense compare base.json worse.json"
     assert lines[-1] == "failed: 1 failed, 1 passed" and "PASS quality.bits_per_byte" in failed.stdout
     warned = condense("check", "base.json", "--assert", "warn: deep.mean_cosine <= -0.9")
@@ -89,9 +91,117 @@ def test_policies(files, run):
     assert condense(*warning, "--strict").exit_code == 1
     with_deep(run, 0.5, 0.4, 0.6).to_json("open.json")
     open_ = ["check", "open.json", "--assert", "deep.mean_cosine <= 0.5"]
-    assert condense(*open_).exit_code == 0
+    undecided = condense(*open_)
+    assert undecided.exit_code == 5 and undecided.stdout.splitlines()[-1] == "undecided: 1 inconclusive"
     assert condense(*open_, "--inconclusive", "fail").exit_code == 1
     assert condense(*open_, "--strict").exit_code == 1
+    assert condense(*open_, "--informational").exit_code == 0
+    assert condense(*open_, "--assert", "deep.mean_cosine <= 1").exit_code == 0
+    absent = ["check", "base.json", "--assert", "deep.mean_cosine <= baseline"]
+    assert condense(*absent).exit_code == 5
+    assert condense(*absent, "--not-run", "fail").exit_code == 1
+    ignored = condense(*absent, "--not-run", "ignore")
+    assert ignored.exit_code == 0 and "passed" in ignored.stdout.splitlines()[-1]
+    assert condense(*absent, CONDENSE_CHECK__NOT_RUN="fail").exit_code == 1
+
+
+def test_undecided_is_said_everywhere(files, run, monkeypatch):
+    with_deep(run, 0.5, 0.4, 0.6).to_json("open.json")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    done = condense(
+        "check", "open.json", "--assert", "deep.mean_cosine <= 0.5", "--junit", "j.xml", "--md", "c.md",
+        GITHUB_ACTIONS="true",
+    )  # fmt: skip
+    assert done.exit_code == 5 and "undecided: 1 inconclusive" in done.stdout
+    assert "::warning title=condense%3A deep.mean_cosine INCONCLUSIVE" in done.stdout
+    assert "### condense check: undecided" in Path("c.md").read_text()
+    assert "### condense check: undecided" in Path("summary.md").read_text()
+    assert '<property name="outcome" value="undecided"' in Path("j.xml").read_text()
+
+
+def test_a_gate_that_cannot_fail_says_so(files):
+    done = condense("check", "base.json", "--assert", "warn: deep.mean_cosine <= 1", "--md", "c.md", "--junit", "j.xml")
+    assert done.exit_code == 0
+    for text in (done.stdout, Path("c.md").read_text(), Path("j.xml").read_text()):
+        assert "nothing here can fail" in " ".join(text.split())
+
+
+def test_a_target_that_is_not_there_is_2(files):
+    for words in (["--informational"], ["--not-run", "ignore"], []):
+        done = condense("check", "base.json", "--assert", "block.7.mean_cosine <= 1", *words)
+        assert_refused(done, 2, "there is no block.7.mean_cosine: the model has 3 blocks", "block.1 to block.3")
+
+
+# --- months later -----------------------------------------------------------------------------------
+
+
+def older(run, **changes):
+    """A run of an earlier release: its record lacks what came later."""
+    data = run.to_dict() | {"condense": "0.0.9"}
+    data["protocol"] = {**data["protocol"], **changes.pop("protocol", {})}
+    return {**data, **changes}
+
+
+def test_a_release_that_adds_a_number_keeps_its_baselines(files, run):
+    data = older(run)
+    data["protocol"]["versions"] = {k: v for k, v in data["protocol"]["versions"].items() if k != "dimension"}
+    for values in (data["deep"], *(site["metrics"] for site in data["sites"])):
+        values.pop("dimension")
+    Path("old.json").write_text(json.dumps(data))
+    done = condense("check", "same.json", "--baseline", "old.json", "--md", "c.md", "--junit", "j.xml")
+    assert done.exit_code == 0 and "passed: 2 passed" in done.stdout
+    for text in (done.stdout, Path("c.md").read_text(), Path("j.xml").read_text()):
+        assert f"condense {run.condense}, the baseline by condense 0.0.9" in " ".join(text.split())
+    new = condense("check", "same.json", "--baseline", "old.json", "--assert", "deep.dimension <= baseline")
+    assert new.exit_code == 5 and "measured by condense 0.0.9, has no dimension" in " ".join(new.stdout.split())
+    both = condense("check", "old.json", "--baseline", "old.json", "--assert", "deep.dimension <= baseline")
+    assert both.exit_code == 5 and "has no dimension" in " ".join(both.stdout.split())
+
+
+def test_only_the_definitions_that_are_asked_for_count(files, run):
+    versions = {**run.protocol["versions"], "dimension": 99}
+    Path("old.json").write_text(json.dumps(older(run, protocol={"versions": versions})))
+    assert condense("check", "same.json", "--baseline", "old.json").exit_code == 0
+    done = condense("check", "same.json", "--baseline", "old.json", "--assert", "deep.dimension <= baseline")
+    assert_refused(done, 2, "the definition of dimension has version")
+
+
+def test_a_run_of_the_first_release_decides_nothing(files):
+    """Measured before definitions had versions and windows their documents."""
+    for words in (
+        ["same.json", "--baseline", OLD],
+        [OLD, "--baseline", OLD],
+        [OLD, "--assert", "deep.mean_cosine <= 1"],
+    ):
+        done = condense("check", *words)
+        assert done.exit_code == 5, done.output
+        assert "NOT RUN" in done.stdout and "KeyError" not in done.output
+
+
+def test_a_newer_schema_is_named_as_newer(files):
+    Path("new.json").write_text('{"schema": "condense.diagnosis/2"}')
+    for command in (["check"], ["report"]):
+        done = condense(*command, "new.json")
+        assert_refused(
+            done, 3, "schema is 'condense.diagnosis/2', newer than 'condense.diagnosis/1'", "upgrade condense-lm"
+        )
+
+
+def test_accept_shows_what_changed_and_writes_the_baseline(files, run):
+    done = condense("check", "worse.json", "--accept", "base.json")
+    assert done.exit_code == 0 and "FAIL deep.mean_cosine" in done.stdout, "shown, not failed"
+    assert Path("base.json").read_bytes() == Path("worse.json").read_bytes()
+    assert "wrote base.json" in done.stderr and run.condense in done.stderr
+    assert condense("check", "worse.json", "--baseline", "base.json").exit_code == 0
+    first = condense("check", "same.json", "--accept", "folder/first.json")
+    assert first.exit_code == 0 and Path("folder/first.json").read_bytes() == Path("same.json").read_bytes()
+    Path("mine.json").write_text("mine")
+    assert condense("check", "same.json", "--accept", "mine.json").exit_code != 0
+    assert Path("mine.json").read_text() == "mine"
+    unlike = older(run, protocol={"hash": "0", "max_length": 999})
+    Path("unlike.json").write_text(json.dumps(unlike, separators=(",", ":")))
+    moved_on = condense("check", "same.json", "--accept", "unlike.json")
+    assert moved_on.exit_code == 0 and "max_length is 64 against 999" in " ".join(moved_on.stdout.split())
 
 
 def test_nothing_narrow_is_wider_than_80_columns(files):
@@ -208,7 +318,7 @@ def gate(run):
     """A failure, a warning, an open result, one that did not run and two that passed; a model with a nasty name."""
     named = replace(with_deep(run, 0.5, 0.4, 0.6), model=replace(run.model, id=NASTY))
     texts = ["deep.mean_cosine <= 0.3", "warn: deep.mean_cosine <= 0.2", "deep.mean_cosine <= 0.5",
-             "encoder.deep.mean_cosine <= 1", "deep.mean_cosine <= 1", "any-block.mean_cosine <= 1"]  # fmt: skip
+             "verdict.id == dispersed", "deep.mean_cosine <= 1", "any-block.mean_cosine <= 1"]  # fmt: skip
     return evaluate(named, [parse_inline(text) for text in texts])
 
 
@@ -342,11 +452,14 @@ def test_settings_of_check_hold_beside_analyze(tiny):
     assert result.exit_code == 0 and "informational" in result.stdout and Path("junit.xml").exists()
 
 
-def test_an_unlike_baseline_is_2_after_the_files_are_written(tiny):
+def test_an_unlike_baseline_is_2_before_anything_is_measured(tiny, monkeypatch):
     condense("analyze", tiny("llama"), "--num-texts", "8", "--max-length", "16", "--device", "cpu", "--json", "b.json")
+    monkeypatch.setattr("condense.models.checkpoint.read", lambda *words: pytest.fail("the weights were read"))
     result = condense("analyze", tiny("llama"), *FAST, "-o", "out", "--baseline", "b.json", "--check")
     assert result.exit_code == 2 and "max_length is 32 against 16" in result.stderr
-    assert Path("out/diagnosis.json").exists()
+    more = condense("analyze", tiny("llama"), *FAST, "--num-texts", "16", "--max-length", "16", "--baseline", "b.json")
+    assert more.exit_code == 2 and "number of texts is 16 against 8" in more.stderr
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(
@@ -375,7 +488,7 @@ def test_init_writes_what_check_reads(files):
     failed = condense("check", "worse.json", "--baseline", "base.json")
     assert failed.exit_code == 1 and "increase <= 0.02" in failed.stdout
     alone = condense("check", "base.json")
-    assert alone.exit_code == 0 and alone.stdout.count("NOT RUN") == 2
+    assert alone.exit_code == 5 and alone.stdout.count("NOT RUN") == 2
 
 
 def test_init_never_writes_over_a_file(files):
