@@ -117,14 +117,18 @@ def windows(
         notes=tuple(_notes(reading)),
     )
     passages = [window.passage for _, _, window in cut]
-    return Windows(
-        ids,
-        special,
-        tuple(None if p is None else len(p[1].encode("utf-8", errors="replace")) for p in passages),
-        getattr(tokenizer, "mask_token_id", None),
-        info,
-        passages=tuple(p for p in passages if p is not None),
+    return _with_passages(ids, special, getattr(tokenizer, "mask_token_id", None), info, passages)
+
+
+def _with_passages(
+    ids: Tensor, special: Tensor, mask_token_id: int | None, info: CorpusInfo, passages: list[tuple[str, str] | None]
+) -> Windows:
+    """Windows with the bytes of their passages; those without offsets into the text have none."""
+    sizes = tuple(
+        None if passage is None else len(passage[1].encode("utf-8", errors="replace")) for passage in passages
     )
+    known = tuple(passage for passage in passages if passage is not None)
+    return Windows(ids, special, sizes, mask_token_id, info, passages=known)
 
 
 def _windows_of_ids(
