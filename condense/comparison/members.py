@@ -113,10 +113,13 @@ def _run_of_folder(folder: Path) -> list[Candidate]:
     parent = str(folder) if inspection.has_tokenizer(folder) else None
     return [
         Candidate(
-            path.name, str(path), step, tokenizer=None if inspection.has_tokenizer(path) else parent,
+            path.name,
+            str(path),
+            step,
+            tokenizer=None if inspection.has_tokenizer(path) else parent,
         )
         for step, path in models
-    ]  # fmt: skip
+    ]
 
 
 def _candidates(argument: str) -> list[Candidate]:

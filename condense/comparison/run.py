@@ -89,9 +89,13 @@ def compare(
         refuse_incomparable(found)
     run = run_of(candidates) if len(candidates) > 2 or len(runs) == 1 else None
     return assembled(
-        found, steps={c.name: c.step for c, _ in measured}, places={c.name: c.place for c, _ in measured}, run=run,
-        command=command, failures=failures,
-    )  # fmt: skip
+        found,
+        steps={c.name: c.step for c, _ in measured},
+        places={c.name: c.place for c, _ in measured},
+        run=run,
+        command=command,
+        failures=failures,
+    )
 
 
 def assembled(
@@ -222,9 +226,13 @@ class _Measuring:
             tokenizer=self._options.tokenizer or candidate.tokenizer,
         )
         texts = windows(
-            checkpoint.tokenizer, self._text, num_texts=settings.num_texts or MeasureOptions.num_texts,
-            max_length=settings.max_length, positions=checkpoint.positions, seed=seed,
-        )  # fmt: skip
+            checkpoint.tokenizer,
+            self._text,
+            num_texts=settings.num_texts or MeasureOptions.num_texts,
+            max_length=settings.max_length,
+            positions=checkpoint.positions,
+            seed=seed,
+        )
         return analyze(checkpoint, texts, seed=seed)
 
 
@@ -244,13 +252,15 @@ def _member(name: str, run: Diagnosis, place: str, step: int | None, effect: Eff
         trend=run.trend,
         paper=run.paper,
         quality=Quality(
-            _bare(run.quality.loss), _bare(run.quality.perplexity), _bare(run.quality.bits_per_byte),
+            _bare(run.quality.loss),
+            _bare(run.quality.perplexity),
+            _bare(run.quality.bits_per_byte),
             label=run.quality.label,
         ),
         verdict=run.verdict,
         step=step,
         difference=effect,
-    )  # fmt: skip
+    )
 
 
 def _site(site: SiteReading) -> SiteReading:

@@ -118,22 +118,30 @@ def _pair(first: Member, other: Member) -> Finding:
     a, b = other.name, first.name
     key, severity, title, why = {
         "more condensed": (
-            "more-condensed", "warning", f"{a} is more condensed than {b}",
+            "more-condensed",
+            "warning",
+            f"{a} is more condensed than {b}",
             "Its tokens point more alike. That is no defect by itself: read the quality beside it.",
         ),
         "more spread": (
-            "less-condensed", "info", f"{a} is less condensed than {b}",
+            "less-condensed",
+            "info",
+            f"{a} is less condensed than {b}",
             "Its tokens point less alike. That is no gain by itself: read the quality beside it.",
         ),
         "smaller than what counts": (
-            "too-small-to-count", "good", f"{a} and {b} differ by less than what counts",
+            "too-small-to-count",
+            "good",
+            f"{a} and {b} differ by less than what counts",
             f"The whole interval lies within ±{LEAST:g}, the smallest difference that counts.",
         ),
         "inconclusive": (
-            "inconclusive", "info", f"Inconclusive: whether {a} or {b} is more condensed is open",
+            "inconclusive",
+            "info",
+            f"Inconclusive: whether {a} or {b} is more condensed is open",
             open_because(change, word),
         ),
-    }[word.word]  # fmt: skip
+    }[word.word]
     more = f"condense compare {_quoted(first)} {_quoted(other)} --num-texts {4 * other.corpus.texts}"
     step = more if word.word == "inconclusive" else analyze_again(other)
     return Finding(key, _severity(severity), title, seen, why, step, CONVENTION)
@@ -227,9 +235,14 @@ def _family(members: Sequence[Member]) -> Finding:
     )
     if not known:
         return Finding(
-            "undefined", "warning", "No member has a mean cosine", "undefined in all", "there is nothing to compare",
-            analyze_again(members[0]), CONVENTION,
-        )  # fmt: skip
+            "undefined",
+            "warning",
+            "No member has a mean cosine",
+            "undefined in all",
+            "there is nothing to compare",
+            analyze_again(members[0]),
+            CONVENTION,
+        )
     least, most, others = known[0], known[-1], members[1:]
     words = [_family_word(member) for member in others]
     moved = [member for member, word in zip(others, words, strict=True) if word in ("more condensed", "more spread")]
@@ -317,10 +330,14 @@ def _size(members: Sequence[Member]) -> list[Finding]:
 
 def _scope() -> Finding:
     return Finding(
-        "scope", "info", "This orders geometry, not models", RANKS,
+        "scope",
+        "info",
+        "This orders geometry, not models",
+        RANKS,
         "Compare within a family, at one tokenizer and one corpus; for what a model can do, evaluate it.",
-        "condense compare --help", "Rudman & Eickhoff 2024, arXiv:2305.19358",
-    )  # fmt: skip
+        "condense compare --help",
+        "Rudman & Eickhoff 2024, arXiv:2305.19358",
+    )
 
 
 # --- numbers and names -------------------------------------------------------------------------------------

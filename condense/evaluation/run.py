@@ -29,8 +29,11 @@ BATCH_SIZE = 8
 Scale = Literal["mean", "exp"]
 # What a metric's samples come to, by the name of the harness's aggregation: see `_samples_of`.
 _AGGREGATIONS: Mapping[str, Scale] = {
-    "mean": "mean", "bits_per_byte": "mean", "perplexity": "exp", "weighted_perplexity": "exp"
-}  # fmt: skip
+    "mean": "mean",
+    "bits_per_byte": "mean",
+    "perplexity": "exp",
+    "weighted_perplexity": "exp",
+}
 
 
 def evaluate(
@@ -151,9 +154,12 @@ def _keeping(
     if not math.isclose(mean if scale == "mean" else math.exp(mean), score.value, rel_tol=1e-9, abs_tol=1e-12):
         return score
     return replace(
-        score, per_sample=tuple(per_sample), weights=None if weights is None else tuple(weights), scale=scale,
+        score,
+        per_sample=tuple(per_sample),
+        weights=None if weights is None else tuple(weights),
+        scale=scale,
         samples_sha256=hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
-    )  # fmt: skip
+    )
 
 
 def _group_scores(name: str, own: Sequence[Sequence[TaskScore]], results: Mapping[str, Any]) -> list[TaskScore]:

@@ -138,10 +138,17 @@ class Comparison(Saved):
 def _row(member: Member) -> dict[str, Any]:
     model = member.model
     row: dict[str, Any] = {
-        "member": member.name, "step": member.step, "model": model.id, "revision": model.revision,
-        "weights_sha256": model.weights_sha256, "architecture": model.architecture, "parameters": model.parameters,
-        "blocks": member.blocks, "hidden_size": model.hidden_size, "dtype": model.dtype,
-    }  # fmt: skip
+        "member": member.name,
+        "step": member.step,
+        "model": model.id,
+        "revision": model.revision,
+        "weights_sha256": model.weights_sha256,
+        "architecture": model.architecture,
+        "parameters": model.parameters,
+        "blocks": member.blocks,
+        "hidden_size": model.hidden_size,
+        "dtype": model.dtype,
+    }
     for key, of in member.deep.items():
         row |= {key: of.value, f"{key}_low": of.low, f"{key}_high": of.high}
         if of.null_ratio is not None:
@@ -149,11 +156,15 @@ def _row(member: Member) -> dict[str, Any]:
     for key in ("loss", "perplexity", "bits_per_byte"):
         row[key] = getattr(member.quality, key).value
     row |= {
-        "trend_rho": member.trend.spearman.rho, "trend_tau": member.trend.kendall.tau,
-        "paper_rho": member.paper.spearman.rho, "paper_tau": member.paper.kendall.tau,
-        "level": member.verdict.level, "cone": member.verdict.cone, "rank": member.verdict.rank,
+        "trend_rho": member.trend.spearman.rho,
+        "trend_tau": member.trend.kendall.tau,
+        "paper_rho": member.paper.spearman.rho,
+        "paper_tau": member.paper.kendall.tau,
+        "level": member.verdict.level,
+        "cone": member.verdict.cone,
+        "rank": member.verdict.rank,
         "attribution": member.verdict.attribution,
-    }  # fmt: skip
+    }
     if member.difference is not None:
         row |= {"against": member.difference.against, "paired": member.difference.paired}
         for key, of in (*member.difference.deep.items(), *member.difference.quality.items()):

@@ -250,11 +250,18 @@ def _rows(arm: ArmResult) -> list[dict[str, Any]]:
     rows = []
     for run in arm.runs:
         row: dict[str, Any] = {
-            "arm": arm.spec.name, "seed": run.seed, "status": arm.status, "verdict": arm.verdict,
-            "quality": arm.quality, "parameters_added": arm.parameters_added, "time_ratio": arm.cost.time_ratio.value,
-            "memory_ratio": arm.cost.memory_ratio, "seconds": run.seconds, "trained_tokens": run.trained_tokens,
+            "arm": arm.spec.name,
+            "seed": run.seed,
+            "status": arm.status,
+            "verdict": arm.verdict,
+            "quality": arm.quality,
+            "parameters_added": arm.parameters_added,
+            "time_ratio": arm.cost.time_ratio.value,
+            "memory_ratio": arm.cost.memory_ratio,
+            "seconds": run.seconds,
+            "trained_tokens": run.trained_tokens,
             "weights_sha256": run.weights_sha256,
-        }  # fmt: skip
+        }
         row |= {key: of.value for key, of in run.deep.items()}
         row |= {key: getattr(run.quality, key).value for key in ("loss", "bits_per_byte")}
         for key, of in effects.get(run.seed, {}).items():
@@ -297,11 +304,14 @@ def depth(runs: tuple[ArmRun, ...]) -> tuple[SitePoint, ...]:
         if len(found) == len(runs):
             made.append(
                 SitePoint(
-                    at.site, at.stack, at.index, _mean(site.mean_cosine for site in found),
+                    at.site,
+                    at.stack,
+                    at.index,
+                    _mean(site.mean_cosine for site in found),
                     _mean(site.mean_cosine_without_top_dimensions for site in found),
                     _mean(site.effective_rank for site in found),
                 )
-            )  # fmt: skip
+            )
     return tuple(made)
 
 

@@ -127,9 +127,11 @@ def _headline(arms: Sequence[ArmResult], seeds: int) -> tuple[Literal["good", "w
         return "info", "No arm could be compared with the control", "See below what went wrong."
     if seeds < MIN_SEEDS and all(arm.verdict_reason for arm in arms):
         covers = f" ({arms[0].effect.covers})" if arms[0].effect and seeds == 1 else ""
-        return "info", f"No word on any arm: {arms[0].verdict_reason}{covers}", (
-            "What other seeds would give is not known yet; the numbers of each seed stand in the tables."
-        )  # fmt: skip
+        return (
+            "info",
+            f"No word on any arm: {arms[0].verdict_reason}{covers}",
+            ("What other seeds would give is not known yet; the numbers of each seed stand in the tables."),
+        )
     fell = [arm for arm in arms if arm.verdict == "dispersed"]
     groups = [(_spread_words(quality), [arm for arm in fell if arm.quality == quality]) for quality in _QUALITIES]
     costly = [arm for arm in arms if arm.verdict == "dispersed-at-a-cost"]
@@ -144,9 +146,11 @@ def _headline(arms: Sequence[ArmResult], seeds: int) -> tuple[Literal["good", "w
     if parts:
         return "warning", "; ".join(parts), "No arm spread the representation."
     if all(arm.verdict == "too-small-to-count" for arm in arms):
-        return "info", "No arm changed the deep mean cosine by what counts", (
-            "Each interval lies within ± the smallest effect that counts."
-        )  # fmt: skip
+        return (
+            "info",
+            "No arm changed the deep mean cosine by what counts",
+            ("Each interval lies within ± the smallest effect that counts."),
+        )
     return (
         "info",
         "No arm is shown to spread the representation",
@@ -179,9 +183,16 @@ def _ranking(plan: TrialPlan, arms: Sequence[ArmResult], reason: str | None, aga
     if reason is not None:
         why = "Few seeds can agree by chance; the values of each seed stand in the table."
         return [
-            Finding("not-ranked", "info", "No arm is ranked", reason, why,
-                    again(output="ranked/", seeds=str(RANK_SEEDS)), BOUTHILLIER)
-        ]  # fmt: skip
+            Finding(
+                "not-ranked",
+                "info",
+                "No arm is ranked",
+                reason,
+                why,
+                again(output="ranked/", seeds=str(RANK_SEEDS)),
+                BOUTHILLIER,
+            )
+        ]
     ranked = [arm for arm in arms if arm.ranks]
     seen = "; ".join(
         f"{title}: {_order({arm.spec.name: arm.ranks[key] for arm in ranked})}"
@@ -286,9 +297,14 @@ def _missing(arm: ArmResult, again: Again) -> Finding:
     words = {"partial": "failed under some seeds", "failed": "failed", "unavailable": "is not available here"}
     severity: Literal["warning", "info"] = "info" if arm.status == "unavailable" else "warning"
     return Finding(
-        f"arm-{arm.status}", severity, f"{arm.spec.name} {words[arm.status]}",
-        arm.reason or "no reason is known", "The other arms are not touched by it.", f"{again()} --resume", "this run",
-    )  # fmt: skip
+        f"arm-{arm.status}",
+        severity,
+        f"{arm.spec.name} {words[arm.status]}",
+        arm.reason or "no reason is known",
+        "The other arms are not touched by it.",
+        f"{again()} --resume",
+        "this run",
+    )
 
 
 def _scope(plan: TrialPlan, model: ModelInfo, arms: Sequence[ArmResult], again: Again) -> list[Finding]:
@@ -297,35 +313,54 @@ def _scope(plan: TrialPlan, model: ModelInfo, arms: Sequence[ArmResult], again: 
     if "larger-vocab" in names:
         arm = names["larger-vocab"]
         notes.append(
-            Finding("larger-vocab", "info", "A larger vocabulary is a design for training from the start",
-                    f"{'; '.join(arm.details) or 'see its details'}; bits per byte {_arm_change(arm, 'bits_per_byte')}",
-                    "New rows start as means of old ones and need training; compare it by bits per byte, never by "
-                    "perplexity. It sees more text per step than the other arms.",
-                    again(output="longer/", max_steps=str(10 * (plan.training.max_steps or 100))),
-                    "Tao et al. 2024, arXiv:2407.13623")
-        )  # fmt: skip
+            Finding(
+                "larger-vocab",
+                "info",
+                "A larger vocabulary is a design for training from the start",
+                f"{'; '.join(arm.details) or 'see its details'}; bits per byte {_arm_change(arm, 'bits_per_byte')}",
+                "New rows start as means of old ones and need training; compare it by bits per byte, never by "
+                "perplexity. It sees more text per step than the other arms.",
+                again(output="longer/", max_steps=str(10 * (plan.training.max_steps or 100))),
+                "Tao et al. 2024, arXiv:2407.13623",
+            )
+        )
     if "active-forgetting" in names:
         notes.append(
-            Finding("active-forgetting", "info", "Active forgetting is a pre-training method",
-                    f"bits per byte {_arm_change(names['active-forgetting'], 'bits_per_byte')}",
-                    "It re-initialises the embeddings while the body is still learning; late in fine-tuning it "
-                    "destroys what they knew.", again(output="longer/", max_steps="3000"),
-                    "Chen et al. 2023, arXiv:2307.01163")
-        )  # fmt: skip
+            Finding(
+                "active-forgetting",
+                "info",
+                "Active forgetting is a pre-training method",
+                f"bits per byte {_arm_change(names['active-forgetting'], 'bits_per_byte')}",
+                "It re-initialises the embeddings while the body is still learning; late in fine-tuning it "
+                "destroys what they knew.",
+                again(output="longer/", max_steps="3000"),
+                "Chen et al. 2023, arXiv:2307.01163",
+            )
+        )
     if model.parameters > BILLION:
         notes.append(
-            Finding("large-model", "info", "Above one billion parameters the published benefit shrinks",
-                    f"{model.parameters / BILLION:.1f} billion parameters; here: {_furthest(arms)}",
-                    "The published gains are for small models; larger ones resist condensation by themselves.",
-                    again(output="again/"), LIU)
-        )  # fmt: skip
+            Finding(
+                "large-model",
+                "info",
+                "Above one billion parameters the published benefit shrinks",
+                f"{model.parameters / BILLION:.1f} billion parameters; here: {_furthest(arms)}",
+                "The published gains are for small models; larger ones resist condensation by themselves.",
+                again(output="again/"),
+                LIU,
+            )
+        )
     if model.contrastive:
         notes.append(
-            Finding("contrastive", "warning", "This checkpoint was trained with a contrastive objective",
-                    f"sentence-transformers layout; here: {_furthest(arms)}",
-                    "Such a checkpoint should not be treated: a remedy may undo what contrastive training arranged.",
-                    again(output="again/"), "Wang & Isola 2020, arXiv:2005.10242")
-        )  # fmt: skip
+            Finding(
+                "contrastive",
+                "warning",
+                "This checkpoint was trained with a contrastive objective",
+                f"sentence-transformers layout; here: {_furthest(arms)}",
+                "Such a checkpoint should not be treated: a remedy may undo what contrastive training arranged.",
+                again(output="again/"),
+                "Wang & Isola 2020, arXiv:2005.10242",
+            )
+        )
     return notes
 
 
