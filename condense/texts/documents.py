@@ -58,7 +58,11 @@ def read(
     if not str(source).strip():
         raise UsageError("the text is named by an empty string", "give a file, a folder or - for standard input")
     if str(source) == "-":
-        yield from formats.documents(Source.of("standard input", _standard_input()), column, stream=stream)
+        try:
+            opened = Source.of("standard input", _standard_input())
+        except OSError as error:
+            raise _unreadable("standard input", error) from None
+        yield from formats.documents(opened, column, stream=stream)
         return
     path = expanded(source)
     mode = _mode(path)

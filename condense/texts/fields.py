@@ -90,8 +90,8 @@ def document_of(name: str, record: Any, column: str) -> Document:
 
 def missing(column: str, columns: Iterable[Any], where: str) -> UsageError:
     """The error for a column that is not there, naming those that are."""
-    known = ", ".join(str(name) for name, _ in zip(columns, range(8), strict=False))
-    return UsageError(f"no column {column!r} in {where} (found: {known})", "name it with --text-column")
+    known = ", ".join(" ".join(str(name).split())[:60] for name, _ in zip(columns, range(8), strict=False))
+    return UsageError(f"no column {column!r} in {where} (found: {known or 'none'})", "name it with --text-column")
 
 
 def needed(column: str, columns: Sequence[str], where: str) -> list[str]:

@@ -98,9 +98,11 @@ class Source:
 
 def _kept(stream: Any) -> Any:
     """What a pipe gives, in memory or, where it is more than 64 MB, in a temporary file."""
-    file = tempfile.SpooledTemporaryFile(max_size=1 << 26)  # closed with the source
-    shutil.copyfileobj(stream, file, _PIECE)
-    file.seek(0)
+    with ExitStack() as on_error:
+        file = on_error.enter_context(tempfile.SpooledTemporaryFile(max_size=1 << 26))
+        shutil.copyfileobj(stream, file, _PIECE)
+        file.seek(0)
+        on_error.pop_all()  # closed with the source
     return file
 
 
@@ -239,7 +241,10 @@ def _guess(head: bytes) -> str | None:
     best = from_bytes(head[:50_000]).best()
     if best is None:
         return None
-    name = "cp1252" if "cp1252" in best.could_be_from_charset else str(best.encoding)
+    name = str(best.encoding)
+    is_old = name.startswith(("cp4", "cp7", "cp8", "mac"))  # few letters beyond ASCII tell Windows from DOS badly
+    if "cp1252" in best.could_be_from_charset or is_old:
+        name = "cp1252"
     return name.replace("_", "-").replace("utf-16-", "UTF-16")  # as iconv spells it
 
 

@@ -239,7 +239,7 @@ def _too_short(reading: _Reading, length: int, specials: int) -> UsageError:
     fits = reading.longest_tokens + specials
     return UsageError(
         f"no document is long enough: the longest ({reading.longest}) gives {fits} tokens, --max-length is {length}",
-        f"lower --max-length to {max(8, fits)} or less, or give longer documents",
+        f"lower --max-length to {fits} or less, or give longer documents" if fits >= 8 else "give longer documents",
     )
 
 

@@ -1,9 +1,11 @@
 """Every format and encoding that text is kept in: the right text, or a refusal that says where it went wrong."""
 
 import bz2
+import errno
 import gzip
 import json
 import lzma
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -186,6 +188,9 @@ def test_rows_are_never_swallowed(
 def test_a_header_without_the_column_names_the_delimiter(texts: Callable[..., list[str]]) -> None:
     code, message = refusal(texts, "a.csv", "one;two\nthree;four\n")
     assert code == 2 and "delimiter ';'" in message and "found: one, two" in message
+    code, message = refusal(texts, "a.csv", '"te\nxt",n\na,1\n')
+    assert code == 2 and "found: te xt, n" in message
+    assert "found: none" in refusal(texts, "a.jsonl", "{}\n")[1]
     code, message = refusal(texts, "a.csv", "text,text\na,b\n")
     assert code == 2 and "2 columns called 'text'" in message
 
@@ -210,6 +215,7 @@ def test_a_mark_of_gb18030(texts: Callable[..., list[str]]) -> None:
     [
         ("cp1252", UMLAUTS, "cp1252"),
         ("latin-1", UMLAUTS, "cp1252"),
+        ("cp1252", "It’s a fine day, he said, and “left”. " * 30, "cp1252"),
         ("cp1251", "Съешь же ещё этих мягких французских булок, да выпей чаю. " * 30, "cp1251"),
         ("gbk", "我能吞下玻璃而不伤身体。" * 40, "gb18030"),
     ],
@@ -236,12 +242,30 @@ def test_compressed_files(texts: Callable[..., list[str]], name: str, compress: 
     assert texts("a.csv.gz", compress("id;text\n1;größe\n".encode("utf-16"))) == ["größe"]
 
 
+def test_a_full_disk_under_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a pipe gives beyond 64 MB is kept on disk."""
+    from condense.texts import formats
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    reading, writing = os.pipe()
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        monkeypatch.setattr(formats.shutil, "copyfileobj", fail)
+        code, message = refusal(list, read("-"))
+    assert code == 4 and "disk full" in message
+
+
 def test_zstandard(texts: Callable[..., list[str]]) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     sink = pyarrow.BufferOutputStream()
     with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(LINES.encode())
-    assert texts("a.jsonl.zst", sink.getvalue().to_pybytes()) == ["one", "two"]
+    data = sink.getvalue().to_pybytes()
+    assert texts("a.jsonl.zst", data) == ["one", "two"]
+    assert refusal(texts, "a.jsonl.zst", data[:-4])[0] == 3
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
@@ -351,8 +375,10 @@ def test_a_table_is_known_by_its_content(tmp_path: Path) -> None:
 # --- large files ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-be", "gb18030"])
-@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+@pytest.mark.parametrize(
+    ("encoding", "compress"),
+    [("utf-8", bytes), ("utf-16", bytes), ("utf-16-be", bytes), ("gb18030", bytes), ("utf-8", gzip.compress)],
+)
 def test_a_long_text_gives_the_slices_of_the_whole(
     tmp_path: Path, encoding: str, compress: Callable[[bytes], bytes]
 ) -> None:
