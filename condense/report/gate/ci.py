@@ -13,18 +13,32 @@ MOST = 10
 
 
 def gate_junit(gate: Gate) -> str:
-    """The gate as one suite that GitLab, Jenkins and GitHub readers take; a warning or an open result is skipped."""
+    """The gate as one suite, by the schema of Jenkins' xUnit plugin (junit-10.xsd), which GitLab and others take too.
+
+    A warning or an open result is skipped. An undecided gate has a case of its own, an error: a reader that counts
+    cases would show it as passed.
+    """
     blocking = sum(gate.blocks(result) for result in gate.results)
     skipped = len(gate.results) - blocking - gate.count("pass")
-    counts = {"tests": str(len(gate.results)), "failures": str(blocking), "errors": "0", "skipped": str(skipped)}
-    root = ElementTree.Element("testsuites", {"name": "condense", **counts, "time": "0"})
-    suite = ElementTree.SubElement(root, "testsuite", {"name": "condense check", **counts, "time": "0"})
+    open_gate = int(gate.undecided)
+    counts = {
+        "tests": str(len(gate.results) + open_gate),
+        "failures": str(blocking),
+        "errors": str(open_gate),
+        "time": "0",
+    }
+    root = ElementTree.Element("testsuites", {"name": "condense", **counts})
+    suite = ElementTree.SubElement(root, "testsuite", {"name": "condense check", **counts, "skipped": str(skipped)})
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in _properties(gate).items():
         if value:
             ElementTree.SubElement(properties, "property", {"name": name, "value": for_xml(value)})
     for result in gate.results:
         _case(suite, gate, result)
+    if gate.undecided:
+        case = ElementTree.SubElement(suite, "testcase", {"classname": "condense", "name": "gate", "time": "0"})
+        message = "undecided: nothing that could fail was decided"
+        ElementTree.SubElement(case, "error", {"message": message, "type": "undecided"}).text = message
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
