@@ -32,7 +32,11 @@ from condense.records.diagnosis import Verdict
 
 Severity = Literal["severe", "warning", "info", "good"]
 CONVENTION = "convention of condense"
-NOT_COVERED = ""
+NOT_COVERED = (
+    "What the interval does not cover: the kind of text and the window length. SmolLM2-135M over blocks 16 to 29: 0.54 "
+    "on Python source, 0.60 on the probe text, 0.62 on Python's help topics (512 tokens); on the probe text 0.63 at 64 "
+    "tokens and 0.58 at 1,024, so that the length alone moves it across the edge at 0.60."
+)
 
 
 def judge(facts: Facts, bands: Bands = BANDS) -> Verdict:
