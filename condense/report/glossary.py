@@ -6,7 +6,7 @@ from condense.metrics import METRICS, QUALITY, Metric
 
 Groups = list[tuple[str, list[Metric]]]
 CONVENTION = "convention of condense"
-EFRON = "Efron 1979"
+CLUSTERS = "Liang & Zeger 1986; Bell & McCaffrey 2002"
 LIU = "Liu et al. 2026, arXiv:2602.00217"
 TIMKEY = "Timkey & van Schijndel 2021, arXiv:2109.04404"
 
@@ -16,7 +16,7 @@ def term(title: str, meaning: str, source: str = CONVENTION, formula: str = "") 
     return Metric(title, title, "", None, None, None, meaning, formula, source)
 
 
-DEEP = term("deep", "Read over the deepest half of the blocks, as a median; see “deepest half” below.")
+DEEP = term("deep", "Read over the deepest half of the blocks, as a mean; see “deepest half” below.")
 MEASURABLE = term(
     "measurable",
     "The 95 % interval of a difference in deep mean cosine excludes 0 and the difference is at least the smallest that "
@@ -48,9 +48,9 @@ TREATMENT = [
     ),
     term(
         "paired difference",
-        "Treated minus control on the very same windows, text by text; the interval is a bootstrap over texts. What "
-        "all arms share with a text cancels, so it is narrower than the arms’ own intervals.",
-        EFRON,
+        "Treated minus control on the very same windows. What all arms share with a window cancels, so the interval "
+        "is narrower than the arms’ own. It covers documents, and training seeds where there are several.",
+        CLUSTERS,
     ),
     MEASURABLE,
     TOLERANCE,
@@ -71,8 +71,8 @@ TRIAL = [
     ),
     term(
         "Δ, difference to the control",
-        "Arm minus control, paired by seed and text, mean over seeds. The 95 % interval is a bootstrap over texts.",
-        EFRON,
+        "Arm minus control, paired by seed and window, mean over seeds. The 95 % interval covers seeds and documents.",
+        CLUSTERS,
     ),
     term(
         "spread over seeds, SD",
@@ -81,8 +81,8 @@ TRIAL = [
     ),
     term(
         "place, tie",
-        "1 + the number of arms that are clearly better: the interval of the difference of the two excludes 0 and its "
-        "sign is the same under every seed. What is not clear is a tie. Below 3 seeds nothing is ranked.",
+        "1 + the number of arms that are clearly better: at least five seeds, a difference of at least what counts, "
+        "and p below .05 after Holm’s adjustment for all pairs. What is not clear is a tie.",
     ),
     term(
         "dose and response, recommended coefficient",
@@ -103,10 +103,9 @@ TRIAL = [
 COMPARISON = [
     term(
         "paired difference",
-        "A member minus the first on the very same windows, text by text; the interval is a bootstrap over texts. What "
-        "both share with a text cancels. Where the windows differ the texts of each are drawn for themselves: "
-        "unpaired, and wider.",
-        EFRON,
+        "A member minus the first on the very same windows; the interval covers documents. What both share with a "
+        "window cancels. Where the windows differ the variances of both are added: unpaired, and wider.",
+        CLUSTERS,
     ),
     term(
         "trend over depth",
@@ -127,7 +126,7 @@ TERMS = [
     term("text, window", "A run of exactly max-length tokens of one document. Documents are never glued together."),
     term(
         "deepest half",
-        "The later half of the blocks. A deep number is the median over them; the verdict reads only these.",
+        "The later half of the blocks. A deep number is the mean over them; the verdict reads only these.",
         formula="blocks ⌊L/2⌋+1 to L",
     ),
     term(
@@ -152,9 +151,9 @@ TERMS = [
     ),
     term(
         "95 % interval",
-        "A t interval over the texts (bootstrap over the texts for deep numbers): how far the number may move with "
-        "other texts of the same kind. Below 8 texts it says little.",
-        f"Student 1908; {EFRON}",
+        "How far the number may move with other documents of the same kind: Student’s t over documents, for windows of "
+        "one document resemble each other. Few documents give a wide interval, one document none.",
+        f"Student 1908; {CLUSTERS}",
     ),
 ]
 

@@ -207,7 +207,10 @@ class Bars(NamedTuple):
 
 @dataclass(frozen=True)
 class Card:
-    """One of the answers under a verdict: its question, the word, the numbers, the strip or the bars."""
+    """One of the answers under a verdict: its question, the word, the numbers, the strip or the bars.
+
+    `resampled` says how often resamples of the documents give each word.
+    """
 
     key: str
     question: str
@@ -218,6 +221,7 @@ class Card:
     also: str = ""
     strip: Strip | None = None
     bars: tuple[Bars, ...] = ()
+    resampled: str = ""
 
 
 def bar_width(value: float | None) -> float:

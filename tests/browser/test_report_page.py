@@ -86,7 +86,12 @@ def verdict(model: str) -> Verdict:
     bands = {
         "cone_moderate": 0.35, "cone_high": 0.6, "cone_severe": 0.8, "rank_low": 0.25, "rank_reduced": 0.5,
     }  # fmt: skip
-    return Verdict("watch", "moderate", "intact", "rogue dimensions", True, bands, findings)
+    frequencies = {
+        "cone": {"moderate": 0.62, "high": 0.38}, "rank": {"intact": 1.0}, "attribution": {"rogue dimensions": 1.0},
+    }  # fmt: skip
+    return Verdict(
+        "watch", "moderate", "intact", "rogue dimensions", ("cone",), bands, findings, frequencies, twin="more"
+    )
 
 
 def diagnosis(model: str = "org/tiny", blocks: int = 12, twin: bool = True, encoder: bool = False) -> Diagnosis:
@@ -280,7 +285,7 @@ def test_undefined_numbers_are_dashes() -> None:
     bare = replace(
         record, sites=empty, deep={}, quality=Quality(none, none, none),
         paper=Paper((), Spearman(None, None), Kendall(None, None)),
-        verdict=Verdict("undefined", "undefined", "undefined", "undefined", False, {}, ()),
+        verdict=Verdict("undefined", "undefined", "undefined", "undefined", (), {}, ()),
     )  # fmt: skip
     text = diagnosis_page(bare)
     assert "No verdict" in text

@@ -297,7 +297,7 @@ def _cone_words(members: Sequence[Member]) -> str:
         for m in (members[0], members[-1])
     ]
     words = f"Deep mean cosine {', '.join(ends)}."
-    return f"{words} Lines join models of one architecture; bands are 95 % over texts."
+    return f"{words} Lines join models of one architecture; bands are 95 % over documents."
 
 
 # --- the cosines of all pairs ----------------------------------------------------------------------------

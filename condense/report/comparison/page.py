@@ -119,7 +119,8 @@ def subject(comparison: Comparison) -> str:
 
 def answer(comparison: Comparison) -> Answer:
     """The main finding with three cards: the cone, what lies behind it or the peak, the quality."""
-    main = comparison.findings[0]
+    main, last = comparison.findings[0], comparison.members[-1].difference
+    covers = last.covers if last else ""
     icon = ICONS[main.severity]
     return Answer(
         level=icon if icon in ("severe", "condensed", "ok") else "none",
@@ -128,8 +129,8 @@ def answer(comparison: Comparison) -> Answer:
         aside=f"each against {called(comparison.reference)}",
         finding=main,
         cards=cards(comparison),
-        caveat="Intervals cover texts, not training seeds. Geometry is not quality: a condensed model can be good, a "
-        "spread one poor.",
+        caveat=f"The intervals cover {covers or 'documents'}. Geometry is not quality: a condensed model can be good, "
+        "a spread one poor.",
         caveats=comparison.caveats,
     )
 

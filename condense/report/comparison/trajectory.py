@@ -83,7 +83,7 @@ def _cone(members: Sequence[Member], axis: Axis, trajectory: Trajectory) -> Figu
         moment = (at, f"peak {peak.value:.3f}")
         early = ", early in the run" if peak.early else ""
         words += f", with a peak of {peak.value:.3f} at step {peak.step}{early}"
-    words += ". Bands are 95 % intervals over the texts, not over training seeds: one run is one run."
+    words += ". Bands are 95 % intervals over the documents, not over training seeds: one run is one run."
     chart = Chart("chart-course-cone", axis, "cosine", series, y_range=(min(0.0, lowest) - 0.02, 1.02), height=420)
     return Figure(replace(chart, moment=moment), "How narrow is the cone, step by step?", words)
 

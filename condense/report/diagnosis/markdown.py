@@ -12,6 +12,7 @@ from condense.report.text import (
     NOTHING,
     estimate,
     folded,
+    listed,
     markdown_findings,
     markdown_head,
     quality_lines,
@@ -33,9 +34,14 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
 
 def _verdict(verdict: Verdict) -> list[str]:
     words = [f"**{LEVELS[verdict.level]}**", f"cone: {verdict.cone}", f"rank: {verdict.rank}"]
-    words += [f"attribution: {for_markdown(verdict.attribution)}", *(["borderline"] if verdict.borderline else [])]
+    words.append(f"attribution: {for_markdown(verdict.attribution)}")
+    words += [f"borderline: {for_markdown(listed(verdict.borderline))}"] if verdict.borderline else []
+    words += [for_markdown(verdict.reason)] if verdict.reason else []
+    words += [for_markdown(f"than its random twin: {verdict.twin}")] if verdict.twin else []
     note = "The bands are a convention (no validated threshold is published); geometry is not quality."
-    return [" · ".join(words), "", *markdown_findings(verdict.findings), note, ""]
+    shares = [f"- {axis}: {for_markdown(verdict.share(axis))}" for axis in verdict.frequencies if verdict.share(axis)]
+    drawn = ["How often resampled documents give each word:", "", *shares, ""] if shares else []
+    return [" · ".join(words), "", *drawn, *markdown_findings(verdict.findings), note, ""]
 
 
 def layer_table(sites: Sequence[SiteReading]) -> Table:

@@ -7,7 +7,7 @@ from typing import Any
 
 from condense.metrics import METRICS, QUALITY
 from condense.records.base import Estimate, PlotlyJs
-from condense.records.diagnosis import Diagnosis, SiteReading
+from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 from condense.report.depth import StackView, stack_views
 from condense.report.diagnosis.figures import figures
 from condense.report.glossary import glossary
@@ -20,6 +20,7 @@ from condense.report.text import (
     LEVEL_WORDS,
     NOTHING,
     WITHOUT_TOP,
+    listed,
     model_name,
     number,
     percent,
@@ -101,8 +102,8 @@ def answer(view: StackView, *, several: bool = False) -> Answer:
         caveat=CAVEAT,
         ladder=tuple(LEVEL_WORDS[level] for level in ("ok", "watch", "condensed", "severe")),
         joint="→",
-        tag="borderline: the interval straddles the edge of a band" if verdict.borderline else "",
-        aside=f"the {view.name}" if several else "",
+        tag=f"borderline: {listed(verdict.borderline)}" if verdict.borderline else "",
+        aside="; ".join(part for part in (f"the {view.name}" if several else "", verdict.reason or "") if part),
         numbers=False,
     )
 
@@ -112,18 +113,20 @@ def _edges(view: StackView, *names: str) -> list[float]:
 
 
 def _cone(view: StackView) -> Card:
-    of = view.deep.get("mean_cosine", NOTHING)
-    twin = view.twin_deep.get("mean_cosine", NOTHING).value
+    distinct = view.verdict.pairs == "distinct"
+    key = "mean_cosine_distinct" if distinct else "mean_cosine"
+    of, twin = view.deep.get(key, NOTHING), view.twin_deep.get(key, NOTHING).value
     edges = _edges(view, "cone_moderate", "cone_high", "cone_severe")
     return Card(
         "cone",
         "How narrow is the cone of token directions?",
         view.verdict.cone,
         value=number(of.value, 2),
-        unit="mean cosine",
+        unit="mean cosine of different tokens" if distinct else "mean cosine",
         interval=interval_words(of, 2, signs=False) if of.low is not None else "",
         strip=bands(of, ("low", "moderate", "high", "severe"), edges, twin),
-        also="" if twin is None else f"random twin: {number(twin, 2)}",
+        also="" if twin is None else twin_words(view.verdict, number(twin, 2)),
+        resampled=view.verdict.share("cone"),
     )
 
 
@@ -149,6 +152,7 @@ def _rank(view: StackView) -> Card:
             twin,
         ),
         also="" if twin is None else f"random twin: {percent(twin)}",
+        resampled=view.verdict.share("rank"),
     )
 
 
@@ -164,7 +168,15 @@ def _attribution(view: StackView) -> Card:
         value = view.deep.get(key, NOTHING).value
         rows.append((words, number(value, 2), bar_width(value), "accent" if key == "mean_cosine" else "b3"))
     group = Bars("", tuple(rows), "mean cosine over the deepest half of the blocks")
-    return Card("attribution", "What makes it so?", view.verdict.attribution, bars=(group,))
+    words, share = view.verdict.attribution, view.verdict.share("attribution")
+    return Card("attribution", "What makes it so?", words, bars=(group,), resampled=share)
+
+
+def twin_words(verdict: Verdict, value: str) -> str:
+    """What the random twin has, and whether the model is more or less condensed than it."""
+    than = {"more": "the model is more condensed", "less": "the model is less condensed", None: ""}
+    said = than.get(verdict.twin, "not distinguishable from it")
+    return f"random twin: {value}" + (f"; {said}" if said else "")
 
 
 # --- quality and provenance ----------------------------------------------------------------------------

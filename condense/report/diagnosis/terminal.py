@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from condense.report.console import bar, new_table, panel, say, speaks_unicode, text
 from condense.report.tables import shown
-from condense.report.text import LEVELS, NOTHING, WITHOUT_TOP, number, percent, quality_lines, subject
+from condense.report.text import LEVELS, NOTHING, WITHOUT_TOP, listed, number, percent, quality_lines, subject
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -80,12 +80,14 @@ def _panel(verdict: Verdict, head: str = "") -> RenderableType:
     colour = _COLOURS[verdict.level]
     axes = f"cone {verdict.cone} · rank {verdict.rank} · {verdict.attribution}"
     if not verdict.findings:
-        return text(f"{LEVELS[verdict.level]}: {axes}")
+        return text(f"{LEVELS[verdict.level]}: {verdict.reason or axes}")
+    drawn = [f"{axis}: {verdict.share(axis)}" for axis in verdict.borderline if verdict.share(axis)]
+    shares = [f"resampled documents give {'; '.join(drawn)}"] if drawn else []
     return panel(
         LEVELS[verdict.level],
         colour,
         verdict.findings,
         head=head,
-        facts=axes + (" · borderline" if verdict.borderline else ""),
-        notes=("The bands are a convention: no validated threshold is published.",),
+        facts=axes + (f" · borderline: {listed(verdict.borderline)}" if verdict.borderline else ""),
+        notes=(*shares, "The bands are a convention: no validated threshold is published."),
     )

@@ -180,7 +180,7 @@ def _subject(gate: Gate) -> list[str]:
         f"- verdict: {run.verdict.level}, cone {run.verdict.cone}, rank {run.verdict.rank}, "
         f"{for_markdown(run.verdict.attribution)}",
         "",
-        "Intervals are 95 % over texts. Bands are a convention; geometry is not quality.",
+        "Intervals are 95 % over documents. Bands are a convention; geometry is not quality.",
     ]
 
 

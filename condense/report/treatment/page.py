@@ -128,7 +128,7 @@ def treated_with(treatment: Treatment) -> str:
 def answer(treatment: Treatment) -> Answer:
     """The verdict with its three cards: effect, quality, and what opened."""
     verdict, against = treatment.verdict, treatment.effect.against
-    covers = f"Intervals cover {verdict.covers}" if verdict.covers else "Intervals cover texts"
+    covers = f"The intervals cover {verdict.covers or 'documents'}"
     covers += "" if against == "control" else ", and without a control arm nothing tells the loss from more training"
     return Answer(
         level=LEVELS.get(verdict.id, "none"),

@@ -16,7 +16,6 @@ from condense.records.trial import (
     ArmResult,
     ArmRun,
     DoseResponse,
-    Rank,
     SitePoint,
     Trial,
     depth,
@@ -145,7 +144,8 @@ def _arm_row(trial: Trial, arm: ArmResult) -> Row:
 def _measure(effect: ArmEffect, arm: ArmResult, key: str) -> Cell:
     """A difference to the control with its spread over seeds and its rank."""
     of, notes = effect.metrics.get(key, MISSING), _spread_notes(arm, key, effect.spread.get(key))
-    notes += (ranked(arm.ranks[key]),) if key in arm.ranks else ()
+    rank = arm.ranks.get(key)
+    notes += (f"place {rank.place}, tied" if rank.tied_with else f"place {rank.place}",) if rank else ()
     unpaired = key == "effective_rank" and effect.unpaired
     return replace(change_cell(of, digits_of(key), notes), mark="†" if unpaired else "")
 
@@ -243,11 +243,6 @@ def _ranking(trial: Trial, key: str) -> Ranking:
     return Ranking(key, title_of(key), tuple(places), tuple(pair for pair in without if pair[0] != reference))
 
 
-def ranked(rank: Rank) -> str:
-    """A place among the arms, and whether others share it."""
-    return f"place {rank.place}, tied" if rank.tied_with else f"place {rank.place}"
-
-
 def placed(name: str, ties: tuple[str, ...]) -> str:
     """An arm of a place, and whom it ties with elsewhere."""
     return f"{name} (tied with {', '.join(ties)})" if ties else name
@@ -264,8 +259,8 @@ def _unplaced(arm: ArmResult) -> str:
 def pair_tables(trial: Trial) -> list[Table]:
     """For each measure all pairs of arms: first − second, and whether one is clearly apart."""
     named = list(dict.fromkeys(key for pair in trial.pairs for key in pair.differences))
-    heads = (Column("second"), Column("first − second, 95 %"), Column("p"), Column(""))
-    tables = []
+    known, tables = any(p is not None for pair in trial.pairs for p in pair.p.values()), []
+    heads = (Column("second"), Column("first − second, 95 %"), *([Column("p")] if known else []), Column(""))
     for key in named:
         made = []
         for pair in trial.pairs:
@@ -273,7 +268,8 @@ def pair_tables(trial: Trial) -> list[Table]:
                 p, clear = pair.p.get(key), pair.clear.get(key, False)
                 change = Cell(difference(pair.differences[key], digits_of(key)))
                 word = Cell("clear" if clear else "tie", strong=clear)
-                made.append((pair.first, (Cell(pair.second), change, plain_cell(p, 3), word)))
+                chance = [] if not known else [Cell("<0.001") if p is not None and p < 0.001 else plain_cell(p, 3)]
+                made.append((pair.first, (Cell(pair.second), change, *chance, word)))
         tables.append(Table(heads, tuple(made), f"By {title_of(key)}", first="first"))
     return tables
 
@@ -313,7 +309,7 @@ def seed_table(trial: Trial) -> Table:
         for run in arm.runs:
             cells = _seed_cells(run, effects.get(run.seed, {}), measured, quality)
             made.append((f"{arm.spec.name}, seed {run.seed}", cells))
-    note = "Δ is arm − control under the same seed, under it the 95 % interval over texts."
+    note = "Δ is arm − control under the same seed, under it the 95 % interval over documents."
     title = "Every arm under every seed, on the validation text"
     return Table(tuple(columns), tuple(made), title, note, "run")
 
