@@ -189,7 +189,8 @@ class TextOptions(Options):
     text: Annotated[
         str | None,
         Flag(
-            "txt, md, jsonl, json, csv, parquet. Without it: condense's probe text; treat and trial need one.",
+            "txt, md, jsonl, json, csv, tsv, parquet, arrow; plain or compressed. Without it: condense's probe text; "
+            "treat and trial need one.",
             CORPUS,
             metavar="FILE|DIR|-",
             settings="inside",

@@ -28,10 +28,18 @@ CHAT_COLUMNS = frozenset((*CONVERSATIONS, *QUESTIONS, *CONTEXTS, *ANSWERS, *SYST
 _SPEAKERS = ("role", "from", "speaker", "author")
 _SAID = ("content", "value", "text", "parts")
 _ROLES = {
-    "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
-    "bot": "assistant", "bing": "assistant", "bard": "assistant", "observation": "tool", "tool_response": "tool",
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "observation": "tool",
+    "tool_response": "tool",
     "function": "tool",
-}  # fmt: skip
+}
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 

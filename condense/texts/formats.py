@@ -29,10 +29,20 @@ from condense.texts.fields import Document, document_of
 
 Kind = Literal["text", "lines", "json", "table", "parquet", "arrow"]
 KINDS: dict[str, Kind] = {
-    ".txt": "text", ".md": "text", ".jsonl": "lines", ".ndjson": "lines", ".jsonlines": "lines", ".json": "json",
-    ".csv": "table", ".tsv": "table", ".tab": "table", ".psv": "table", ".parquet": "parquet", ".arrow": "arrow",
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".jsonlines": "lines",
+    ".json": "json",
+    ".csv": "table",
+    ".tsv": "table",
+    ".tab": "table",
+    ".psv": "table",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
     ".feather": "arrow",
-}  # fmt: skip
+}
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 WHOLE_CHARACTERS = 4_000_000
 """4 MB: a longer text is not tokenised whole, and a longer file of text is not read into memory."""
@@ -175,9 +185,13 @@ def _whole(text: Text, source: Source, stream: bool) -> Document:
 # --- encodings -----------------------------------------------------------------------------------------------
 
 _MARKS = (
-    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"), (b"\x84\x31\x95\x33", "gb18030"),
-)  # fmt: skip
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (b"\x84\x31\x95\x33", "gb18030"),
+)
 
 
 class Text:

@@ -105,10 +105,22 @@ def test_what_is_no_corpus_is_left_out_of_a_folder(tmp_path: Path) -> None:
         "z.txt.gz": gzip.compress(b"z"),
     }
     left_out = [
-        "README.md", "README.zh.md", "readme.txt", "LICENSE", "LICENSE.txt", "COPYING.md", "dataset_infos.json",
-        "data/dataset_info.json", "data/state.json", ".gitattributes", ".ipynb_checkpoints/train-checkpoint.jsonl",
-        ".cache/huggingface/x.json", "data/.hidden.txt", "data/cache-12.arrow", "script.py",
-    ]  # fmt: skip
+        "README.md",
+        "README.zh.md",
+        "readme.txt",
+        "LICENSE",
+        "LICENSE.txt",
+        "COPYING.md",
+        "dataset_infos.json",
+        "data/dataset_info.json",
+        "data/state.json",
+        ".gitattributes",
+        ".ipynb_checkpoints/train-checkpoint.jsonl",
+        ".cache/huggingface/x.json",
+        "data/.hidden.txt",
+        "data/cache-12.arrow",
+        "script.py",
+    ]
     for name, content in {**kept, **dict.fromkeys(left_out, "{not json")}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         written(tmp_path, name, content)
@@ -281,8 +293,10 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
 # --- encodings --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "body"), [("a.txt", "one"), ("a.jsonl", '{"text": "one"}'), ("a.json", '["one"]'),
-                                            ("a.csv", "text\none\n")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [("a.txt", "one"), ("a.jsonl", '{"text": "one"}'), ("a.json", '["one"]'), ("a.csv", "text\none\n")],
+)
 def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, body: str) -> None:
     assert texts(written(tmp_path, name, b"\xef\xbb\xbf" + body.encode())) == ["one"]
 
