@@ -27,6 +27,11 @@ LEVEL_WORDS = {
     "severe": "Severe",
     "undefined": "No verdict",
 }
+TWIN_WORDS = {
+    "more": "more condensed than its random twin",
+    "less": "less condensed than its random twin",
+    "not distinguishable": "not distinguishable from its random twin",
+}
 SEVERITIES = {"severe": "✖", "warning": "▲", "info": "◆", "good": "●"}
 LAYERS = {
     "all": "all layers",

@@ -120,7 +120,8 @@ def masked() -> Treatment:
         return replace(run, quality=Quality(run.quality.loss, run.quality.perplexity, none, label="pseudo-loss"))
 
     arms = {k: replace(a, validation=without(a.validation), probe=without(a.probe)) for k, a in made.arms.items()}
-    bare = replace(made.effect, quality={**made.effect.quality, "bits_per_byte": none})
+    words = {**made.effect.words, "quality": Word("worse", "loss", 0.016)}
+    bare = replace(made.effect, quality={**made.effect.quality, "bits_per_byte": none}, words=words)
     return replace(made, arms=arms, effect=bare, probe_effect=bare)
 
 

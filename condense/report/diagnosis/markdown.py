@@ -10,6 +10,7 @@ from condense.report.tables import Column, Table, markdown_rows, markdown_table,
 from condense.report.text import (
     LEVELS,
     NOTHING,
+    TWIN_WORDS,
     estimate,
     folded,
     listed,
@@ -37,7 +38,7 @@ def _verdict(verdict: Verdict) -> list[str]:
     words.append(f"attribution: {for_markdown(verdict.attribution)}")
     words += [f"borderline: {for_markdown(listed(verdict.borderline))}"] if verdict.borderline else []
     words += [for_markdown(verdict.reason)] if verdict.reason else []
-    words += [for_markdown(f"than its random twin: {verdict.twin}")] if verdict.twin else []
+    words += [TWIN_WORDS[verdict.twin]] if verdict.twin else []
     note = "The bands are a convention (no validated threshold is published); geometry is not quality."
     shares = [f"- {axis}: {for_markdown(verdict.share(axis))}" for axis in verdict.frequencies if verdict.share(axis)]
     drawn = ["How often resampled documents give each word:", "", *shares, ""] if shares else []

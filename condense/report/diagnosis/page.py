@@ -19,6 +19,7 @@ from condense.report.text import (
     DASH,
     LEVEL_WORDS,
     NOTHING,
+    TWIN_WORDS,
     WITHOUT_TOP,
     listed,
     model_name,
@@ -174,9 +175,7 @@ def _attribution(view: StackView) -> Card:
 
 def twin_words(verdict: Verdict, value: str) -> str:
     """What the random twin has, and whether the model is more or less condensed than it."""
-    than = {"more": "the model is more condensed", "less": "the model is less condensed", None: ""}
-    said = than.get(verdict.twin, "not distinguishable from it")
-    return f"random twin: {value}" + (f"; {said}" if said else "")
+    return f"random twin: {value}" + (f"; the model is {TWIN_WORDS[verdict.twin]}" if verdict.twin else "")
 
 
 # --- quality and provenance ----------------------------------------------------------------------------

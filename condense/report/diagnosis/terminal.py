@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 from condense.report.console import bar, new_table, panel, say, speaks_unicode, text
 from condense.report.tables import shown
-from condense.report.text import LEVELS, NOTHING, WITHOUT_TOP, listed, number, percent, quality_lines, subject
+from condense.report.text import (
+    LEVELS,
+    NOTHING,
+    TWIN_WORDS,
+    WITHOUT_TOP,
+    listed,
+    number,
+    percent,
+    quality_lines,
+    subject,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -73,6 +83,7 @@ def _twin(diagnosis: Diagnosis, twin: Diagnosis) -> str:
     return (
         f"random twin (same config, random weights): deep mean cosine {number(other[0], 2)} against "
         f"{number(own[0], 2)} here; effective rank {number(other[2], 0)} against {number(own[2], 0)}"
+        + (f"; {TWIN_WORDS[diagnosis.verdict.twin]}" if diagnosis.verdict.twin else "")
     )
 
 
