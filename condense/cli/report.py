@@ -84,7 +84,7 @@ def report(
         if watch and size >= 0 and run.exists() and run.stat().st_size == size:
             time.sleep(SECONDS)
             continue
-        size = run.stat().st_size if run.exists() else 0
+        size = run.stat().st_size if watch and run.exists() else 0
         _draw(run, outputs, watch=watch)
         if not watch:
             return
@@ -123,9 +123,9 @@ def _read(run: Path) -> tuple[Saved, Callable[[Any, Any], None]]:
 
 def _is_monitor(run: Path) -> bool:
     """Whether the first line of a file is the head of a monitor's."""
-    if is_special(run) or not run.is_file():
-        return False
     try:
+        if is_special(run) or not run.is_file():
+            return False
         with run.open("rb") as file:
             return MONITOR_SCHEMA.encode() in file.readline(10_000)
     except OSError:
