@@ -42,7 +42,8 @@ def _verdict(verdict: Verdict) -> list[str]:
     note = "The bands are a convention (no validated threshold is published); geometry is not quality."
     shares = [f"- {axis}: {for_markdown(verdict.share(axis))}" for axis in verdict.frequencies if verdict.share(axis)]
     drawn = ["How often resampled documents give each word:", "", *shares, ""] if shares else []
-    return [" · ".join(words), "", *drawn, *markdown_findings(verdict.findings), note, ""]
+    beyond = [for_markdown(verdict.not_covered), ""] if verdict.not_covered else []
+    return [" · ".join(words), "", *beyond, *drawn, *markdown_findings(verdict.findings), note, ""]
 
 
 def layer_table(sites: Sequence[SiteReading]) -> Table:

@@ -49,6 +49,8 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     for name, stack in diagnosis.stacks.items():
         console.print(_panel(stack.verdict, f"{name}: "))
     console.print(_panel(diagnosis.verdict, f"{stacks[-1]}: " if len(stacks) > 1 else ""))
+    if diagnosis.verdict.not_covered:
+        console.print(text(diagnosis.verdict.not_covered))
 
 
 def _table(sites: Sequence[SiteReading], console: Console) -> Table:
