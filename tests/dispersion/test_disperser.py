@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from condense.dispersion import losses as dispersion
+from condense.dispersion import variants
 from condense.dispersion.disperser import Disperser, DispersionConfig, chosen_blocks
 from condense.dispersion.tokens import find_documents, read_documents
 from condense.errors import RunError, UnavailableError
@@ -443,7 +444,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, model: nn.Module, batches: list[dict
         marks[..., 1] = torch.arange(size[1])
         return marks + 0 * output
 
-    monkeypatch.setitem(dispersion.LOSSES, "angular", tell)
+    monkeypatch.setitem(variants.PENALTIES, "angular", tell)
     handles = [block.register_forward_hook(mark) for block in model.model.layers]
     calls = []
     with Disperser(model, **options) as disperser:

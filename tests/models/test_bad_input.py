@@ -181,11 +181,11 @@ def test_a_folder_without_texts(tiny: Copy, tmp_path: Path) -> None:
     ("name", "data", "code", "line"),
     [
         ("a.jsonl", b'{"text": "one"}\n{"text": \n', 3, "a.jsonl, line 2, is not JSON"),
-        ("a.json", b"{", 3, "a.json is not JSON"),
-        ("a.json", b"[" * 100_000, 3, "a.json is not JSON"),
+        ("a.json", b"{", 3, "a.json, line 1, is not JSON"),
+        ("a.json", b"[" * 100_000, 3, "a.json, line 1, is not JSON"),
         ("a.jsonl", b"[1, 2]\n", 3, "not objects with a text column"),
-        ("a.jsonl", b'{"body": "one"}\n', 2, "no column 'text' in a.jsonl (found: body)"),
-        ("a.csv", b"body,id\none,1\n", 2, "no column 'text' in a.csv (found: body, id)"),
+        ("a.jsonl", b'{"body": "one"}\n', 2, "no column 'text' in a.jsonl:1 (found: body)"),
+        ("a.csv", b"body,id\none,1\n", 2, "no column 'text' in a.csv, read with the delimiter ',' (found: body, id)"),
         ("a.parquet", b"PAR1" + b"\0" * 64, 3, "not a readable parquet file"),
     ],
 )
