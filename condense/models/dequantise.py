@@ -97,10 +97,8 @@ def _config(model: Gguf) -> Any:
     own = {key.removeprefix(f"{kind}."): value for key, value in model.metadata.items() if key.startswith(f"{kind}.")}
     values = {names[key]: value for key, value in own.items() if key in names}
     values |= GGUF_CONFIG_DEFAULTS_MAPPING.get(model_type, {})
-    used = {*names, *_DESCRIPTIVE}
-    used |= _shape(model, own, values)
-    used |= _rope(model, own, values)
-    used |= _particular(model, own, values)
+    _shape(model, own, values)
+    used = {*names, *_DESCRIPTIVE, *_rope(model, own, values), *_particular(model, own, values)}
     _refuse_unused(model, {key: value for key, value in own.items() if key not in used})
     for token in ("bos", "eos", "pad"):
         values[f"{token}_token_id"] = special_token(model, token)
@@ -108,7 +106,7 @@ def _config(model: Gguf) -> Any:
     return AutoConfig.for_model(model_type, **values, dtype=torch.float32)
 
 
-def _shape(model: Gguf, own: Mapping[str, Any], values: dict[str, Any]) -> set[str]:
+def _shape(model: Gguf, own: Mapping[str, Any], values: dict[str, Any]) -> None:
     """What tensors and llama.cpp's defaults say of the shape, where transformers would take its own defaults."""
     values["vocab_size"] = model.tensors["token_embd.weight"].shape[0]
     values["tie_word_embeddings"] = "output.weight" not in model.tensors
@@ -116,13 +114,12 @@ def _shape(model: Gguf, own: Mapping[str, Any], values: dict[str, Any]) -> set[s
     if isinstance(heads, list) or isinstance(groups, list):
         raise UnavailableError(f"{model.parts[0].name} has another number of heads in every block", _ORIGINAL)
     if not heads:
-        return set()
+        return
     values.setdefault("num_key_value_heads", groups or heads)
     width = own.get("attention.key_length") or own["embedding_length"] // heads
     if own.get("attention.value_length", width) != width:
         raise UnavailableError(f"{model.parts[0].name} has keys and values of different widths", _ORIGINAL)
     values["head_dim"] = width
-    return set()
 
 
 def _rope(model: Gguf, own: Mapping[str, Any], values: dict[str, Any]) -> set[str]:

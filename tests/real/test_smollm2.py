@@ -55,8 +55,8 @@ def test_it_is_what_it_says(checkpoint: Checkpoint, diagnosis: Diagnosis) -> Non
 
 
 def test_the_second_opening_is_fast(checkpoint: Checkpoint, shared_cache: Path) -> None:
-    (folder,) = (shared_cache / "gguf").glob("[0-9a-f]*")
-    assert (folder / "complete").exists() and (folder / "model.safetensors").exists()
+    (folder,) = (shared_cache / "gguf").glob("[0-9a-f]*-2")
+    assert (folder / "condense-copy.json").exists() and (folder / "model.safetensors").exists()
     before = (folder / "model.safetensors").stat().st_mtime_ns
     load(model_file(), device="cpu")
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
