@@ -8,11 +8,12 @@ comes first, then the first group with a flag for it, and every group that has t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -20,7 +21,7 @@ import typer
 
 from condense.cli.console import MANNER, reported
 from condense.errors import UsageError
-from condense.records.options import Flag, Option, Options, flag_of, options_of
+from condense.records.options import Flag, ModelOptions, Option, Options, flag_of, options_of
 
 Made = TypeVar("Made", bound=Options)
 
@@ -82,12 +83,26 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             given |= {name: value for name, value in read.items() if name in own}
             for name, (group, choice) in groups.items():
                 given[name] = group(**_fields(group, choice, read, own))
-            function(**given)
+            with _closed_hub(given.values()):
+                function(**given)
 
     run.__signature__ = inspect.Signature(list(shown.values()))  # type: ignore[attr-defined]
     run.__annotations__ = {}
     run.flags = {name: option.flag for name, option in flags.items()}  # type: ignore[attr-defined]
     return run
+
+
+@contextlib.contextmanager
+def _closed_hub(values: Iterable[Any]) -> Iterator[None]:
+    """Where a model is opened, the hub is asked for what the user named and for nothing that a file names."""
+    options = next((value for value in values if isinstance(value, ModelOptions)), None)
+    if options is None:
+        yield
+        return
+    from condense.models import hub
+
+    with hub.closed(options.offline):
+        yield
 
 
 def flags_of(run: Callable[..., None]) -> Mapping[str, Flag]:

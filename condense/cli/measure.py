@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from condense.models.locate import Located
     from condense.records.diagnosis import Diagnosis
     from condense.records.options import MeasureOptions, ModelOptions, TextOptions
+    from condense.texts.documents import Document
     from condense.texts.windows import Windows
 
 Model = Annotated[
@@ -66,7 +67,20 @@ def named_text(corpus: TextOptions, split: str | None = None) -> Any:
         if not corpus.text or chosen is None or not documents.is_saved_dataset(Path(corpus.text)):
             return corpus.text
         return documents.read(corpus.text, corpus.text_column, split=chosen)
-    return documents.dataset(corpus.dataset, corpus.dataset_config, corpus.split or split, corpus.text_column)
+    rows = documents.dataset(corpus.dataset, corpus.dataset_config, corpus.split or split, corpus.text_column)
+    return _with_the_hub(rows)
+
+
+def _with_the_hub(documents: Iterator[Document]) -> Iterator[Document]:
+    """The documents of a data set that the user named: its files may be fetched as they are read."""
+    from condense.models import hub
+
+    while True:
+        with hub.opened():
+            document = next(documents, None)
+        if document is None:
+            return
+        yield document
 
 
 def named_source(text: str | None) -> str | None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from condense.errors import RunError, UnavailableError, UsageError, is_out_of_memory, system_failure
 from condense.files import expanded
+from condense.models import hub
 
 if TYPE_CHECKING:
     from condense.models.checkpoint import Checkpoint
@@ -106,7 +107,7 @@ def open_tasks(found: FoundTasks) -> OpenTasks:
     UnavailableError for data that cannot be had, for a task file that does not work, for tasks that run code which
     the model writes or need pictures or sound; UsageError for a task that is named twice through groups.
     """
-    with _quiet(), _generators_kept():
+    with hub.opened(), _quiet(), _generators_kept():
         loaded = [_loaded(name, found) for name in found.names]
     leaves = tuple(one["tasks"] for one in loaded)
     times = collections.Counter(name for tasks in leaves for name in tasks)

@@ -7,7 +7,9 @@ missing, mismatched, truncated or not finite is refused, never measured silently
 
 from __future__ import annotations
 
+import contextlib
 import json
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +18,14 @@ import torch
 
 from condense.errors import UnavailableError, UsageError, first_line
 from condense.files import sha256
+from condense.models import hub
 from condense.models.adapt import Adapted, adapt, bare, is_transformers
 from condense.models.adapters import head_of, merged
-from condense.models.checks import built_from, check_loaded, first_misfit, reported
+from condense.models.checks import built_from, check_loaded, check_same, first_misfit, reported
+from condense.models.config import code_of
 from condense.models.folder import Folder
 from condense.models.layers import find_stacks, refuse_unmeasurable_adapter, unwrapped
-from condense.models.locate import Located, adapter_sha256, dtype_of, locate
+from condense.models.locate import DTYPES, Located, adapter_sha256, locate
 from condense.records.diagnosis import ModelInfo, Objective
 from condense.records.options import ModelOptions, takes
 
@@ -59,8 +63,7 @@ def load(model: str | Path, options: ModelOptions | None = None, **fields: Any) 
 
 def read(located: Located) -> Checkpoint:
     """Read the weights of a checkpoint that `locate` found; errors as those of `load`."""
-    base = located.base
-    with reported(located.name):
+    with hub.closed(), reported(located.name):
         model, head_missing, notes = _build(located)
         if located.adapter:
             head_missing = head_missing or head_of(located.adapter, model)
@@ -73,9 +76,8 @@ def read(located: Located) -> Checkpoint:
             f"the weights of {located.name} changed while they were read", "wait until they are saved, and run again"
         )
     return Checkpoint(
-        model, located.tokenizer, info, located.positions, head_missing,
-        source_dtype=str(base.config.get("dtype") or base.config.get("torch_dtype") or "float32"),
-        use_cache=bool(base.config.get("use_cache", True)),
+        model, located.tokenizer, info, located.positions, head_missing, source_dtype=located.source_dtype,
+        use_cache=bool(located.base.config.get("use_cache", True)),
     )  # fmt: skip
 
 
@@ -89,42 +91,60 @@ def random_twin(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
     return replace(checkpoint, model=model, info=info)
 
 
-def _model_class(config: Any, options: ModelOptions) -> Any:
-    """The class that config.architectures names, if transformers has it; else the base model's."""
+_HEADS = (
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForPreTraining",
+    "AutoModelForSeq2SeqLM",
+    "AutoModel",
+)
+
+
+def _model_class(located: Located) -> Any:
+    """The class that config.architectures names, if transformers has it; else the folder's own.
+
+    The folder's own is that of `auto_map`, if it is trusted; the base model's class where there is neither.
+    """
     import transformers
 
-    for name in config.architectures or ():
+    for name in located.config.architectures or ():
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
-        if options.trust_remote_code and "CausalLM" in name:
-            return transformers.AutoModelForCausalLM
-        if options.trust_remote_code and "MaskedLM" in name:
-            return transformers.AutoModelForMaskedLM
+    if located.options.trust_remote_code and (reference := code_of(located.base, _HEADS)) is not None:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        return get_class_from_dynamic_module(reference, str(located.base.path), local_files_only=True)
     return transformers.AutoModel
 
 
 def _build(located: Located) -> tuple[PreTrainedModel, str | None, tuple[str, ...]]:
     """The model in eval mode; why its head is missing, if it is; notes for the reader."""
-    config, folder, options = located.config, located.base, located.options
-    kind = _model_class(config, options)
+    config, folder, options, dtype = located.config, located.base, located.options, DTYPES[located.dtype]
+    kind = _model_class(located)
     if options.random_init:
-        return _random(kind, config, options.seed).to(dtype_of(config, options)).eval(), None, ("random weights",)
-    model, problems = _from_pretrained(kind, folder, config, options)
-    reason = check_loaded(model, problems, folder)
-    if kind.__name__ == "AutoModel":
+        return _random(kind, config, options.seed).to(dtype).eval(), None, ("random weights",)
+    if not hasattr(kind, "_load_pretrained_model"):  # AutoModel: the class of the config's type
+        kind = kind._model_mapping[type(config)]
         reason = "config.json names no class with a head that transformers has (architectures)"
-    return model, reason, ()
+    else:
+        reason = None
+    model, problems = _from_pretrained(kind, folder, config, dtype, options.device_map)
+    return model, check_loaded(model, problems, folder) or reason, ()
 
 
-def _from_pretrained(kind: Any, folder: Folder, config: Any, options: ModelOptions) -> tuple[Any, dict[str, Any]]:
-    more: dict[str, Any] = {"device_map": options.device_map} if options.device_map else {}
+def _from_pretrained(
+    kind: Any, folder: Folder, config: Any, dtype: torch.dtype, device_map: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """The model with the weights of the files that were hashed, and of no other."""
     try:
-        model, problems = kind.from_pretrained(
-            str(folder.path), config=config, dtype=dtype_of(config, options), output_loading_info=True,
-            use_safetensors=not folder.is_pickle, trust_remote_code=options.trust_remote_code,
-            local_files_only=True, **more,
-        )  # fmt: skip
+        if device_map or getattr(config, "quantization_config", None):
+            model, problems = _from_folder(kind, folder, config, dtype, device_map)
+        else:
+            with contextlib.ExitStack() as files:
+                model, problems = kind.from_pretrained(
+                    None, config=config, state_dict=_weights(folder, files), dtype=dtype, output_loading_info=True
+                )
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
@@ -132,7 +152,50 @@ def _from_pretrained(kind: Any, folder: Folder, config: Any, options: ModelOptio
             f"the weights have other shapes than config.json says{first_misfit(kind, config, folder)}",
             "config and weights do not belong together",
         ) from error
+    _add_generation_config(model, folder)
     return model.eval(), {key: sorted(problems.get(key, ())) for key in ("missing_keys", "unexpected_keys")}
+
+
+def _weights(folder: Folder, files: contextlib.ExitStack) -> dict[str, Any]:
+    """All tensors of a folder's weights by name; those of safetensors are read when they are used."""
+    from safetensors import safe_open
+
+    weights: dict[str, Any] = {}
+    for file in folder.weights:
+        if folder.is_pickle:
+            weights |= torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        else:
+            handle = files.enter_context(safe_open(str(file), framework="pt"))
+            weights |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118  not a mapping
+    return weights
+
+
+def _from_folder(
+    kind: Any, folder: Folder, config: Any, dtype: torch.dtype, device_map: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """For what the loader has to place or unpack file by file: it opens the folder, and finds what was hashed there."""
+    parts = sorted(file.name for file in folder.path.glob("shard-*.safetensors"))
+    if parts:  # which the loader would prefer to the files that were hashed
+        raise UnavailableError(
+            f"{folder.path.name} holds parts of a distributed checkpoint too ({parts[0]})", "move them elsewhere"
+        )
+    more: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+        str(folder.path), config=config, dtype=dtype, output_loading_info=True, use_safetensors=not folder.is_pickle,
+        local_files_only=True, **more,
+    )  # fmt: skip
+    if not getattr(config, "quantization_config", None) and not folder.is_pickle:
+        check_same(loaded[0], folder)
+    return loaded
+
+
+def _add_generation_config(model: Any, folder: Folder) -> None:
+    """What the checkpoint says of sampling, for saving it again; one that is damaged changes no number."""
+    from transformers import GenerationConfig
+
+    if model.can_generate() and (folder.path / "generation_config.json").exists():
+        with contextlib.suppress(Exception):
+            model.generation_config = GenerationConfig.from_pretrained(str(folder.path), local_files_only=True)
 
 
 def _random(kind: Any, config: Any, seed: int) -> Any:

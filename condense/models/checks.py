@@ -40,6 +40,7 @@ def check_loaded(model: Any, problems: dict[str, list[str]], folder: Folder) -> 
             "a half-random model is not measured: fetch the checkpoint again, or pass --random-init",
         )
     _refuse_unexpected(model, problems["unexpected_keys"], folder)
+    _refuse_integers(model, folder)
     refuse_not_finite(model)
     missing = [key for key in problems["missing_keys"] if not any(part in key for part in _IGNORED_HEADS)]
     return f"the checkpoint holds no weights for its head ({missing[0]})" if missing else None
@@ -62,6 +63,26 @@ def check_quantisation(folder: Folder) -> None:
             )
 
 
+def check_same(model: Any, folder: Folder) -> None:
+    """UnavailableError where a weight is not that of the file that was hashed, cast to the model's type.
+
+    Weights that are offloaded, or that the loader renamed or joined, are not compared.
+    """
+    from safetensors import safe_open
+
+    loaded = model.state_dict()
+    for file in folder.weights:
+        with safe_open(str(file), framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  not a mapping
+                own = loaded.get(name)
+                if own is None or own.device.type == "meta" or list(own.shape) != weights.get_slice(name).get_shape():
+                    continue
+                if not torch.equal(weights.get_tensor(name).to(own.dtype), own.cpu()):
+                    raise UnavailableError(
+                        f"{name} of {folder.path.name} is not what {file.name} holds", "was the folder written to?"
+                    )
+
+
 def first_misfit(kind: Any, config: Any, folder: Folder) -> str:
     """Name and shapes of the first weight that does not fit, from the headers and a model without storage."""
     with torch.device("meta"):
@@ -78,6 +99,18 @@ def built_from(kind: Any, config: Any) -> Any:
     """A model of a class (or AutoModel) from its config alone, with random weights."""
     build = getattr(kind, "_from_config", None) or kind.from_config  # a model class, or AutoModel
     return build(config)
+
+
+def _refuse_integers(model: Any, folder: Folder) -> None:
+    """UnavailableError for a weight that the file holds as an integer: what it stands for is not said."""
+    if folder.is_pickle or getattr(model.config, "quantization_config", None):
+        return
+    weights = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    weights |= {name.removeprefix(f"{model.base_model_prefix}.") for name in weights}
+    for file in folder.weights:
+        for name, entry in inspection.safetensors_header(file).items():
+            if name in weights and entry.get("dtype") not in inspection.FLOATS:
+                inspection.refuse_type(name, entry, folder)
 
 
 def _core_missing(model: Any, missing: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from condense.errors import UnavailableError
 from condense.files import is_special
@@ -24,7 +24,15 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 COPY = "condense-copy.json"  # what is in a dequantised copy of a .gguf that was made here
 _WITHOUT_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
-_IMPLEMENTATION = re.compile(r"\w*implementation\w*")
+IMPLEMENTATION = re.compile(r"\w*implementation\w*")
+# Keys that send a loader to other files, folders or repositories, whatever the class.
+_ELSEWHERE = re.compile(
+    r"transformers_weights|configuration_files|gguf_file|fusion_config|distributed_config|extra_files|"
+    r"backbone|(use_)?pretrained_backbone|use_pretrained|pretrained|weights_(path|file|url)"
+)
+FLOATS = ("F64", "F32", "F16", "BF16")
+_WEIGHT = re.compile(r".*(^|[._])q?weight(_packed|_scale)?|.*\.bias")
+_MASK = re.compile(r".*\b(attn|attention)\.(masked_)?bias")  # a buffer that older releases of GPT-2 saved
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|block)\.(\d+)\.")
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _STACK_DEPTH_KEYS = {
@@ -43,7 +51,7 @@ _MERGEABLE = frozenset(
     "WAVEFT".split()
 )
 # Options with which PEFT imports a module, reads another file or waits for a token before it acts.
-_ELSEWHERE = (
+_OUTSIDE = (
     "megatron_config",
     "arrow_config",
     "corda_config",
@@ -135,8 +143,10 @@ def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
         raise UnavailableError(f"{file} is not JSON", "the file is damaged: fetch it again") from None
     if not isinstance(config, dict):
         raise UnavailableError(f"{file} is not a JSON object")
-    for key, value in _walk(config):
-        if _IMPLEMENTATION.fullmatch(key) and any("/" in text for text in _strings(value)):  # may be set per part
+    for key, value in entries_of(config):
+        if name == "config.json" and _ELSEWHERE.fullmatch(key) and value not in (None, False, "", [], {}):
+            raise UnavailableError(f"{name} names something else to load ({key} = {value})", "remove that key")
+        if IMPLEMENTATION.fullmatch(key) and any("/" in text for text in texts_in(value)):  # may be set per part
             raise UnavailableError(
                 f"{name} asks for a remote kernel ({key} = {value})", "remove that key; condense runs no foreign code"
             )
@@ -149,7 +159,7 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     """Read adapter_config.json; UnavailableError for a kind of adapter or an option that cannot be merged."""
     config = read_config(folder, "adapter_config.json")
     kind = config.get("peft_type")
-    asked = next((f"with {key}" for key in _ELSEWHERE if config.get(key)), None)
+    asked = next((f"with {key}" for key in _OUTSIDE if config.get(key)), None)
     if kind is not None and kind not in _MERGEABLE:
         asked = f"of type {kind}"
     if asked:
@@ -164,20 +174,22 @@ def _is_impossible(key: str, depth: int) -> bool:
     return (key in _DEPTH_KEYS and depth < 1) or (key in every and not 0 <= depth <= _MAX_DEPTH)
 
 
-def _strings(value: Any) -> list[str]:
+def texts_in(value: Any) -> list[str]:
+    """All texts in a value of a config, however deep."""
     if isinstance(value, dict | list):
-        return [text for inner in (value.values() if isinstance(value, dict) else value) for text in _strings(inner)]
+        return [text for inner in (value.values() if isinstance(value, dict) else value) for text in texts_in(inner)]
     return [value] if isinstance(value, str) else []
 
 
-def _walk(config: Any) -> Iterator[tuple[str, Any]]:
+def entries_of(config: Any) -> Iterator[tuple[str, Any]]:
+    """All keys of a config with their values, those of its parts among them."""
     if isinstance(config, dict):
         for key, value in config.items():
             yield str(key), value
-            yield from _walk(value)
+            yield from entries_of(value)
     elif isinstance(config, list):
         for value in config:
-            yield from _walk(value)
+            yield from entries_of(value)
 
 
 def _weights(path: Path) -> tuple[Path, ...]:
@@ -195,8 +207,8 @@ def _weights(path: Path) -> tuple[Path, ...]:
             if not (path / name).exists():
                 raise UnavailableError(f"shard {name} is missing in {path}", "the download is incomplete")
         return tuple(path / name for name in names)
-    pickles = sorted(path.glob("pytorch_model*.bin"))
-    return tuple(pickles)
+    whole = path / "pytorch_model.bin"
+    return (whole,) if whole.exists() else tuple(sorted(path.glob("pytorch_model-*.bin")))
 
 
 def check_weights(folder: Folder, *, allow_pickle: bool = False) -> None:
@@ -209,8 +221,26 @@ def check_weights(folder: Folder, *, allow_pickle: bool = False) -> None:
         for file in folder.weights:
             refuse_pointer(file)
         return
-    names = [name for file in folder.weights for name in safetensors_header(file)]
-    _check_depth(names, folder.config)
+    headers = [entry for file in folder.weights for entry in safetensors_header(file).items()]
+    _check_types(folder, headers)
+    _check_depth([name for name, _ in headers], folder.config)
+
+
+def _check_types(folder: Folder, headers: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """Integers and packed types stand for weights only by a rule that `quantization_config` names."""
+    if any(key == "quantization_config" and value for key, value in entries_of(folder.config)):
+        return
+    for name, entry in headers:
+        if entry.get("dtype") not in FLOATS and _WEIGHT.fullmatch(name) and not _MASK.fullmatch(name):
+            refuse_type(name, entry, folder)
+
+
+def refuse_type(name: str, entry: dict[str, Any], folder: Folder) -> NoReturn:
+    """UnavailableError for a weight of a type that is no number by itself."""
+    raise UnavailableError(
+        f"{name} in {folder.path.name} is of type {entry.get('dtype')}, and config.json names no quantisation",
+        "use the checkpoint that it was made from, or a .gguf of it",
+    )
 
 
 def safetensors_header(file: Path) -> dict[str, Any]:

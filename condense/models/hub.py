@@ -11,7 +11,9 @@ import contextlib
 import glob
 import json
 import logging
+import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +96,45 @@ def is_offline(offline: bool = False) -> bool:
     """True if the hub must not be asked: by the option, or by HF_HUB_OFFLINE when the client was imported."""
     from huggingface_hub import constants
 
-    return offline or bool(constants.HF_HUB_OFFLINE)
+    return offline or bool(_before_closing[0] if _before_closing else constants.HF_HUB_OFFLINE)
+
+
+_before_closing: list[bool] = []
+
+
+@contextlib.contextmanager
+def closed(offline: bool = False) -> Iterator[None]:
+    """Keep every library in this process from asking the hub, but where it is `opened`.
+
+    What a checkpoint's files name is then fetched by nobody. offline: it stays closed there too.
+    """
+    from huggingface_hub import constants
+
+    before = bool(constants.HF_HUB_OFFLINE)
+    _before_closing.append(_before_closing[0] if _before_closing else before or offline)
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        _before_closing.pop()
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[None]:
+    """Let the hub be asked for what the user named, as far as the environment and --offline allow."""
+    from huggingface_hub import constants
+
+    before: bool = constants.HF_HUB_OFFLINE
+    datasets: Any = sys.modules.get("datasets.config")
+    state = _before_closing[0] if _before_closing else bool(before)
+    constants.HF_HUB_OFFLINE = state
+    if datasets is not None and not os.environ.get("HF_DATASETS_OFFLINE"):
+        datasets.HF_HUB_OFFLINE = datasets.HF_DATASETS_OFFLINE = state  # it looked when it was imported
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def list_files(repo: str, options: ModelOptions, selection: Selection) -> Listing:
@@ -273,7 +313,8 @@ def _explained(repo: str) -> Iterator[None]:
     if level > logging.DEBUG:
         client.set_verbosity_error()
     try:
-        yield
+        with opened():
+            yield
     except CondenseError:
         raise
     except Exception as error:  # the client raises kinds of four libraries; explain() tells them apart

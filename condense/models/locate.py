@@ -18,6 +18,7 @@ from condense.files import expanded, joined_sha256, sha256, sha256_of_files
 from condense.models import folder as inspection
 from condense.models import gguf, gguf_copies, hub
 from condense.models.checks import check_quantisation, reported
+from condense.models.config import Honoured, build, weights_dtype
 from condense.models.folder import Folder
 from condense.models.hub_files import Selection
 from condense.models.tokenizer import load_tokenizer
@@ -66,7 +67,8 @@ class Located:
 
     folder: where MODEL is; base: where the weights are (another folder for an adapter); config: transformers' own;
     weights_sha256: of the files, the adapter's with its base's, None for random weights; files: those it is of;
-    stamps: their sizes and times when they were hashed; device and dtype: what `auto` stands for here.
+    stamps: their sizes and times when they were hashed; device and dtype: what `auto` stands for here; source_dtype:
+    that of the weights as they are stored; notes: what a reader of the report should know.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Located:
     positions: int | None
     device: str
     dtype: str
+    source_dtype: str
     weights_sha256: str | None
     files: tuple[Path, ...]
     stamps: tuple[tuple[int, ...], ...]
@@ -98,10 +101,15 @@ class Located:
 def locate(model: str | Path, options: ModelOptions) -> Located:
     """Find MODEL, check its files and open its config and tokenizer.
 
+    What the user named is fetched, and an adapter's base; nothing that a file names is asked for at the hub.
     UnavailableError for what is missing, unsafe, damaged or unsupported; UsageError for options that
     do not go together.
     """
-    name = str(model)
+    with hub.closed(options.offline):
+        return _locate(str(model), options)
+
+
+def _locate(name: str, options: ModelOptions) -> Located:
     folder, source, revision = _place(name, options)
     has_adapter = (folder.path / "adapter_config.json").exists()
     if has_adapter and folder.weights:
@@ -114,20 +122,36 @@ def locate(model: str | Path, options: ModelOptions) -> Located:
     hashes = hub.checked_sha256((*weights, *own), options)
     if not options.random_init:
         inspection.check_weights(base, allow_pickle=options.allow_pickle)
+    device = device_of(options)
     with reported(name):
-        config = _config(base, options)
-        dtype = dtype_of(config, options)
-    place = _named_tokenizer(options) if options.tokenizer else _tokenizer_folder(folder, base, name)
-    tokenizer, notes = load_tokenizer(place, trust_remote_code=options.trust_remote_code)
+        check_quantisation(base)
+        found = build(base, trust_remote_code=options.trust_remote_code, device=device)
+        source_dtype = stored_dtype(found.config, base)
+        dtype = dtype_of(source_dtype, options)
+        tokenizer, notes = _tokenizer(folder, base, name, found, options)
     files = tuple(file for file in (*weights, *own) if file.exists())  # an adapter without one is refused later
     stamps = _stamps(files)
     digest = joined_sha256([hashes.get(file) or sha256_of_files((file,)) for file in weights]) if weights else None
     if own and own[0].exists() and digest:
         digest = adapter_sha256(folder.path, digest)
     return Located(
-        name, folder, base, options, "adapter" if has_adapter else source, revision, config, tokenizer,
-        positions_of(config), device_of(options), str(dtype).removeprefix("torch."), digest, files, stamps, notes,
-    )  # fmt: skip
+        name=name,
+        folder=folder,
+        base=base,
+        options=options,
+        source_format="adapter" if has_adapter else source,
+        revision=revision,
+        config=found.config,
+        tokenizer=tokenizer,
+        positions=positions_of(found.config),
+        device=device,
+        dtype=dtype,
+        source_dtype=source_dtype,
+        weights_sha256=digest,
+        files=files,
+        stamps=stamps,
+        notes=(*found.notes, *notes),
+    )
 
 
 def _stamps(files: tuple[Path, ...]) -> tuple[tuple[int, ...], ...]:
@@ -163,17 +187,33 @@ def _opened(path: Path) -> Folder:
 
 
 def _base_folder(adapter: Folder, options: ModelOptions) -> Folder:
-    base = inspection.check_adapter(adapter.path).get("base_model_name_or_path")
+    config = inspection.check_adapter(adapter.path)
+    base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UnavailableError(f"{adapter.path}/adapter_config.json names no base model")
     with contextlib.suppress(UsageError):
         relative = adapter.path / base
         if not Path(base).is_absolute() and relative.exists():
             base = str(relative)
-    folder = _place(base, options)[0]
+    revision = config.get("revision")  # the base's own: --revision is the adapter's
+    folder = _place(base, replace(options, revision=revision if isinstance(revision, str) else None))[0]
     if not folder.config:
         raise UnavailableError(f"the base of {adapter.path.name}, {base}, is an adapter itself", "merge that one first")
     return folder
+
+
+def _tokenizer(
+    folder: Folder, base: Folder, name: str, found: Honoured, options: ModelOptions
+) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    """The tokenizer that was named, else the folder's own, else its base's, with notes on it."""
+    trust = options.trust_remote_code
+    if not options.tokenizer:
+        return load_tokenizer(_tokenizer_folder(folder, base, name), found.config, trust_remote_code=trust)
+    path = _named_tokenizer(options)
+    config = None
+    if (path / "config.json").exists():  # the class of a tokenizer is chosen by its own model's type
+        config = build(inspection.open_folder(path), trust_remote_code=trust).config
+    return load_tokenizer(path, config, trust_remote_code=trust)
 
 
 def _named_tokenizer(options: ModelOptions) -> Path:
@@ -199,31 +239,6 @@ def _tokenizer_folder(folder: Folder, base: Folder, name: str) -> Path:
     raise UnavailableError(reason or f"no tokenizer in {name}", "pass --tokenizer with a hub id or a folder")
 
 
-def _config(folder: Folder, options: ModelOptions) -> Any:
-    from transformers import AutoConfig
-
-    check_quantisation(folder)
-    if folder.config.get("auto_map") and not options.trust_remote_code:
-        known = _known(folder.config.get("model_type"))
-        if not known:
-            raise UnavailableError(
-                f"{folder.path.name} needs code of its own (auto_map)", "read that code, then pass --trust-remote-code"
-            )
-    config = AutoConfig.from_pretrained(
-        str(folder.path), trust_remote_code=options.trust_remote_code, local_files_only=True
-    )
-    config.return_dict = True
-    if hasattr(config, "use_cache"):
-        config.use_cache = False
-    return config
-
-
-def _known(model_type: Any) -> bool:
-    from transformers import CONFIG_MAPPING
-
-    return model_type in CONFIG_MAPPING
-
-
 def positions_of(config: Any) -> int | None:
     """The longest input that a config allows, or None where it names no limit."""
     text = config.get_text_config()
@@ -237,14 +252,23 @@ def positions_of(config: Any) -> int | None:
     return None
 
 
-def dtype_of(config: Any, options: ModelOptions) -> torch.dtype:
-    """The type of the forward pass that was asked for; UsageError for an unknown one."""
+def stored_dtype(config: Any, folder: Folder) -> str:
+    """The type of a checkpoint's weights as its config names it; where it names none, that of most of them."""
+    parts = (config, config.get_text_config())
+    named = next((str(part.dtype).removeprefix("torch.") for part in parts if getattr(part, "dtype", None)), None)
+    if named is None:
+        named = weights_dtype(folder)
+        config.dtype = getattr(torch, named) if named else None
+    return named if named in DTYPES else "float32"
+
+
+def dtype_of(stored: str, options: ModelOptions) -> str:
+    """The type of the forward pass that was asked for, `stored` for auto; UsageError for an unknown one."""
     if options.dtype == "auto":
-        named = getattr(config, "dtype", None) or torch.float32
-        return getattr(torch, named) if isinstance(named, str) else named
+        return stored
     if options.dtype not in DTYPES:
         raise UsageError(f"unknown dtype {options.dtype!r}", f"use auto, {', '.join(DTYPES)}")
-    return DTYPES[options.dtype]
+    return options.dtype
 
 
 def device_of(options: ModelOptions) -> str:

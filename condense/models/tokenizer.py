@@ -40,12 +40,16 @@ _WHOLE_WORDS = "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm
 _WITH_BOS = (*_WHOLE_WORDS, "chameleon")
 
 
-def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+def load_tokenizer(
+    path: Path, config: Any = None, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
     """Open the tokenizer of a folder, with notes on what was switched off in it.
+
+    config: the model's as it is honoured; without it the class is that of tokenizer_config.json alone.
 
     UnavailableError if there is none, or for one that is damaged or draws tokens at random.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
     if not inspection.has_tokenizer(path) and not trust_remote_code:
         raise UnavailableError(f"no tokenizer in {path}", "pass --tokenizer with a hub id or a folder")
@@ -57,7 +61,10 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> tuple[PreT
             tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
         else:
             tokenizer = AutoTokenizer.from_pretrained(
-                str(path), trust_remote_code=trust_remote_code, local_files_only=True
+                str(path),
+                config=config or PreTrainedConfig(),  # or config.json would be read again, and not by our rules
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
             )
         notes = _without_dropout(tokenizer)
         tokenizer("a b", add_special_tokens=False)  # a normaliser that crashes does so here

@@ -210,7 +210,8 @@ def model_line(model: ModelInfo) -> str:
 
 def subject(diagnosis: Diagnosis) -> str:
     """What was measured, in one line."""
-    return f"{model_line(diagnosis.model)}; {corpus_line(diagnosis.corpus)}; {diagnosis.model.dtype}"
+    line = f"{model_line(diagnosis.model)}; {corpus_line(diagnosis.corpus)}; {diagnosis.model.dtype}"
+    return "; ".join([line, *diagnosis.model.notes])
 
 
 def quality_of(quality: Quality, key: str) -> Estimate:
