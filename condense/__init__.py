@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from condense.records.trial import Trial as Trial
     from condense.texts.windows import Windows as Windows
     from condense.texts.windows import windows as windows
+    from condense.training.arm_names import parse_arms as parse_arms
     from condense.treatment.run import treat as treat
-    from condense.trials.arm_names import parse_arms as parse_arms
     from condense.trials.run import trial as trial
 
 _HOMES = {
@@ -64,7 +64,7 @@ _HOMES = {
     "evaluate": "evaluation.run",
     "compare": "comparison.run",
     "load": "models.checkpoint",
-    "parse_arms": "trials.arm_names",
+    "parse_arms": "training.arm_names",
     "task_effects": "evaluation.run",
     "treat": "treatment.run",
     "trial": "trials.run",

@@ -146,9 +146,7 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).chmod(0o666 & ~umask())
         Path(temporary).replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -158,6 +156,26 @@ def write_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             Path(temporary).unlink()
         raise
+
+
+def umask() -> int:
+    """The permissions that this process takes from new files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def flush(paths: Iterable[Path]) -> None:
+    """Wait until files and folders are on the disk, so that a power failure does not take what was said to be there."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError:  # some file systems cannot flush a folder
+            if not path.is_dir():
+                raise
+        finally:
+            os.close(handle)
 
 
 def _write_error(path: Path, error: OSError) -> Exception:

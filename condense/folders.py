@@ -1,12 +1,153 @@
-"""The folder that a run writes: whether it may, and whether it has the room."""
+"""The folder that a run writes: locked while it runs, marked with what condense made in it, cleared of nothing else.
+
+A folder of condense holds `.condense.json`: its kind, the fingerprint of the run, and each file that was made with its
+size and sha256. A file counts as condense's own only while it still matches. Everything here is safe against a kill at
+any point: what was begun is found half done and finished, or found whole.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
+import fcntl
+import glob
+import json
 import os
 import shutil
-from pathlib import Path
+import socket
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from condense.errors import RunError, UsageError
+from condense.files import expanded, flush, sha256, sha256_of_files, umask, write_text
+from condense.version import __version__
+
+MARK = ".condense.json"
+LOCK = ".condense.lock"
+SCHEMA = "condense.folder/1"
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as it was when condense wrote it."""
+
+    size: int
+    sha256: str
+
+
+Files = Mapping[str, File]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What `.condense.json` says of its folder.
+
+    kind         treatment, trial, or work (a run that is not finished).
+    fingerprint  of the settings, model and text of the run.
+    files        what condense made, by path below the folder.
+    replaced     what stood there before; not empty only while files are being moved in.
+    """
+
+    kind: str
+    fingerprint: str = ""
+    files: Files = field(default_factory=dict)
+    replaced: Files = field(default_factory=dict)
+
+    def owns(self, folder: Path, name: str) -> bool:
+        """Whether a file of the folder is what condense put there: now, or before what is being moved in."""
+        return any(is_same(folder / name, files[name]) for files in (self.files, self.replaced) if name in files)
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether every file that condense made in the folder is there as it was made."""
+        return not self.replaced and bool(self.files) and not changed(folder, self.files)
+
+
+def read_mark(folder: Path) -> Mark | None:
+    """What `.condense.json` of a folder says; None where there is none, or none that can be read."""
+    try:
+        data = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA:
+            return None
+        files, replaced = (_files(data.get(key, {})) for key in ("files", "replaced"))
+        return Mark(str(data["kind"]), str(data.get("fingerprint", "")), files, replaced)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def write_mark(folder: Path, mark: Mark) -> None:
+    """Write `.condense.json` whole or not at all."""
+    values = {"schema": SCHEMA, "condense": __version__, **asdict(mark)}
+    write_text(folder / MARK, json.dumps({key: value for key, value in values.items() if value}, indent=1) + "\n")
+
+
+def _files(data: Mapping[str, Any]) -> dict[str, File]:
+    return {_inside(name): File(int(file["size"]), str(file["sha256"])) for name, file in data.items()}
+
+
+def _inside(name: str) -> str:
+    """A path below a folder; ValueError for one that leads out of it."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name:
+        raise ValueError(f"not a path below the folder: {name}")
+    return name
+
+
+def describe(folder: Path, names: Iterable[str] | None = None) -> dict[str, File]:
+    """Size and sha256 of files below a folder, all of them by default."""
+    chosen = names_in(folder) if names is None else names
+    return {name: File((folder / name).stat().st_size, sha256_of_files([folder / name])) for name in sorted(chosen)}
+
+
+def described(texts: Mapping[str, str]) -> dict[str, File]:
+    """Size and sha256 of texts once they are written."""
+    return {name: File(len(data := text.encode()), sha256(data)) for name, text in texts.items()}
+
+
+def names_in(folder: Path) -> list[str]:
+    """All files below a folder by their paths in it; a symbolic link is a file, whatever it points to."""
+    return [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or not path.is_dir()
+    ]
+
+
+def is_same(path: Path, file: File) -> bool:
+    """Whether a file is there as it was described; a symbolic link is not."""
+    try:
+        return not path.is_symlink() and path.stat().st_size == file.size and sha256_of_files([path]) == file.sha256
+    except OSError:
+        return False
+
+
+def changed(folder: Path, files: Files) -> list[str]:
+    """The files that are missing from a folder or not as they were described."""
+    return [name for name, file in files.items() if not is_same(folder / name, file)]
+
+
+# --- where a run may write -----------------------------------------------------------------------------
+
+
+def resolved(output: str | Path) -> Path:
+    """The folder that an output names: `~` and `.` resolved, a symbolic link replaced by what it points to."""
+    target = expanded(output).absolute()
+    try:
+        target = target.resolve()
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"cannot write {output}: {error}", "choose another --output") from None
+    if not target.name:
+        raise UsageError(f"cannot write {output}: it is no folder of its own", "choose another --output")
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{output} is a file, not a folder", "choose another --output")
+    parent = next(path for path in target.parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"cannot write {output}: {parent} is not writable", "choose another --output")
+    return target
 
 
 def work_folder(target: Path) -> Path:
@@ -14,41 +155,254 @@ def work_folder(target: Path) -> Path:
     return target.with_name(f"{target.name}.work")
 
 
-def prepare(target: Path, *, resume: bool, force: bool) -> Path:
-    """Check OUT and OUT.work before any work and return OUT.work, not made yet. UsageError if either is in the way."""
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"{target} is a file, not a folder", "choose another --output")
-    if target.is_dir() and any(target.iterdir()) and not force:
-        raise UsageError(f"{target} is not empty", "choose another --output, or pass --force to replace it")
-    work = work_folder(target)
-    parent = next(place for place in work.absolute().parents if place.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"cannot write {target}: {parent} is not writable", "choose another --output")
-    if resume and not work.is_dir():
-        raise UsageError(f"there is nothing to resume: {work} does not exist", "run without --resume")
-    if work.exists() and not resume:
-        if not force:
-            raise UsageError(
-                f"{work} is left from an interrupted run", "pass --resume to go on, or --force to start anew"
-            )
-    return work
+def is_empty(folder: Path) -> bool:
+    """Whether a folder is missing or holds nothing but an own lock."""
+    return not folder.exists() or all(path.name.startswith(LOCK) for path in folder.iterdir())
 
 
-def refuse_small_disk(work: Path, needed: int) -> None:
-    """Refuse a run whose files would not fit beside its output, before it trains: RunError.
+def refuse_foreign(folder: Path, names: Collection[str]) -> None:
+    """UsageError for a file of a folder that condense would overwrite and did not write, or that was changed since."""
+    mark = read_mark(folder) or Mark("")
+    if not mark.kind:
+        names = (*names, MARK)
+    foreign = [name for name in names if os.path.lexists(folder / name) and not mark.owns(folder, name)]
+    if foreign:
+        raise UsageError(
+            f"{folder / foreign[0]} was not written by condense, or was changed since",
+            "move it away, or choose another --output",
+        )
 
-    work: the run's folder, there or not; what a resumed run has written already counts as part of `needed` bytes.
+
+# --- the lock ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if it is missing, for this process; one that was made and stays empty is removed again.
+
+    UsageError, with the process that holds it, while another run does. The lock of a dead process is taken over; that
+    of another host never is, because nothing here can tell whether it lives.
     """
-    written = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
-    place = next(place for place in (work, *work.absolute().parents) if place.exists())
-    free = shutil.disk_usage(place).free
-    if free >= needed - written:
-        return
-    raise RunError(
-        f"not enough disk in {place.absolute()}: {_bytes(needed - written)} needed, {_bytes(free)} free",
-        "free some space, or choose an --output on another disk",
-    )
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        handle = _acquire(folder / LOCK)
+    except OSError as error:
+        raise UsageError(f"cannot lock {folder}: {error.strerror or error}", "choose another --output") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
-def _bytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+def _acquire(path: Path) -> int:
+    """The open lock file with this process in it."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            kernel, holder, patience = _lock_in_kernel(handle), _holder(path, handle), 100
+            while kernel is False and holder is None and patience:  # it is about to say who it is
+                time.sleep(0.01)
+                holder, patience = _holder(path, handle), patience - 1
+            if kernel is False or (holder and (holder["host"] != socket.gethostname() or kernel is None)):
+                _refuse_if_held(path, holder, kernel)
+            if _is_file_of(path, handle):
+                text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": _start_of(os.getpid())})
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"{text}\n".encode(), 0)
+                os.fsync(handle)
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # another run removed the file when it ended: try again with the new one
+
+
+def _lock_in_kernel(handle: int) -> bool | None:
+    """Lock a file for as long as this process lives: whether it worked, None where the file system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _holder(path: Path, handle: int) -> dict[str, Any] | None:
+    """The process that a lock file names; UsageError for a file that is no lock of condense."""
+    text = os.pread(handle, 4096, 0).decode("utf-8", "replace").strip("\0\n ")
+    if not text:
+        return None
+    try:
+        data = json.loads(text)
+        return {"pid": int(data["pid"]), "host": str(data["host"]), "start": float(data["start"])}
+    except (ValueError, LookupError, TypeError):
+        raise UsageError(f"{path} was not written by condense", "move it away, or choose another --output") from None
+
+
+def _refuse_if_held(path: Path, holder: dict[str, Any] | None, kernel: bool | None) -> None:
+    """UsageError if a run holds the lock, or may hold it on another host."""
+    if holder is None:
+        raise UsageError(f"{path.parent} is in use by another run", "wait for it, or choose another --output")
+    pid, host = holder["pid"], holder["host"]
+    if host != socket.gethostname():
+        hint = f"if it is dead, remove {path}"
+        raise UsageError(f"{path.parent} is in use by process {pid} on {host}, another host", hint)
+    if kernel is False or _start_of(pid) == holder["start"]:
+        raise UsageError(f"{path.parent} is in use by process {pid}", "wait for it, or choose another --output")
+
+
+def _start_of(pid: int) -> float | None:
+    """When a process was started, in seconds since 1970; None if there is no such process."""
+    import psutil
+
+    try:
+        return round(float(psutil.Process(pid).create_time()), 2)
+    except psutil.Error:
+        return None
+
+
+def _is_file_of(path: Path, handle: int) -> bool:
+    """Whether a path still leads to the file that is open."""
+    try:
+        return os.path.samestat(path.stat(follow_symlinks=False), os.fstat(handle))
+    except OSError:
+        return False
+
+
+# --- a finished folder in its place -------------------------------------------------------------------
+
+
+def stage(staged: Path, mark: Mark, linked: Mapping[str, Path], written: Mapping[str, str]) -> None:
+    """Make a folder of files that lie elsewhere on the same file system, and of texts; its mark is written first.
+
+    What another call left in the folder is removed.
+    """
+    clear(staged)
+    staged.mkdir(parents=True, exist_ok=True)
+    files = {**mark.files, **described(written)}
+    write_mark(staged, replace(mark, files=files))
+    for name, source in linked.items():
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        (staged / name).unlink(missing_ok=True)  # half a copy
+        try:
+            os.link(source, staged / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, staged / name)
+        (staged / name).chmod(0o666 & ~umask())  # safetensors writes for the owner alone
+    for name, text in written.items():
+        write_text(staged / name, text)
+
+
+def publish(staged: Path, target: Path) -> None:
+    """Put a folder in the place of another: what condense made there goes, everything else there stays.
+
+    By one rename where nothing stands there; by one exchange of the two folders where only condense's own files do, and
+    the system can (Linux); else file by file with the mark last, which until then names the old and the new files. A
+    kill at any point leaves the old or the new folder, or one that this function finishes when it is called again.
+    The staged folder holds its mark. RunError if one of its files is not what the mark says, UsageError for a file in
+    the way.
+    """
+    mark = read_mark(staged) or Mark("")
+    damaged = changed(staged, mark.files)
+    if damaged or not mark.files:
+        raise RunError(f"{staged / (damaged or [MARK])[0]} is not what was saved", "run again with --resume")
+    refuse_foreign(target, [*mark.files])
+    flush([*(staged / name for name in mark.files), staged])
+    old = read_mark(target)
+    if not _replace_empty(staged, target) and not _exchange(staged, target, old):
+        _move_in(staged, target, mark, old or Mark(mark.kind))
+    remove_unfinished(target, mark.files)
+    flush([target, target.parent])
+    clear(staged)
+
+
+def _replace_empty(staged: Path, target: Path) -> bool:
+    """Rename the staged folder to a target that is missing or empty; False where it is neither or cannot be done."""
+    if target.exists() and any(target.iterdir()):
+        return False
+    try:
+        staged.rename(target)
+    except OSError:  # a mount point, or another file system
+        return False
+    return True
+
+
+def _exchange(staged: Path, target: Path, old: Mark | None) -> bool:
+    """Exchange the two folders in one step; False where the target holds anything else, or the system cannot."""
+    if old is None or set(names_in(target)) - set(old.files) - {MARK} or not old.is_whole(target):
+        return False
+    try:
+        exchange = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here = -100  # AT_FDCWD; both paths are absolute
+    return int(exchange(here, os.fsencode(staged), here, os.fsencode(target), _EXCHANGE)) == 0
+
+
+def _move_in(staged: Path, target: Path, mark: Mark, old: Mark) -> None:
+    """Move the staged files in one by one, remove what condense made before, and write the mark last."""
+    owned = [name for name in {**old.files, **old.replaced} if old.owns(target, name)]
+    write_mark(target, replace(mark, replaced=describe(target, owned)))
+    for name in mark.files:
+        _move(staged / name, target / name)
+    for name in owned:
+        if name not in mark.files:
+            (target / name).unlink()
+            _remove_empty(target, name)
+    flush([target])
+    write_mark(target, mark)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a file, or copy it whole where the target is on another file system."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy = target.with_name(f".{target.name}.condense.tmp")
+        shutil.copyfile(source, copy)
+        flush([copy])
+        copy.replace(target)
+        source.unlink()
+
+
+def clear(folder: Path) -> None:
+    """Remove what the mark of a folder says that condense made in it, and the folder if that was all."""
+    mark = read_mark(folder) or Mark("")
+    remove_unfinished(folder, {**mark.files, **mark.replaced})
+    remove_files(folder, {**mark.replaced, **mark.files})
+
+
+def remove_files(folder: Path, files: Files) -> None:
+    """Remove the files of a folder that are still as they were described, its mark, and what this leaves empty."""
+    for name, file in files.items():
+        if is_same(folder / _inside(name), file):
+            (folder / name).unlink()
+            _remove_empty(folder, name)
+    (folder / MARK).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def remove_unfinished(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a killed process left beside files of these names, which it was writing (`.NAME.xxxxxxxx.tmp`)."""
+    for name in (*names, MARK):
+        path = folder / name
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+            leftover.unlink()
+
+
+def _remove_empty(folder: Path, name: str) -> None:
+    """Remove the folders between a file that was removed and `folder` that are empty now."""
+    with contextlib.suppress(OSError):
+        for parent in list(PurePosixPath(name).parents)[:-1]:
+            (folder / parent).rmdir()

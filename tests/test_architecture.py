@@ -27,8 +27,7 @@ HEAVY = (
     "torch", "transformers", "pandas", "sklearn", "scipy", "plotly", "datasets", "peft", "accelerate", "trl", "lm_eval",
 )  # fmt: skip
 HEAVY_TRAINING = [  # all but remedies.py, which the grammar of --arms and the reports read, and bpe.py
-    f"training/{name}.py"
-    for name in ("costs", "interventions", "loop", "peak_memory", "prepare", "pretraining", "rows", "vocabulary")
+    f"training/{name}.py" for name in ("costs", "interventions", "loop", "prepare", "pretraining", "rows", "vocabulary")
 ]
 # Files that may import a heavy package when they are loaded; inside functions every file may.
 LOADS: dict[str, set[str]] = {
@@ -37,7 +36,7 @@ LOADS: dict[str, set[str]] = {
         "models/checks.py", "models/dequantise.py", "models/layers.py", "models/locate.py", "models/tokenizer.py",
         "dispersion/*", "diagnosis/cache.py", "diagnosis/distributed.py", "diagnosis/forward.py",
         "diagnosis/quality.py", "diagnosis/rescoring.py", "diagnosis/resume.py", "diagnosis/run.py",
-        "diagnosis/summary.py", "diagnosis/twin.py", *HEAVY_TRAINING, "trials/results.py", "trials/run.py",
+        "diagnosis/summary.py", "diagnosis/twin.py", *HEAVY_TRAINING, "trials/folder.py", "trials/run.py",
         "trials/runs.py", "treatment/*",
     },
     "transformers": {

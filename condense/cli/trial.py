@@ -61,7 +61,7 @@ def trial(
 
 
 def _arms(arms: str, coefficients: str | None) -> Any:
-    from condense.trials.arm_names import parse_arms
+    from condense.training.arm_names import parse_arms
 
     try:
         numbers = tuple(float(part) for part in coefficients.split(",")) if coefficients else ()

@@ -1,34 +1,47 @@
 """What a training step of each arm takes: time for all arms in turn in one pass, memory each in its own process.
 
-In turn, because a machine's speed drifts; without optimizer steps, which are the same in arms of one size. Ratios on
-a CPU are of processor time: wall time, under load, says what else the machine did (measured: the same arm 1.0 to 2.0
-times the control).
+Time is taken in turn, because a machine's speed drifts; without optimizer steps, which are the same in arms of one
+size. Ratios on a CPU are of processor time: wall time, under load, says what else the machine did (measured: the same
+arm 1.0 to 2.0 times the control).
+
+Memory: one helper process loads the libraries once and, where the system can fork safely (Linux), forks for every arm,
+so that each starts from the same small size; elsewhere every arm gets a helper of its own. In there the model is
+loaded, an optimizer made, and two whole steps are taken; the peak is the kernel's own.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
+from condense.models.checkpoint import load
 from condense.records.base import Estimate
 from condense.records.options import ModelOptions
 from condense.records.plans import ArmSpec, Plan, Schedule
+from condense.records.serial import decode, encode
 from condense.records.treatment import Overhead
 from condense.records.trial import StepCost
-from condense.training.interventions import Intervention, forward_backward
-from condense.training.peak_memory import peak_bytes
+from condense.training.interventions import Intervention, adapted, forward_backward
 from condense.training.remedies import remedy_of
 
 ROUNDS = 3
+STEPS = 2
+_LIMIT = 1800  # seconds for the memory of an arm
 
 
 @dataclass(frozen=True)
@@ -153,6 +166,127 @@ def _peak_memory(device: torch.device) -> Iterator[list[int]]:
         sampler.join()
 
 
+# --- memory, in processes of their own -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """One arm to be measured: the model and its options, the arm, the training plan, rows added to the vocabulary."""
+
+    model: str
+    options: ModelOptions
+    spec: ArmSpec
+    plan: Plan
+    added: int
+    batch: str
+
+
+def peak_bytes(
+    model: str, options: ModelOptions, plan: Plan, arms: Sequence[tuple[ArmSpec, int, Mapping[str, Tensor]]]
+) -> dict[str, int | str]:
+    """Peak bytes of each arm by name, or the reason why it is not known.
+
+    arms: the arm, the tokens added to its vocabulary, its micro-batch.
+    """
+    with tempfile.TemporaryDirectory(prefix="condense-footprint-") as folder:
+        jobs, without_token = [], replace(options, token=None)  # which goes by the environment
+        for number, (spec, added, batch) in enumerate(arms):
+            path = Path(folder) / f"{number}.pt"
+            torch.save(dict(batch), path)
+            jobs.append(Footprint(str(model), without_token, spec, plan, added, str(path)))
+        together = sys.platform == "linux"
+        peaks: dict[str, int | str] = {}
+        for group in [jobs] if together else [[job] for job in jobs]:
+            peaks |= _run_helper(group, options.token)
+        return peaks
+
+
+def _run_helper(jobs: Sequence[Footprint], token: str | None) -> dict[str, int | str]:
+    names = [job.spec.name for job in jobs]
+    environment = {**os.environ, **({"HF_TOKEN": token} if token else {})}
+    environment["PYTHONPATH"] = os.pathsep.join(part for part in sys.path if part)  # the same condense, wherever it is
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "condense.training.costs"], input=json.dumps([encode(job) for job in jobs]),
+            env=environment, capture_output=True, encoding="utf-8", timeout=_LIMIT * len(jobs), check=False,
+        )  # fmt: skip
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        return dict.fromkeys(names, f"the measuring process gave no answer ({type(error).__name__})")
+    return {name: answer.get(name, "the measuring process gave no answer") for name in names}
+
+
+# --- in the other process ------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Read jobs from standard input, print one JSON object: peak bytes or a reason for each arm.
+
+    Every library is loaded by now, before any fork.
+    """
+    jobs = [decode(Footprint, data) for data in json.load(sys.stdin)]
+    # On Linux the peak of a process that was started by another is at least that one's own; that of a fork is not.
+    measure = _measure_in_fork if sys.platform == "linux" else _measure
+    sys.stdout.write(json.dumps({job.spec.name: measure(job) for job in jobs}) + "\n")
+
+
+def _measure_in_fork(job: Footprint) -> int | str:
+    """Measure in a fork, which gives its answer through a pipe; killed (out of memory, say) it gives none."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        try:
+            os.write(writing, json.dumps(_measure(job)).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if not answer:
+        return f"the measuring process was stopped (signal {os.WTERMSIG(status)})" if os.WIFSIGNALED(status) else "none"
+    result: int | str = json.loads(answer)
+    return result
+
+
+def _measure(job: Footprint) -> int | str:
+    """Load, take whole optimizer steps as the arm does, and read the peak."""
+    try:
+        model: Any = load(job.model, job.options).model
+        if job.added:
+            rows = model.get_input_embeddings().num_embeddings
+            model.resize_token_embeddings(rows + job.added, mean_resizing=False)
+        if job.plan.use_peft:
+            model = adapted(model, job.plan)
+        if job.plan.activation_checkpointing:
+            model.gradient_checkpointing_enable()
+        device = next(model.parameters()).device
+        batch = {key: value.to(device) for key, value in torch.load(job.batch, weights_only=True).items()}
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+        model.train()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        acts = remedy_of(job.spec).acts(job.spec, job.plan)
+        for _ in range(STEPS):
+            forward_backward(model, batch, acts)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    except Exception as error:  # the reason is reported beside the arm
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else _peak_resident()
+
+
+def _peak_resident() -> int:
+    """The largest resident size that this process has had, in bytes, as the system counts it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
 # --- all arms of a trial -------------------------------------------------------------------------------
 
 
@@ -199,3 +333,7 @@ def step_costs(
                 cost, peak_memory_bytes=peak, memory_ratio=peak / base if isinstance(base, int) else None
             )
     return made
+
+
+if __name__ == "__main__":
+    main()

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +29,8 @@ from transformers import (
 
 from condense.dispersion.trainer import DispersionTrainer
 from condense.errors import RunError, UsageError
+from condense.files import write_text
+from condense.folders import File, changed, describe
 from condense.models.checkpoint import Checkpoint
 from condense.models.locate import DTYPES
 from condense.records.plans import Plan, Schedule
@@ -150,7 +151,7 @@ def train_arm(
     resume: bool = False,
     on_step: OnStep | None = None,
 ) -> Trained:
-    """Train a freshly opened checkpoint and save it in `folder/model`; training checkpoints are removed.
+    """Train a freshly opened checkpoint and save it in `folder/model`, beside its training checkpoints.
 
     The source's model is used up. Errors as `train`; UsageError where LoRA cannot be applied.
     """
@@ -161,8 +162,6 @@ def train_arm(
         on_step=on_step,
     )  # fmt: skip
     save_model(model, source, folder / "model", merge=plan.merge_adapter, adapter=folder / "adapter")
-    for old in folder.glob("checkpoint-*"):
-        shutil.rmtree(old, ignore_errors=True)
     del model
     gc.collect()
     return trained
@@ -266,26 +265,26 @@ class _MaskingCollator(DataCollatorForLanguageModeling):
 
 def last_complete(folder: Path) -> Path | None:
     """The newest checkpoint whose manifest says that all its files are there in full."""
-    numbered = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    return next((path for path in numbered if is_complete(path)), None)
+    numbered = {int(path.name[11:]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()}
+    return next((numbered[step] for step in sorted(numbered, reverse=True) if is_complete(numbered[step])), None)
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """True if the manifest, written last, lists files of exactly these sizes."""
+    """True if the manifest, written last, lists files of exactly these sizes and hashes."""
     try:
-        sizes = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        return bool(sizes) and all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError):
+        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        files = {str(name): File(file["size"], file["sha256"]) for name, file in listed.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
+    return bool(files) and not changed(checkpoint, files)
 
 
 class _Manifest(TrainerCallback):
-    """Mark a checkpoint complete by listing its files and sizes, last."""
+    """Mark a checkpoint complete by listing its files with their sizes and hashes, last."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        sizes = {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
-        (folder / MANIFEST).write_text(json.dumps(sizes), encoding="utf-8")
+        write_text(folder / MANIFEST, json.dumps({name: asdict(file) for name, file in describe(folder).items()}))
 
 
 class _Stop(TrainerCallback):

@@ -5,6 +5,7 @@ Nothing here trains or measures. Split by document, so that training, validation
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from condense.errors import UnavailableError, UsageError
+from condense.errors import RunError, UnavailableError, UsageError
 from condense.models.checkpoint import Checkpoint
 from condense.records.plans import Plan, Schedule
 from condense.texts.documents import Document
@@ -123,11 +124,47 @@ def make_schedule(plan: Plan, rows: Rows, parts: Split, opened: Checkpoint) -> S
     )
 
 
+def windows_for(checkpoint: Checkpoint, texts: Prepared) -> tuple[Windows, Windows]:
+    """The documents of the validation and probe windows in another tokenizer's tokens: as many, of the same length."""
+    validation, probe = (
+        windows(
+            checkpoint.tokenizer,
+            documents,
+            num_texts=len(old),
+            max_length=old.info.length,
+            positions=checkpoint.positions,
+            source=old.info.source,
+        )
+        for documents, old in ((texts.parts.validation, texts.validation), (None, texts.probe))
+    )
+    return validation, probe
+
+
 def disk_needed(parameters: int, plan: Plan, models: int) -> int:
     """Bytes on disk at the worst moment: so many saved models and, with --save-steps, training checkpoints."""
     model = 4 * parameters
     states = 3 * model * CHECKPOINTS_KEPT if plan.save_steps else 0
     return model * models + states
+
+
+def refuse_small_disk(work: Path, needed: int) -> None:
+    """Refuse a run whose files would not fit beside its output, before it trains: RunError.
+
+    work: the run's folder, there or not; what a resumed run has written already counts as part of `needed` bytes.
+    """
+    written = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+    place = next(path for path in (work, *work.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free >= needed - written:
+        return
+    raise RunError(
+        f"not enough disk in {place.absolute()}: {_bytes(needed - written)} needed, {_bytes(free)} free",
+        "free some space, or choose an --output on another disk",
+    )
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def training_memory(plan: Plan, opened: Checkpoint, peak: int) -> int | None:

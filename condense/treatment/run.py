@@ -6,8 +6,7 @@ A trial of one arm that keeps the model of the first seed and has a record and a
 
 from __future__ import annotations
 
-import os
-import shutil
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -19,9 +18,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from condense.comparison.differences import effect_of
+from condense.errors import RunError, UsageError
 from condense.evaluation.run import task_effects_over_seeds
-from condense.files import write_text
-from condense.folders import prepare
+from condense.folders import (
+    MARK,
+    Mark,
+    clear,
+    is_empty,
+    locked,
+    publish,
+    read_mark,
+    refuse_foreign,
+    remove_unfinished,
+    resolved,
+    stage,
+    work_folder,
+    write_mark,
+)
 from condense.models.checkpoint import Checkpoint
 from condense.records.options import ModelOptions, TextOptions, takes
 from condense.records.plans import ArmSpec, Plan, TrialPlan
@@ -31,10 +44,17 @@ from condense.texts.windows import Windows
 from condense.training.costs import ROUNDS
 from condense.treatment.projection import drawn_block, project, token_states
 from condense.treatment.verdict import assess
-from condense.trials.runs import Request, Run, Runs, Watch, run_arms
+from condense.trials.folder import TRAINED, Run, Runs, clear_runs, read_step
+from condense.trials.runs import Request, Watch, prepare, run_arms
 from condense.version import __version__
 
 CONTROL = ArmSpec("control", "control")
+KIND, STAGED = "treatment", "final"
+# What OUT always holds; none of it may be somebody else's when a run begins.
+NAMES = (
+    *("README.md", "condense.json", "report.html", "report.md"),
+    *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+)
 
 
 @takes(ModelOptions)
@@ -61,9 +81,10 @@ def treat(
     a dry run. UsageError for an output that is not empty, UnavailableError for a model or text that cannot be used,
     RunError for a run that failed; `training.InterruptedRunError` after a signal, with a checkpoint saved.
     """
-    plan, started = plan or Plan(), time.perf_counter()
-    target = Path(output)
-    work = prepare(target, resume=resume, force=force)
+    plan, watch, started = plan or Plan(), watch or Watch(), time.perf_counter()
+    target = resolved(output)
+    work = work_folder(target)
+    _check_output(target, work, model, resume=resume, force=force)
     treated = ArmSpec("treated", "dispersion", plan.loss, plan.layers, plan.coefficient)
     timed = replace(treated, coefficient=abs(plan.coefficient) or 0.1)
     request = Request(
@@ -75,23 +96,110 @@ def treat(
         rounds=ROUNDS,
         keeps=lambda spec, seed: spec == treated and seed == plan.seed,
         title=lambda spec, seed: f"{model} ({spec.name}{'' if seed == plan.seed else f', seed {seed}'})",
+        begins=lambda: _begin(work, resume),
         also=_write_cloud,
         text_column=text_column,
         resume=resume,
         dry_run=dry_run,
-        watch=watch or Watch(),
+        watch=watch,
         options=replace(ModelOptions.of(options, fields), dtype="float32"),
     )
-    runs = run_arms(request)
-    if runs is None:
+    if dry_run:
+        prepare(request)
         return None
-    treatment = _assembled(plan, str(model), str(target), runs, command, time.perf_counter() - started)
-    stage(treatment, runs.arms["treated"][plan.seed].folder, work, target)
+    with locked(work):
+        job = prepare(request)
+        treatment = _published(target, job.fingerprint, force=force) if resume else None
+        if treatment is None:
+            runs = run_arms(job)
+            treatment = _assembled(plan, str(model), str(output), runs, command, time.perf_counter() - started)
+            _publish(treatment, runs.arms["treated"][plan.seed], work, target, job.fingerprint)
+        _clear(work)
+    with contextlib.suppress(OSError):
+        work.rmdir()
+    if work.exists():
+        watch.on_note(f"{work} stays: it holds files that condense did not make")
     return treatment
 
 
 def _write_cloud(current: Checkpoint, windows: Windows, folder: Path) -> None:
-    save_file({"cloud": token_states(current.model, windows)}, folder / "cloud.safetensors")
+    path = folder / "cloud.safetensors"
+    temporary = folder / f".{path.name}.tmp"
+    save_file({"cloud": token_states(current.model, windows)}, temporary)
+    temporary.replace(path)
+
+
+# --- the folder ----------------------------------------------------------------------------------------
+
+
+def _check_output(target: Path, work: Path, model: str | Path, *, resume: bool, force: bool) -> None:
+    """UsageError if OUT or OUT.work cannot be used as asked, or holds what condense did not make."""
+    if Path(model).expanduser().exists() and Path(model).expanduser().resolve() == target:
+        raise UsageError(f"{target} is the model itself", "choose another --output")
+    mark, left = read_mark(target), not is_empty(work)
+    ours = mark is not None and mark.kind == KIND
+    if not is_empty(target) and not force and not (resume and ours):
+        raise UsageError(
+            f"{target} is not empty", "choose another --output, or pass --force to replace what condense made in it"
+        )
+    refuse_foreign(target, {*NAMES, *(mark.files if mark else ())})
+    if resume and not left and not ours:
+        raise UsageError(f"there is nothing to resume: {work} does not exist", "run without --resume")
+    if not left:
+        return
+    if read_mark(work) is None:
+        raise UsageError(f"{work} was not made by condense", "move it away, or choose another --output")
+    if not resume and not force:
+        raise UsageError(f"{work} is left from an interrupted run", "pass --resume to go on, or --force to start anew")
+
+
+def _begin(work: Path, resume: bool) -> None:
+    """Clear the work of an earlier run that is not resumed, and mark the folder as condense's."""
+    if not resume:
+        _clear(work)
+    write_mark(work, Mark("work"))
+
+
+def _clear(work: Path) -> None:
+    """Remove what condense made in OUT.work, its mark last."""
+    clear(work / STAGED)
+    clear_runs(work)
+    remove_unfinished(work, ())
+    (work / MARK).unlink(missing_ok=True)
+
+
+def _published(target: Path, fingerprint: str, *, force: bool) -> Treatment | None:
+    """The treatment of a run that was interrupted after OUT was whole; None if it was not yet.
+
+    UsageError if OUT holds another treatment that is not to be replaced.
+    """
+    mark = read_mark(target)
+    if mark is None or mark.kind != KIND:
+        return None
+    if mark.fingerprint == fingerprint:
+        return Treatment.from_json(target / "condense.json") if mark.is_whole(target) else None
+    if force:
+        return None
+    raise UsageError(f"{target} holds another treatment", "choose another --output, or pass --force to replace it")
+
+
+def _publish(treatment: Treatment, run: Run, work: Path, target: Path, fingerprint: str) -> None:
+    """Complete the treated model with card, JSON and reports, and put it in the place of OUT."""
+    from condense.report.treatment.markdown import model_card, treatment_markdown
+
+    step = read_step(run.folder, TRAINED, fingerprint)
+    if step is None:
+        raise RunError(f"{run.folder / 'model'} is not what was saved", "run again with --resume to make it again")
+    written = {
+        "README.md": model_card(treatment),
+        "report.md": treatment_markdown(treatment),
+        "report.html": treatment.to_html(),
+        "condense.json": treatment.to_json(),
+    }
+    linked = {name.removeprefix("model/"): run.folder / name for name in step.files}
+    files = {name.removeprefix("model/"): file for name, file in step.files.items()}
+    stage(work / STAGED, Mark(KIND, fingerprint, files), linked, written)
+    publish(work / STAGED, target)
 
 
 # --- the record ----------------------------------------------------------------------------------------
@@ -180,38 +288,3 @@ def _seed(run: Run, other: Run, against: str, plan: Plan) -> TreatmentSeed:
         effect=replace(effect, sites=()),
         control=control if plan.control else None,
     )
-
-
-# --- the folder ----------------------------------------------------------------------------------------
-
-
-def _readable(folder: Path) -> None:
-    """Give every file the mode that the umask asks for; safetensors writes for the owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~mask)
-
-
-def stage(treatment: Treatment, run: Path, work: Path, target: Path) -> None:
-    """Complete the treated model folder with card, JSON and reports, rename it into place, drop the work folder."""
-    from condense.report.treatment.markdown import model_card, treatment_markdown
-
-    model = run / "model"
-    adapter = run / "adapter"
-    if adapter.is_dir():
-        adapter.rename(model / "adapter")
-    write_text(model / "README.md", model_card(treatment))
-    write_text(model / "report.md", treatment_markdown(treatment))
-    treatment.to_html(model / "report.html")
-    treatment.to_json(model / "condense.json")
-    _readable(model)
-    old = None
-    if target.exists():
-        old = target.with_name(f".{target.name}.old-{os.getpid()}")
-        target.rename(old)
-    model.rename(target)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(work, ignore_errors=True)

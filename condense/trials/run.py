@@ -7,20 +7,42 @@ go on.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from condense.errors import UsageError
+from condense.evaluation.run import task_effects_over_seeds
 from condense.files import write_text
+from condense.folders import (
+    Mark,
+    describe,
+    described,
+    is_empty,
+    locked,
+    read_mark,
+    refuse_foreign,
+    remove_files,
+    remove_unfinished,
+    resolved,
+    write_mark,
+)
 from condense.records.options import ModelOptions, TextOptions, takes
-from condense.records.plans import TrialPlan
-from condense.records.trial import Trial
+from condense.records.plans import ArmSpec, TrialPlan
+from condense.records.trial import TRIAL_SCHEMA, ArmResult, StepCost, Trial
 from condense.texts.documents import Document
 from condense.training.remedies import remedy_of
-from condense.trials.results import assembled
-from condense.trials.runs import Request, Watch, run_arms
+from condense.trials.doses import dose_responses
+from condense.trials.effects import MEASURES, arm_effect, compare_pairs, rank_arms, reference_of
+from condense.trials.folder import Run, Runs, clear_runs, names_made
+from condense.trials.runs import Request, Watch, prepare, run_arms
+from condense.trials.verdict import arm_verdict, trial_findings, unranked
+from condense.version import __version__
+
+KIND, ARMS = "trial", "arms"
+NAMES = ("trial.json", "report.html", "report.md", "trial.csv")
 
 
 @takes(ModelOptions)
@@ -47,18 +69,19 @@ def trial(
     is not empty, UnavailableError for a model or text that cannot be used, `training.InterruptedRunError` after a
     signal.
     """
-    target, started = Path(output), time.perf_counter()
+    target, started = resolved(output), time.perf_counter()
     chosen = replace(ModelOptions.of(options, fields), dtype="float32")
     refuse_arms(plan, chosen)
-    check_target(target, resume=resume, force=force)
+    _check_output(target, resume=resume, force=force)
     request = Request(
         model=str(model),
         text=text,
         plan=plan,
-        folder=target / "arms",
+        folder=target / ARMS,
         timed={"control": plan.arms[0]},
         keeps=lambda spec, seed: plan.keep_models,
         title=lambda spec, seed: f"{model} ({spec.name}, seed {seed})",
+        begins=lambda: _begin(target, resume),
         all_costs=True,
         lenient=True,
         text_column=text_column,
@@ -67,12 +90,15 @@ def trial(
         watch=watch or Watch(),
         options=chosen,
     )
-    runs = run_arms(request)
-    if runs is None:
+    if dry_run:
+        prepare(request)
         return None
-    timing = {} if resume else {"total_seconds": time.perf_counter() - started}
-    made = assembled(plan, runs, command=command, output=str(target), timing=timing)
-    write_trial(made, target)
+    with locked(target):
+        job = prepare(request)
+        runs = run_arms(job)
+        timing = {} if resume else {"total_seconds": time.perf_counter() - started}
+        made = assembled(plan, runs, command=command, output=str(output), timing=timing)
+        _write(made, target, job.fingerprint)
     return made
 
 
@@ -85,26 +111,142 @@ def refuse_arms(plan: TrialPlan, options: ModelOptions) -> None:
         )
 
 
-def check_target(target: Path, *, resume: bool, force: bool) -> None:
-    """UsageError if anything is in the output folder, unless it is a trial that is to be resumed or replaced.
+# --- the folder ----------------------------------------------------------------------------------------
 
-    Replacing removes the runs of the earlier trial and nothing else.
-    """
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"{target} is a file, not a folder", "choose another --output")
-    ours = (target / "arms" / "fingerprint.json").exists()
+
+def _check_output(target: Path, *, resume: bool, force: bool) -> None:
+    """UsageError if anything is in the output folder, unless it is a trial that is to be resumed or replaced."""
+    mark = read_mark(target)
+    ours = mark is not None and mark.kind == KIND
     if resume and not ours:
         raise UsageError(f"there is nothing to resume: {target} holds no trial", "run without --resume")
-    if target.is_dir() and any(target.iterdir()) and not (resume or force):
+    if not is_empty(target) and not (resume or force):
         go_on, leave = "pass --resume to go on, or --force to start anew", "choose another --output, or pass --force"
         raise UsageError(f"{target} is not empty", go_on if ours else leave)
+    refuse_foreign(target, NAMES if ours else (*NAMES, ARMS))
+    if not resume:
+        refuse_foreign(target, mark.files if mark else ())
 
 
-def write_trial(trial: Trial, target: Path) -> None:
-    """Write trial.json, report.html, report.md and trial.csv into a trial's folder."""
+def _begin(target: Path, resume: bool) -> None:
+    """Clear an earlier trial that is not resumed, and mark the folder as condense's; its reports stay its own."""
+    mark = read_mark(target) or Mark(KIND)
+    if not resume:
+        clear_runs(target / ARMS)
+        remove_files(target, {**mark.files, **mark.replaced})
+    owned = [name for name in NAMES if mark.owns(target, name)]
+    write_mark(target, Mark(KIND, mark.fingerprint, describe(target, owned)))
+
+
+def _write(made: Trial, target: Path, fingerprint: str) -> None:
+    """Write trial.json, report.html, report.md and trial.csv; the mark says first what they will be, then what is."""
     from condense.report.tables import rows_csv
 
-    trial.to_json(target / "trial.json")
-    trial.to_html(target / "report.html")
-    trial.to_markdown(target / "report.md")
-    write_text(target / "trial.csv", rows_csv(trial.rows()))
+    texts = dict(zip(NAMES, (made.to_json(), made.to_html(), made.to_markdown(), rows_csv(made.rows())), strict=True))
+    old = read_mark(target) or Mark(KIND)
+    write_mark(target, Mark(KIND, fingerprint, described(texts), old.files))
+    for name, text in texts.items():
+        write_text(target / name, text)
+    remove_unfinished(target, NAMES)
+    runs = [f"{ARMS}/{name}" for name in names_made(target / ARMS)]
+    write_mark(target, Mark(KIND, fingerprint, describe(target, (*NAMES, *runs))))
+
+
+# --- the record ----------------------------------------------------------------------------------------
+
+
+def assembled(plan: TrialPlan, runs: Runs, *, command: str, output: str, timing: Mapping[str, float]) -> Trial:
+    """The record of a trial from its runs."""
+    before, model = runs.before, runs.model
+    control = runs.arms[plan.arms[0].name]
+    arms = [_result(spec, plan, runs, control) for spec in plan.arms]
+    other = [spec.name for spec in plan.arms if remedy_of(spec).other_tokens]
+    measured = {
+        name: {seed: run.validation for seed, run in by_seed.items()} for name, by_seed in runs.arms.items() if by_seed
+    }
+    readings = {seed: run.validation for seed, run in control.items()}
+    pairs = compare_pairs(measured, reference_of(readings, plan.training), other)
+    seeds = min((len(by_seed) for by_seed in measured.values()), default=0)
+    reason = unranked(seeds, len(measured))
+    if reason is None:
+        ranks = {key: rank_arms(list(measured), pairs, key) for key in MEASURES}
+        placed = {name: {key: ranks[key][name] for key in MEASURES} for name in measured}
+        arms = [replace(arm, ranks=placed.get(arm.spec.name, {})) for arm in arms]
+    doses = dose_responses(arms)
+    return Trial(
+        schema=TRIAL_SCHEMA,
+        condense=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        model=model,
+        output=output,
+        plan=plan,
+        schedule=runs.schedule,
+        environment=runs.environment,
+        validation=before.validation.corpus,
+        probe=before.probe.corpus,
+        before=before.record,
+        arms=tuple(arms),
+        pairs=pairs,
+        unranked=reason,
+        doses=doses,
+        findings=trial_findings(plan, model, before.record, arms, doses, reason, command),
+        timing={**timing, "training_seconds": sum(run.seconds for arm in arms for run in arm.runs)},
+        protocol=before.validation.protocol,
+    )
+
+
+def _result(spec: ArmSpec, plan: TrialPlan, found: Runs, control: Mapping[int, Run]) -> ArmResult:
+    """All that the trial says of one arm, but for its ranks."""
+    remedy, before, runs = remedy_of(spec), found.before, found.arms[spec.name]
+    made = ArmResult(
+        spec=spec,
+        status="done",
+        title=remedy.title,
+        definition=remedy.definition(spec),
+        source=remedy.source,
+        reason="; ".join(found.failures[spec.name]) or None,
+        cost=found.costs.get(spec.name, StepCost()),
+        runs=tuple(run.record for run in runs.values()),
+    )
+    if spec.name in found.unavailable:
+        return replace(made, status="unavailable", reason=found.unavailable[spec.name])
+    if not runs:
+        return replace(made, status="failed", reason=made.reason or "it was not run")
+    first = next(iter(runs.values()))
+    parameters = first.validation.model.parameters
+    made = replace(
+        made,
+        status="done" if len(runs) == plan.seeds else "partial",
+        details=first.details,
+        parameters=parameters,
+        parameters_added=parameters - before.validation.model.parameters,
+    )
+    if remedy.is_control:
+        return made
+    compared = sum(bool(found.arms[other.name]) for other in plan.arms if not remedy_of(other).is_control)
+    effect, probe_effect = (
+        arm_effect(
+            {seed: getattr(run, text) for seed, run in runs.items()},
+            {seed: getattr(run, text) for seed, run in control.items()},
+            plan.training,
+            compared=compared,
+            same_bytes=remedy.other_tokens,
+        )
+        for text in ("validation", "probe")
+    )
+    if effect is None:
+        return made
+    verdict, reason, quality, opened = arm_verdict(effect)
+    seeds = sorted(runs.keys() & control.keys())
+    mine, theirs = ([arm[seed].record.tasks for seed in seeds] for arm in (runs, control))
+    return replace(
+        made,
+        effect=effect,
+        probe_effect=probe_effect,
+        verdict=verdict,
+        verdict_reason=reason,
+        quality=quality,
+        opened=opened,
+        task_effects=task_effects_over_seeds(mine, theirs),
+    )

@@ -10,9 +10,8 @@ from condense.dispersion.config import DispersionConfig
 from condense.records.options import ModelOptions
 from condense.records.plans import ArmSpec, Plan
 from condense.training import costs
-from condense.training.costs import Pass, Spent, interleaved, overhead_of, time_ratio
+from condense.training.costs import Pass, Spent, interleaved, overhead_of, peak_bytes, time_ratio
 from condense.training.interventions import Intervention, Regulariser
-from condense.training.peak_memory import peak_bytes
 
 CONTROL = ArmSpec("control", "control")
 

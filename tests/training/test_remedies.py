@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from condense.errors import UnavailableError, UsageError
 from condense.records.plans import RemedyName
+from condense.training.arm_names import parse_arms
 from condense.training.interventions import (
     ActiveForgetting,
     cosreg,
@@ -21,7 +22,6 @@ from condense.training.interventions import (
     reset_embeddings,
 )
 from condense.training.remedies import REMEDIES, remedy_of
-from condense.trials.arm_names import parse_arms
 from tests.conftest import VOCABULARY, build, tiny_config
 
 

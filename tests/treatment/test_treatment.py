@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from condense.errors import UnavailableError, UsageError
+from condense.folders import MARK, Mark, names_in, read_mark, write_mark
 from condense.models import checkpoint as checkpoints
 from condense.records.plans import Plan
 from condense.records.treatment import Treatment
@@ -168,7 +169,7 @@ def test_refusals_come_before_any_work(tiny, texts, tmp_path):
         treat(tiny("llama"), texts, taken, PLAN)
     with pytest.raises(UsageError, match="nothing to resume"):
         treat(tiny("llama"), texts, tmp_path / "new", PLAN, resume=True)
-    (tmp_path / "left.work").mkdir()
+    write_mark(tmp_path / "left.work", Mark("work"))
     with pytest.raises(UsageError, match="interrupted run"):
         treat(tiny("llama"), texts, tmp_path / "left", PLAN)
     with pytest.raises(UnavailableError, match="no language-modelling objective"):
@@ -197,12 +198,20 @@ def test_dry_run_writes_nothing(tiny, texts, tmp_path):
     assert overhead.time_ratio > 0 and schedule.seconds > 0
 
 
-def test_force_replaces_and_keeps_nothing_half(tiny, texts, tmp_path):
-    out = tmp_path / "out"
+def test_force_replaces_what_condense_made_and_nothing_else(tiny, texts, tmp_path):
+    out, plan = tmp_path / "out", replace(PLAN, max_steps=2)
     out.mkdir()
-    (out / "old.txt").write_text("old")
-    treat(tiny("llama"), texts, out, replace(PLAN, max_steps=2), force=True, device="cpu")
-    assert not (out / "old.txt").exists() and (out / "condense.json").exists()
+    (out / "thesis.txt").write_text("mine")
+    first = treat(tiny("llama"), texts, out, plan, force=True, device="cpu")
+    assert (out / "thesis.txt").read_text() == "mine" and Treatment.from_json(out / "condense.json") == first
+    second = treat(tiny("llama"), texts, out, replace(plan, seed=1), force=True, device="cpu")
+    assert (out / "thesis.txt").read_text() == "mine" and Treatment.from_json(out / "condense.json") == second
+    assert read_mark(out).is_whole(out) and set(names_in(out)) == {*read_mark(out).files, MARK, "thesis.txt"}
+    (out / "README.md").write_text("what I wrote instead")
+    with pytest.raises(UsageError, match="README.md was not written by condense, or was changed since"):
+        treat(tiny("llama"), texts, out, plan, force=True, device="cpu")
+    assert (out / "README.md").read_text() == "what I wrote instead"
+    assert Treatment.from_json(out / "condense.json") == second
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

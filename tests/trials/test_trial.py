@@ -15,9 +15,9 @@ from condense.models.checkpoint import load
 from condense.records.diagnosis import Diagnosis
 from condense.records.plans import Plan, TrialPlan
 from condense.records.trial import Trial
+from condense.training.arm_names import parse_arms
 from condense.training.loop import InterruptedRunError
 from condense.trials import runs
-from condense.trials.arm_names import parse_arms
 from condense.trials.run import trial
 from condense.trials.runs import Watch
 
@@ -53,7 +53,8 @@ def test_every_arm_ran_under_every_seed(whole):
     assert all([run.seed for run in arm.runs] == [0, 1] for arm in made.arms)
     assert told[0][0] == "before" and [said[2:] for said in told[1:]] == [(n, 16) for n in range(16)]
     assert not list(out.glob("arms/*/seed-*/model")), "checkpoints are not kept unless asked"
-    assert {path.name for path in out.iterdir()} == {"trial.json", "report.html", "report.md", "trial.csv", "arms"}
+    files = {"trial.json", "report.html", "report.md", "trial.csv", "arms", ".condense.json"}
+    assert {path.name for path in out.iterdir()} == files
 
 
 def test_the_arms_see_the_same_rows_in_the_same_order(whole):

@@ -9,8 +9,8 @@ import pytest
 from condense.dispersion.config import DispersionConfig
 from condense.errors import UsageError
 from condense.records.plans import COSREG_DEFAULT, ArmSpec, LossName, Plan, RemedyName
+from condense.training.arm_names import parse_arms, slug
 from condense.training.remedies import remedy_of
-from condense.trials.arm_names import parse_arms, slug
 
 
 def names(text: str, *coefficients: float) -> list[str]:

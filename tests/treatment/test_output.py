@@ -1,0 +1,313 @@
+"""The folder of a treatment: two runs into one, kills, damage, other weights, and files that are not condense's."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from condense.errors import UsageError
+from condense.folders import LOCK, MARK, Mark, names_in, read_mark
+from condense.records.plans import Plan
+from condense.records.treatment import Treatment
+from condense.treatment import run as treatment_run
+from condense.treatment.run import treat
+from condense.trials.runs import Watch
+from tests.folder_kills import killed_before
+
+PLAN = Plan(coefficient=2.0, max_steps=3, max_length=64, per_device_train_batch_size=2, num_texts=4, warmup=0.0)
+TEXTS = [f"{n} words of a text that a small model learns to read, and to write, line by line. " * 12 for n in range(30)]
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+class StoppedError(Exception):
+    """Stands for the end of a process, at a place of the test's choice."""
+
+
+def weights(out: Path) -> str:
+    found = Treatment.from_json(out / "condense.json").arms["treated"].validation.model.weights_sha256
+    mark = read_mark(out)
+    assert mark is not None and mark.is_whole(out) and found == mark.files["model.safetensors"].sha256
+    return found
+
+
+@pytest.fixture(scope="module")
+def straight(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights of an undisturbed run."""
+    out = tmp_path_factory.mktemp("straight") / "out"
+    treat(tiny("llama"), TEXTS, out, PLAN, device="cpu")
+    return weights(out)
+
+
+def run_nearly(model: Path, folder: Path) -> Path:
+    """Run until everything is done, but for putting it into OUT; the OUT.work."""
+
+    def stop(*given: Any) -> None:
+        raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(treatment_run, "_publish", stop)
+        with pytest.raises(StoppedError):
+            treat(model, TEXTS, folder / "out", PLAN, device="cpu")
+    assert not (folder / "out").exists()
+    return folder / "out.work"
+
+
+@pytest.fixture(scope="module")
+def nearly(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The OUT.work of a run that is nearly done (do not change)."""
+    return run_nearly(tiny("llama"), tmp_path_factory.mktemp("nearly"))
+
+
+def resumed(model: Path, folder: Path, **more: Any) -> str:
+    """Resume a run and return its weights; nothing but OUT is left."""
+    treat(model, TEXTS, folder / "out", PLAN, resume=True, device="cpu", **more)
+    assert not (folder / "out.work").exists()
+    return weights(folder / "out")
+
+
+# --- kills ---------------------------------------------------------------------------------------------
+
+
+def kill_at_the_end(number: int, model: Path, folder: Path, force: bool) -> bool:
+    """Kill a resumed run before the nth call of the system since it began to publish."""
+
+    def action() -> None:
+        os.fsync = os.fstat  # type: ignore[assignment]  # in the child: a kill takes nothing from the system
+        treat(model, TEXTS, folder / "out", PLAN, resume=True, force=force, device="cpu")
+
+    return killed_before(number, action, (treatment_run, "_publish"))
+
+
+def survive(number: int, model: Path, nearly: Path, folder: Path, straight: str, old: Path | None) -> bool:
+    """Kill, look, resume; whether there was a kill."""
+    shutil.copytree(nearly, folder / "out.work")
+    if old is not None:
+        shutil.copytree(old, folder / "out")
+    killed = kill_at_the_end(number, model, folder, force=old is not None)
+    mark = read_mark(folder / "out")
+    assert (mark is None and not (folder / "out").exists()) or (mark is not None and mark.is_whole(folder / "out"))
+    if old is not None:
+        assert mark is not None
+    assert resumed(model, folder, force=old is not None) == straight
+    assert set(names_in(folder / "out")) == {*(read_mark(folder / "out") or Mark("")).files, MARK}
+    shutil.rmtree(folder)
+    return killed
+
+
+@pytest.fixture(scope="module")
+def old(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OUT of an earlier run, which --force replaces."""
+    out = tmp_path_factory.mktemp("old") / "out"
+    treat(tiny("llama"), TEXTS, out, replace(PLAN, seed=5, max_steps=1), device="cpu")
+    return out
+
+
+@pytest.mark.parametrize("number", [1, 150, 10**6])
+def test_a_kill_at_the_end_loses_nothing(
+    number: int, tiny: Callable[[str], Path], nearly: Path, old: Path, straight: str, tmp_path: Path
+) -> None:
+    assert survive(number, tiny("llama"), nearly, tmp_path / "new", straight, None) == (number < 10**6)
+    assert survive(number, tiny("llama"), nearly, tmp_path / "forced", straight, old) == (number < 10**6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("forced", [False, True], ids=["new", "forced"])
+def test_a_kill_at_any_call_at_the_end_loses_nothing(
+    forced: bool, tiny: Callable[[str], Path], nearly: Path, old: Path, straight: str, tmp_path: Path
+) -> None:
+    number = 1
+    while survive(number, tiny("llama"), nearly, tmp_path / str(number), straight, old if forced else None):
+        number += 1
+    assert number > 100
+
+
+def test_a_run_that_was_finished_can_be_resumed(
+    tiny: Callable[[str], Path], nearly: Path, straight: str, tmp_path: Path
+) -> None:
+    """A kill after the last call: OUT is whole and OUT.work gone, and --resume says no more than that it is done."""
+    shutil.copytree(nearly, tmp_path / "out.work")
+    assert resumed(tiny("llama"), tmp_path) == straight
+    before = (tmp_path / "out" / "condense.json").read_bytes()
+    assert resumed(tiny("llama"), tmp_path) == straight
+    assert (tmp_path / "out" / "condense.json").read_bytes() == before
+    with pytest.raises(UsageError, match="holds another treatment"):
+        treat(tiny("llama"), TEXTS, tmp_path / "out", replace(PLAN, seed=1), resume=True, device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_runs_into_one_folder(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """The second is refused at once, names the first, and takes nothing from it."""
+    text = tmp_path / "train.jsonl"
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in TEXTS))
+    command = [sys.executable, "-m", "condense", "--quiet", "treat", str(tiny("llama")), "--text", str(text)]
+    command += ["--device", "cpu", "--max-steps", "3", "--max-length", "64", "--num-texts", "4"]
+    command += ["-o", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as first:
+        while first.poll() is None and not (tmp_path / "out.work" / LOCK).exists():
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)  # or it might be done before the second has begun
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        first.send_signal(signal.SIGCONT)
+        assert second.returncode == 2, second.stderr
+        assert f"out.work is in use by process {first.pid}" in second.stderr
+        assert first.wait(timeout=200) == 0
+    assert weights(tmp_path / "out") and not (tmp_path / "out.work").exists()
+
+
+# --- damage --------------------------------------------------------------------------------------------
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def zeroed(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+TREATED = "dispersion=2/seed-0"
+DAMAGE = [
+    (f"{TREATED}/model/model.safetensors", emptied),
+    (f"{TREATED}/model/model.safetensors", zeroed),
+    (f"{TREATED}/model/tokenizer.json", halved),
+    (f"{TREATED}/model/config.json", Path.unlink),
+    (f"{TREATED}/trained.json", emptied),
+    (f"{TREATED}/run.json", halved),
+    (f"{TREATED}/probe.json", zeroed),
+    ("control/seed-0/cloud.safetensors", emptied),
+    ("control/seed-0/validation.json", halved),
+    ("before/run.json", zeroed),
+    ("fingerprint.json", zeroed),
+    ("control/seed-0/begun.json", emptied),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGE, ids=lambda part: getattr(part, "__name__", part))
+def test_what_is_damaged_is_made_again(
+    name: str, damage: Callable[[Path], None], tiny: Callable[[str], Path], nearly: Path, straight: str, tmp_path: Path
+) -> None:
+    shutil.copytree(nearly, tmp_path / "out.work")
+    damage(tmp_path / "out.work" / name)
+    assert resumed(tiny("llama"), tmp_path) == straight
+
+
+def test_nothing_is_trained_again_without_need(
+    tiny: Callable[[str], Path], nearly: Path, straight: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(nearly, tmp_path / "out.work")
+    emptied(tmp_path / "out.work" / TREATED / "probe.json")
+    monkeypatch.setattr("condense.trials.runs.train_arm", lambda *given, **more: pytest.fail("it was trained again"))
+    assert resumed(tiny("llama"), tmp_path) == straight
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    tiny: Callable[[str], Path], straight: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last training checkpoint was zeroed by a power failure: training goes on from the one before."""
+    plan, seen = replace(PLAN, max_steps=6, save_steps=2), []
+    once = treat(tiny("llama"), TEXTS, tmp_path / "once", plan, device="cpu")
+    assert once is not None
+
+    def stop(step: int, steps: int, logs: dict[str, float]) -> None:
+        if step == 5:
+            raise StoppedError
+
+    watch = Watch(on_step=stop)
+    with pytest.raises(StoppedError):
+        treat(tiny("llama"), TEXTS, tmp_path / "out", plan, watch=watch, device="cpu")
+    checkpoints = tmp_path / "out.work" / "control" / "seed-0"
+    assert {path.name for path in checkpoints.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    zeroed(checkpoints / "checkpoint-4" / "model.safetensors")
+    watch = Watch(on_step=lambda step, steps, logs: seen.append(step))
+    again = treat(tiny("llama"), TEXTS, tmp_path / "out", plan, watch=watch, resume=True, device="cpu")
+    assert seen[:4] == [3, 4, 5, 6] and again is not None
+    for name in ("control", "treated"):
+        one, two = (run.arms[name].validation.model.weights_sha256 for run in (once, again))
+        assert one == two
+
+
+# --- other weights, text, settings ---------------------------------------------------------------------
+
+
+def test_resume_looks_again(copy_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """The model was trained on in place: the control of the old weights would meet the treated model of the new."""
+    model = copy_of("llama")
+    work = run_nearly(model, tmp_path)
+    for texts, plan, differing in (
+        (TEXTS[:25], PLAN, "train, validation, windows"),
+        (TEXTS, replace(PLAN, coefficient=1.0), "training"),
+    ):
+        with pytest.raises(UsageError, match=rf"other settings, model or text \(different: {differing}\)"):
+            treat(model, texts, tmp_path / "out", plan, resume=True, device="cpu")
+    changed = {name: 4 * value for name, value in load_file(model / "model.safetensors").items()}
+    save_file(changed, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError, match=r"\(different: weights\)"):
+        treat(model, TEXTS, tmp_path / "out", PLAN, resume=True, device="cpu")
+    assert not (tmp_path / "out").exists()
+    (work / "fingerprint.json").unlink()  # without it each run is still known to be of other weights
+    found = treat(model, TEXTS, tmp_path / "out", PLAN, resume=True, device="cpu")
+    fresh = treat(model, TEXTS, tmp_path / "fresh", PLAN, device="cpu")
+    assert found is not None and fresh is not None and found.effect == fresh.effect
+    assert weights(tmp_path / "out") == weights(tmp_path / "fresh")
+
+
+# --- files that are not condense's ---------------------------------------------------------------------
+
+
+def test_a_folder_of_somebody_else_is_neither_used_nor_removed(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    work = tmp_path / "out.work"
+    work.mkdir()
+    (work / "thesis.txt").write_text("mine")
+    for more in ({"resume": True}, {"force": True}, {"resume": True, "force": True}, {}):
+        with pytest.raises(UsageError, match=r"out.work was not made by condense"):
+            treat(tiny("llama"), TEXTS, tmp_path / "out", PLAN, device="cpu", **more)
+    assert names_in(tmp_path) == ["out.work/thesis.txt"]
+
+
+def test_a_file_in_the_folder_of_a_run_stays(
+    tiny: Callable[[str], Path], nearly: Path, straight: str, tmp_path: Path
+) -> None:
+    for how in ("resume", "force"):
+        notes, folder = [], tmp_path / how
+        shutil.copytree(nearly, folder / "out.work")
+        mine = ("thesis.txt", f"{TREATED}/thesis.txt", f"{TREATED}/model/thesis.txt", "control/notes.json")
+        for name in mine:
+            (folder / "out.work" / name).write_text("mine")
+        watch = Watch(on_note=notes.append)
+        treat(tiny("llama"), TEXTS, folder / "out", PLAN, device="cpu", watch=watch, **{how: True})
+        assert weights(folder / "out") == straight
+        assert {name: (folder / "out.work" / name).read_text() for name in names_in(folder / "out.work")} == (
+            dict.fromkeys(mine, "mine")
+        )
+        assert notes and "holds files that condense did not make" in notes[0]
+
+
+def test_an_output_that_is_the_model_is_refused(copy_of: Callable[[str], Path]) -> None:
+    model = copy_of("llama")
+    before = {name: (model / name).read_bytes() for name in names_in(model)}
+    with pytest.raises(UsageError, match="is the model itself"):
+        treat(model, TEXTS, model, PLAN, force=True, device="cpu")
+    assert {name: (model / name).read_bytes() for name in names_in(model)} == before
+
+
+def test_another_models_folder_is_not_replaced(tiny: Callable[[str], Path], copy_of: Callable[[str], Path]) -> None:
+    other = copy_of("gpt2")
+    before = {name: (other / name).read_bytes() for name in names_in(other)}
+    with pytest.raises(UsageError, match="was not written by condense"):
+        treat(tiny("llama"), TEXTS, other, PLAN, force=True, device="cpu")
+    assert {name: (other / name).read_bytes() for name in names_in(other)} == before
