@@ -312,7 +312,9 @@ class OutputOptions(Options):
         Literal["inline", "cdn", "none"], Flag("Charts inside the file, from a CDN, or none.", OUTPUT)
     ] = "inline"
     no_text: Annotated[bool, Flag("Keep names of documents and paths of texts out of every output.", OUTPUT)] = False
-    force: Annotated[bool, Flag("Write into a folder that is not empty.", OUTPUT)] = False
+    force: Annotated[
+        bool, Flag("Write into a folder that is not empty; never over a file that condense did not write.", OUTPUT)
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -361,9 +363,7 @@ class GateOptions(Options):
     ] = None
     junit: Annotated[Path | None, Flag("Write JUnit XML.", OUTPUT, metavar="FILE")] = None
     md: Annotated[Path | None, Flag("Write a Markdown summary.", OUTPUT, metavar="FILE")] = None
-    force: Annotated[
-        bool, Flag("Compare runs whose settings differ; write over files that condense did not write.", GATE)
-    ] = False
+    force: Annotated[bool, Flag("Compare runs whose settings differ.", GATE)] = False
 
 
 @dataclass(frozen=True)
@@ -371,5 +371,12 @@ class RunOptions(Options):
     """How a command that trains begins."""
 
     resume: Annotated[bool, Flag("Resume an interrupted run.", TRAINING)] = False
-    force: Annotated[bool, Flag("Write into a folder that is not empty.", OUTPUT)] = False
+    force: Annotated[
+        bool,
+        Flag(
+            "Replace what condense made in OUT and is unchanged (.condense.json lists it), and drop an unfinished run. "
+            "Nothing else is removed or written over.",
+            OUTPUT,
+        ),
+    ] = False
     dry_run: Annotated[bool, Flag("Print the plan and stop.", OUTPUT)] = False
