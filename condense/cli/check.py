@@ -94,7 +94,7 @@ def accept(run: Path, options: GateOptions, tables: Mapping[str, Any]) -> None:
     path = options.accept or run
     record = read_run(run)
     if path.exists():
-        check_file(path, force=options.force)
+        check_file(path)
         shown = replace(options, baseline=path, informational=True, force=True)
         plan_gate(Asked(shown, tables)).conclude(record, run)
     write_text(path, run.read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ def plan_gate(asked: Asked) -> Planned:
     options = asked.options
     for path in (options.junit, options.md):
         if path is not None:
-            check_file(path, force=options.force)
+            check_file(path)
     baseline = subject_of(read_run(options.baseline)) if options.baseline else None
     return Planned(options, _assertions(asked), baseline)
 

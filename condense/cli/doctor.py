@@ -22,19 +22,16 @@ if TYPE_CHECKING:
 
 MISSING = 3
 Record = Flag("Write what was found here instead of showing it.", metavar="FILE")
-Force = Flag("Replace a file that condense did not write.")
 
 
 @command
-def doctor(
-    context: typer.Context, json: Annotated[Path | None, Record] = None, force: Annotated[bool, Force] = False
-) -> None:
+def doctor(context: typer.Context, json: Annotated[Path | None, Record] = None) -> None:
     """Show what is installed, where things are kept, what would not work, and how to fix it."""
     from condense.doctor import examine
     from condense.report.doctor import show_installation
 
     if json is not None:
-        check_file(json, force=force)
+        check_file(json)
     file, wrong = _settings(context)
     demo = _demo()
     installation = examine(file, (*wrong, *demo), demo=not demo)

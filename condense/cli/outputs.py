@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
+import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 from condense.errors import UnavailableError, UsageError, first_line
 from condense.files import is_special, write_text
+from condense.metrics import METRICS
 from condense.records.base import PlotlyJs, Saved
 from condense.records.options import OutputOptions
 
 NAMES = {"json": "diagnosis.json", "html": "report.html", "md": "report.md", "csv": "layers.csv"}
-_OURS = (
-    b'{"schema":"condense.',
-    b'content="condense',
-    b"site,stack,index,depth",
-    b"arm,corpus,site,stack",
-    b"arm,seed,status,",
-    b"arm,status,reason",
-    b"member,step,model",
-    b"# condense",
-    b'<testsuites name="condense"',
-)
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def plan_outputs(files: OutputOptions, names: Mapping[str, str] = NAMES) -> Outp
         check_folder(folder, force=files.force)
     for path in chosen.values():
         if path is not None:
-            check_file(path, force=files.force)
+            check_file(path)
     return Outputs(**chosen, plotlyjs=files.plotlyjs)
 
 
@@ -99,7 +95,7 @@ def check_folder(folder: Path, *, force: bool) -> None:
         raise UsageError(f"{folder} is not empty", "choose another --output, or pass --force to write into it")
 
 
-def check_file(path: Path, *, force: bool) -> None:
+def check_file(path: Path) -> None:
     """Refuse a place that cannot be written, or a file that condense did not write; of a link, its target."""
     if path.is_symlink():
         path = _target(path)
@@ -121,8 +117,8 @@ def check_file(path: Path, *, force: bool) -> None:
         raise UsageError(
             f"cannot write {path}: {parent} is not writable ({error.strerror or error})", "choose another place"
         ) from None
-    if there and not force and not _is_ours(path):
-        raise UsageError(f"{path} exists and was not written by condense", "choose another name, or pass --force")
+    if there and not is_written_by_condense(path):
+        raise UsageError(f"{path} exists and was not written by condense", "choose another name, or move it away")
 
 
 def _target(link: Path) -> Path:
@@ -135,10 +131,100 @@ def _target(link: Path) -> Path:
     return target
 
 
-def _is_ours(path: Path) -> bool:
+# --- what condense wrote ---------------------------------------------------------------------------------
+
+_MOST = 1 << 30  # bytes of a run that is looked into
+_FIELDS = frozenset(METRICS) | {"loss", "perplexity", "bits_per_byte"}
+_NUMBER = re.compile(r"(.+?)(_(effect|difference))?(_low|_high|_null_ratio)?")
+_LAYERS = ("site", "stack", "index", "depth")
+# The first columns of each table of condense, and those that may follow beside its numbers.
+_TRIAL = "quality parameters_added time_ratio memory_ratio seconds trained_tokens weights_sha256 reason"
+_COMPARED = "hidden_size dtype trend_rho trend_tau paper_rho paper_tau level cone rank attribution against paired"
+_TABLES: tuple[tuple[tuple[str, ...], frozenset[str]], ...] = (
+    (_LAYERS, frozenset()),
+    (("arm", "corpus", *_LAYERS), frozenset()),
+    (("arm", "status", "reason"), frozenset()),
+    (("arm", "seed", "status", "verdict"), frozenset(_TRIAL.split())),
+    (
+        ("member", "step", "model", "revision", "weights_sha256", "architecture", "parameters", "blocks"),
+        frozenset(_COMPARED.split()),
+    ),
+)
+
+
+def is_written_by_condense(path: Path) -> bool:
+    """Whether a file is one that condense wrote, by what is in it; an empty file is nobody's and may be written.
+
+    JSON by its schema, XML by its root, HTML by the generator in its head, Markdown by its first line, a model card by
+    its front matter, CSV by its header row: each parsed, so that a mark elsewhere in a file says nothing.
+    """
     try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except OSError:
+        if path.stat().st_size > _MOST:
+            return False
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
         return False
-    return not head or any(mark in head for mark in _OURS)
+    first = text.partition("\n")[0]
+    if text.startswith("{"):
+        return _is_json(text)
+    if text.startswith(("<?xml", "<testsuites")):
+        return _is_xml(text)
+    if text[:15].lower() == "<!doctype html>":
+        return _Head(text).generator.startswith("condense ")
+    if text.startswith("---\n"):
+        keys = text[4:].partition("\n---\n")[0].splitlines()
+        return any(re.fullmatch(r'generator: "condense [^"]*"', key) for key in keys)
+    return not text or bool(re.fullmatch(r"<!-- condense [^<>]* -->", first)) or _is_table(first)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        schema = json.loads(text).get("schema")
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(schema, str) and re.fullmatch(r"condense\.[a-z]+/\d+", schema) is not None
+
+
+def _is_xml(text: str) -> bool:
+    """Whether the root is `testsuites` of condense; nothing behind it is read."""
+    try:
+        _, root = next(ElementTree.iterparse(io.StringIO(text), ("start",)))
+    except (ElementTree.ParseError, StopIteration, ValueError):
+        return False
+    return bool(root.tag == "testsuites" and root.get("name") == "condense")
+
+
+class _Head(HTMLParser):
+    """The generator that the head of a page names."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.generator, self._inside = "", True
+        self.feed(text[: 1 << 16])
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Read a meta element of the head; whatever only stands in a body ends it."""
+        values = dict(attrs)
+        self._inside = self._inside and tag in ("html", "head", "meta", "title", "link", "style", "script", "base")
+        if self._inside and tag == "meta" and values.get("name") == "generator" and not self.generator:
+            self.generator = values.get("content") or ""
+
+    def handle_endtag(self, tag: str) -> None:
+        """The head ends where it is closed."""
+        self._inside = self._inside and tag != "head"
+
+
+def _is_table(line: str) -> bool:
+    """Whether a line is the header row of one of condense's tables: every column of it is known."""
+    header = tuple(next(csv.reader([line]), ()))
+    for lead, others in _TABLES:
+        if header[: len(lead)] == lead:
+            return all(name in others or _is_number(name) for name in header[len(lead) :])
+    monitored = [name for name in header if name.removeprefix("deep.") in _FIELDS]
+    return bool(monitored) and header[0] == "step" and header[-1] == "seconds"
+
+
+def _is_number(column: str) -> bool:
+    """Whether a column is a number that condense measures, with what stands beside it."""
+    matched = _NUMBER.fullmatch(column)
+    return bool(matched and matched[1] in _FIELDS) or re.fullmatch(r"top_dimension_\d+(_share)?", column) is not None

@@ -590,7 +590,7 @@ def test_output_folder_that_is_not_empty(tiny: Copy, tmp_path: Path) -> None:
 @pytest.mark.parametrize("flag", ["--json", "--md", "--csv", "--html"])
 def test_somebody_elses_file(tiny: Copy, tmp_path: Path, flag: str) -> None:
     theirs = write(tmp_path / "theirs", '{"schema": "something else"}')
-    assert_refused(analyze(tiny("llama"), flag, theirs), 2, "exists and was not written by condense", "--force")
+    assert_refused(analyze(tiny("llama"), flag, theirs), 2, "exists and was not written by condense", "move it away")
     assert theirs.read_text() == '{"schema": "something else"}'
 
 
