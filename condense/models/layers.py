@@ -10,7 +10,7 @@ module tree and the config, without a list of model families, and `self_check` c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,7 @@ def watching(stack: Stack, receive: Receive) -> Iterator[None]:
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         nonlocal count
         count += 1
-        states = output[0] if isinstance(output, tuple | list) else output
+        states = _states_of(output)
         receive(Site("block", stack.name, count, stack.blocks), _stream(states, stack, count))
 
     def finish(module: nn.Module, args: Any, output: Any) -> None:
@@ -223,6 +223,17 @@ def watching(stack: Stack, receive: Receive) -> Iterator[None]:
             hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(leave).remove)
         yield
+
+
+def _states_of(output: Any) -> Any:
+    """The hidden states in what a block returns: a tensor, the first of a tuple, a dict or a dataclass."""
+    if isinstance(output, tuple | list):
+        return output[0]
+    if isinstance(output, Tensor):
+        return output
+    values = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+    named = (values.get(key) for key in ("hidden_states", "last_hidden_state"))
+    return next((value for value in (*named, *values.values()) if isinstance(value, Tensor)), output)
 
 
 def _stream(states: Any, stack: Stack, index: int) -> Tensor:

@@ -173,6 +173,42 @@ def test_auto_map_decides_whatever_the_classes_are_called(
         assert torch.equal(found.model(ids).logits, opened("llama").model(ids).logits)
 
 
+@pytest.mark.parametrize("kind", ["dict", "dataclass", "tuple"])
+def test_blocks_may_return_a_dict_or_a_dataclass(kind: str, opened: Callable[[str], Any]) -> None:
+    from dataclasses import make_dataclass
+
+    from condense.models.layers import find_stacks, run, watching
+
+    model = opened("llama").model
+    record = make_dataclass("Output", ["aux", "hidden_states"])
+    made = {
+        "dict": lambda s: {"aux": 1, "hidden_states": s},
+        "dataclass": lambda s: record(1, s),
+        "tuple": lambda s: (s,),
+    }
+    (stack,), ids = find_stacks(model), torch.arange(1, 20)[None]
+    plain: list[Any] = []
+    with watching(stack, lambda site, states: plain.append(states)):
+        run(model, (stack,), ids)
+    seen: list[Any] = []
+    wrapped = [
+        module.register_forward_hook(lambda m, a, out: made[kind](out), prepend=True) for module in stack.modules
+    ]
+    handles = [
+        following.register_forward_pre_hook(lambda m, args: (args[0]["hidden_states"], *args[1:]) if kind == "dict"
+                                            else (args[0].hidden_states, *args[1:]) if kind == "dataclass"
+                                            else (args[0][0], *args[1:]), prepend=True)
+        for following in (*stack.modules[1:], model.model.norm)
+    ]  # fmt: skip
+    try:
+        with watching(stack, lambda site, states: seen.append(states)):
+            run(model, (stack,), ids)
+    finally:
+        for handle in (*wrapped, *handles):
+            handle.remove()
+    assert len(seen) == len(plain) and all(torch.equal(a, b) for a, b in zip(seen, plain, strict=True))
+
+
 # --- attention, types -------------------------------------------------------------------------------
 
 
