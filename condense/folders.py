@@ -130,9 +130,6 @@ def changed(folder: Path, files: Files) -> list[str]:
     return [name for name, file in files.items() if not is_same(folder / name, file)]
 
 
-# --- where a run may write -----------------------------------------------------------------------------
-
-
 def resolved(output: str | Path) -> Path:
     """The folder that an output names: `~` and `.` resolved, a symbolic link replaced by what it points to."""
     target = expanded(output).absolute()
@@ -171,9 +168,6 @@ def refuse_foreign(folder: Path, names: Collection[str]) -> None:
             f"{folder / foreign[0]} was not written by condense, or was changed since",
             "move it away, or choose another --output",
         )
-
-
-# --- the lock ------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -274,9 +268,6 @@ def _is_file_of(path: Path, handle: int) -> bool:
         return os.path.samestat(path.stat(follow_symlinks=False), os.fstat(handle))
     except OSError:
         return False
-
-
-# --- a finished folder in its place -------------------------------------------------------------------
 
 
 def stage(staged: Path, mark: Mark, linked: Mapping[str, Path], written: Mapping[str, str]) -> None:

@@ -236,9 +236,6 @@ def _reasons(folders: Mapping[int, Path]) -> tuple[str, ...]:
     return tuple(f"seed {seed}: {reason}" for seed, reason in reasons.items() if reason is not None)
 
 
-# --- before anything is trained ------------------------------------------------------------------------
-
-
 def _facts(asked: Request, texts: Prepared, opened: Checkpoint) -> dict[str, Any]:
     """All that decides the numbers of a run; arms and seeds, which may be added to one, are not in it."""
     schedule, training = texts.schedule, asdict(asked.plan.training)
@@ -322,9 +319,6 @@ def _all_costs(job: Job, opened: Checkpoint) -> tuple[dict[str, StepCost], dict[
     values = {"fingerprint": job.fingerprint, "arms": names, "reasons": reasons, "costs": encode(costs)}
     write_text(path, json.dumps(values, allow_nan=False))
     return costs, reasons
-
-
-# --- the runs ------------------------------------------------------------------------------------------
 
 
 def _train_all(job: Job, device: str, unavailable: Mapping[str, str]) -> None:
