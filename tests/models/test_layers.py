@@ -324,5 +324,6 @@ def test_states_of_one_site_at_a_time(
     assert [reading.index for reading in readings] == [0, 1, 2]
     for reading in readings:
         for place in reading.sites:
-            kept = [v for v in vars(place).values() if isinstance(v, Tensor)]
-            assert place.grams == {} and max(v.numel() for v in kept) <= 200  # no states, no Gram matrices
+            kept = [v for name, v in vars(place).items() if isinstance(v, Tensor) and name != "shared"]
+            assert place.spectra is None and max(v.numel() for v in kept) <= 200  # no states, no Gram matrices
+            assert len(place.shared) <= 64  # sums of the tokens that the corpus repeats
