@@ -113,20 +113,28 @@ class DispersionMixin(_Base):
         disperser, step = self._ready(), self.state.global_step
         if disperser.config.has_ended(step):
             disperser.detach()
-            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            self._since_log.add((result[0] if return_outputs else result).detach() / undivided)
-            return result
+            loss, outputs, own = self._supers_loss(model, inputs, return_outputs, num_items_in_batch)
+            self._since_log.add(own / undivided)
+            return (loss, outputs) if return_outputs else loss
         count = self._count(inputs)
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = result if return_outputs else (result, None)
+        loss, outputs, own = self._supers_loss(model, inputs, return_outputs, num_items_in_batch)
         penalty = disperser.penalty(step=step)
         weight = self._weight(count, steps)
         total = loss + penalty.to(loss.device) * (weight * undivided)
         if not bool(torch.isfinite(total)):
             raise RunError(f"the loss at step {step} is {float(total.detach())}", _NON_FINITE_HINT)
-        self._since_log.add(loss.detach() / undivided)
+        self._since_log.add(own / undivided)
         self._since_log.add_penalty(penalty.detach(), disperser, weight)
         return (total, outputs) if return_outputs else total
+
+    def _supers_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, items: Tensor | int | None
+    ) -> tuple[Tensor, Any, Tensor]:
+        """Super's loss, the outputs if they are wanted, and the loss that is logged, without a router's share."""
+        routed = _router_coefficient(self.model)
+        result = super().compute_loss(model, inputs, return_outputs or bool(routed), items)
+        loss, outputs = result if return_outputs or routed else (result, None)
+        return loss, outputs, _without_router_loss(loss.detach(), outputs, routed)
 
     def _ready(self) -> Disperser:
         """The disperser of the model in training (`model_init` may replace it), attached till its schedule ends."""
@@ -161,6 +169,25 @@ class DispersionMixin(_Base):
 
 class DispersionTrainer(DispersionMixin, Trainer):
     """`transformers.Trainer` with the dispersion penalty: one keyword more, `dispersion`."""
+
+
+def _router_coefficient(model: Any) -> float:
+    """What a mixture of experts multiplies its router's auxiliary loss by before it adds it; 0 where it adds none."""
+    config: Any = getattr(unwrapped(model), "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if not getattr(config, "output_router_logits", False):
+        return 0.0
+    return float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0)
+
+
+def _without_router_loss(loss: Tensor, outputs: Any, coefficient: float) -> Tensor:
+    """The loss without the router's share, which is no cross-entropy; in the scale that the Trainer gave the loss."""
+    auxiliary = getattr(outputs, "aux_loss", None) if coefficient else None
+    if not isinstance(auxiliary, Tensor) or not isinstance(getattr(outputs, "loss", None), Tensor):
+        return loss
+    own = outputs.loss.detach()
+    scale = torch.where(own != 0, loss / own, torch.ones_like(loss))
+    return loss - coefficient * auxiliary.detach().to(loss.device) * scale
 
 
 _OTHER_LOSSES = ("DPO", "KTO", "GRPO", "ORPO", "CPO", "BCO", "RLOO", "PPO", "GKD", "PRM", "Reward", "NashMD", "SDPO")

@@ -433,6 +433,32 @@ def test_no_hook_outlives_the_training(tmp_path: Path) -> None:
     assert hooks(model) == 0
 
 
+def test_the_routers_loss_is_no_cross_entropy(tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=100, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=5.0,
+        max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config)
+    batch = collate(rows((9, 9)))
+    with torch.no_grad():
+        logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
+    wanted = batch["labels"][:, 1:]
+    by_hand = float(nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100))
+    args = TrainingArguments(**arguments(tmp_path, 2, 1, max_steps=1))
+    trainer = DispersionTrainer(
+        model, args, train_dataset=rows((9, 9)), data_collator=collate, dispersion={"coefficient": 1.0}
+    )
+    trainer.train()
+    logs = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert logs["ce_loss"] == pytest.approx(by_hand, rel=1e-4)
+    assert logs["penalty_to_ce"] == pytest.approx(abs(logs["dispersion_penalty"]) / by_hand, rel=1e-4)
+    assert logs["loss"] > logs["ce_loss"] + logs["dispersion_penalty"] + 1
+
+
 # --- the monitor ----------------------------------------------------------------------------------------
 
 PROBE = torch.randint(3, 100, (2, 16), generator=torch.Generator().manual_seed(5))

@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 from condense.cli.app import app
 from condense.cli.console import MANNER
 from condense.errors import CondenseError, RunError, UnavailableError
+from condense.models.checkpoint import load as condense_load
 from tests.conftest import VOCABULARY, byte_tokenizer, tiny_config, write_checkpoint
 
 ESC = "\x1b"
@@ -139,14 +140,24 @@ def test_config_that_is_not_an_object(copy_of: Copy, text: str) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model_type": "no-such-type"}, {"model_type": None}, {"hidden_size": "wide"}, {"num_attention_heads": 7},
+    [{"model_type": "no-such-type"}, {"hidden_size": "wide"}, {"num_attention_heads": 7},
      {"num_hidden_layers": "3"}, {"hidden_act": "no-such"}, {"rope_parameters": {"rope_type": "zzz"}},
      {"vocab_size": 10**9}, {"architectures": ["BertForMaskedLM"]}, {"architectures": ["PreTrainedModel"]},
-     {"experts_implementation": "bogus"}, {"intermediate_size": -4}, {"vocab_size": -1}],
+     {"intermediate_size": -4}, {"vocab_size": -1}],
     ids=str,
 )  # fmt: skip
 def test_config_that_asks_for_nonsense(copy_of: Copy, changes: dict[str, Any]) -> None:
     assert_refused(analyze(edit_config(copy_of("llama"), **changes)), 3)
+
+
+@pytest.mark.parametrize("changes", [{"model_type": None}, {"experts_implementation": "bogus"}], ids=str)
+def test_what_a_config_need_not_say_changes_nothing(tiny: Copy, copy_of: Copy, changes: dict[str, Any]) -> None:
+    """`architectures` names the class; a key that the class does not declare is not honoured."""
+    plain, other = tiny("llama"), edit_config(copy_of("llama"), **changes)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        one, two = (condense_load(folder, device="cpu").model(ids).logits for folder in (plain, other))
+    assert torch.equal(one, two)
 
 
 # --- texts ------------------------------------------------------------------------------------------
