@@ -75,7 +75,7 @@ def report(
             metavar="RUN.json", help="A run that condense saved, or the JSONL file of a monitor.", show_default=False
         ),
     ],
-    files: Annotated[OutputOptions, Only("html", "md", "csv", "plotlyjs")],
+    files: Annotated[OutputOptions, Only("html", "md", "csv", "plotlyjs", "force")],
     watch: Annotated[bool, Flag("Draw a monitor's run again whenever it grows, until Ctrl-C.")] = False,
 ) -> None:
     """Show a saved run again, or write its report; needs neither the model nor torch."""

@@ -406,7 +406,7 @@ def test_whose_failure_it_is(error: Exception, kind: type) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        "transformers.AutoConfig.from_pretrained",
+        "condense.models.config.honoured",
         "transformers.AutoTokenizer.from_pretrained",
         "condense.models.checkpoint._build",
     ],
