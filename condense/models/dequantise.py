@@ -1,8 +1,7 @@
 """From the header of a `.gguf` file to a checkpoint folder: every key and every tensor is used, or refused by name.
 
-The maps of names and the changes of layout are those of transformers and of the package gguf. What they leave out in
-silence (biases, rope scaling, defaults of llama.cpp) is added here, and what is still left is an error: a model
-without one of its tensors is another model.
+The maps of names and the changes of layout are those of transformers and of the package gguf. What they leave out
+(biases, rope scaling, llama.cpp's defaults) is added here; what is still left is an error: it would be another model.
 """
 
 from __future__ import annotations
