@@ -61,10 +61,11 @@ def _no_kept_diagnosis() -> None:
 def _log_level() -> Iterator[None]:
     """A command sets how much the logger `condense` tells, for the rest of its process: for a test, of the test."""
     logger = logging.getLogger("condense")
-    level, handlers = logger.level, list(logger.handlers)
+    logger.setLevel(logging.NOTSET)  # a fixture of a whole module may have run a command before this test
+    logger.handlers.clear()
     yield
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()
 
 
 @pytest.fixture(scope="module")
