@@ -126,10 +126,10 @@ def test_a_kill_at_the_end_loses_nothing(
 def test_a_kill_anywhere_at_the_end_loses_nothing(
     forced: bool, tiny: Callable[[str], Path], nearly: Path, old: Path, straight: str, tmp_path: Path
 ) -> None:
-    """Every seventh call, with the resume of a whole treatment; tests/test_folders.py kills before every single one."""
+    """Every 29th call, with the resume of a whole treatment; tests/test_folders.py kills before every single one."""
     number = 1
     while survive(number, tiny("llama"), nearly, tmp_path / str(number), straight, old if forced else None):
-        number += 7
+        number += 29
     assert number > 100
 
 
@@ -155,8 +155,9 @@ def test_two_runs_into_one_folder(tiny: Callable[[str], Path], tmp_path: Path) -
     command += ["--device", "cpu", "--max-steps", "3", "--max-length", "64", "--num-texts", "4"]
     command += ["-o", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as first:
-        while first.poll() is None and not (tmp_path / "out.work" / LOCK).exists():
-            time.sleep(0.01)
+        lock = tmp_path / "out.work" / LOCK
+        while first.poll() is None and not (lock.exists() and lock.read_text().rstrip().endswith("}")):
+            time.sleep(0.01)  # until it is locked and says by whom
         first.send_signal(signal.SIGSTOP)  # or it might be done before the second has begun
         second = subprocess.run(command, capture_output=True, text=True, check=False)
         first.send_signal(signal.SIGCONT)

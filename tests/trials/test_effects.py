@@ -132,8 +132,8 @@ def test_noise_hardly_ever_gets_a_word(run, seeds):
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_noise_hardly_ever_gets_a_word_in_many_trials(run, seeds):
-    for measure, rate in noise_trials(run, 3000, seeds, PLAN, seed=1).items():
-        assert rate <= 0.062, (measure, rate)  # at most .05 in truth: three standard errors above
+    for measure, rate in noise_trials(run, 1000, seeds, PLAN, seed=1).items():
+        assert rate <= 0.07, (measure, rate)
 
 
 def test_the_interval_covers_what_other_seeds_and_documents_give(run):
