@@ -96,9 +96,7 @@ def windows(
         raise _too_short(reading, length, length - content)
     cut = list(_shared_out(reading.kept, num_texts))
     ids = torch.tensor([[*before, *window.ids, *after] for _, _, window in cut], dtype=torch.int64)
-    special = torch.zeros_like(ids, dtype=torch.bool)
-    special[:, : len(before)] = True
-    special[:, length - len(after) :] = True
+    special = _added(ids, len(before), len(after))
     info = CorpusInfo(
         source=source or _label(text),
         sha256=reading.digest.hexdigest(),
@@ -118,6 +116,14 @@ def windows(
     )
     passages = [window.passage for _, _, window in cut]
     return _with_passages(ids, special, getattr(tokenizer, "mask_token_id", None), info, passages)
+
+
+def _added(ids: Tensor, before: int, after: int) -> Tensor:
+    """Which tokens of windows (N, S) the tokenizer added at their two ends, bool."""
+    special = torch.zeros_like(ids, dtype=torch.bool)
+    special[:, :before] = True
+    special[:, ids.shape[1] - after :] = True
+    return special
 
 
 def _with_passages(

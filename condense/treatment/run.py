@@ -115,11 +115,16 @@ def treat(
             treatment = _assembled(plan, str(model), str(output), runs, command, time.perf_counter() - started)
             _publish(treatment, runs.arms["treated"][plan.seed], work, target, job.fingerprint)
         _clear(work)
+    _remove_empty(work, watch)
+    return treatment
+
+
+def _remove_empty(work: Path, watch: Watch) -> None:
+    """Remove OUT.work, and say so where foreign files keep it."""
     with contextlib.suppress(OSError):
         work.rmdir()
     if work.exists():
         watch.on_note(f"{work} stays: it holds files that condense did not make")
-    return treatment
 
 
 def _write_cloud(current: Checkpoint, windows: Windows, folder: Path) -> None:
