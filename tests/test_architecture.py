@@ -191,6 +191,7 @@ def saved_run(diagnosed: Callable[[str], Any], tmp_path_factory: pytest.TempPath
 
 
 FORBIDDEN = ("torch", "transformers", "pandas", "sklearn", "accelerate", "datasets")
+NOT_IN_LIGHT = (*FORBIDDEN, "huggingface_hub", "safetensors", "gguf", "peft", "pyarrow")
 LIGHT = [
     ["--help"], ["analyze", "--help"], ["treat", "--help"], ["trial", "--help"], ["doctor", "--help"], ["init", "OUT"],
     ["report", "RUN"], ["report", "RUN", "--md", "OUT"],
@@ -202,7 +203,7 @@ LIGHT = [
 
 
 def loaded_by(code: str) -> list[str]:
-    check = f"{code}\nimport sys, json; print(); print(json.dumps([m for m in {FORBIDDEN!r} if m in sys.modules]))"
+    check = f"{code}\nimport sys, json; print(); print(json.dumps([m for m in {FORBIDDEN!r} if sys.modules.get(m)]))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return list(json.loads(done.stdout.splitlines()[-1]))
@@ -221,6 +222,9 @@ def test_light_commands_load_nothing_heavy(arguments: list[str], saved_run: Path
     call = f"try:\n    app({words!r})\nexcept SystemExit as end:\n    assert not end.code"
     code = f"from condense.cli.app import app\n{call}"
     assert loaded_by(code) == []
+    (tmp_path / "out.md").unlink(missing_ok=True)  # `init` writes over nothing
+    absent = f"import sys\nsys.modules.update(dict.fromkeys({NOT_IN_LIGHT!r}))\n"  # as in a light install
+    assert loaded_by(absent + code) == []
 
 
 def test_importing_condense_loads_nothing_heavy() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -96,7 +97,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def _closed_hub(values: Iterable[Any]) -> Iterator[None]:
     """Where a model is opened, the hub is asked for what the user named and for nothing that a file names."""
     options = next((value for value in values if isinstance(value, ModelOptions)), None)
-    if options is None:
+    if options is None or importlib.util.find_spec("huggingface_hub") is None:  # a light install has no hub client
         yield
         return
     from condense.models import hub
