@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -222,7 +223,9 @@ def test_light_commands_load_nothing_heavy(arguments: list[str], saved_run: Path
     call = f"try:\n    app({words!r})\nexcept SystemExit as end:\n    assert not end.code"
     code = f"from condense.cli.app import app\n{call}"
     assert loaded_by(code) == []
-    (tmp_path / "out.md").unlink(missing_ok=True)  # `init` writes over nothing
+    shutil.rmtree(tmp_path)  # `init` writes over nothing
+    tmp_path.mkdir()
+    compare(run, run).to_json(both)
     absent = f"import sys\nsys.modules.update(dict.fromkeys({NOT_IN_LIGHT!r}))\n"  # as in a light install
     assert loaded_by(absent + code) == []
 
