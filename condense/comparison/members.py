@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from condense.errors import UnavailableError, UsageError
+from condense.errors import CondenseError, UnavailableError, UsageError, as_condense_error
 from condense.files import expanded
 from condense.models import folder as inspection
 from condense.records.comparison import COMPARISON_SCHEMA
@@ -29,7 +29,8 @@ Run = TypeVar("Run", Diagnosis, Treatment)
 class Candidate:
     """One thing to compare: a model to be measured, or a diagnosis that was saved.
 
-    `place` is what `load` takes, or the file; `probe` is another reading of a treatment's arm, on the probe text.
+    `place` is what `load` takes, or the file; `probe` is another reading of a treatment's arm, on the probe text;
+    `error` is why it cannot be read, and it is left out then.
     """
 
     name: str
@@ -39,13 +40,15 @@ class Candidate:
     tokenizer: str | None = None
     diagnosis: Diagnosis | None = None
     probe: Diagnosis | None = None
+    error: CondenseError | None = None
 
 
 def find(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) -> list[Candidate]:
     """The candidates that the arguments name, each under a name of its own, a single run's in order of steps.
 
     One folder that holds checkpoints (`checkpoint-500`, `step1000`, or saved runs so called) is a training run.
-    UsageError for fewer than two or for folders that do not go together, UnavailableError for what cannot be read.
+    What cannot be read is a candidate with its `error`. UsageError for fewer than two or for folders that do not go
+    together; the error itself where fewer than two others are left.
     """
     given = [str(argument) for argument in arguments]
     if revisions:
@@ -57,10 +60,30 @@ def find(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) -> list
                 f"there is nothing to compare {given[0]} with", "name two or more, or a folder of checkpoint-*"
             )
         return found
-    found = [candidate for argument in given for candidate in _candidates(argument)]
+    found = [candidate for argument in given for candidate in _readable(argument)]
     if len(found) < 2:
         raise UsageError("compare needs two or more", "condense compare A B: models, checkpoints or saved runs")
+    _refuse_too_few(found)
     return _named(_on_one_text(found))
+
+
+def _readable(argument: str) -> list[Candidate]:
+    """The candidates of an argument; one that cannot be read carries its error, so that it does not end the others."""
+    try:
+        return _candidates(argument)
+    except (UnavailableError, OSError) as failure:
+        return [_unreadable(argument, failure)]
+
+
+def _unreadable(place: str, failure: Exception) -> Candidate:
+    return Candidate(place, place, step_of(place), error=as_condense_error(failure))
+
+
+def _refuse_too_few(found: Sequence[Candidate]) -> None:
+    """Raise the first error where fewer than two are left to compare, before any of them is measured."""
+    errors = [candidate.error for candidate in found if candidate.error is not None]
+    if errors and len(found) - len(errors) < 2:
+        raise errors[0]
 
 
 def step_of(name: str) -> int | None:
@@ -71,6 +94,7 @@ def step_of(name: str) -> int | None:
 
 def run_of(candidates: Sequence[Candidate]) -> str | None:
     """The training run that all candidates are steps of: its folder or hub id; None if they are not one run's."""
+    candidates = [candidate for candidate in candidates if candidate.error is None]
     steps = [candidate.step for candidate in candidates]
     if None in steps or len(set(steps)) < len(steps):
         return None
@@ -109,7 +133,9 @@ def _run_of_folder(folder: Path) -> list[Candidate]:
             f"{folder} holds no checkpoints", "expected folders such as checkpoint-500 or step1000, or saved runs"
         )
     if not models:
-        return _named([_saved(path)[0] for _, path in saved])
+        found = [candidate for _, path in saved for candidate in _readable(str(path))[:1]]
+        _refuse_too_few(found)
+        return _named(found)
     parent = str(folder) if inspection.has_tokenizer(folder) else None
     return [
         Candidate(

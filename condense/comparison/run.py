@@ -182,6 +182,8 @@ def _measured(
     last: CondenseError | None = None
     for number, candidate in enumerate(candidates, 1):
         try:
+            if candidate.error is not None:
+                raise candidate.error
             diagnosis = candidate.diagnosis or measure(candidate, settings, (number, len(candidates)))
             found.append((candidate, diagnosis))
             settings = completed(settings, [diagnosis])

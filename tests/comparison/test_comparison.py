@@ -432,6 +432,52 @@ def test_bad_input(llama: Diagnosis, tmp_path: Path, tiny: Callable[[str], Path]
         assert_refused(condense("compare", *arguments), code, part)
 
 
+def test_one_bad_member_does_not_end_the_others(llama: Diagnosis, tmp_path: Path) -> None:
+    """Whatever is wrong with it: a damaged file, a newer one, nothing there, a folder without a model."""
+    a, b = saved(llama, tmp_path / "a.json"), saved(moved(llama, 0.1, "b"), tmp_path / "b.json")
+    cut = tmp_path / "cut.json"
+    cut.write_text(Path(a).read_text()[:2000])
+    newer = tmp_path / "newer.json"
+    newer.write_text(Path(a).read_text().replace("condense.diagnosis/1", "condense.diagnosis/9", 1))
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(Path(a).read_text().replace('"mean_cosine"', '"mean_cosine_of_another"').replace('"value"', '"v"'))
+    (tmp_path / "folder").mkdir()
+    bad = [cut, newer, wrong, tmp_path / "missing.json", tmp_path / "missing/", tmp_path / "folder"]
+    result = condense("compare", cut, a, *bad[1:], b, "--device", "cpu", "--json", tmp_path / "c.json")
+    assert result.exit_code == 3 and "Traceback" not in result.output
+    found = Comparison.from_json(tmp_path / "c.json")
+    assert [member.source for member in found.members] == [str(a), str(b)]
+    assert len(found.failures) == len(bad) and all(failure.exit_code == 3 for failure in found.failures)
+    assert found.members[1].difference is not None and found.members[1].difference.against == "llama"
+
+
+def test_a_folder_that_may_not_be_read_does_not_end_the_others(
+    llama: Diagnosis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = saved(llama, tmp_path / "a.json"), saved(moved(llama, 0.1, "b"), tmp_path / "b.json")
+    (tmp_path / "closed").mkdir()
+    listed = Path.iterdir
+
+    def closed(self: Path) -> Iterator[Path]:
+        if self.name == "closed":
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    result = condense("compare", a, b, tmp_path / "closed", "--json", tmp_path / "c.json")
+    assert result.exit_code == 3 and "closed is left out: no permission" in result.stderr
+    assert len(Comparison.from_json(tmp_path / "c.json").members) == 2
+
+
+def test_a_damaged_saved_run_of_a_trajectory_is_left_out(llama: Diagnosis, tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        saved(moved(llama, step / 100, f"run/checkpoint-{step}"), tmp_path / "runs" / f"step{step}.json")
+    (tmp_path / "runs" / "step5.json").write_text("{")
+    found = compare(tmp_path / "runs")
+    assert found.kind == "trajectory" and [member.step for member in found.members] == [1, 2, 10]
+    assert [failure.name for failure in found.failures] == ["step5"]
+
+
 def test_only_failures_are_the_error_itself(tmp_path: Path) -> None:
     result = condense("compare", checkpoints(tmp_path / "a", 1, 2), "--device", "cpu")
     assert result.exit_code == 3 and "Traceback" not in result.output and result.stdout == ""
