@@ -123,7 +123,7 @@ def _device(asked: str) -> str:
 
 
 def _finish(diagnosis: Diagnosis, outputs: Outputs) -> None:
-    from condense.report.diagnosis.terminal import show_diagnosis
+    from condense.report.diagnosis.text import show_diagnosis
 
     show_diagnosis(diagnosis, console())
     for path in outputs.write(diagnosis):

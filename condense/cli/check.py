@@ -143,7 +143,7 @@ def _write(gate: Gate, options: GateOptions) -> None:
     from condense.report.gate.text import gate_markdown
 
     if options.junit:
-        from condense.report.gate.ci import gate_junit
+        from condense.report.gate.text import gate_junit
 
         write_text(options.junit, gate_junit(gate))
     if options.md:
@@ -158,8 +158,7 @@ def _write(gate: Gate, options: GateOptions) -> None:
 
 
 def _show(gate: Gate) -> None:
-    from condense.report.gate.ci import gate_annotations
-    from condense.report.gate.text import show_gate
+    from condense.report.gate.text import gate_annotations, show_gate
 
     show_gate(gate, console())
     if os.environ.get("GITHUB_ACTIONS") == "true":

@@ -72,7 +72,7 @@ def compare(
 ) -> None:
     """Put models side by side on the same texts: curves, differences with intervals, trends, a run over its steps."""
     from condense.comparison.run import compare as compare_runs
-    from condense.report.comparison.terminal import show_comparison
+    from condense.report.comparison.text import show_comparison
 
     outputs = plan_outputs(files, NAMES)
     members = output / MEMBERS if output else None

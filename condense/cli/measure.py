@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from condense.cli.console import MANNER, quieten_libraries, say, say_first, show_line
-from condense.cli.progress import counting, working
+from condense.cli.console import MANNER, counting, quieten_libraries, say, say_first, show_line, working
 from condense.errors import CondenseError, UnavailableError, UsageError
 from condense.files import expanded
 from condense.report.escape import for_terminal

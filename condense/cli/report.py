@@ -28,28 +28,28 @@ Shown = tuple[type[Saved], Callable[[Any, Any], None]]
 
 def _diagnosis() -> Shown:
     from condense.records.diagnosis import Diagnosis
-    from condense.report.diagnosis.terminal import show_diagnosis
+    from condense.report.diagnosis.text import show_diagnosis
 
     return Diagnosis, show_diagnosis
 
 
 def _treatment() -> Shown:
     from condense.records.treatment import Treatment
-    from condense.report.treatment.terminal import show_treatment
+    from condense.report.treatment.text import show_treatment
 
     return Treatment, show_treatment
 
 
 def _trial() -> Shown:
     from condense.records.trial import Trial
-    from condense.report.trial.terminal import show_trial
+    from condense.report.trial.text import show_trial
 
     return Trial, show_trial
 
 
 def _comparison() -> Shown:
     from condense.records.comparison import Comparison
-    from condense.report.comparison.terminal import show_comparison
+    from condense.report.comparison.text import show_comparison
 
     return Comparison, show_comparison
 

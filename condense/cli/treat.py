@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from condense.cli.console import MANNER, command_line, console, quieten_libraries, say
+from condense.cli.console import MANNER, command_line, console, quieten_libraries, run_progress, say
 from condense.cli.groups import Without, command
 from condense.cli.measure import Model, go_offline, training_text
-from condense.cli.progress import run_progress
 from condense.errors import UsageError
 from condense.records.options import OUTPUT, Flag, ModelOptions, RunOptions, TextOptions
 from condense.records.plans import Plan
@@ -45,7 +44,7 @@ def treat(
     treatment = _train(model, text, output, plan, corpus.text_column, options, run)
     if treatment is None:
         return
-    from condense.report.treatment.terminal import show_treatment
+    from condense.report.treatment.text import show_treatment
 
     show_treatment(treatment, console())
     say(f"wrote {output} (the treated checkpoint, with README.md, condense.json, report.html, report.md)")
@@ -60,7 +59,7 @@ def _train(
     model: str, text: Any, output: Path, plan: Plan, column: str, options: ModelOptions, run: RunOptions
 ) -> Treatment | None:
     """Run the treatment with bars on stderr; None for a dry run."""
-    from condense.report.treatment.terminal import show_plan
+    from condense.report.treatment.text import show_plan
     from condense.training.loop import InterruptedRunError
     from condense.treatment.run import treat
     from condense.trials.runs import Watch

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from condense.cli.console import INTERNAL, MANNER, command_line, console, quieten_libraries, say
+from condense.cli.console import INTERNAL, MANNER, command_line, console, quieten_libraries, run_progress, say
 from condense.cli.groups import Without, command
 from condense.cli.measure import Model, go_offline, training_text
-from condense.cli.progress import run_progress
 from condense.cli.treat import Trained, refuse_processes
 from condense.errors import UnavailableError, UsageError
 from condense.records.options import ARMS, OUTPUT, Flag, ModelOptions, RunOptions, TextOptions
@@ -74,7 +73,7 @@ def _train(
     model: str, text: Any, output: Path, plan: TrialPlan, column: str, options: ModelOptions, run: RunOptions
 ) -> Trial | None:
     """Run the trial with bars on stderr; None for a dry run."""
-    from condense.report.trial.terminal import show_trial_plan
+    from condense.report.trial.text import show_trial_plan
     from condense.training.loop import InterruptedRunError
     from condense.trials.run import trial
     from condense.trials.runs import Watch
@@ -118,7 +117,7 @@ def _earlier(output: Path) -> Trial | None:
 
 def _finish(finished: Trial, output: Path) -> None:
     """Show the table; exit 4, with everything written, if an arm failed."""
-    from condense.report.trial.terminal import show_trial
+    from condense.report.trial.text import show_trial
 
     show_trial(finished, console())
     say(f"wrote {output} (trial.json, report.html, report.md, trial.csv, arms/)")

@@ -6,9 +6,9 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from condense.records.base import Again
 from condense.records.diagnosis import Diagnosis
 from condense.records.treatment import Treatment
-from condense.rerun import Again
 
 if TYPE_CHECKING:
     from condense.gate.run import Result

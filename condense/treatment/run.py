@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from condense.comparison.differences import effect_of
+from condense.diagnosis.forward import kept_positions
 from condense.errors import RunError, UsageError
 from condense.evaluation.run import task_effects_over_seeds
 from condense.folders import (
@@ -36,13 +39,13 @@ from condense.folders import (
     write_mark,
 )
 from condense.models.checkpoint import Checkpoint
+from condense.models.layers import Site, find_stacks, run, watching
 from condense.records.options import ModelOptions, TextOptions, takes
 from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.treatment import TREATMENT_SCHEMA, Arm, SeedModel, Treatment, TreatmentSeed
 from condense.texts.documents import Document
 from condense.texts.windows import Windows
 from condense.training.costs import ROUNDS
-from condense.treatment.projection import drawn_block, project, token_states
 from condense.treatment.verdict import assess
 from condense.trials.folder import TRAINED, Run, Runs, clear_runs, read_step
 from condense.trials.runs import Request, Watch, prepare, run_arms
@@ -190,7 +193,7 @@ def _published(target: Path, fingerprint: str, *, force: bool) -> Treatment | No
 
 def _publish(treatment: Treatment, run: Run, work: Path, target: Path, fingerprint: str) -> None:
     """Complete the treated model with card, JSON and reports, and put it in the place of OUT."""
-    from condense.report.treatment.markdown import model_card, treatment_markdown
+    from condense.report.treatment.text import model_card, treatment_markdown
 
     step = read_step(run.folder, TRAINED, fingerprint)
     if step is None:
@@ -293,3 +296,56 @@ def _seed(run: Run, other: Run, against: str, plan: Plan) -> TreatmentSeed:
         effect=replace(effect, sites=()),
         control=control if plan.control else None,
     )
+
+
+# --- the picture of the token cloud ----------------------------------------------------------------------
+
+
+CLOUD_TEXTS = 8
+CLOUD_TOKENS = 48
+
+
+@torch.inference_mode()
+def token_states(model: Any, windows: Windows, texts: int = CLOUD_TEXTS, tokens: int = CLOUD_TOKENS) -> Tensor:
+    """Unit states of a few tokens of a few texts after the middle block of the deepest half, (texts·tokens, d).
+
+    Every arm gives the same tokens in the same order.
+    """
+    stack = find_stacks(model)[-1]
+    keep = kept_positions(windows.special)
+    rows = []
+    for index in range(min(texts, len(windows))):
+        kept = torch.nonzero(keep[index]).flatten()
+        chosen = kept[torch.linspace(0, len(kept) - 1, min(tokens, len(kept))).round().long()]
+        found: list[Tensor] = []
+
+        def receive(site: Site, states: Tensor, chosen: Tensor = chosen, found: list[Tensor] = found) -> None:
+            if site.name == "block" and site.index == drawn_block(stack.blocks):
+                found.append(states[0, chosen.to(states.device)].double().cpu())
+
+        with watching(stack, receive):
+            run(model, find_stacks(model), windows.ids[index : index + 1].to(model.device))
+        rows.append(found[0])
+    cloud = torch.cat(rows)
+    units: Tensor = cloud / cloud.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    return units
+
+
+def drawn_block(blocks: int) -> int:
+    """The block whose cloud is drawn: three quarters down."""
+    return max(1, round(0.75 * blocks))
+
+
+def project(
+    clouds: Mapping[str, Tensor],
+) -> tuple[dict[str, tuple[tuple[float, ...], ...]], tuple[float, ...]]:
+    """Two principal axes of all clouds together, not centred per arm: coordinates per arm, variance shares."""
+    from sklearn.decomposition import PCA
+
+    stacked = np.vstack([cloud.numpy() for cloud in clouds.values()])
+    pca = PCA(n_components=2, svd_solver="full").fit(stacked)
+    drawn = {
+        name: tuple(tuple(round(float(v), 4) for v in point) for point in pca.transform(cloud.numpy()))
+        for name, cloud in clouds.items()
+    }
+    return drawn, tuple(round(float(v), 4) for v in pca.explained_variance_ratio_)

@@ -13,10 +13,9 @@ from typing import Literal
 
 from condense.comparison.verdict import UNITS, open_because, quality_in, signed, what_opened
 from condense.diagnosis.verdict import BILLION, LIU
-from condense.records.base import Finding
+from condense.records.base import Again, Finding
 from condense.records.plans import MIN_SEEDS, Plan
 from condense.records.treatment import Arm, Effect, Opened, Outcome, QualityWord, VerdictId
-from condense.rerun import Again
 from condense.trials.doses import RATIO_AIM, RATIO_HIGH, RATIO_LOW, control_moved, longer_training, next_dose, rounded
 from condense.trials.verdict import BOUTHILLIER, power_words, verdict_from
 

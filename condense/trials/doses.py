@@ -10,11 +10,10 @@ from collections.abc import Sequence
 
 from condense.comparison.verdict import signed
 from condense.diagnosis.verdict import LIU
-from condense.records.base import Estimate, Finding
+from condense.records.base import Again, Estimate, Finding
 from condense.records.diagnosis import Quality
 from condense.records.plans import MIN_SEEDS, Plan
 from condense.records.trial import ArmResult, DosePoint, DoseResponse
-from condense.rerun import Again
 
 RATIO_LOW, RATIO_HIGH, RATIO_AIM = 1e-3, 0.5, 0.1
 """|penalty| over cross-entropy: below, the loss hardly steers training; above, it competes; what advice aims at."""

@@ -12,12 +12,11 @@ from typing import Literal
 
 from condense.comparison.verdict import quality_in, signed, what_opened
 from condense.diagnosis.verdict import BILLION, LIU
-from condense.records.base import Estimate, Finding
+from condense.records.base import Again, Estimate, Finding
 from condense.records.diagnosis import ModelInfo, Quality
 from condense.records.plans import MIN_SEEDS, RANK_SEEDS, TrialPlan
 from condense.records.treatment import Opened, Power, QualityWord, VerdictId, Word
 from condense.records.trial import ArmEffect, ArmResult, ArmRun, DoseResponse, Rank, Trial, mean
-from condense.rerun import Again
 from condense.trials.doses import control_moved, dose_finding, ratio_findings
 
 BOUTHILLIER = "Bouthillier et al. 2021, arXiv:2103.03098"

@@ -16,9 +16,8 @@ from condense.comparison.run import compare
 from condense.records.base import Estimate
 from condense.records.comparison import Comparison
 from condense.records.diagnosis import Diagnosis, Kendall, Spearman, Trend
-from condense.report.comparison.markdown import comparison_markdown
 from condense.report.comparison.page import comparison_page
-from condense.report.comparison.terminal import show_comparison
+from condense.report.comparison.text import comparison_markdown, show_comparison
 from tests.browser import test_report_page as report_page
 
 browser = report_page.browser

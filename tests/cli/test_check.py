@@ -22,8 +22,7 @@ from condense.cli.settings import TEMPLATES, template
 from condense.gate.assertions import default_gate, parse_inline, parse_tables
 from condense.gate.run import Policy, evaluate
 from condense.records.diagnosis import Diagnosis
-from condense.report.gate.ci import gate_annotations, gate_junit
-from condense.report.gate.text import gate_markdown
+from condense.report.gate.text import gate_annotations, gate_junit, gate_markdown
 from tests.gate.test_gate import moved, with_deep
 
 OLD = Path(__file__).parents[1] / "saved" / "diagnosis-0.1.0.json"

@@ -86,9 +86,8 @@ def test_every_file_of_condense_is_known(kind: str, tmp_path: Path) -> None:
 def test_reports_of_other_kinds_are_known_too(tmp_path: Path) -> None:
     from condense.gate.assertions import parse_inline
     from condense.gate.run import evaluate, subject_of
-    from condense.report.gate.ci import gate_junit
-    from condense.report.gate.text import gate_markdown
-    from condense.report.treatment.markdown import model_card
+    from condense.report.gate.text import gate_junit, gate_markdown
+    from condense.report.treatment.text import model_card
 
     run = treatment_page.treatment()
     gate = evaluate(run, (parse_inline("deep.mean_cosine <= -0.9"),), subject_of(run))

@@ -17,7 +17,7 @@ from condense.records.plans import Plan
 from condense.records.tasks import TaskEffect, TaskScore
 from condense.records.treatment import Treatment
 from condense.report.tables import task_rows
-from condense.report.treatment.markdown import treatment_markdown
+from condense.report.treatment.text import treatment_markdown
 from condense.treatment.run import treat
 from condense.trials.runs import Watch
 

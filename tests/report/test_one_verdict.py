@@ -17,10 +17,10 @@ from condense.records.comparison import Comparison
 from condense.records.diagnosis import Diagnosis
 from condense.records.treatment import Treatment
 from condense.records.trial import Trial
-from condense.report.comparison.terminal import show_comparison
-from condense.report.diagnosis.terminal import show_diagnosis
-from condense.report.treatment.terminal import show_treatment
-from condense.report.trial.terminal import show_trial
+from condense.report.comparison.text import show_comparison
+from condense.report.diagnosis.text import show_diagnosis
+from condense.report.treatment.text import show_treatment
+from condense.report.trial.text import show_trial
 from tests.browser import test_comparison_page as comparison_page
 from tests.browser import test_report_page as report_page
 from tests.browser import test_treatment_page as treatment_page

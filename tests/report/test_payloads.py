@@ -18,10 +18,9 @@ from condense.gate.run import Names, evaluate, subject_of
 from condense.records.base import Saved
 from condense.records.diagnosis import Diagnosis
 from condense.records.treatment import Treatment
-from condense.report.gate.ci import gate_annotations, gate_junit
-from condense.report.gate.text import gate_markdown
+from condense.report.gate.text import gate_annotations, gate_junit, gate_markdown
 from condense.report.tables import rows_csv
-from condense.report.treatment.markdown import model_card
+from condense.report.treatment.text import model_card
 from tests.generated import SAVED
 
 PAYLOAD = "=cmd()|x`<script>alert(1)</script>[a](javascript:x)\n# heading\n::error::gotcha\n=2+5\u202e\x1b[31m"

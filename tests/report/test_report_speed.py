@@ -60,5 +60,5 @@ def test_a_report_loads_the_pages_of_its_own_kind(large: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     loaded = done.stdout.splitlines()[-1].split()
-    assert "condense.report.diagnosis.terminal" in loaded and "condense.report.tables" in loaded
+    assert "condense.report.diagnosis.text" in loaded and "condense.report.tables" in loaded
     assert not any("treatment" in name or "html" in name for name in loaded), loaded

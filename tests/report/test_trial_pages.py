@@ -24,7 +24,7 @@ from condense.report.tables import rows_csv
 from condense.report.text import breakable
 from condense.report.trial.figures import depth_figures, dose_figures, looks, strips, tradeoff
 from condense.report.trial.tables import rankings, rows
-from condense.report.trial.terminal import in_a_line, show_trial, show_trial_plan
+from condense.report.trial.text import in_a_line, show_trial, show_trial_plan
 from tests.report.trial_records import ARMS, NOT_MEASURED, trial
 from tests.test_architecture import loaded_by
 

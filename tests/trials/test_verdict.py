@@ -6,12 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from condense.comparison.verdict import WITHOUT_TOP, cone_word, quality_word
-from condense.records.base import Estimate
+from condense.records.base import Again, Estimate
 from condense.records.diagnosis import ModelInfo, Quality
 from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.treatment import Curve, Power, Word
 from condense.records.trial import ArmEffect, ArmResult, ArmRun, Rank, SeedEffect
-from condense.rerun import Again
 from condense.trials.doses import control_moved, dose_responses, longer_training, next_dose
 from condense.trials.verdict import arm_verdict, power_before, trial_findings, unranked
 

@@ -11,7 +11,7 @@ from condense.records.comparison import Comparison, Member
 from condense.records.plans import Plan
 from condense.report.comparison import figures
 from condense.report.comparison.figures import called, change_of, deep_of
-from condense.report.comparison.markdown import KINDS, member_table, site_table, value_of
+from condense.report.comparison.text import KINDS, member_table, site_table, subject, title, value_of
 from condense.report.comparison.trajectory import trajectory_figures
 from condense.report.glossary import COMPARISON, glossary
 from condense.report.html import render
@@ -32,17 +32,13 @@ from condense.report.parts import (
 from condense.report.parts import provenance as groups_of
 from condense.report.text import (
     WITHOUT_TOP,
-    corpus_line,
     number,
-    parameter_count,
     percent,
-    shortened,
     signed,
     thousands,
 )
 
 ICONS = {"severe": "severe", "warning": "condensed", "info": "info", "good": "ok"}
-MOST_IN_TITLE = 3
 MOST_IN_FULL = 24
 
 
@@ -92,26 +88,6 @@ def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") ->
         panels=panels,
         layers=site_table(comparison),
     )
-
-
-def title(comparison: Comparison) -> str:
-    """What is compared: the two names, the run, or how many."""
-    if comparison.trajectory is not None:
-        run = comparison.trajectory.run.replace("\\", "/").rstrip("/")
-        return f"{shortened(run.rsplit('/', 1)[-1] or run, 48)}: {len(comparison.members)} checkpoints"
-    names = [shortened(member.name, 34) for member in comparison.members]
-    if len(names) == 2:
-        return f"{names[1]} against {names[0]}"
-    return ", ".join(names) if len(names) <= MOST_IN_TITLE else f"{len(names)} models, against {names[0]}"
-
-
-def subject(comparison: Comparison) -> str:
-    """On what they were compared, in one line."""
-    first = comparison.reference
-    sizes = sorted({member.model.parameters for member in comparison.members})
-    size = " to ".join(dict.fromkeys(parameter_count(count) for count in (sizes[0], sizes[-1])))
-    architectures = ", ".join(dict.fromkeys(member.model.architecture for member in comparison.members))
-    return f"{architectures}, {size} parameters; {corpus_line(first.corpus)}; {first.model.dtype}"
 
 
 # --- the answer ------------------------------------------------------------------------------------------

@@ -1,21 +1,31 @@
-"""A gate in words, as Markdown and on the terminal: the outcome first, what did not pass before what did."""
+"""A gate in words: Markdown, terminal, JUnit XML and annotations; what did not pass before what did."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 from condense.gate.assertions import Assertion
 from condense.gate.run import OUTCOMES, Gate, Outcome, Result
 from condense.records.base import Estimate
 from condense.report.console import speaks_unicode
-from condense.report.escape import for_code, for_comment, for_log, for_markdown
+from condense.report.escape import (
+    for_annotation,
+    for_annotation_property,
+    for_code,
+    for_comment,
+    for_log,
+    for_markdown,
+    for_xml,
+)
 from condense.report.tables import markdown_rows
 from condense.report.text import DASH, corpus_line, difference, estimate, folded, number
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
+
 
 NAMES: dict[Outcome, str] = {
     "fail": "FAIL",
@@ -244,3 +254,85 @@ def _hanging(line: Text, console: Console) -> Text:
     label, rest = line[:indent], line[indent:]
     parts = rest.wrap(console, max(20, console.width - indent))
     return Text("\n").join([label + parts[0], *(Text(" " * indent) + part for part in parts[1:])])
+
+
+# --- for a CI server -------------------------------------------------------------------------------------
+
+
+MOST_ANNOTATIONS = 10
+"""GitHub shows ten annotations of a kind for a step and drops the rest."""
+
+
+def gate_junit(gate: Gate) -> str:
+    """The gate as one suite, by the schema of Jenkins' xUnit plugin (junit-10.xsd), which GitLab and others take too.
+
+    A warning or an open result is skipped. An undecided gate has a case of its own, an error: a reader that counts
+    cases would show it as passed.
+    """
+    blocking = sum(gate.blocks(result) for result in gate.results)
+    skipped = len(gate.results) - blocking - gate.count("pass")
+    open_gate = int(gate.undecided)
+    counts = {
+        "tests": str(len(gate.results) + open_gate),
+        "failures": str(blocking),
+        "errors": str(open_gate),
+        "time": "0",
+    }
+    root = ElementTree.Element("testsuites", {"name": "condense", **counts})
+    suite = ElementTree.SubElement(root, "testsuite", {"name": "condense check", **counts, "skipped": str(skipped)})
+    properties = ElementTree.SubElement(suite, "properties")
+    for name, value in _junit_properties(gate).items():
+        if value:
+            ElementTree.SubElement(properties, "property", {"name": name, "value": for_xml(value)})
+    for result in gate.results:
+        _junit_case(suite, gate, result)
+    if gate.undecided:
+        case = ElementTree.SubElement(suite, "testcase", {"classname": "condense", "name": "gate", "time": "0"})
+        message = "undecided: nothing that could fail was decided"
+        ElementTree.SubElement(case, "error", {"message": message, "type": "undecided"}).text = message
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _junit_properties(gate: Gate) -> dict[str, str]:
+    return {
+        "model": gate.model,
+        "run": gate.run,
+        "baseline": gate.baseline,
+        "outcome": gate.outcome,
+        "weights_sha256": gate.subject.model.weights_sha256 or "",
+        "protocol": str(gate.subject.protocol.get("hash", "")),
+        "corpus": gate.subject.corpus.sha256,
+        "notes": "; ".join(gate.notes),
+    }
+
+
+def _junit_case(suite: ElementTree.Element, gate: Gate, result: Result) -> None:
+    target = result.assertion.target
+    name = for_xml(f"{target.name} {bound_words(result.assertion)}")
+    classname = ".".join(part for part in ("condense", target.stack, target.scope) if part)
+    case = ElementTree.SubElement(suite, "testcase", {"classname": classname, "name": name, "time": "0"})
+    lines = details(result)
+    text = for_xml("\n".join(f"{label}: {words}" for label, words in lines))
+    if result.outcome == "pass":
+        ElementTree.SubElement(case, "system-out").text = text
+        return
+    kind = "failure" if gate.blocks(result) else "skipped"
+    words = "; ".join(words for label, words in lines if label != "next")
+    message = for_xml(f"{NAMES[result.outcome]}: {words}")
+    attributes = {"message": message, "type": result.outcome} if kind == "failure" else {"message": message}
+    ElementTree.SubElement(case, kind, attributes).text = text
+
+
+def gate_annotations(gate: Gate) -> list[str]:
+    """`::error …` for what ends the build, `::warning …` for what else did not pass, the worst first."""
+    reported = [result for result in gate.results if result.outcome != "pass"]
+    reported.sort(key=lambda result: not gate.blocks(result))
+    return [_annotation(gate, result) for result in reported[:MOST_ANNOTATIONS]]
+
+
+def _annotation(gate: Gate, result: Result) -> str:
+    kind = "error" if gate.blocks(result) else "warning"
+    title = for_annotation_property(f"condense: {result.assertion.target.name} {NAMES[result.outcome]}")
+    message = for_annotation("\n".join(f"{label}: {text}" for label, text in details(result)))
+    return f"::{kind} title={title}::{message}"

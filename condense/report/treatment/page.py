@@ -48,7 +48,7 @@ from condense.report.text import (
     times,
     verdict_words,
 )
-from condense.report.treatment import markdown as tables
+from condense.report.treatment import text as tables
 from condense.report.treatment.figures import cloud_panels, depth_figures, look, training_figures
 
 LEVELS = {"dispersed": "ok", "dispersed-at-a-cost": "condensed", "condensed-further": "severe"}

@@ -1,13 +1,15 @@
-"""The tables of a comparison; its report as Markdown: what was found, members side by side. Records in, text out."""
+"""A comparison in words and tables, as Markdown and on the terminal: what was found, members side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from condense.metrics import METRICS, QUALITY
 from condense.records.base import Estimate
 from condense.records.comparison import CURVES, Comparison, Member
 from condense.report.comparison.figures import called, change_of, deep_of, drawn, left_out, same_depth, word_of
+from condense.report.console import COLOURS, bar, new_table, panel, say, speaks_unicode, text
 from condense.report.escape import for_code, for_markdown
 from condense.report.tables import (
     Cell,
@@ -21,19 +23,56 @@ from condense.report.tables import (
     value_cell,
 )
 from condense.report.text import (
+    DASH,
     LEVEL_WORDS,
     NOTHING,
+    WITHOUT_TOP,
     corpus_line,
     folded,
     markdown_findings,
     markdown_head,
+    number,
     parameter_count,
+    percent,
     quality_of,
     shortened,
+    signed,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    from condense.records.comparison import Comparison, Member
+
 
 MOST_SITES = 400
 KINDS = {"pair": "comparison of two", "family": "comparison of several", "trajectory": "a run over its steps"}
+
+MOST_IN_TITLE = 3
+
+# --- what is compared -------------------------------------------------------------------------------
+
+
+def title(comparison: Comparison) -> str:
+    """What is compared: the two names, the run, or how many."""
+    if comparison.trajectory is not None:
+        run = comparison.trajectory.run.replace("\\", "/").rstrip("/")
+        return f"{shortened(run.rsplit('/', 1)[-1] or run, 48)}: {len(comparison.members)} checkpoints"
+    names = [shortened(member.name, 34) for member in comparison.members]
+    if len(names) == 2:
+        return f"{names[1]} against {names[0]}"
+    return ", ".join(names) if len(names) <= MOST_IN_TITLE else f"{len(names)} models, against {names[0]}"
+
+
+def subject(comparison: Comparison) -> str:
+    """On what they were compared, in one line."""
+    first = comparison.reference
+    sizes = sorted({member.model.parameters for member in comparison.members})
+    size = " to ".join(dict.fromkeys(parameter_count(count) for count in (sizes[0], sizes[-1])))
+    architectures = ", ".join(dict.fromkeys(member.model.architecture for member in comparison.members))
+    return f"{architectures}, {size} parameters; {corpus_line(first.corpus)}; {first.model.dtype}"
+
 
 # --- tables ----------------------------------------------------------------------------------------------
 
@@ -141,3 +180,69 @@ def comparison_markdown(comparison: Comparison) -> str:
         for m in comparison.members
     ]
     return "\n".join([*lines, *folded("How it was made", facts)])
+
+
+# --- on the terminal -------------------------------------------------------------------------------------
+
+
+_BAR, _NAME = 5, 14
+
+
+def show_comparison(comparison: Comparison, console: Console) -> None:
+    """Print the members side by side, each against the first, then the findings and the next command."""
+    plain = not speaks_unicode(console)
+    say(console, title(comparison), style="bold")
+    say(console, f"{KINDS[comparison.kind]}: {subject(comparison)}")
+    console.print(_member_rows(comparison, console))
+    notes = "Δ to the first ± half its 95 % interval, * where that excludes 0"
+    unpaired = any(m.difference is not None and not m.difference.paired for m in comparison.members)
+    notes += ", ~ unpaired" if unpaired else ""
+    say(console, f"{notes}; no top 3: without three dimensions; rank: share of random directions; rho: with depth.")
+    for caveat in comparison.caveats:
+        say(console, f"{'!' if plain else '▲'} {caveat}", style="magenta")
+    say(console, "")
+    main, facts = comparison.findings[0], ""
+    if comparison.kind == "pair":
+        named = {"cone": "mean_cosine", "cone without three dimensions": WITHOUT_TOP, "quality": "quality"}
+        words = {name: word_of(comparison.members[1], key) for name, key in named.items()}
+        facts = " · ".join(f"{name}: {word}" for name, word in words.items() if word)
+    heading = f"{called(comparison.reference)} and {len(comparison.members) - 1} more"
+    console.print(panel(heading, COLOURS[main.severity], comparison.findings, facts=facts))
+
+
+def _member_rows(comparison: Comparison, console: Console) -> RichTable:
+    trajectory, plain = comparison.trajectory is not None, not speaks_unicode(console)
+    peak = comparison.trajectory.peak if comparison.trajectory else None
+    heads = ("step" if trajectory else "member", "mean cosine", "Δ cosine", "no top 3", "rank", "bits/byte", "rho")
+    table = new_table(console, heads, left=3)
+    table.collapse_padding = True
+    table.columns[0].no_wrap = True
+    table.columns[0].justify = "right" if trajectory else "left"
+    for member in comparison.members:
+        name = f"{member.step}" if trajectory else shortened(member.name, _NAME)
+        mark = "peak " if peak is not None and peak.name == member.name else ""
+        table.add_row(text(mark + name, "bold" if mark else ""), *_terminal_cells(member, plain))
+    return table
+
+
+def _terminal_cells(member: Member, plain: bool) -> list[str]:
+    cosine = deep_of(member, "mean_cosine").value
+    return [
+        f"{number(cosine)} {bar(cosine, plain, _BAR)}",
+        _mean_cosine_change(member),
+        number(deep_of(member, WITHOUT_TOP).value, 2),
+        percent(deep_of(member, "effective_rank").null_ratio),
+        number(member.quality.bits_per_byte.value),
+        signed(member.trend.spearman.rho, 2),
+    ]
+
+
+def _mean_cosine_change(member: Member) -> str:
+    if member.difference is None:
+        return "first"
+    of = change_of(member, "mean_cosine")
+    if of.value is None:
+        return DASH
+    mark = ("*" if of.excludes_zero else " ") + ("" if member.difference.paired else "~")
+    half = "" if of.low is None or of.high is None else f" ±{(of.high - of.low) / 2:.3f}"
+    return f"{signed(of.value)}{half}{mark}"

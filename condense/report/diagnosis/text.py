@@ -1,18 +1,24 @@
-"""A diagnosis on the terminal: verdict, layer table with a bar per site, next command."""
+"""A diagnosis as Markdown and on the terminal: the verdict first, then a row per site."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 from condense.report.console import bar, new_table, panel, say, speaks_unicode, text
-from condense.report.tables import shown
+from condense.report.escape import for_code, for_markdown
+from condense.report.tables import Column, Table, markdown_rows, markdown_table, shown, value_cell
 from condense.report.text import (
     LEVELS,
     NOTHING,
     TWIN_WORDS,
     WITHOUT_TOP,
+    estimate,
+    folded,
     listed,
+    markdown_findings,
+    markdown_head,
     number,
     percent,
     quality_lines,
@@ -21,9 +27,67 @@ from condense.report.text import (
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
     from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
+
+
+def diagnosis_markdown(diagnosis: Diagnosis) -> str:
+    """The report as Markdown, fit for a README, a model card or a CI summary."""
+    lines = [*markdown_head(diagnosis.condense, diagnosis.model.id), for_markdown(subject(diagnosis)), ""]
+    lines += _verdict(diagnosis.verdict)
+    for name, stack in diagnosis.stacks.items():
+        lines += [f"## {for_markdown(name)} stack", "", *_verdict(stack.verdict)]
+    lines += ["## Quality on the same windows", ""]
+    lines += [f"- {for_markdown(line)}" for line in quality_lines(diagnosis)]
+    lines += ["", *folded("Layer table", markdown_table(layer_table(diagnosis.sites)))]
+    return "\n".join([*lines, *folded("Provenance", _provenance(diagnosis))])
+
+
+def _verdict(verdict: Verdict) -> list[str]:
+    words = [f"**{LEVELS[verdict.level]}**", f"cone: {verdict.cone}", f"rank: {verdict.rank}"]
+    words.append(f"attribution: {for_markdown(verdict.attribution)}")
+    words += [f"borderline: {for_markdown(listed(verdict.borderline))}"] if verdict.borderline else []
+    words += [for_markdown(verdict.reason)] if verdict.reason else []
+    words += [TWIN_WORDS[verdict.twin]] if verdict.twin else []
+    note = "The bands are a convention (no validated threshold is published); geometry is not quality."
+    shares = [f"- {axis}: {for_markdown(verdict.share(axis))}" for axis in verdict.frequencies if verdict.share(axis)]
+    drawn = ["How often resampled documents give each word:", "", *shares, ""] if shares else []
+    beyond = [for_markdown(verdict.not_covered), ""] if verdict.not_covered else []
+    return [" · ".join(words), "", *beyond, *drawn, *markdown_findings(verdict.findings), note, ""]
+
+
+def layer_table(sites: Sequence[SiteReading]) -> Table:
+    """One row per site with the metrics that are shown where there is room."""
+    metrics, several = shown(2), len({site.stack for site in sites}) > 1
+    rows = tuple(
+        (
+            f"{site.stack} {site.label}" if several else site.label,
+            tuple(
+                value_cell(site.metrics.get(m.key, NOTHING), m.digits, bounds=m.key == "mean_cosine") for m in metrics
+            ),
+        )
+        for site in sites
+    )
+    return Table(tuple(Column(metric.title) for metric in metrics), rows)
+
+
+def _provenance(diagnosis: Diagnosis) -> list[str]:
+    model, corpus = diagnosis.model, diagnosis.corpus
+    facts = {
+        "weights sha256": model.weights_sha256 or "not known",
+        "revision": model.revision or "none",
+        "corpus sha256": corpus.sha256,
+        "windows sha256": corpus.windows_sha256,
+        "protocol": str(diagnosis.protocol.get("hash", "")),
+        "condense": diagnosis.condense,
+        "deep mean cosine": estimate(diagnosis.deep.get("mean_cosine", NOTHING)),
+    }
+    return markdown_rows(("", ""), ((key, f"`{for_code(value)}`") for key, value in facts.items()))
+
+
+# --- on the terminal -------------------------------------------------------------------------------------
+
 
 _COLOURS = {"severe": "red", "condensed": "red", "watch": "magenta", "ok": "green", "undefined": ""}
 _HEADS = ("site", "mean cosine", "±", "no top 3", "eff. rank", "variance", "sink ×")
@@ -40,20 +104,20 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     for name in stacks:
         if len(stacks) > 1:
             say(console, f"{name} stack", style="bold")
-        console.print(_table([site for site in diagnosis.sites if site.stack == name], console))
+        console.print(_site_rows([site for site in diagnosis.sites if site.stack == name], console))
     say(console, "0 is spread, 1 is one direction; % is of what random directions of the same shape have.", "")
     say(console, *quality_lines(diagnosis))
     if diagnosis.twin is not None:
-        say(console, _twin(diagnosis, diagnosis.twin))
+        say(console, _twin_lines(diagnosis, diagnosis.twin))
     say(console, "")
     for name, stack in diagnosis.stacks.items():
-        console.print(_panel(stack.verdict, f"{name}: "))
-    console.print(_panel(diagnosis.verdict, f"{stacks[-1]}: " if len(stacks) > 1 else ""))
+        console.print(_verdict_panel(stack.verdict, f"{name}: "))
+    console.print(_verdict_panel(diagnosis.verdict, f"{stacks[-1]}: " if len(stacks) > 1 else ""))
     if diagnosis.verdict.not_covered:
         console.print(text(diagnosis.verdict.not_covered))
 
 
-def _table(sites: Sequence[SiteReading], console: Console) -> Table:
+def _site_rows(sites: Sequence[SiteReading], console: Console) -> RichTable:
     """The layer table; metrics that are shown where there is room follow as far as the width allows."""
     plain, labels = not speaks_unicode(console), max((len(site.label) for site in sites), default=0)
     left = console.width - _FIXED - labels
@@ -80,7 +144,7 @@ def _table(sites: Sequence[SiteReading], console: Console) -> Table:
     return table
 
 
-def _twin(diagnosis: Diagnosis, twin: Diagnosis) -> str:
+def _twin_lines(diagnosis: Diagnosis, twin: Diagnosis) -> str:
     own, other = ([run.deep.get(key, NOTHING).value for key in _SHOWN] for run in (diagnosis, twin))
     return (
         f"random twin (same config, random weights): deep mean cosine {number(other[0], 2)} against "
@@ -89,7 +153,7 @@ def _twin(diagnosis: Diagnosis, twin: Diagnosis) -> str:
     )
 
 
-def _panel(verdict: Verdict, head: str = "") -> RenderableType:
+def _verdict_panel(verdict: Verdict, head: str = "") -> RenderableType:
     colour = _COLOURS[verdict.level]
     axes = f"cone {verdict.cone} · rank {verdict.rank} · {verdict.attribution}"
     if not verdict.findings:
