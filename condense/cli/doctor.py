@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from condense.cli import settings
-from condense.cli.analyze import demo_file
 from condense.cli.console import console, say
+from condense.cli.demo import demo_file
 from condense.cli.groups import command
 from condense.cli.outputs import check_file
 from condense.errors import CondenseError, UnavailableError

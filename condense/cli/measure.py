@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from condense.cli.console import MANNER, counting, quieten_libraries, say, say_first, show_line, working
+from condense.cli.console import MANNER, console, counting, quieten_libraries, say, say_first, show_line, working
 from condense.errors import CondenseError, UnavailableError, UsageError
 from condense.files import expanded
 from condense.report.escape import for_terminal
 from condense.report.text import in_words
 
 if TYPE_CHECKING:
+    from condense.cli.outputs import Outputs
     from condense.comparison.comparability import Conditions
     from condense.diagnosis.cache import Wanted
     from condense.diagnosis.distributed import Ranks
@@ -187,6 +188,15 @@ def _read_and_measure(wanted: Wanted, command: str, *, resumable: bool, ranks: R
             journal=resumable,
             ranks=ranks,
         )
+
+
+def show_and_write(diagnosis: Diagnosis, outputs: Outputs) -> None:
+    """A diagnosis on the terminal, then in its files."""
+    from condense.report.diagnosis.text import show_diagnosis
+
+    show_diagnosis(diagnosis, console())
+    for path in outputs.write(diagnosis):
+        say(f"wrote {path}")
 
 
 # --- --dry-run -------------------------------------------------------------------------------------------

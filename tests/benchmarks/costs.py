@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 
 from condense import geometry
-from condense.cli.analyze import demo_file
+from condense.cli.demo import demo_file
 from condense.diagnosis import forward as measuring
 from condense.diagnosis import quality
 from condense.diagnosis import resume as journal

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from condense.cli.analyze import demo_file
+from condense.cli.demo import demo_file
 from tests.benchmarks.costs import long_texts
 
 Rows = Iterator[tuple[str, str]]

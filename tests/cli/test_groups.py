@@ -9,10 +9,11 @@ import typer
 from typer.testing import CliRunner
 
 from condense.cli import settings
-from condense.cli.analyze import analyze, demo
+from condense.cli.analyze import analyze
 from condense.cli.app import app
 from condense.cli.check import check
 from condense.cli.compare import compare
+from condense.cli.demo import demo
 from condense.cli.groups import Only, Without, command
 from condense.cli.report import report
 from condense.cli.treat import treat

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from condense.metrics import METRICS
 from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 from condense.report.console import bar, new_table, panel, say, speaks_unicode, text
 from condense.report.escape import for_code, for_markdown
@@ -22,6 +23,7 @@ from condense.report.text import (
     number,
     percent,
     quality_lines,
+    sentence,
     subject,
 )
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table as RichTable
 
+    from condense.models.sick import Sick
     from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 
 
@@ -115,6 +118,38 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     console.print(_verdict_panel(diagnosis.verdict, f"{stacks[-1]}: " if len(stacks) > 1 else ""))
     if diagnosis.verdict.not_covered:
         console.print(text(diagnosis.verdict.not_covered))
+
+
+_LESSON = {
+    "mean_cosine": "mean cosine",
+    WITHOUT_TOP: "without top 3",
+    "cross_text_cosine": "between texts",
+    "effective_rank": "effective rank",
+    "effective_rank_with_sink": "rank, sink kept",
+    "sink_ratio": "sink ratio",
+}
+
+
+def show_lesson(diagnosis: Diagnosis, sick: Sick, count: str, console: Console) -> None:
+    """Print what a model with a known fault looks like: its numbers over depth, the main finding, what gives it away.
+
+    count: which of how many this is.
+    """
+    say(console, f"{count} · {sick.name}", style="bold")
+    say(console, sentence(f"Built in: {sick.fault}"))
+    sites = [site for site in diagnosis.sites if site.site != "output"]
+    table = new_table(console, ("", *("embedding" if site.site == "embedding" else str(site.index) for site in sites)))
+    for key, name in _LESSON.items():
+        digits = 2 if METRICS[key].unit == "cosine" else 0
+        table.add_row(name, *(number(site.metrics.get(key, NOTHING).value, digits) for site in sites))
+    console.print(table)
+    verdict = diagnosis.verdict
+    axes = f"cone {verdict.cone} · rank {verdict.rank} · {verdict.attribution}"
+    console.print(panel(LEVELS[verdict.level], _COLOURS[verdict.level], verdict.findings[:1], facts=axes))
+    if verdict.attribution == sick.attribution:
+        say(console, f"Right: {verdict.attribution}. {sick.lesson}", "")
+    else:
+        say(console, f"Wrong: {verdict.attribution} instead of {sick.attribution}.", "", style="bold")
 
 
 def _site_rows(sites: Sequence[SiteReading], console: Console) -> RichTable:
