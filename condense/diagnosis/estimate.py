@@ -97,12 +97,14 @@ def _local(path: Path, options: ModelOptions, name: str | None = None) -> Source
             return Source(_gguf_shape(model, name), copy=gguf_copies.copy_of(model.parts))
         path = folder
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        base = inspection.check_adapter(path).get("base_model_name_or_path")
+        config = inspection.check_adapter(path)
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
         if not isinstance(base, str) or not base:
             raise UnavailableError(f"{path}/adapter_config.json names no base model")
         beside = path / base
         found = str(beside) if not Path(base).is_absolute() and beside.exists() else base
-        return find(found, replace(options, revision=None, token=None, trust_remote_code=False))
+        own = revision if isinstance(revision, str) else None  # --revision is the adapter's
+        return find(found, replace(options, revision=own, token=None, trust_remote_code=False))
     opened = inspection.open_folder(path)
     if options.random_init:
         return Source(shape(opened.config, name))

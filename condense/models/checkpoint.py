@@ -67,7 +67,7 @@ def read(located: Located) -> Checkpoint:
         model, head_missing, notes = _build(located)
         if located.adapter:
             head_missing = head_missing or head_of(located.adapter, model)
-            model = merged(model, located.adapter, len(located.tokenizer))
+            model = in_dtype(merged(model, located.adapter, len(located.tokenizer)), DTYPES[located.dtype])
     model = _placed(model, located)
     model.name_or_path = model.config.name_or_path = located.name  # what cards name: never a folder of the cache
     info = _info(model, located, (*notes, *located.notes))
@@ -86,7 +86,7 @@ def random_twin(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
     config = checkpoint.model.config
     with reported(checkpoint.info.id):
         model = _random(type(checkpoint.model), config, seed)
-    model = model.to(device=checkpoint.model.device, dtype=checkpoint.model.dtype).eval()
+    model = in_dtype(model, checkpoint.model.dtype).to(checkpoint.model.device).eval()
     info = replace(checkpoint.info, source_format="random", weights_sha256=_random_sha256(config, seed), revision=None)
     return replace(checkpoint, model=model, info=info)
 
@@ -120,10 +120,11 @@ def _model_class(located: Located) -> Any:
 
 def _build(located: Located) -> tuple[PreTrainedModel, str | None, tuple[str, ...]]:
     """The model in eval mode; why its head is missing, if it is; notes for the reader."""
-    config, folder, options, dtype = located.config, located.base, located.options, DTYPES[located.dtype]
+    config, folder, options = located.config, located.base, located.options
+    dtype = torch.float32 if located.adapter else DTYPES[located.dtype]  # in half precision merging would round
     kind = _model_class(located)
     if options.random_init:
-        return _random(kind, config, options.seed).to(dtype).eval(), None, ("random weights",)
+        return in_dtype(_random(kind, config, options.seed), dtype), None, ("random weights",)
     if not hasattr(kind, "_load_pretrained_model"):  # AutoModel: the class of the config's type
         kind = kind._model_mapping[type(config)]
         reason = "config.json names no class with a head that transformers has (architectures)"
@@ -202,6 +203,21 @@ def _random(kind: Any, config: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return built_from(kind, config).float().eval()
+
+
+def in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """The model with its weights in a type, as `from_pretrained` would read them: some classes keep a few in float32.
+
+    Buffers, such as the frequencies of rotary positions, stay as they are.
+    """
+    names = {*(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}
+    if dtype == torch.float16:
+        names |= {*(getattr(model, "_keep_in_fp32_modules", None) or ())}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and names.isdisjoint(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model
 
 
 def _placed(model: Any, located: Located) -> Any:

@@ -7,6 +7,7 @@ same place is another model.
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,10 @@ _POSITIONS = (
     "block_size",
     "max_target_positions",
     "max_source_positions",
+)
+# A learned table of positions in the weights; one of relative positions has no end, one of images is another's.
+_POSITION_TABLE = re.compile(
+    r"^(?!.*(?:rel|vision|visual|image|audio))(?:.*\.)?(?:wpe|pos\w*emb\w*|embed_pos\w*|pos|positions?)(?:\.weight)?$"
 )
 # Their positions count from pad + 1.
 _OFFSET_POSITIONS = (
@@ -143,7 +148,7 @@ def _locate(name: str, options: ModelOptions) -> Located:
         revision=revision,
         config=found.config,
         tokenizer=tokenizer,
-        positions=positions_of(found.config),
+        positions=longest_input(found.config, base),
         device=device,
         dtype=dtype,
         source_dtype=source_dtype,
@@ -250,6 +255,20 @@ def positions_of(config: Any) -> int | None:
             pad = getattr(text, "pad_token_id", None)
             return value - ((pad if isinstance(pad, int) else 1) + 1)
     return None
+
+
+def longest_input(config: Any, folder: Folder) -> int | None:
+    """The longest input that a config allows; where it names none, the rows of the weights' table of positions."""
+    limit = positions_of(config)
+    if limit is not None or folder.is_pickle:
+        return limit
+    tables = [
+        entry["shape"][-2]
+        for file in folder.weights
+        for name, entry in inspection.safetensors_header(file).items()
+        if _POSITION_TABLE.search(name) and len(entry["shape"]) in (2, 3)
+    ]
+    return min((rows for rows in tables if rows > 1), default=None)
 
 
 def stored_dtype(config: Any, folder: Folder) -> str:

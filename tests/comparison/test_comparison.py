@@ -475,7 +475,7 @@ def test_a_damaged_saved_run_of_a_trajectory_is_left_out(llama: Diagnosis, tmp_p
     (tmp_path / "runs" / "step5.json").write_text("{")
     found = compare(tmp_path / "runs")
     assert found.kind == "trajectory" and [member.step for member in found.members] == [1, 2, 10]
-    assert [failure.name for failure in found.failures] == ["step5"]
+    assert [failure.name for failure in found.failures] == ["step5.json"]
 
 
 def test_only_failures_are_the_error_itself(tmp_path: Path) -> None:

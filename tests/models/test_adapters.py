@@ -16,8 +16,11 @@ from safetensors.torch import load_file, save_file
 import condense
 from condense.errors import UnavailableError
 from condense.models import adapters
+from condense.texts.documents import probe
+from condense.training.loop import save_model
 from tests.conftest import write_checkpoint
 from tests.models.test_architectures import CASES, config_of
+from tests.models.test_bad_input import condense as command
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 ATTENTION = ["q_proj", "v_proj"]
@@ -199,6 +202,102 @@ def test_a_merged_adapter_gives_the_numbers_of_the_unmerged_model(name: str, bas
     found.model.save_pretrained(tmp_path / "saved")  # what treat keeps is what was measured, tied or not
     again = kind.from_pretrained(tmp_path / "saved", dtype=torch.float32).eval()
     assert distance(outputs(again), outputs(found.model)) < 1e-6
+
+
+SIZES = {
+    "psoft": {"r": 4},
+    "osf": {"effective_rank": 4},
+    "randlora": {"r": 4},
+    "road": {"group_size": 8},
+    "shira": {"r": 4},
+    "waveft": {"n_frequency": 64},
+}
+OTHER_KINDS = {
+    "adamss": "AdamssConfig",
+    "beft": "BeftConfig",
+    "deft": "DeftConfig",
+    "frod": "FrodConfig",
+    "glora": "GloraConfig",
+    "gralora": "GraloraConfig",
+    "hira": "HiraConfig",
+    "osf": "OSFConfig",
+    "peanut": "PeanutConfig",
+    "psoft": "PsoftConfig",
+    "pvera": "PveraConfig",
+    "randlora": "RandLoraConfig",
+    "road": "RoadConfig",
+    "shira": "ShiraConfig",
+    "supertuning": "SupertuningConfig",
+    "tinylora": "TinyLoraConfig",
+    "unilora": "UniLoraConfig",
+    "waveft": "WaveFTConfig",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_every_other_kind_is_the_unmerged_model_or_refused_by_name(name: str, bases: Copy, tmp_path: Path) -> None:
+    """On all tokens there are, not on those alone that the check itself tries."""
+    config = next((one for one in dir(peft) if one.lower() == OTHER_KINDS[name].lower()), None)
+    assert config is not None, "the premise: PEFT has this kind"
+    adapter, folder = tuner(config, **SIZES.get(name, {})), tmp_path / "adapter"
+    kind = trained(adapter, bases("llama"), folder)
+    try:
+        found = condense.load(folder, device="cpu")
+    except UnavailableError as refusal:
+        assert "adapter of type " in str(refusal)
+        return
+    model = kind.from_pretrained(bases("llama"), dtype=torch.float32).eval()
+    model = peft.PeftModel.from_pretrained(model, str(folder)).eval()
+    ids = torch.randperm(480, generator=torch.Generator().manual_seed(3)).view(4, 120)
+    with torch.no_grad():
+        assert distance(found.model(input_ids=ids).logits, model(input_ids=ids).logits) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_merged_and_checked_in_float32(dtype: str, bases: Copy, tmp_path: Path) -> None:
+    """The weights are those of the float32 merge, rounded once; what from_pretrained keeps in float32 stays so."""
+    trained(lora(), bases("llama"), tmp_path / "adapter")
+    full = condense.load(tmp_path / "adapter", device="cpu").model
+    half = condense.load(tmp_path / "adapter", device="cpu", dtype=dtype).model
+    wanted = getattr(torch, dtype)
+    assert half.dtype == wanted and half.config.dtype == wanted
+    for (name, a), (_, b) in zip(full.named_parameters(), half.named_parameters(), strict=True):
+        assert torch.equal(a.to(wanted), b), name
+    plain = condense.load(bases("llama"), device="cpu", dtype=dtype).model
+    buffers = {name: buffer.dtype for name, buffer in plain.named_buffers()}
+    assert {name: buffer.dtype for name, buffer in half.named_buffers()} == buffers
+    twin = condense.load(bases("llama"), device="cpu", dtype=dtype, random_init=True).model
+    assert {name: buffer.dtype for name, buffer in twin.named_buffers()} == buffers and twin.dtype == wanted
+
+
+def test_an_adapter_is_trained_and_what_comes_out_is_measured(bases: Copy, tmp_path: Path) -> None:
+    """`treat ADAPTER` trains the merged model; OUT is a checkpoint of its own, with the adapter's id in its card."""
+    trained(lora("tied", target_modules=["embed_tokens", "q_proj"]), bases("tied"), tmp_path / "adapter")
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(document.text for document in probe()[:4]) + " And something more than the probe.")
+    options = ["--text", text, "--max-steps", "2", "--max-length", "64", "--num-texts", "8", "--device", "cpu"]
+    result = command("treat", tmp_path / "adapter", "-o", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    source = condense.load(tmp_path / "adapter", device="cpu").model.state_dict()
+    found = condense.load(tmp_path / "out", device="cpu")
+    moved = [name for name, value in found.model.state_dict().items() if not torch.equal(value, source[name])]
+    assert found.info.source_format == "safetensors" and moved
+    assert "base_model: " in (tmp_path / "out" / "README.md").read_text()
+    windows = condense.windows(found.tokenizer, num_texts=2, max_length=24)
+    assert condense.analyze(found, windows, spectral_tokens=8).quality.loss.value is not None
+
+
+def test_an_adapter_is_saved_without_asking_the_hub(
+    bases: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT would look up the base's config there, to see whether its vocabulary was resized."""
+    opened = condense.load(bases("llama"), device="cpu")
+    model = peft.get_peft_model(opened.model, peft.LoraConfig(target_modules=ATTENTION))
+    model.peft_config["default"].base_model_name_or_path = "org/base"
+    asked: list[str] = []
+    monkeypatch.setattr(peft.utils.save_and_load, "check_file_exists_on_hf_hub", lambda *_, **__: asked.append("hub"))
+    save_model(model, opened, tmp_path / "model", merge=False, adapter=tmp_path / "adapter")
+    assert asked == [] and (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
 REFUSED = {
