@@ -1,8 +1,7 @@
 """Intervals against independent arithmetic, by simulation, on repeat, and where numbers are missing."""
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -202,107 +201,6 @@ def test_holm() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
     assert holm([None, 0.01]) == [None, pytest.approx(0.02)] and holm([]) == []
-
-
-# --- coverage, by simulation ------------------------------------------------------------------------
-
-Draw = Callable[[np.random.Generator, int], np.ndarray]
-NORMAL: Draw = lambda rng, size: rng.normal(size=size)  # noqa: E731
-SKEWED: Draw = lambda rng, size: rng.exponential(size=size) - 1  # noqa: E731
-CORRELATION = 0.28  # of the deep mean cosine of SmolLM2 within a document
-
-
-def correlated(rng: np.random.Generator, documents: Sequence[int], draw: Draw) -> np.ndarray:
-    """Values of mean 0 and variance 1 whose windows of one document are correlated."""
-    shared = draw(rng, max(documents) + 1)[np.asarray(documents)]
-    values: np.ndarray = CORRELATION**0.5 * shared + (1 - CORRELATION) ** 0.5 * draw(rng, len(documents))
-    return values
-
-
-def covered(truth: float, runs: int, estimate: Callable[[], Spread]) -> float:
-    """How often the interval of a simulated estimate holds the truth."""
-    hits = 0
-    for _ in range(runs):
-        low, high = estimate().bounds()
-        assert low is not None and high is not None
-        hits += low <= truth <= high
-    return hits / runs
-
-
-def mean_of(rng: np.random.Generator, documents: list[int], draw: Draw) -> Callable[[], Spread]:
-    return lambda: over_documents(correlated(rng, documents, draw), documents)
-
-
-def ratio_of(rng: np.random.Generator, documents: list[int], draw: Draw) -> Callable[[], Spread]:
-    """Bits over bytes: 1 bit a byte, windows of different lengths."""
-
-    def estimate() -> Spread:
-        sizes = rng.uniform(1500, 2500, len(documents))
-        return ratio_over_documents(sizes * (1 + 0.2 * correlated(rng, documents, draw)), sizes, documents)
-
-    return estimate
-
-
-def cross_of(rng: np.random.Generator, documents: list[int], draw: Draw) -> Callable[[], Spread]:
-    """The cross-text cosine of documents whose mean directions scatter about one of squared length .49."""
-    counts = 500.0 * np.bincount(documents)
-    count = len(counts)
-
-    def cross(keep: np.ndarray, sums: np.ndarray) -> float:
-        total, n = sums[keep].sum(0), counts[keep]
-        return float((total @ total - (sums[keep] ** 2).sum()) / (n.sum() ** 2 - (n**2).sum()))
-
-    def estimate() -> Spread:
-        means = np.stack([draw(rng, 24) for _ in range(count)]) * 0.15
-        means[:, 0] += 0.7
-        sums = means * counts[:, None]
-        everyone = np.arange(count)
-        deleted = [cross(np.delete(everyone, g), sums) for g in everyone]
-        return jackknife(cross(everyone, sums), deleted, documents)
-
-    return estimate
-
-
-def seeds_of(rng: np.random.Generator, documents: list[int], draw: Draw) -> Callable[[], Spread]:
-    """Three seeds whose noise is as large as that of the documents."""
-    size = float(np.std([over_documents(correlated(rng, documents, draw), documents).value for _ in range(200)]))
-
-    def estimate() -> Spread:
-        shared = correlated(rng, documents, draw)
-        return over_seeds(shared + size * draw(rng, 3)[:, None] * 3**0.5, documents)
-
-    return estimate
-
-
-def unpaired_of(rng: np.random.Generator, documents: list[int], draw: Draw) -> Callable[[], Spread]:
-    one = mean_of(rng, documents, draw)
-    return lambda: difference(one(), one())
-
-
-ESTIMATORS = {"mean": mean_of, "ratio": ratio_of, "cross": cross_of, "seeds": seeds_of, "unpaired": unpaired_of}
-TRUTH = {"cross": 0.49, "ratio": 1.0}
-DESIGNS = list(itertools.product((4, 8, 32), (True, False)))
-
-
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_intervals_cover(name: str) -> None:
-    """All designs together: few runs of each, on the slow test's bands widened by their noise."""
-    shares = []
-    for count, even in DESIGNS:
-        rng, documents = np.random.default_rng(12), documents_of(count, even=even)
-        shares.append(covered(TRUTH.get(name, 0.0), 100, ESTIMATORS[name](rng, documents, NORMAL)))
-    assert 0.92 <= np.mean(shares) <= 0.99 and min(shares) >= 0.86, shares
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("count", "even"), DESIGNS)
-@pytest.mark.parametrize("draw", [NORMAL, SKEWED], ids=["normal", "skewed"])
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_intervals_cover_in_every_design(name: str, draw: Draw, count: int, even: bool) -> None:
-    rng, documents = np.random.default_rng(99), documents_of(count, even=even)
-    share = covered(TRUTH.get(name, 0.0), 3000, ESTIMATORS[name](rng, documents, draw))
-    print(f"coverage {name} {'even' if even else 'uneven'} {count}: {share:.3f}")
-    assert 0.91 <= share <= 0.995
 
 
 # --- power ------------------------------------------------------------------------------------------

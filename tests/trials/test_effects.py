@@ -122,17 +122,9 @@ def noise_trials(run: Diagnosis, count: int, seeds: int, plan: Plan, seed: int =
     return {key: hits / count for key, hits in spoken.items()}
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_noise_hardly_ever_gets_a_word(run, seeds):
-    """Four arms without any effect: one that is declared to spread, condense, improve or worsen is a false word."""
-    for measure, rate in noise_trials(run, 200, seeds, PLAN).items():
-        assert rate <= 0.07, (measure, rate)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_noise_hardly_ever_gets_a_word_in_many_trials(run, seeds):
-    for measure, rate in noise_trials(run, 1000, seeds, PLAN, seed=1).items():
+def test_noise_hardly_ever_gets_a_word(run):
+    """Four arms without any effect, as a trial reads them; many more trials are in tests/test_simulations.py."""
+    for measure, rate in noise_trials(run, 60, 3, PLAN).items():
         assert rate <= 0.07, (measure, rate)
 
 
