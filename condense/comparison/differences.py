@@ -8,7 +8,7 @@ where there are several. All inference is that of `condense.intervals`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,6 +181,43 @@ def difference_of(sides: Sequence[tuple[Linear, Linear]], *, paired: bool, docum
     return Spread(value, (seeds, *first.parts, *second.parts))
 
 
+def pooled_difference(pairs: Sequence[tuple[Estimate, Estimate]], documents: Sequence[Sequence[int]]) -> Spread:
+    """The mean over seeds of first − second for numbers pooled over documents: a delete-one-document jackknife.
+
+    documents: of both where they are the same, so that the difference is taken without each document in turn; of the
+    first and of the second where they are not, and their variances are added.
+    """
+    values = [a.value - b.value for a, b in pairs if a.value is not None and b.value is not None]
+    if len(values) < len(pairs):
+        reasons = [of.reason for pair in pairs for of in pair if of.value is None]
+        return Spread(None, (), next((reason for reason in reasons if reason), _UNDEFINED))
+    value = float(np.mean(values))
+    columns = list(zip(*pairs, strict=True))
+    if any(
+        len(of.deleted or ()) != len(column[0].deleted or ()) or not of.deleted for column in columns for of in column
+    ):
+        return Spread(value, (), _POOLED)
+    first, second = (np.mean([_numbers(of.deleted) for of in column], axis=0) for column in columns)
+    if len(documents) == 1:
+        spread = intervals.jackknife(value, list(first - second), tuple(documents[0]))
+    else:
+        means = [float(np.mean([of.value or 0.0 for of in column])) for column in columns]
+        sides = [
+            intervals.jackknife(mean, list(deleted), tuple(own))
+            for mean, deleted, own in zip(means, (first, second), documents, strict=True)
+        ]
+        spread = intervals.difference(*sides)
+        if len(values) > 1 and spread.parts:
+            spread = Spread(value, (*sides[0].parts, *sides[1].parts))
+    if len(values) == 1 or not spread.parts:
+        return spread
+    return Spread(value, ((float(np.var(values, ddof=1)) / len(values), len(values) - 1.0), *spread.parts))
+
+
+def _numbers(values: Sequence[float | None] | None) -> Floats:
+    return np.array([np.nan if value is None else value for value in values or ()], dtype=np.float64)
+
+
 def _influence(side: Linear) -> Floats:
     if side.influence is None:
         raise ValueError("there is no value per window")
@@ -230,12 +267,21 @@ class Pairing:
         """The runs of one seed alone."""
         return Pairing((self.runs[index],), self.same_tokens, self.byte_documents)
 
-    def _spread(self, read: Callable[[Diagnosis], Linear]) -> Spread:
-        return difference_of([(read(a), read(b)) for a, b in self.runs], paired=self.same_tokens)
+    def between(self, pairs: Sequence[tuple[Estimate, Estimate]]) -> Spread:
+        """New − old of one metric, given as it was measured in each of the runs."""
+        if any(of.deleted is not None for pair in pairs for of in pair):
+            new, old = self.runs[0]
+            own, other = new.corpus.documents, old.corpus.documents
+            return pooled_difference(pairs, (other,) if self.same_tokens and own == other else (own, other))
+        sides = [
+            (mean_of(first, new.corpus.documents), mean_of(second, old.corpus.documents))
+            for (first, second), (new, old) in zip(pairs, self.runs, strict=True)
+        ]
+        return difference_of(sides, paired=self.same_tokens)
 
     def deep(self, key: str, stack: str | None = None) -> Spread:
         """New − old in a deep metric of a stack, by default the main one."""
-        return self._spread(lambda run: mean_of(run.deep_of(stack)[key], run.corpus.documents))
+        return self.between([(new.deep_of(stack)[key], old.deep_of(stack)[key]) for new, old in self.runs])
 
     def quality(self, key: str) -> Spread:
         """New − old in loss, perplexity or bits per byte."""
@@ -256,19 +302,13 @@ class Pairing:
             changes: dict[str, Estimate] = {}
             words: dict[str, ConeWord] = {}
             for key in (key for key in keys if all(key in table[at] for table in tables)):
-                own = [
-                    mean_of(table[at][key], run.corpus.documents)
-                    for table, run in zip(tables, self._flat(), strict=True)
-                ]
-                spread = difference_of(list(zip(own[::2], own[1::2], strict=True)), paired=self.same_tokens)
+                own = [table[at][key] for table in tables]
+                spread = self.between(list(zip(own[::2], own[1::2], strict=True)))
                 changes[key] = estimate_of(spread)
                 if site.site == "block" and key in CONE_KEYS:
                     words[key] = cone_word(changes[key], spread.bounds(alpha / blocks), least)
             made.append(SiteEffect(site.site, site.stack, site.index, changes, words))
         return tuple(made)
-
-    def _flat(self) -> list[Diagnosis]:
-        return [run for pair in self.runs for run in pair]
 
     def words(self, spreads: Mapping[str, Spread], least: float, tolerance: float, alpha: float) -> dict[str, Word]:
         """What the differences come to: of the mean cosine with and without three dimensions, and of quality."""

@@ -274,7 +274,7 @@ def _site(site: SiteReading) -> SiteReading:
 
 
 def _bare(of: Estimate) -> Estimate:
-    return replace(of, per_text=None)
+    return replace(of, per_text=None, deleted=None)
 
 
 def _effect(run: Diagnosis, first: Diagnosis, reference: str, compared: int) -> Effect:

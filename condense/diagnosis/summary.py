@@ -172,7 +172,7 @@ class SiteTally:
         if key == "cross_text_cosine":
             whole = torch.ones(1, len(self._sums), dtype=torch.float64)
             value = _number(float(geometry.cross_cosines(*self.products, whole)))
-            return estimated(jackknife(value, self.without_each_document(), self.documents), key)
+            return pooled(value, self.without_each_document(), self.documents, key)
         table = self.table(key)
         nulls = self.null_table(key) if key in SPECTRAL else None
         return estimated(over_documents(table, self.documents), key, table, nulls)
@@ -199,6 +199,11 @@ def estimated(spread: Spread, key: str, per_text: Floats | None = None, nulls: F
         null, ratio = _number(_mean(nulls[known])), _number(_mean(per_text[known] / nulls[known]))
     values = None if per_text is None else tuple(_number(value) for value in per_text.tolist())
     return Estimate(spread.value, low, high, values, null, ratio, reason)
+
+
+def pooled(value: float | None, deleted: Sequence[float | None], documents: Sequence[int], key: str) -> Estimate:
+    """The record of a number over pairs of documents, with its value without each of them."""
+    return replace(estimated(jackknife(value, deleted, documents), key), deleted=tuple(deleted))
 
 
 class DepthSummary:
@@ -235,9 +240,11 @@ class DepthSummary:
     def draws(self) -> list[Inputs]:
         """The same on seeded resamples of the documents, each deviation stretched; empty without documents.
 
+        Empty for one window too: there is nothing to draw, and a word of it would look certain.
+
         The cross-text cosine stays as it is where a resample holds copies of one document only.
         """
-        if not self.documents:
+        if len(self.documents) < 2:
             return []
         estimate = self._from_weights(np.ones((1, len(self.documents))))
         drawn = self._from_weights(document_weights(self.documents, self.seed))
@@ -282,7 +289,7 @@ class DepthSummary:
             whole = [tally.estimates[key].value for tally in self.half]
             value = None if None in whole else float(np.mean([v for v in whole if v is not None]))
             deleted = _mean_over_blocks([_floats(tally.without_each_document()) for tally in self.half])
-            return estimated(jackknife(value, deleted.tolist(), self.documents), key)
+            return pooled(value, [_number(v) for v in deleted.tolist()], self.documents, key)
         table = self.table(key)
         nulls = _mean_over_blocks([tally.null_table(key) for tally in self.half]) if key in SPECTRAL else None
         estimate = estimated(over_documents(table, self.documents), key, table, nulls)

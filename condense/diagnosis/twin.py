@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from condense.diagnosis.summary import trend_of
+from condense.diagnosis.summary import pooled, trend_of
 from condense.diagnosis.verdict import Twin, TwinWord
 from condense.intervals import Spread, over_documents
 from condense.metrics import METRICS
@@ -115,6 +115,9 @@ def _mean_estimate(key: str, estimates: Sequence[Estimate], documents: Sequence[
         if documents is not None:
             low, high = over_documents(table, documents).clipped(METRICS[key].low, METRICS[key].high)
     nulls, ratios = [e.null for e in estimates], [e.null_ratio for e in estimates]
+    if documents is not None and all(estimate.deleted for estimate in estimates):
+        without = np.mean([_floats(estimate.deleted) for estimate in estimates], axis=0)
+        return pooled(_mean(values), [v if np.isfinite(v) else None for v in without.tolist()], documents, key)
     return Estimate(_mean(values), low, high, per_text, _mean(nulls), _mean(ratios))
 
 

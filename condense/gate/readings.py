@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from condense.errors import UsageError
 from condense.gate.assertions import RATIOS, Target
-from condense.intervals import ALPHA, coverage_note, over_documents
+from condense.intervals import ALPHA, coverage_note, jackknife, over_documents
 from condense.records.base import Estimate
 from condense.records.diagnosis import Diagnosis, SiteReading
 
@@ -79,9 +79,13 @@ def _reading(where: str, own: Estimate, current: float | None, reference: float 
 
 def _at_level(run: Diagnosis, target: Target, own: Estimate) -> Estimate:
     """A number of one block with the interval that it has when all blocks are judged side by side."""
-    if own.value is None or own.per_text is None:
+    if own.value is None or (own.per_text is None and own.deleted is None):
         return replace(own, low=None, high=None)
-    spread = over_documents(own.per_text, run.corpus.documents)
+    documents = run.corpus.documents
+    if own.per_text is None:
+        spread = jackknife(own.value, own.deleted or (), documents)
+    else:
+        spread = over_documents(own.per_text, documents)
     low, high = spread.bounds(_alpha(run, target))
     return replace(own, low=low, high=high, reason=spread.reason)
 
@@ -164,12 +168,13 @@ def _ratio(of: Estimate) -> Estimate:
     """A rank as a share of its null."""
     if of.null_ratio is None or not of.null:
         return Estimate(None, reason=of.reason or "it has no null")
-    low, high = (None if bound is None else bound / of.null for bound in (of.low, of.high))
-    return Estimate(of.null_ratio, low, high)
+    ratio, value = of.null_ratio, of.value or 0.0  # the mean of the windows' own ratios, whose nulls may differ
+    low, high = (None if bound is None else ratio + (bound - value) / of.null for bound in (of.low, of.high))
+    return Estimate(ratio, low, high)
 
 
 def _difference(run: Diagnosis, baseline: Diagnosis, target: Target, place: _Place, other: _Place) -> Estimate:
-    from condense.comparison.differences import Pairing, difference_of, mean_of
+    from condense.comparison.differences import Pairing
 
     pairing = Pairing.of({0: run}, {0: baseline})
     if target.scope == "quality":
@@ -177,7 +182,6 @@ def _difference(run: Diagnosis, baseline: Diagnosis, target: Target, place: _Pla
     elif place.site is None or other.site is None:
         spread = pairing.deep(target.metric, target.stack)
     else:
-        sides = mean_of(place.estimate, run.corpus.documents), mean_of(other.estimate, baseline.corpus.documents)
-        spread = difference_of([sides], paired=pairing.same_tokens)
+        spread = pairing.between([(place.estimate, other.estimate)])
     low, high = spread.bounds(_alpha(run, target))
     return Estimate(spread.value, low, high, reason=spread.reason)

@@ -79,7 +79,8 @@ class Estimate:
     """A number over texts: mean (or composite) with a 95 % interval; None with a reason if undefined.
 
     `per_text` keeps the value of every text in window order, so that two saved runs can be compared
-    pair by pair. `null` is the value for Gaussian rows of the same shape, `null_ratio` = value / null.
+    pair by pair. `null` is the value for Gaussian rows of the same shape, `null_ratio` = value / null. `deleted` keeps,
+    for a number that is pooled over documents, its value without each document in turn.
     """
 
     value: float | None
@@ -89,6 +90,7 @@ class Estimate:
     null: float | None = None
     null_ratio: float | None = None
     reason: str | None = None
+    deleted: tuple[float | None, ...] | None = None
 
     @property
     def excludes_zero(self) -> bool:

@@ -205,7 +205,7 @@ def read_run(folder: Path, seed: int, schedule: Schedule) -> Run:
 
 def _without_texts(deep: Mapping[str, Estimate]) -> dict[str, Estimate]:
     """Deep numbers without their values per text, which lie in the run's diagnoses."""
-    return {key: replace(estimate, per_text=None) for key, estimate in deep.items()}
+    return {key: replace(estimate, per_text=None, deleted=None) for key, estimate in deep.items()}
 
 
 def _point(diagnosis: Diagnosis, index: int) -> SitePoint:

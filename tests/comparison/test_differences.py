@@ -68,6 +68,52 @@ def test_the_interval_is_that_of_the_differences_over_documents(run):
     assert found.high - found.low != pytest.approx(2 * naive, rel=0.01), "windows of one document are not independent"
 
 
+def deleted_of(run, values, without):
+    """The run with these numbers as its deep cross-text cosine and its values without each document."""
+    of = replace(run.deep["cross_text_cosine"], value=values, deleted=tuple(without))
+    return replace(run, deep={**run.deep, "cross_text_cosine": of})
+
+
+def test_a_number_over_pairs_of_documents_differs_by_a_jackknife(run):
+    documents = (0, 0, 1, 1, 2, 2, 3, 3)
+    base, rng = in_documents(run, documents), np.random.default_rng(5)
+    old, new = rng.normal(0.5, 0.02, 4), rng.normal(0.45, 0.02, 4)
+    a, b = deleted_of(base, 0.51, old), deleted_of(base, 0.44, new)
+    found = difference(b, a, "control").deep["cross_text_cosine"]
+
+    def jackknifed(values):
+        return 3 / 4 * ((values - values.mean()) ** 2).sum()
+
+    half = half_width((jackknifed(new - old), 3))
+    assert found.value == pytest.approx(-0.07)
+    assert (found.low, found.high) == pytest.approx((-0.07 - half, -0.07 + half))
+    unpaired = replace(a, corpus=replace(a.corpus, windows_sha256="0" * 64))
+    apart = difference(b, unpaired, "control").deep["cross_text_cosine"]
+    va, vb = jackknifed(old), jackknifed(new)
+    half = half_width((va + vb, (va + vb) ** 2 / (va**2 / 3 + vb**2 / 3)))
+    assert (apart.low, apart.high) == pytest.approx((-0.07 - half, -0.07 + half))
+    others = deleted_of(base, 0.40, new + 0.01)
+    seeds = Pairing.of({0: b, 1: others}, {0: a, 1: a}).deep("cross_text_cosine")
+    assert seeds.parts[0] == (pytest.approx(np.var([-0.07, -0.11], ddof=1) / 2), 1.0)
+    assert seeds.parts[1] == (pytest.approx(jackknifed(new + 0.005 - old)), 3.0)
+    older = replace(a, deep={**a.deep, "cross_text_cosine": Estimate(0.5)})
+    missing = difference(b, older, "control").deep["cross_text_cosine"]
+    assert missing.value == pytest.approx(-0.06) and missing.low is None and "pooled" in missing.reason
+
+
+def test_measured_runs_keep_what_that_jackknife_needs(diagnosed):
+    a, b = diagnosed("llama"), diagnosed("qwen2")
+    for of in (a.deep["cross_text_cosine"], a.sites[1].metrics["cross_text_cosine"]):
+        count, known = len(set(a.corpus.documents)), np.array(of.deleted)
+        assert len(known) == count
+        variance = (count - 1) / count * ((known - known.mean()) ** 2).sum()
+        freedom = 1 / sum((a.corpus.documents.count(d) / 8) ** 2 for d in set(a.corpus.documents)) - 1
+        half = scipy.stats.t.ppf(0.975, freedom) * variance**0.5
+        assert (of.low, of.high) == pytest.approx((of.value - half, min(1, of.value + half)))
+    change = difference(b, a, "first").deep["cross_text_cosine"]
+    assert change.low is not None and change.low <= change.value <= change.high
+
+
 def test_unpaired_variances_are_added(run):
     other = replace(run, corpus=replace(run.corpus, windows_sha256="0" * 64))
     new = moved(run, -0.05, noise=0.01)

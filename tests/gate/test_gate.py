@@ -599,3 +599,37 @@ def test_every_miss_has_a_next_command(run):
 
 def test_what_is_asked_twice_is_told_once(run):
     assert len(evaluate(run, [parse_inline("deep.mean_cosine <= 1")] * 2).results) == 1
+
+
+# --- one window, and numbers of every kind --------------------------------------------------------------
+
+
+def test_one_window_makes_no_word_certain(opened):
+    """Nothing can be drawn again from one window: its words are not stable in 100 % of the resamples."""
+    from condense.diagnosis.run import analyze
+    from condense.texts.windows import windows
+
+    checkpoint = opened("llama")
+    texts = windows(checkpoint.tokenizer, num_texts=1, max_length=64, positions=checkpoint.positions)
+    one = analyze(checkpoint, texts, spectral_tokens=32)
+    assert one.verdict.frequencies == {} and one.verdict.borderline == ()
+    found = only(one, f"verdict.cone == {one.verdict.cone}")
+    assert found.outcome == "inconclusive" and "how stable" in found.reason
+    assert only(one, "deep.mean_cosine <= 1").outcome == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    "target", ["deep.cross_text_cosine", "any-block.cross_text_cosine", "output.cross_text_cosine"]
+)
+def test_the_cross_text_cosine_can_be_gated(run, target):
+    """Its interval is a jackknife, also for a change and for all blocks side by side."""
+    assert only(run, f"{target} <= 1.1").outcome == "pass"
+    assert only(run, f"{target} <= -0.9").outcome == "fail"
+    assert only(run, f"{target} <= baseline + 0.01", run).outcome == "pass"
+
+
+def test_a_share_of_the_null_lies_within_its_own_interval(run):
+    """The nulls of windows differ where a text repeats itself, so the mean of ratios is no ratio of means."""
+    of = replace(run.deep["effective_rank"], value=20.0, low=20.0, high=20.0, null=40.0, null_ratio=0.52)
+    found = only(replace(run, deep={**run.deep, "effective_rank": of}), "deep.effective_rank.null_ratio >= 0.51")
+    assert found.outcome == "pass" and found.found.low == found.found.high == 0.52
