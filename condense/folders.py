@@ -1,4 +1,4 @@
-"""The folder that a run writes: locked while it runs, marked with what condense made in it, cleared of nothing else.
+"""The folder that a run writes: marked with what condense made in it, replaced whole, cleared of nothing else.
 
 A folder of condense holds `.condense.json`: its kind, the fingerprint of the run, and each file that was made with its
 size and sha256. A file counts as condense's own only while it still matches. Everything here is safe against a kill at
@@ -10,24 +10,22 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import glob
 import json
 import os
 import shutil
-import socket
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from condense.errors import RunError, UsageError
 from condense.files import expanded, flush, sha256, sha256_of_files, umask, write_text
+from condense.lock import LOCK
 from condense.version import __version__
 
 MARK = ".condense.json"
-LOCK = ".condense.lock"
 SCHEMA = "condense.folder/1"
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2
 
@@ -142,9 +140,32 @@ def resolved(output: str | Path) -> Path:
     if target.exists() and not target.is_dir():
         raise UsageError(f"{output} is a file, not a folder", "choose another --output")
     parent = next(path for path in target.parents if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"cannot write {output}: {parent} is not writable", "choose another --output")
+    if not parent.is_dir():
+        raise UsageError(f"cannot write {output}: {parent} is not a folder", "choose another --output")
     return target
+
+
+def try_out(folder: Path) -> None:
+    """Write, flush, rename and remove a small file where a folder is or will be made.
+
+    UsageError if that fails, RunError for a full disk. What a kill leaves of it reads as an unfinished mark.
+    """
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{MARK}.", suffix=".tmp", dir=place)
+        os.close(handle)
+        file = Path(name)
+        try:
+            file.write_text("condense tries whether it can write here\n", encoding="utf-8")
+            flush([file])
+            file = file.replace(file.with_name(f".{MARK}.{os.getpid() % 10**8:08}.tmp"))
+        finally:
+            file.unlink()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(f"disk full: nothing can be written into {place}", "free some space and run again") from None
+        reason = error.strerror or str(error)
+        raise UsageError(f"cannot write into {place}: {reason}", "choose another --output") from None
 
 
 def work_folder(target: Path) -> Path:
@@ -153,8 +174,9 @@ def work_folder(target: Path) -> Path:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder is missing or holds nothing but an own lock."""
-    return not folder.exists() or all(path.name.startswith(LOCK) for path in folder.iterdir())
+    """Whether a folder is missing, or holds nothing but a lock of condense and a mark that was never finished."""
+    unfinished = f".{MARK}.????????.tmp"
+    return not folder.exists() or all(p.name.startswith(LOCK) or p.match(unfinished) for p in folder.iterdir())
 
 
 def refuse_foreign(folder: Path, names: Collection[str]) -> None:
@@ -168,106 +190,6 @@ def refuse_foreign(folder: Path, names: Collection[str]) -> None:
             f"{folder / foreign[0]} was not written by condense, or was changed since",
             "move it away, or choose another --output",
         )
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if it is missing, for this process; one that was made and stays empty is removed again.
-
-    UsageError, with the process that holds it, while another run does. The lock of a dead process is taken over; that
-    of another host never is, because nothing here can tell whether it lives.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        handle = _acquire(folder / LOCK)
-    except OSError as error:
-        raise UsageError(f"cannot lock {folder}: {error.strerror or error}", "choose another --output") from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            (folder / LOCK).unlink()
-        os.close(handle)
-        with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()
-
-
-def _acquire(path: Path) -> int:
-    """The open lock file with this process in it."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            kernel, holder, patience = _lock_in_kernel(handle), _holder(path, handle), 100
-            while kernel is False and holder is None and patience:  # it is about to say who it is
-                time.sleep(0.01)
-                holder, patience = _holder(path, handle), patience - 1
-            if kernel is False or (holder and (holder["host"] != socket.gethostname() or kernel is None)):
-                _refuse_if_held(path, holder, kernel)
-            if _is_file_of(path, handle):
-                text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": _start_of(os.getpid())})
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, f"{text}\n".encode(), 0)
-                os.fsync(handle)
-                return handle
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # another run removed the file when it ended: try again with the new one
-
-
-def _lock_in_kernel(handle: int) -> bool | None:
-    """Lock a file for as long as this process lives: whether it worked, None where the file system has no locks."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
-def _holder(path: Path, handle: int) -> dict[str, Any] | None:
-    """The process that a lock file names; UsageError for a file that is no lock of condense."""
-    text = os.pread(handle, 4096, 0).decode("utf-8", "replace").strip("\0\n ")
-    if not text:
-        return None
-    try:
-        data = json.loads(text)
-        return {"pid": int(data["pid"]), "host": str(data["host"]), "start": float(data["start"])}
-    except (ValueError, LookupError, TypeError):
-        raise UsageError(f"{path} was not written by condense", "move it away, or choose another --output") from None
-
-
-def _refuse_if_held(path: Path, holder: dict[str, Any] | None, kernel: bool | None) -> None:
-    """UsageError if a run holds the lock, or may hold it on another host."""
-    if holder is None:
-        raise UsageError(f"{path.parent} is in use by another run", "wait for it, or choose another --output")
-    pid, host = holder["pid"], holder["host"]
-    if host != socket.gethostname():
-        hint = f"if it is dead, remove {path}"
-        raise UsageError(f"{path.parent} is in use by process {pid} on {host}, another host", hint)
-    if kernel is False or _start_of(pid) == holder["start"]:
-        raise UsageError(f"{path.parent} is in use by process {pid}", "wait for it, or choose another --output")
-
-
-def _start_of(pid: int) -> float | None:
-    """When a process was started, in seconds since 1970; None if there is no such process."""
-    import psutil
-
-    try:
-        return round(float(psutil.Process(pid).create_time()), 2)
-    except psutil.Error:
-        return None
-
-
-def _is_file_of(path: Path, handle: int) -> bool:
-    """Whether a path still leads to the file that is open."""
-    try:
-        return os.path.samestat(path.stat(follow_symlinks=False), os.fstat(handle))
-    except OSError:
-        return False
 
 
 def stage(staged: Path, mark: Mark, linked: Mapping[str, Path], written: Mapping[str, str]) -> None:
@@ -316,7 +238,7 @@ def publish(staged: Path, target: Path) -> None:
 
 def _replace_empty(staged: Path, target: Path) -> bool:
     """Rename the staged folder to a target that is missing or empty; False where it is neither or cannot be done."""
-    if target.exists() and any(target.iterdir()):
+    if target.exists() and (any(target.iterdir()) or not _may_replace(staged, target)):
         return False
     try:
         staged.rename(target)
@@ -329,12 +251,30 @@ def _exchange(staged: Path, target: Path, old: Mark | None) -> bool:
     """Exchange the two folders in one step; False where the target holds anything else, or the system cannot."""
     if old is None or set(names_in(target)) - set(old.files) - {MARK} or not old.is_whole(target):
         return False
+    if not _may_replace(staged, target):
+        return False
     try:
         exchange = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
         return False
     here = -100  # AT_FDCWD; both paths are absolute
     return int(exchange(here, os.fsencode(staged), here, os.fsencode(target), _EXCHANGE)) == 0
+
+
+def _may_replace(staged: Path, target: Path) -> bool:
+    """Whether another folder may stand in the place of one that is there, which takes over its permissions.
+
+    Not of one with another owner or of another disk, and not of the working directory: its process, and the shell that
+    started it, would be left in the folder that is removed.
+    """
+    ours, theirs = staged.stat(), target.stat()
+    if (ours.st_uid, ours.st_gid, ours.st_dev) != (theirs.st_uid, theirs.st_gid, theirs.st_dev):
+        return False
+    with contextlib.suppress(OSError):  # the working directory may be gone
+        if Path.cwd().is_relative_to(target):
+            return False
+    shutil.copymode(target, staged)
+    return True
 
 
 def _move_in(staged: Path, target: Path, mark: Mark, old: Mark) -> None:
@@ -367,21 +307,22 @@ def _move(source: Path, target: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what the mark of a folder says that condense made in it, and the folder if that was all."""
+    """Remove what the mark of a folder says that condense made in it, the mark last, and the folder if that was all."""
     mark = read_mark(folder) or Mark("")
-    remove_unfinished(folder, {**mark.files, **mark.replaced})
-    remove_files(folder, {**mark.replaced, **mark.files})
-
-
-def remove_files(folder: Path, files: Files) -> None:
-    """Remove the files of a folder that are still as they were described, its mark, and what this leaves empty."""
-    for name, file in files.items():
-        if is_same(folder / _inside(name), file):
-            (folder / name).unlink()
-            _remove_empty(folder, name)
+    remove_files(folder, mark)
     (folder / MARK).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def remove_files(folder: Path, mark: Mark) -> None:
+    """Remove the files of a folder that are still as its mark says, and the folders in it that this leaves empty."""
+    files = {**mark.replaced, **mark.files}
+    remove_unfinished(folder, files)
+    for name in files:
+        if mark.owns(folder, _inside(name)):
+            (folder / name).unlink()
+            _remove_empty(folder, name)
 
 
 def remove_unfinished(folder: Path, names: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "condense"
 
 # Each package or single file may import what stands before it here, and itself. One that is missing fails the test.
 ORDER = (
-    "version", "errors", "metrics", "geometry", "intervals", "files", "folders", "records", "texts", "models",
+    "version", "errors", "metrics", "geometry", "intervals", "files", "lock", "folders", "records", "texts", "models",
     "dispersion",
     "diagnosis", "evaluation", "comparison", "gate", "doctor", "training", "report", "trials", "treatment",
     "cli",

@@ -11,16 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from condense import folders
+from condense import folders, lock
 from condense.errors import RunError, UsageError
 from condense.folders import (
-    LOCK,
     MARK,
     Mark,
     clear,
     describe,
     described,
-    locked,
     names_in,
     publish,
     read_mark,
@@ -29,6 +27,7 @@ from condense.folders import (
     stage,
     write_mark,
 )
+from condense.lock import LOCK, locked
 from tests.folder_kills import PLACES
 
 # --- publishing ----------------------------------------------------------------------------------------
@@ -166,7 +165,7 @@ def test_an_output_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 # --- the lock ------------------------------------------------------------------------------------------
 
-HOLD = "import sys, time; from pathlib import Path; from condense.folders import locked\n"
+HOLD = "import sys, time; from pathlib import Path; from condense.lock import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
@@ -184,15 +183,15 @@ def test_a_second_run_is_refused_and_a_dead_one_is_taken_over(
     holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = tmp_path / "out.work"
-    for kernel in (folders._lock_in_kernel, lambda handle: None):  # where the file system has no locks too
-        monkeypatch.setattr(folders, "_lock_in_kernel", kernel)
+    for kernel in (lock._lock_in_kernel, lambda handle: None):  # where the file system has no locks too
+        monkeypatch.setattr(lock, "_lock_in_kernel", kernel)
         with pytest.raises(UsageError, match=rf"out.work is in use by process {holder.pid}$"), locked(work):
             pytest.fail("two runs in one folder")
     left = (work / LOCK).read_bytes()
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    for kernel in (folders._lock_in_kernel, lambda handle: None):
-        monkeypatch.setattr(folders, "_lock_in_kernel", kernel)
+    for kernel in (lock._lock_in_kernel, lambda handle: None):
+        monkeypatch.setattr(lock, "_lock_in_kernel", kernel)
         (work / LOCK).write_bytes(left)
         with locked(work):
             assert json.loads((work / LOCK).read_text())["pid"] == os.getpid()
@@ -200,8 +199,8 @@ def test_a_second_run_is_refused_and_a_dead_one_is_taken_over(
 
 
 def test_a_number_of_a_process_that_was_given_again_is_no_holder(tmp_path: Path) -> None:
-    lock = {"pid": os.getppid(), "host": socket.gethostname(), "start": 1.0}
-    (tmp_path / LOCK).write_text(json.dumps(lock))
+    holder = {"pid": os.getppid(), "host": socket.gethostname(), "start": 1.0}
+    (tmp_path / LOCK).write_text(json.dumps(holder))
     with locked(tmp_path):
         pass
     assert tmp_path.exists() and not (tmp_path / LOCK).exists()
@@ -245,7 +244,7 @@ TURNS = """
 import sys, time
 from pathlib import Path
 from condense.errors import UsageError
-from condense.folders import locked
+from condense.lock import locked
 folder, done = Path(sys.argv[1]), 0
 while done < 20:
     try:

@@ -16,7 +16,7 @@ import typer
 from condense.cli.console import say
 from condense.cli.groups import command
 from condense.errors import UsageError
-from condense.files import is_special, write_text
+from condense.files import is_special, sha256, write_text
 from condense.records.options import Flag
 
 PREFIX = "CONDENSE_"
@@ -170,18 +170,41 @@ TEMPLATES = {Path("condense.toml"): "condense.toml", Path(".github/workflows/con
 @command
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The repository.", show_default=False)] = Path("."),
-    force: Annotated[bool, Flag("Write over files that exist.")] = False,
+    force: Annotated[bool, Flag("Replace the files of an earlier init that were not edited since.")] = False,
 ) -> None:
     """Write a commented condense.toml and .github/workflows/condense.yml."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a folder", "name the folder of a repository")
-    taken = [str(folder / name) for name in TEMPLATES if (folder / name).exists()]
+    taken = [folder / name for name in TEMPLATES if os.path.lexists(folder / name)]
     if taken and not force:
-        raise UsageError(f"{' and '.join(taken)} exists already", "nothing was written; --force replaces it")
+        names = " and ".join(str(path) for path in taken)
+        raise UsageError(f"{names} exists already", "nothing was written; --force replaces what was not edited")
+    for path in taken:
+        if not _is_unedited(path):
+            raise UsageError(
+                f"{path} was not written by condense init, or was edited since", "nothing was written; move it away"
+            )
     for name, source in TEMPLATES.items():
-        write_text(folder / name, template(source))
+        text = template(source)
+        write_text(folder / name, f"{_first_line(text)}\n{text}")
         say(f"wrote {folder / name}")
     say("next: put the model and the address of condense into the workflow, then condense check RUN.json")
+
+
+def _first_line(text: str) -> str:
+    """A comment by which a file is known to be unedited: the sha256 of all that follows."""
+    return f"# condense init, sha256 of the lines below: {sha256(text)}"
+
+
+def _is_unedited(path: Path) -> bool:
+    """Whether a file is as `condense init` wrote it, this version's or another's."""
+    if path.is_symlink() or is_special(path):
+        return False
+    try:
+        first, _, text = path.read_text(encoding="utf-8").partition("\n")
+    except (OSError, ValueError):
+        return False
+    return first == _first_line(text)
 
 
 def template(name: str) -> str:

@@ -359,6 +359,7 @@ class GateOptions(Options):
             "Show what changed, then write the run there as the new baseline.",
             GATE,
             metavar="BASE.json",
+            settings="never",
         ),
     ] = None
     junit: Annotated[Path | None, Flag("Write JUnit XML.", OUTPUT, metavar="FILE")] = None

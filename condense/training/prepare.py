@@ -33,6 +33,7 @@ MAX_TOKENS = 2_000_000
 TOKENS_PER_STEP = 131_072
 ROW_LENGTH = 1024
 CHECKPOINTS_KEPT = 3  # two by rotation, one while it is written
+REPORT_BYTES, RUN_BYTES = 5_000_000, 2_000_000  # the page with its record; what is measured of a run, on two texts
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,23 @@ def windows_for(checkpoint: Checkpoint, texts: Prepared) -> tuple[Windows, Windo
     return validation, probe
 
 
-def disk_needed(parameters: int, plan: Plan, models: int) -> int:
-    """Bytes on disk at the worst moment: so many saved models and, with --save-steps, training checkpoints."""
-    model = 4 * parameters
-    states = 3 * model * CHECKPOINTS_KEPT if plan.save_steps else 0
-    return model * models + states
+def disk_needed(opened: Checkpoint, plan: Plan, models: int, runs: int) -> int:
+    """Bytes on disk at the worst moment: so many saved models and, with --save-steps, training checkpoints.
+
+    A model comes with its tokenizer; the report and what is measured of so many runs are on top.
+    """
+    weights, tokenizer = 4 * opened.info.parameters, tokenizer_bytes(opened.tokenizer)
+    states = (3 * weights + tokenizer) * CHECKPOINTS_KEPT if plan.save_steps else 0
+    return (weights + tokenizer) * models + states + REPORT_BYTES + RUN_BYTES * runs
+
+
+def tokenizer_bytes(tokenizer: Any) -> int:
+    """Bytes that a tokenizer takes when it is saved: as text, or the files that it was read from."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is not None:
+        return len(core.to_str(pretty=True).encode())
+    files = [Path(value) for name, value in vars(tokenizer).items() if name.endswith("_file") and value]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def refuse_small_disk(work: Path, needed: int) -> None:

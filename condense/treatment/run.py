@@ -28,16 +28,17 @@ from condense.folders import (
     Mark,
     clear,
     is_empty,
-    locked,
     publish,
     read_mark,
     refuse_foreign,
     remove_unfinished,
     resolved,
     stage,
+    try_out,
     work_folder,
     write_mark,
 )
+from condense.lock import locked
 from condense.models.checkpoint import Checkpoint
 from condense.models.layers import Site, find_stacks, run, watching
 from condense.records.options import ModelOptions, TextOptions, takes
@@ -46,9 +47,10 @@ from condense.records.treatment import TREATMENT_SCHEMA, Arm, SeedModel, Treatme
 from condense.texts.documents import Document
 from condense.texts.windows import Windows
 from condense.training.costs import ROUNDS
+from condense.training.prepare import disk_needed, refuse_small_disk
 from condense.treatment.verdict import assess
 from condense.trials.folder import TRAINED, Run, Runs, clear_runs, read_step
-from condense.trials.runs import Request, Watch, prepare, run_arms
+from condense.trials.runs import Job, Request, Watch, prepare, run_arms
 from condense.version import __version__
 
 CONTROL = ArmSpec("control", "control")
@@ -107,11 +109,13 @@ def treat(
         watch=watch,
         options=replace(ModelOptions.of(options, fields), dtype="float32"),
     )
+    _try_out(work, target)
     if dry_run:
         prepare(request)
         return None
     with locked(work):
         job = prepare(request)
+        _refuse_small_output(job, work, target)
         treatment = _published(target, job.fingerprint, force=force) if resume else None
         if treatment is None:
             runs = run_arms(job)
@@ -161,19 +165,47 @@ def _check_output(target: Path, work: Path, model: str | Path, *, resume: bool, 
         raise UsageError(f"{work} is left from an interrupted run", "pass --resume to go on, or --force to start anew")
 
 
+def _try_out(work: Path, target: Path) -> None:
+    """UsageError where OUT.work or OUT cannot be written; both are tried before anything is loaded."""
+    try:
+        try_out(work)
+    except UsageError as error:
+        if not target.is_mount():
+            raise
+        inside = f"choose a folder on that disk, such as {target / 'model'}"
+        raise UsageError(f"{error}, and the run needs {work.name} beside {target}", inside) from None
+    try_out(target)
+
+
+def _refuse_small_output(job: Job, work: Path, target: Path) -> None:
+    """RunError where OUT is on a disk of its own that the finished model would not fit on."""
+    if job.opened is not None and _is_other_disk(work, target):
+        one = disk_needed(job.opened, replace(job.asked.plan.training, save_steps=None), 1, 0)
+        refuse_small_disk(target / "model", one)  # what is in OUT already counts for nothing: it is replaced at the end
+
+
+def _is_other_disk(work: Path, target: Path) -> bool:
+    return target.exists() and target.stat().st_dev != work.stat().st_dev
+
+
 def _begin(work: Path, resume: bool) -> None:
-    """Clear the work of an earlier run that is not resumed, and mark the folder as condense's."""
-    if not resume:
-        _clear(work)
+    """Mark the folder as condense's, and clear the work of an earlier run that is not resumed."""
     write_mark(work, Mark("work"))
+    if not resume:
+        _remove_runs(work)
 
 
 def _clear(work: Path) -> None:
     """Remove what condense made in OUT.work, its mark last."""
+    _remove_runs(work)
+    (work / MARK).unlink(missing_ok=True)
+
+
+def _remove_runs(work: Path) -> None:
+    """Remove the runs in OUT.work, and what was to become OUT; the mark stays."""
     clear(work / STAGED)
     clear_runs(work)
     remove_unfinished(work, ())
-    (work / MARK).unlink(missing_ok=True)
 
 
 def _published(target: Path, fingerprint: str, *, force: bool) -> Treatment | None:

@@ -21,14 +21,15 @@ from condense.folders import (
     describe,
     described,
     is_empty,
-    locked,
     read_mark,
     refuse_foreign,
     remove_files,
     remove_unfinished,
     resolved,
+    try_out,
     write_mark,
 )
+from condense.lock import locked
 from condense.records.options import ModelOptions, TextOptions, takes
 from condense.records.plans import ArmSpec, TrialPlan
 from condense.records.trial import TRIAL_SCHEMA, ArmResult, StepCost, Trial
@@ -90,6 +91,7 @@ def trial(
         watch=watch or Watch(),
         options=chosen,
     )
+    try_out(target)
     if dry_run:
         prepare(request)
         return None
@@ -129,11 +131,18 @@ def _check_output(target: Path, *, resume: bool, force: bool) -> None:
 
 
 def _begin(target: Path, resume: bool) -> None:
-    """Clear an earlier trial that is not resumed, and mark the folder as condense's; its reports stay its own."""
-    mark = read_mark(target) or Mark(KIND)
+    """Mark the folder as condense's, then clear an earlier trial that is not resumed.
+
+    The mark is there from before the first file is removed until after the last one is written, so that whatever a
+    kill leaves is known to be condense's.
+    """
+    mark = read_mark(target)
+    if mark is None:
+        mark = Mark(KIND)
+        write_mark(target, mark)
     if not resume:
         clear_runs(target / ARMS)
-        remove_files(target, {**mark.files, **mark.replaced})
+        remove_files(target, mark)
     owned = [name for name in NAMES if mark.owns(target, name)]
     write_mark(target, Mark(KIND, mark.fingerprint, describe(target, owned)))
 

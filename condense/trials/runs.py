@@ -286,7 +286,7 @@ def _estimate(job: Job, opened: Checkpoint) -> None:
         schedule,
         seconds=training + measuring * (len(todo) + 1),
         memory_bytes=training_memory(asked.plan.training, opened, peak),
-        disk_bytes=disk_needed(opened.info.parameters, asked.plan.training, min(len(kept), sum(kept) + 1)),
+        disk_bytes=disk_needed(opened, asked.plan.training, min(len(kept), sum(kept) + 1), len(kept) + 1),
     )
     job.texts = replace(texts, schedule=schedule)
 

@@ -69,7 +69,7 @@ def test_the_allow_list_is_this_one() -> None:
     assert allowed["demo"] == {"num_texts"}
     assert not allowed.get("report") and not allowed.get("init") and not allowed.get("doctor")
     never = {key_of(name, flag) for (_, name), flag in FLAGS.items() if flag.settings == "never"}
-    assert never == {"trust_remote_code", "allow_pickle", "token"}
+    assert never == {"trust_remote_code", "allow_pickle", "token", "accept"}
     dangerous = {
         "output", "force", "push_to_hub", "include_path", "eval_tasks", "report_to", "informational", "dataset",
         "dataset_config", "tokenizer", "revision", "revisions", "device", "device_map", "offline", "json", "html", "md",
@@ -88,11 +88,12 @@ def test_any_other_key_is_2_and_names_the_flag(command: str, name: str, flag: An
     assert [path.name for path in Path().iterdir()] == ["condense.toml"]
 
 
-@pytest.mark.parametrize("key", ["trust_remote_code", "allow_pickle", "token"])
+@pytest.mark.parametrize("key", ["analyze.trust_remote_code", "treat.allow_pickle", "trial.token", "check.accept"])
 def test_what_is_only_a_flag_comes_from_nowhere_else(key: str) -> None:
-    Path("named.toml").write_text(f'[analyze]\n{key} = "x"\n')
-    refused(condense("--config", "named.toml", "analyze", "nowhere"), f"{key} is only taken as a flag")
-    refused(condense("analyze", "nowhere", **{f"CONDENSE_ANALYZE__{key.upper()}": "x"}), f"{key} is only taken")
+    section, name = key.split(".")
+    Path("named.toml").write_text(f'[{section}]\n{name} = "x"\n')
+    refused(condense("--config", "named.toml", "analyze", "nowhere"), f"{name} is only taken as a flag")
+    refused(condense("check", "no.json", **{f"CONDENSE_{section}__{name}".upper(): "x"}), f"{name} is only taken")
 
 
 def test_a_named_file_and_the_environment_may_set_the_rest(tiny: Callable[[str], Path]) -> None:
@@ -276,3 +277,41 @@ def test_a_refusal_comes_before_anything_heavy(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+# --- condense init ----------------------------------------------------------------------------------
+
+
+def test_init_replaces_only_what_nobody_edited() -> None:
+    written = [Path("condense.toml"), Path(".github/workflows/condense.yml")]
+    assert condense("init").exit_code == 0
+    texts = [path.read_bytes() for path in written]
+    refused(condense("init"), "exists already")
+    rest = "# of an earlier version\n"
+    written[0].write_text(f"{settings._first_line(rest)}\n{rest}")
+    assert condense("init", "--force").exit_code == 0 and [path.read_bytes() for path in written] == texts
+    for edited in (
+        texts[0].decode().replace("num_texts = 32", "num_texts = 64"),
+        "# condense init\n[check]\n",
+        settings.template("condense.toml"),
+    ):
+        written[0].write_text(edited)
+        written[1].write_bytes(texts[1])
+        refused(condense("init", "--force"), "condense.toml was not written by condense init, or was edited since")
+        assert written[0].read_text() == edited
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
+def test_init_writes_through_nothing(kind: str, tmp_path: Path) -> None:
+    inside, mine = tmp_path / "inside", tmp_path / "mine"
+    inside.mkdir()
+    toml = inside / "condense.toml"
+    if kind == "link":
+        assert condense("init", str(tmp_path / "other")).exit_code == 0
+        mine.write_bytes((tmp_path / "other" / "condense.toml").read_bytes())
+    {"folder": toml.mkdir, "pipe": lambda: os.mkfifo(toml)}.get(kind, lambda: toml.symlink_to(mine))()
+    before = mine.read_bytes() if mine.exists() else None
+    refused(condense("init", "inside"), "exists already")
+    refused(condense("init", "inside", "--force"), "was not written by condense init")
+    assert [path.name for path in inside.iterdir()] == ["condense.toml"]
+    assert (mine.read_bytes() if mine.exists() else None) == before

@@ -1,26 +1,33 @@
 """The folder of a treatment: two runs into one, kills, damage, other weights, and files that are not condense's."""
 
+import errno
+import gc
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from condense.errors import UsageError
-from condense.folders import LOCK, MARK, Mark, names_in, read_mark
-from condense.records.plans import Plan
+from condense.errors import RunError, UsageError
+from condense.folders import MARK, Mark, names_in, read_mark
+from condense.lock import LOCK
+from condense.records.plans import Plan, TrialPlan
 from condense.records.treatment import Treatment
 from condense.treatment import run as treatment_run
-from condense.treatment.run import treat
+from condense.treatment.run import CONTROL, treat
+from condense.trials.run import trial
 from condense.trials.runs import Watch
 from tests.folder_kills import killed_before
 
@@ -124,12 +131,24 @@ def test_a_kill_at_the_end_loses_nothing(
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("forced", [False, True], ids=["new", "forced"])
 def test_a_kill_anywhere_at_the_end_loses_nothing(
-    forced: bool, tiny: Callable[[str], Path], nearly: Path, old: Path, straight: str, tmp_path: Path
+    forced: bool,
+    tiny: Callable[[str], Path],
+    nearly: Path,
+    old: Path,
+    straight: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every 29th call (149th if forced), with a whole resume; tests/test_folders.py kills before every single one."""
+    """Every seventh call, with a whole resume; tests/test_folders.py kills before every single one.
+
+    The page is empty, a step is timed once, and nothing is collected: what happens in the folders stays as it is.
+    """
+    monkeypatch.setattr(Treatment, "to_html", lambda self: "<!doctype html>")
+    monkeypatch.setattr(treatment_run, "ROUNDS", 1)
+    monkeypatch.setattr(gc, "collect", lambda: 0)
     number = 1
     while survive(number, tiny("llama"), nearly, tmp_path / str(number), straight, old if forced else None):
-        number += 149 if forced else 29
+        number += 7
     assert number > 100
 
 
@@ -313,3 +332,128 @@ def test_another_models_folder_is_not_replaced(tiny: Callable[[str], Path], copy
     with pytest.raises(UsageError, match="was not written by condense"):
         treat(tiny("llama"), TEXTS, other, PLAN, force=True, device="cpu")
     assert {name: (other / name).read_bytes() for name in names_in(other)} == before
+
+
+# --- where OUT may be ----------------------------------------------------------------------------------
+
+
+def mounted(folder: Path, options: str) -> bool:
+    """Whether a disk of its own could be mounted at a folder, as root can."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return bool(shutil.which("mount")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that is a disk of its own: a mount point, or one that nothing can be renamed or linked into."""
+    folder = tmp_path / "disk"
+    if mounted(folder, "size=32m"):
+        yield folder
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+        return
+    for name in ("rename", "replace", "link"):
+        monkeypatch.setattr(os, name, partial(_within, folder, getattr(os, name)))
+    yield folder
+
+
+def _within(folder: Path, call: Callable[..., None], source: Any, target: Any, **more: Any) -> None:
+    if len({str(path).startswith(f"{folder}{os.sep}") for path in (source, target)}) == 2:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+    call(source, target, **more)
+
+
+def test_out_may_be_a_disk_of_its_own(
+    tiny: Callable[[str], Path], nearly: Path, straight: str, disk: Path, tmp_path: Path
+) -> None:
+    """Also one with files of the user's, and again with --force."""
+    (disk / "lost+found").mkdir()
+    (disk / "thesis.txt").write_text("mine")
+    shutil.copytree(nearly, tmp_path / "disk.work")
+    treat(tiny("llama"), TEXTS, disk, PLAN, resume=True, force=True, device="cpu")
+    first = (disk / "condense.json").read_bytes()
+    assert weights(disk) == straight and not (tmp_path / "disk.work").exists()
+    shutil.copytree(nearly, tmp_path / "disk.work")
+    (disk / "report.md").unlink()
+    treat(tiny("llama"), TEXTS, disk, PLAN, resume=True, force=True, device="cpu")
+    assert weights(disk) == straight and (disk / "condense.json").read_bytes() != first
+    assert (disk / "thesis.txt").read_text() == "mine" and (disk / "lost+found").is_dir()
+    assert set(names_in(disk)) == {*(read_mark(disk) or Mark("")).files, MARK, "thesis.txt"}
+
+
+def test_a_disk_that_the_model_would_not_fit_on_is_refused_before_training(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "out", []
+
+    def usage(place: Path) -> Any:
+        asked.append(Path(place))
+        return SimpleNamespace(free=10**6 if Path(place) == out else 10**12)
+
+    out.mkdir()
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.setattr(treatment_run, "_is_other_disk", lambda work, target: True)
+    monkeypatch.setattr("condense.trials.runs.train_arm", lambda *given, **more: pytest.fail("it was trained"))
+    with pytest.raises(RunError, match=rf"not enough disk in {out}: 5\.\d MB needed, 1\.0 MB free"):
+        treat(tiny("llama"), TEXTS, out, PLAN, device="cpu")
+    assert asked == [tmp_path / "out.work", out] and names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["link", "home", "here"])
+def test_out_is_resolved(
+    kind: str, tiny: Callable[[str], Path], nearly: Path, straight: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder that is there stays that folder, with its permissions: a shell may stand in it."""
+    out = tmp_path / "elsewhere" / "x"
+    out.mkdir(parents=True, mode=0o750)
+    (tmp_path / "link").symlink_to(out)
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
+    if kind == "here":
+        monkeypatch.chdir(out)
+    shutil.copytree(nearly, tmp_path / "elsewhere" / "x.work")
+    named = {"link": tmp_path / "link", "home": "~/x", "here": "."}[kind]
+    for force in (False, True):
+        treat(tiny("llama"), TEXTS, named, PLAN, resume=True, force=force, device="cpu")
+        if kind == "here":
+            assert "condense.json" in os.listdir() and os.path.samefile(".", out)
+        assert weights(out) == straight and out.stat().st_mode & 0o777 == 0o750
+        assert [path.name for path in out.parent.iterdir()] == ["x"] and (tmp_path / "link").is_symlink()
+        shutil.copytree(nearly, tmp_path / "elsewhere" / "x.work")
+        (out / "report.md").unlink()
+
+
+@pytest.mark.parametrize("which", ["out", "parent"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    which: str, tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    make = tempfile.mkstemp
+
+    def mkstemp(*given: Any, **more: Any) -> Any:
+        if Path(more["dir"]) == (out if which == "out" else tmp_path):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return make(*given, **more)
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == out)
+    monkeypatch.setattr("condense.trials.runs.checkpoints.load", lambda *given, **more: pytest.fail("it was loaded"))
+    place, hint = (out, "choose another") if which == "out" else (tmp_path, f"such as {out}/model")
+    with pytest.raises(UsageError, match=f"cannot write into {place}: Read-only file system") as refused:
+        treat(tiny("llama"), TEXTS, out, PLAN, device="cpu")
+    assert hint in refused.value.hint
+    if which == "out":
+        with pytest.raises(UsageError, match=f"cannot write into {place}: Read-only file system"):
+            trial(tiny("llama"), TEXTS, out, TrialPlan((CONTROL,), 1, PLAN), device="cpu")
+    assert names_in(tmp_path) == [] and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_told_before_anything_is_loaded(tiny: Callable[[str], Path], disk: Path) -> None:
+    """Where a disk can be mounted: not even a byte fits, though the folder can be written."""
+    room = shutil.disk_usage(disk).free
+    if not disk.is_mount():
+        return
+    (disk / "filler").write_bytes(bytes(room))
+    with pytest.raises(RunError, match="disk full"):
+        treat(tiny("llama"), TEXTS, disk / "out", PLAN, device="cpu")
+    assert names_in(disk) == ["filler"]

@@ -1,9 +1,10 @@
 """The folder of a trial: kills while it is cleared, damage, other weights, and files that are not condense's."""
 
+import gc
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from condense.errors import UsageError
-from condense.folders import MARK, locked, names_in, read_mark
+from condense.folders import MARK, names_in, read_mark
+from condense.lock import locked
 from condense.records.plans import Plan, TrialPlan
 from condense.records.trial import Trial
 from condense.training.arm_names import parse_arms
@@ -81,24 +83,64 @@ def survive(number: int, model: Path, out: Path, new: Trial) -> bool:
     return killed
 
 
-@pytest.mark.parametrize("number", [1, 25, 60, 110])
+@pytest.fixture
+def replayed(
+    tiny: Callable[[str], Path], other: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Training and measuring are replayed and the page is empty; what happens in the folder stays as it is."""
+    train, analyze, kept = runs.train_arm, runs.analyze, {}
+
+    def train_arm(*given: Any, **more: Any) -> Any:
+        folder = given[5]
+        name = "-".join(folder.parts[-2:])
+        if name in kept:
+            shutil.copytree(tmp_path / "kept" / name, folder / "model")
+        else:
+            kept[name] = train(*given, **more)
+            shutil.copytree(folder / "model", tmp_path / "kept" / name)
+        return kept[name]
+
+    def measured(checkpoint: Any, texts: Any, **more: Any) -> Any:
+        key = checkpoint.info.id, texts.info.windows_sha256
+        if key not in kept:
+            kept[key] = analyze(checkpoint, texts, **more)
+        return kept[key]
+
+    monkeypatch.setattr(runs, "train_arm", train_arm)
+    monkeypatch.setattr(runs, "analyze", measured)
+    monkeypatch.setattr(Trial, "to_html", lambda self: "<!doctype html>")
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+    made = trial(tiny("llama"), TEXTS, tmp_path / "out", OTHER, device="cpu")
+    assert made is not None and numbers(made) == numbers(other)
+    shutil.rmtree(tmp_path / "out")
+    yield
+    assert len(kept) == 8
+
+
+@pytest.mark.usefixtures("replayed")
 def test_old_numbers_are_never_reported_as_new(
-    number: int, tiny: Callable[[str], Path], done: tuple[Trial, Path], other: Trial, tmp_path: Path
+    tiny: Callable[[str], Path], done: tuple[Trial, Path], other: Trial, tmp_path: Path
 ) -> None:
-    out = Path(shutil.copytree(done[1], tmp_path / "out"))
-    assert survive(number, tiny("llama"), out, other)
+    """Calls of all phases; a kill at one of them left runs without a mark, which --force refused."""
+    for number in (1, 25, 110, 300, 360, 376, 1500):
+        out = Path(shutil.copytree(done[1], tmp_path / str(number)))
+        assert survive(number, tiny("llama"), out, other)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("replayed")
 def test_old_numbers_are_never_reported_as_new_whenever_it_was_killed(
     tiny: Callable[[str], Path], done: tuple[Trial, Path], other: Trial, tmp_path: Path
 ) -> None:
-    """Every 75th call from clearing the old runs on, up to call 301."""
-    for number in range(1, 302, 75):
+    """Every fifth call while the old runs are cleared and the first new one begins, every 40th until all is written."""
+    number, killed = 1, True
+    while killed:
         out = Path(shutil.copytree(done[1], tmp_path / str(number)))
-        survive(number, tiny("llama"), out, other)
+        killed = survive(number, tiny("llama"), out, other)
         shutil.rmtree(out)
+        number += 5 if number < 600 else 40
+    assert number > 3000
 
 
 def test_runs_without_their_fingerprint_are_not_believed(
