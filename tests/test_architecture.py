@@ -34,7 +34,8 @@ HEAVY_TRAINING = [  # all but remedies.py, which the grammar of --arms and the r
 LOADS: dict[str, set[str]] = {
     "torch": {
         "geometry/*", "texts/windows.py", "models/adapt.py", "models/adapters.py", "models/checkpoint.py",
-        "models/checks.py", "models/dequantise.py", "models/layers.py", "models/locate.py", "models/tokenizer.py",
+        "models/checks.py", "models/custom.py", "models/dequantise.py", "models/layers.py", "models/locate.py",
+        "models/tokenizer.py",
         "dispersion/*", "diagnosis/cache.py", "diagnosis/distributed.py", "diagnosis/forward.py",
         "diagnosis/quality.py", "diagnosis/rescoring.py", "diagnosis/resume.py", "diagnosis/run.py",
         "diagnosis/summary.py", "diagnosis/twin.py", *HEAVY_TRAINING, "trials/folder.py", "trials/run.py",

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from condense.errors import UnavailableError
 from condense.intervals import over_documents, ratio_over_documents
 from condense.models.checkpoint import Checkpoint
-from condense.models.layers import PROBE_TOKENS, Stack, forward_pass, input_device, run
+from condense.models.custom import logits as logits_in
+from condense.models.custom import output_head
+from condense.models.layers import PROBE_TOKENS, Stack, forward_pass, input_device, last_state, run
 from condense.records.base import Estimate
 from condense.records.diagnosis import Objective, Quality
 from condense.texts.tokens import added_specials
@@ -81,10 +84,10 @@ class Scorer:
             masked = ids.clone()
             masked[chosen] = int(self.mask_token_id or 0)
             with forward_pass(self.model):
-                logits = _logits(self.model(input_ids=masked.unsqueeze(0)))[0, chosen]
+                logits = _logits(self.model(input_ids=masked.unsqueeze(0)), masked.unsqueeze(0))[0, chosen]
             return Score(float(_nats(logits, ids[chosen], torch.ones_like(chosen, dtype=torch.bool))), len(chosen))
         with forward_pass(self.model):
-            logits = self.model(input_ids=ids.unsqueeze(0)).logits[0, :-1]
+            logits = _logits(self.model(input_ids=ids.unsqueeze(0)), ids.unsqueeze(0))[0, :-1]
         nats = torch.zeros((), dtype=torch.float64)
         for start in range(0, len(logits), _BLOCK):
             span = slice(start + 1, start + 1 + _BLOCK)
@@ -100,10 +103,12 @@ def mask_positions(special: Tensor, seed: int, index: int) -> Tensor:
     return ordinary[torch.randperm(len(ordinary), generator=generator)[:count]].sort().values
 
 
-def _logits(output: Any) -> Tensor:
-    """Logits over the vocabulary; a pre-training head (BERT's) has another beside them."""
-    logits: Tensor = output.prediction_logits if hasattr(output, "prediction_logits") else output.logits
-    return logits
+def _logits(output: Any, ids: Tensor) -> Tensor:
+    """Logits (B, S, V) over the vocabulary; a pre-training head (BERT's) has another beside them."""
+    found = output.prediction_logits if hasattr(output, "prediction_logits") else logits_in(output, ids)
+    if found is None:
+        raise UnavailableError(f"the model returns {type(output).__name__} without logits", "it needs `logits`")
+    return found
 
 
 def _nats(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
@@ -155,13 +160,13 @@ def make_scorer(
             "none": "the model has no language-modelling head",
         }[objective]
         return Scorer(model, objective, None, None, seed, reason)
-    head = model.get_output_embeddings()
+    head = output_head(model)
     ids = windows.ids[:1, :PROBE_TOKENS].to(input_device(model))
-    states = run(model, stacks, ids).last_hidden_state
+    states = last_state(run(model, stacks, ids))
     with forward_pass(model):
-        expected = model(input_ids=ids).logits.float()
+        expected = _logits(model(input_ids=ids), ids).float()
     try:
-        agrees = torch.allclose(head(states).float(), expected, rtol=1e-4, atol=1e-4)
+        agrees = head is not None and torch.allclose(head(states).float(), expected, rtol=1e-4, atol=1e-4)
     except (RuntimeError, TypeError):
         agrees = False
     return Scorer(model, objective, head if agrees else None, None, seed) if agrees else plain

@@ -31,13 +31,13 @@ from condense.diagnosis.verdict import BANDS, Bands, Facts, Text
 from condense.intervals import CONFIDENCE, RESAMPLES
 from condense.metrics import METRICS, VERSIONS
 from condense.models.checkpoint import Checkpoint, checkpoint_of
+from condense.models.checks import self_check
 from condense.models.layers import (
     PROBE_TOKENS,
     Stack,
     embedding_rows,
     find_stacks,
     input_device,
-    self_check,
     specials_of,
 )
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis, Quality, SinkAnatomy, StackSummary, TokenCounts

@@ -261,7 +261,7 @@ class Adapted(nn.Module):
         finally:
             hook.remove()
         last = states[-1]
-        logits = _logits(output, input_ids, whole=True)
+        logits = logits_of(output, input_ids, whole=True)
         if logits is None and self._parts.head is not None and self._parts.missing is None:
             logits = self._parts.head(last)
         return SimpleNamespace(last_hidden_state=last, logits=logits)
@@ -315,11 +315,11 @@ class Adapted(nn.Module):
     def _why_no_score(self, ids: Tensor, output: Any) -> str | None:
         if not self._parts.causal:
             return "the module is not causal: a state changes with the tokens after it"
-        if _logits(output, ids, whole=True) is not None:
+        if logits_of(output, ids, whole=True) is not None:
             return None
         if self._parts.head is None:
             return "no head was found that maps states to logits (name it: condense.adapt(..., head=...))"
-        some = _logits(output, ids, whole=False)
+        some = logits_of(output, ids, whole=False)
         if some is None:
             return None
         expected = self._parts.head(self(input_ids=ids).last_hidden_state)[:, -some.shape[1] :]
@@ -373,16 +373,17 @@ def stream_of(output: Any) -> Any:
     return next((value for value in values if isinstance(value, Tensor) and value.ndim == 3), None)
 
 
-def _logits(output: Any, ids: Tensor, *, whole: bool) -> Tensor | None:
+def logits_of(output: Any, ids: Tensor, *, whole: bool) -> Tensor | None:
     """Logits (B, S, V) in what a model returns; without `whole` also those of the last positions alone."""
-    if isinstance(output, Tensor):
-        values: list[Any] = [output]
+    named = getattr(output, "logits", None)
+    if isinstance(output, Tensor) or isinstance(named, Tensor):
+        values: list[Any] = [output if isinstance(output, Tensor) else named]
     elif isinstance(output, Mapping):
         values = list(output.values())
     elif isinstance(output, tuple | list):
         values = list(output)
     else:
-        values = [getattr(output, "logits", None)]
+        values = []
     batch, length = ids.shape
     for value in values:
         if isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point() and value.shape[0] == batch:

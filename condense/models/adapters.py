@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from condense.errors import UnavailableError, first_line, is_out_of_memory
 from condense.models.checks import refuse_not_finite
 from condense.models.folder import check_adapter, safetensors_header
-from condense.models.layers import embedding_rows, forward_pass, input_device
+from condense.models.layers import embedding_rows, forward_pass, input_device, wrappings
 
 WEIGHTS = "adapter_model.safetensors"
 # Under which names an adapter keeps embeddings whole, behind that of their module.
@@ -112,6 +112,21 @@ def _refuse_astray(wrapped: Any, own: set[str]) -> None:
             f"{len(astray)} weights of the adapter do not fit its base, first {astray[0]}",
             "is the base the one that it was trained on? (base_model_name_or_path in adapter_config.json)",
         )
+
+
+def refuse_unmeasurable_adapter(model: nn.Module) -> None:
+    """UnavailableError for an adapter that acts outside of the model it wraps: measuring that one would leave it out.
+
+    Virtual tokens (prompt, prefix and P-tuning), a router of adapters (X-LoRA), one that waits for a token (aLoRA).
+    """
+    for part in wrappings(model):
+        config = getattr(part, "active_peft_config", None)
+        kind = getattr(getattr(config, "peft_type", None), "value", "this kind")
+        outside = kind in ("XLORA", "POLY", "SHADOW") or getattr(config, "alora_invocation_tokens", None)
+        if getattr(config, "is_prompt_learning", False) or outside:
+            raise UnavailableError(
+                f"an adapter of type {kind} cannot be merged into the weights", "LoRA and its relatives can be measured"
+            )
 
 
 # --- tokens that the base lacks ---------------------------------------------------------------------

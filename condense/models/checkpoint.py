@@ -20,11 +20,12 @@ from condense.errors import UnavailableError, UsageError, first_line
 from condense.files import sha256
 from condense.models import hub
 from condense.models.adapt import Adapted, adapt, bare, is_transformers
-from condense.models.adapters import head_of, merged
+from condense.models.adapters import head_of, merged, refuse_unmeasurable_adapter
 from condense.models.checks import built_from, check_loaded, check_same, first_misfit, reported
 from condense.models.config import code_of
+from condense.models.custom import output_head
 from condense.models.folder import Folder
-from condense.models.layers import find_stacks, refuse_unmeasurable_adapter, unwrapped
+from condense.models.layers import find_stacks, unwrapped
 from condense.models.locate import DTYPES, Located, adapter_sha256, locate
 from condense.records.diagnosis import ModelInfo, Objective
 from condense.records.options import ModelOptions, takes
@@ -97,24 +98,32 @@ _HEADS = (
     "AutoModelForPreTraining",
     "AutoModelForSeq2SeqLM",
     "AutoModel",
+    "AutoModelForImageTextToText",
+    "AutoModelForSequenceClassification",
 )
 
 
 def _model_class(located: Located) -> Any:
-    """The class that config.architectures names, if transformers has it; else the folder's own.
+    """The class that `auto_map` names, if the config is of the folder's own code (then it is trusted).
 
-    The folder's own is that of `auto_map`, if it is trusted; the base model's class where there is neither.
+    Else the class that config.architectures names, if transformers has it; the base model's class where neither does.
     """
     import transformers
 
+    own = not type(located.config).__module__.startswith("transformers.models.")
+    if own and (reference := code_of(located.base, _HEADS)) is not None:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        kind = get_class_from_dynamic_module(reference, str(located.base.path), local_files_only=True)
+        if not issubclass(kind, transformers.PreTrainedModel):
+            raise UnavailableError(f"{reference} (auto_map) is no PreTrainedModel", "load it yourself: condense.adapt")
+        return kind
     for name in located.config.architectures or ():
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
-    if located.options.trust_remote_code and (reference := code_of(located.base, _HEADS)) is not None:
-        from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-        return get_class_from_dynamic_module(reference, str(located.base.path), local_files_only=True)
+    if own:
+        raise UnavailableError(f"auto_map of {located.base.path.name} names no class of a model", "it needs AutoModel")
     return transformers.AutoModel
 
 
@@ -291,7 +300,7 @@ def objective(model: Any) -> Objective:
     name = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         return "seq2seq"
-    if model.get_output_embeddings() is None:
+    if output_head(model) is None:
         return "none"
     return "masked" if "MaskedLM" in name or name.endswith("ForPreTraining") else "causal"
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from condense.errors import (
     CondenseError,
@@ -21,8 +22,19 @@ from condense.errors import (
     system_failure,
 )
 from condense.models import folder as inspection
+from condense.models.adapt import is_transformers
+from condense.models.custom import is_custom, logits, output_head
 from condense.models.folder import Folder
-from condense.models.layers import find_stacks
+from condense.models.layers import (
+    OVERFLOW,
+    PROBE_TOKENS,
+    Stack,
+    find_stacks,
+    forward_pass,
+    run,
+    unwrapped,
+    watching,
+)
 
 _OLD_BUFFERS = (".attn.bias", ".masked_bias", ".attention.bias", ".inv_freq", ".position_ids")
 _IGNORED_HEADS = ("pooler", "cls.seq_relationship", "discriminator_predictions")
@@ -189,3 +201,101 @@ def _as_refusal(error: BaseException, name: str) -> CondenseError | None:
             "ask its author for safetensors",
         )
     return UnavailableError(f"{name} cannot be loaded: {first_line(error)}")
+
+
+# --- are the sites what they seem --------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def self_check(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> None:
+    """Compare the hooked sites with `output_hidden_states` on the first tokens of ids (1, S).
+
+    Every hidden state that the model itself reports must be one of our sites, in order, and its last
+    one our `output` or block L. UnavailableError if not: then the sites are not what they seem.
+    """
+    seen: dict[str, list[Tensor]] = {stack.name: [] for stack in stacks}
+    with contextlib.ExitStack() as hooks:
+        for stack in stacks:
+            hooks.enter_context(watching(stack, lambda site, states: seen[site.stack].append(states.clone())))
+        output = _tried(model, stacks, ids[:1, :PROBE_TOKENS])
+    for stack in stacks:
+        states = seen[stack.name]
+        _check_finite(stack, states)
+        key = "hidden_states" if len(stacks) == 1 else f"{stack.name}_hidden_states"
+        theirs = getattr(output, key, None)
+        if stack.called is not None:  # a module of any class need not report hidden states
+            theirs = _reported(stack.called, ids[:1, :PROBE_TOKENS])
+            if not theirs:
+                continue
+        if not theirs and is_custom(unwrapped(model)) and _gives_its_logits(model, ids[:1, :PROBE_TOKENS], states[-1]):
+            continue
+        _compare(stack, states, theirs)
+
+
+def _tried(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> Any:
+    """A forward pass that asks for hidden states; a custom class may not know the word."""
+    try:
+        return run(model, stacks, ids, output_hidden_states=True)
+    except UnavailableError as error:
+        cause = error.__cause__
+        if isinstance(cause, TypeError) and "output_hidden_states" in str(cause) and is_custom(unwrapped(model)):
+            return run(model, stacks, ids)
+        if not isinstance(cause, AttributeError | NotImplementedError | TypeError | ValueError):
+            raise
+        raise UnavailableError(
+            f"{type(model).__name__} does not run on token ids alone: {first_line(cause)[:160]}",
+            "this architecture is not supported; nothing was measured",
+        ) from cause
+
+
+def _reported(model: nn.Module, ids: Tensor) -> Any:
+    """The hidden states that a model with its head and blocks in one module reports itself, if it does."""
+    if not is_transformers(model):
+        return None
+    try:
+        return getattr(model(input_ids=ids, output_hidden_states=True), "hidden_states", None)
+    except (TypeError, ValueError):
+        return None
+
+
+def _gives_its_logits(model: nn.Module, ids: Tensor, last: Tensor) -> bool:
+    """Whether a model's logits are its head's of the state that was found: then it is the last one."""
+    head = output_head(unwrapped(model))
+    with forward_pass(model):
+        expected = logits(model(input_ids=ids), ids)
+    if head is None or expected is None:
+        return False
+    scale = float(expected.float().abs().max()) + 1e-30
+    return bool((head(last).float() - expected.float()).abs().max() <= 1e-4 * scale)
+
+
+def _check_finite(stack: Stack, states: list[Tensor]) -> None:
+    for site, found in zip(stack.sites(), states, strict=False):
+        if not bool(torch.isfinite(found).all()):
+            raise RunError(f"text 0 at {site.label} ({stack.name}): states are not finite", OVERFLOW)
+
+
+def _compare(stack: Stack, ours: list[Tensor], theirs: Any) -> None:
+    name = type(stack.root).__name__
+    if not theirs:
+        raise UnavailableError(f"{name} reports no hidden states to check the sites against")
+    *inner, last = theirs
+    places = iter(ours[:-1])
+    for index, state in enumerate(inner):
+        if not any(_same(state, mine) for mine in places):
+            raise UnavailableError(
+                f"hidden state {index} of {name} is none of the sites that were found",
+                "this architecture is not supported; nothing was measured",
+            )
+    if not (_same(last, ours[-1]) or _same(last, ours[-2])):
+        raise UnavailableError(
+            f"the last hidden state of {name} is neither its output nor its last block",
+            "this architecture is not supported; nothing was measured",
+        )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    scale = float(b.abs().max()) + 1e-30
+    return bool((a.to(b.device) - b).abs().max() <= 1e-5 * scale)

@@ -123,7 +123,9 @@ def _class_of(config: Mapping[str, Any]) -> Any:
     named = config.get("model_type")
     if named in transformers.CONFIG_MAPPING:
         return transformers.CONFIG_MAPPING[named]
-    for name in config.get("architectures") or () if not named else ():
+    if named or config.get("auto_map"):  # code of its own decides what the weights mean
+        return None
+    for name in config.get("architectures") or ():
         kind = getattr(getattr(transformers, str(name), None), "config_class", None)
         if kind is not None:
             return kind

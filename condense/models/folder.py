@@ -121,14 +121,23 @@ def has_tokenizer(path: Path) -> bool:
 
 def _needs_no_vocabulary(path: Path) -> bool:
     """Whether a folder's tokenizer reads bytes or code points as they are, and so has no files but its config."""
+    return any(config.get("tokenizer_class") in _WITHOUT_VOCABULARY for config in _tokenizer_configs(path))
+
+
+def names_own_tokenizer(path: Path) -> bool:
+    """Whether a folder's tokenizer is code of its own, whatever its files are called."""
+    maps = [config.get("auto_map") for config in _tokenizer_configs(path)]
+    return any(isinstance(own, dict) and bool(own.get("AutoTokenizer")) for own in maps)
+
+
+def _tokenizer_configs(path: Path) -> Iterator[dict[str, Any]]:
     for name in ("tokenizer_config.json", "config.json"):
         try:
             content = json.loads((path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(content, dict) and content.get("tokenizer_class") in _WITHOUT_VOCABULARY:
-            return True
-    return False
+        if isinstance(content, dict):
+            yield content
 
 
 def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:

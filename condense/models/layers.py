@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condense.errors import CondenseError, RunError, UnavailableError, first_line, is_out_of_memory
+from condense.errors import CondenseError, UnavailableError, first_line, is_out_of_memory
 from condense.models.adapt import Adapted, adapt, bare, is_transformers, stream_of
+from condense.models.custom import blocks_of, flat, input_embeddings, is_custom
 from condense.records.diagnosis import Site as SiteName
 
 PROBE_TOKENS = 64
@@ -96,16 +97,21 @@ def find_stacks(model: nn.Module) -> tuple[Stack, ...]:
     if root is None:
         root = getattr(model, "base_model", model)
     name = "decoder" if _is_causal(model, text) else "encoder"
+    with forward_pass(model):
+        adapted = flat(model)
+    if adapted is not None:
+        blocks = adapted.blocks.modules
+        return (Stack(name, adapted, blocks, len(blocks), model, adapted.final_norm),)
     return (_stack(name, root, text),)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The transformers model inside PEFT, data-parallel or compiled wrappers."""
-    *_, inner = _layers_of_wrapping(model)
+    *_, inner = wrappings(model)
     return inner
 
 
-def _layers_of_wrapping(model: nn.Module) -> Iterator[nn.Module]:
+def wrappings(model: nn.Module) -> Iterator[nn.Module]:
     """The model as it is given, what it wraps, what that wraps, to the transformers model itself."""
     inner: Any = model
     yield inner
@@ -119,21 +125,6 @@ def _layers_of_wrapping(model: nn.Module) -> Iterator[nn.Module]:
         else:
             return
         yield inner
-
-
-def refuse_unmeasurable_adapter(model: nn.Module) -> None:
-    """UnavailableError for an adapter that acts outside of the model it wraps: measuring that one would leave it out.
-
-    Virtual tokens (prompt, prefix and P-tuning), a router of adapters (X-LoRA), one that waits for a token (aLoRA).
-    """
-    for part in _layers_of_wrapping(model):
-        config = getattr(part, "active_peft_config", None)
-        kind = getattr(getattr(config, "peft_type", None), "value", "this kind")
-        outside = kind in ("XLORA", "POLY", "SHADOW") or getattr(config, "alora_invocation_tokens", None)
-        if getattr(config, "is_prompt_learning", False) or outside:
-            raise UnavailableError(
-                f"an adapter of type {kind} cannot be merged into the weights", "LoRA and its relatives can be measured"
-            )
 
 
 def path_of(model: nn.Module, stack: Stack) -> str:
@@ -173,13 +164,16 @@ def _stack(name: str, root: nn.Module, config: Any) -> Stack:
     exact = [(depth, part) for depth in depths for part in outermost if len(part) == depth]
     shared = [(depth, part) for depth in depths[:1] for part in outermost if depth % len(part) == 0]
     fitting = [(depth, part) for depth, part in exact or shared if depth == (exact or shared)[0][0]]
+    if is_custom(root) and len(fitting) != 1:
+        blocks = blocks_of(root).modules
+        return Stack(name, root, blocks, len(blocks))
     if not fitting:
         raise UnavailableError(
             f"no list of {depths[0]} blocks found in {type(root).__name__}",
             "condense measures models whose blocks hand on one (batch, tokens, width) residual stream",
         )
-    depth, blocks = max(fitting, key=lambda fit: sum(p.numel() for p in fit[1].parameters()))
-    return Stack(name, root, tuple(blocks), depth)
+    depth, chosen = max(fitting, key=lambda fit: sum(p.numel() for p in fit[1].parameters()))
+    return Stack(name, root, tuple(chosen), depth)
 
 
 @contextlib.contextmanager
@@ -207,14 +201,19 @@ def watching(stack: Stack, receive: Receive) -> Iterator[None]:
         receive(Site("block", stack.name, count, stack.blocks), _stream(states, stack, count))
 
     def finish(module: nn.Module, args: Any, output: Any) -> None:
+        if count > stack.blocks and count % len(stack.modules) == 0:
+            raise UnavailableError(
+                f"{type(bare(stack.called or stack.root)).__name__} is a looped model: its {len(stack.modules)} blocks "
+                f"are called {count} times in a forward pass",
+                "condense measures models that call each block once, or as often as their config says (ALBERT)",
+            )
         if count != stack.blocks:
             raise UnavailableError(
                 f"{count} of {stack.blocks} blocks of the {stack.name} were called in a forward pass",
                 "is the config true to the weights, and layerdrop off?",
             )
-        last = getattr(output, "last_hidden_state", None)
-        states = last if last is not None else output[0]
-        receive(Site("output", stack.name, stack.blocks, stack.blocks), _stream(states, stack, stack.blocks))
+        states = _stream(last_state(output), stack, stack.blocks)
+        receive(Site("output", stack.name, stack.blocks, stack.blocks), states)
 
     with contextlib.ExitStack() as hooks:
         hooks.callback(stack.root.register_forward_pre_hook(start, with_kwargs=True).remove)
@@ -223,6 +222,12 @@ def watching(stack: Stack, receive: Receive) -> Iterator[None]:
             hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(leave).remove)
         yield
+
+
+def last_state(output: Any) -> Any:
+    """The last hidden state (B, S, d) in what a stack returns."""
+    last = getattr(output, "last_hidden_state", None)
+    return last if last is not None else _states_of(output)
 
 
 def _states_of(output: Any) -> Any:
@@ -286,7 +291,9 @@ def _raised_by_us(error: Exception) -> bool:
     while frame is not None:
         files.append(frame.tb_frame.f_code.co_filename)
         frame = frame.tb_next
-    return any(file.startswith(package) for file in files[2:])  # the first is this file's, the second the caller's
+    calls = [index for index, file in enumerate(files) if file == adapt.__code__.co_filename]  # on the module's behalf
+    below = max(calls, default=1) + 1  # without one: the first is this file's, the second the caller's
+    return (bool(calls) and below == len(files)) or any(file.startswith(package) for file in files[below:])
 
 
 def specials_of(stack: Stack, stacks: tuple[Stack, ...], special: Tensor) -> Tensor:
@@ -311,7 +318,7 @@ def shifted(ids: Tensor, config: Any) -> Tensor:
 
 def input_device(model: Any) -> torch.device:
     """Where token ids go: the device of the embeddings, also where a model is spread or its weights offloaded."""
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    embeddings = input_embeddings(model)
     place: torch.device = next((embeddings or model).parameters()).device
     if place.type != "meta":
         return place
@@ -324,69 +331,9 @@ def embedding_rows(model: Any) -> int:
     if isinstance(model, Adapted) and model.get_input_embeddings() is None:
         return torch.iinfo(torch.int64).max  # no embedding was seen, so nothing is known of its rows
     try:
-        return int(model.get_input_embeddings().num_embeddings)
-    except (AttributeError, NotImplementedError) as error:
+        return int(input_embeddings(model).num_embeddings)  # type: ignore[union-attr]
+    except (AttributeError, TypeError) as error:
         raise UnavailableError(
-            f"{type(model).__name__} does not read token ids", "condense measures language models"
+            f"{type(model).__name__} does not read token ids, or does not say with which module",
+            "condense measures language models",
         ) from error
-
-
-@torch.inference_mode()
-def self_check(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> None:
-    """Compare the hooked sites with `output_hidden_states` on the first tokens of ids (1, S).
-
-    Every hidden state that the model itself reports must be one of our sites, in order, and its last
-    one our `output` or block L. UnavailableError if not: then the sites are not what they seem.
-    """
-    seen: dict[str, list[Tensor]] = {stack.name: [] for stack in stacks}
-    with contextlib.ExitStack() as hooks:
-        for stack in stacks:
-            hooks.enter_context(watching(stack, lambda site, states: seen[site.stack].append(states.clone())))
-        try:
-            output = run(model, stacks, ids[:1, :PROBE_TOKENS], output_hidden_states=True)
-        except UnavailableError as error:
-            cause = error.__cause__
-            if not isinstance(cause, AttributeError | NotImplementedError | TypeError | ValueError):
-                raise
-            raise UnavailableError(
-                f"{type(model).__name__} does not run on token ids alone: {first_line(cause)[:160]}",
-                "this architecture is not supported; nothing was measured",
-            ) from cause
-    for stack in stacks:
-        _check_finite(stack, seen[stack.name])
-        if stack.called is not None:
-            continue  # not a transformers model: it reports no hidden states of its own
-        key = "hidden_states" if len(stacks) == 1 else f"{stack.name}_hidden_states"
-        _compare(stack, seen[stack.name], getattr(output, key, None))
-
-
-def _check_finite(stack: Stack, states: list[Tensor]) -> None:
-    for site, found in zip(stack.sites(), states, strict=False):
-        if not bool(torch.isfinite(found).all()):
-            raise RunError(f"text 0 at {site.label} ({stack.name}): states are not finite", OVERFLOW)
-
-
-def _compare(stack: Stack, ours: list[Tensor], theirs: Any) -> None:
-    name = type(stack.root).__name__
-    if not theirs:
-        raise UnavailableError(f"{name} reports no hidden states to check the sites against")
-    *inner, last = theirs
-    places = iter(ours[:-1])
-    for index, state in enumerate(inner):
-        if not any(_same(state, mine) for mine in places):
-            raise UnavailableError(
-                f"hidden state {index} of {name} is none of the sites that were found",
-                "this architecture is not supported; nothing was measured",
-            )
-    if not (_same(last, ours[-1]) or _same(last, ours[-2])):
-        raise UnavailableError(
-            f"the last hidden state of {name} is neither its output nor its last block",
-            "this architecture is not supported; nothing was measured",
-        )
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape:
-        return False
-    scale = float(b.abs().max()) + 1e-30
-    return bool((a.to(b.device) - b).abs().max() <= 1e-5 * scale)

@@ -213,7 +213,9 @@ def _tokenizer(
     """The tokenizer that was named, else the folder's own, else its base's, with notes on it."""
     trust = options.trust_remote_code
     if not options.tokenizer:
-        return load_tokenizer(_tokenizer_folder(folder, base, name), found.config, trust_remote_code=trust)
+        return load_tokenizer(
+            _tokenizer_folder(folder, base, name, trusted=trust), found.config, trust_remote_code=trust
+        )
     path = _named_tokenizer(options)
     config = None
     if (path / "config.json").exists():  # the class of a tokenizer is chosen by its own model's type
@@ -236,10 +238,10 @@ def _named_tokenizer(options: ModelOptions) -> Path:
     return path
 
 
-def _tokenizer_folder(folder: Folder, base: Folder, name: str) -> Path:
-    for place in (folder, base):
-        if place.has_tokenizer:
-            return place.path
+def _tokenizer_folder(folder: Folder, base: Folder, name: str, *, trusted: bool) -> Path:
+    for each in (folder, base):
+        if each.has_tokenizer or (trusted and inspection.names_own_tokenizer(each.path)):
+            return each.path
     reason = gguf_copies.no_tokenizer(base.path) if base.origin else None
     raise UnavailableError(reason or f"no tokenizer in {name}", "pass --tokenizer with a hub id or a folder")
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from condense.errors import UnavailableError, UsageError
+from condense.models.layers import embedding_rows
 from condense.texts.documents import Document, probe
 from condense.texts.tokens import added_specials
 from condense.texts.windows import Windows, windows
@@ -300,7 +301,7 @@ def keeps_documents_apart(model: Any) -> bool:
     Position ids that restart are honoured by most decoders in transformers 5 and ignored by some.
     """
     generator = torch.Generator().manual_seed(0)
-    size = min(int(model.get_input_embeddings().num_embeddings), 1000)
+    size = min(embedding_rows(model), 1000)
     first, second = (torch.randint(0, size, (1, n), generator=generator).to(model.device) for n in (12, 9))
     positions = torch.cat([torch.arange(12), torch.arange(9)]).unsqueeze(0).to(model.device)
     was_training = model.training

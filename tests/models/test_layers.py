@@ -13,7 +13,8 @@ from condense.diagnosis import forward as measuring
 from condense.diagnosis.forward import read_texts
 from condense.diagnosis.quality import Scorer
 from condense.errors import UnavailableError
-from condense.models.layers import Site, Stack, find_stacks, run, self_check, shifted, unwrapped, watching
+from condense.models.checks import self_check
+from condense.models.layers import Site, Stack, find_stacks, run, shifted, unwrapped, watching
 from condense.texts.windows import windows
 from tests.conftest import CAUSAL, build, tiny_config
 
