@@ -34,7 +34,7 @@ def output_head(model: Any) -> nn.Module | None:
     """What maps states to logits: as the class says, else the one linear map of a custom class onto the vocabulary."""
     own = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if own is not None or not is_custom(model):
-        return own  # type: ignore[no-any-return]
+        return own
     rows = _vocabulary(model)
     inside = {id(part) for blocks in candidate_blocks(model) for one in blocks.modules for part in one.modules()}
     heads = [

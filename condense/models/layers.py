@@ -98,10 +98,10 @@ def find_stacks(model: nn.Module) -> tuple[Stack, ...]:
         root = getattr(model, "base_model", model)
     name = "decoder" if _is_causal(model, text) else "encoder"
     with forward_pass(model):
-        adapted = flat(model)
-    if adapted is not None:
-        blocks = adapted.blocks.modules
-        return (Stack(name, adapted, blocks, len(blocks), model, adapted.final_norm),)
+        whole = flat(model)
+    if whole is not None:
+        blocks = whole.blocks.modules
+        return (Stack(name, whole, blocks, len(blocks), model, whole.final_norm),)
     return (_stack(name, root, text),)
 
 
@@ -331,7 +331,8 @@ def embedding_rows(model: Any) -> int:
     if isinstance(model, Adapted) and model.get_input_embeddings() is None:
         return torch.iinfo(torch.int64).max  # no embedding was seen, so nothing is known of its rows
     try:
-        return int(input_embeddings(model).num_embeddings)  # type: ignore[union-attr]
+        embeddings: Any = input_embeddings(model)
+        return int(embeddings.num_embeddings)
     except (AttributeError, TypeError) as error:
         raise UnavailableError(
             f"{type(model).__name__} does not read token ids, or does not say with which module",
