@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,13 +12,13 @@ import typer
 from condense.cli.console import MANNER, command_line, console, quieten_libraries, run_progress, say
 from condense.cli.groups import Without, command
 from condense.cli.measure import Model, go_offline, training_text
-from condense.errors import UsageError
+from condense.errors import UnavailableError, UsageError
 from condense.records.options import OUTPUT, Flag, ModelOptions, RunOptions, TextOptions
 from condense.records.plans import Plan
 
 if TYPE_CHECKING:
     from condense.records.plans import Schedule, TrialPlan
-    from condense.records.treatment import Overhead, Treatment
+    from condense.records.treatment import Overhead, Power, Treatment
 
 Output = Flag("Becomes the treated checkpoint.", OUTPUT, ("--output", "-o"), metavar="DIR")
 PushToHub = Flag("Upload the result to this repository.", OUTPUT)
@@ -63,13 +64,15 @@ def _train(
     from condense.training.loop import InterruptedRunError
     from condense.treatment.run import treat
     from condense.trials.runs import Watch
+    from condense.trials.verdict import power_before
 
     try:
         with run_progress() as (screen, on_phase, on_run, on_text, on_step):
 
             def on_plan(plan: TrialPlan, schedule: Schedule, overhead: Overhead) -> None:
                 if not MANNER.quiet or run.dry_run:
-                    show_plan(plan.training, schedule, overhead, screen)
+                    power = power_before(plan.seeds, 1, _spread_before(output))
+                    show_plan(plan.training, schedule, overhead, screen, power)
 
             return treat(
                 model,
@@ -87,6 +90,16 @@ def _train(
     except InterruptedRunError as stopped:
         say(f"interrupted; what was done is in {output}.work: run again with --resume to go on")
         raise typer.Exit(stopped.code) from None
+
+
+def _spread_before(output: Path) -> list[tuple[str, Mapping[str, Power]]]:
+    """How much the seeds vary in the treatment that the folder holds already; nothing if it cannot be read."""
+    from condense.records.treatment import Treatment
+
+    try:
+        return [("", Treatment.from_json(output / "condense.json").effect.power)]
+    except UnavailableError:
+        return []
 
 
 def refuse_processes(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,7 @@ from condense.records.options import ARMS, OUTPUT, Flag, ModelOptions, RunOption
 from condense.records.plans import Plan, Schedule, TrialPlan
 
 if TYPE_CHECKING:
-    from condense.records.treatment import Overhead
+    from condense.records.treatment import Overhead, Power
     from condense.records.trial import Trial
 
 Output = Flag("Folder of report and runs.", OUTPUT, ("--output", "-o"), metavar="DIR")
@@ -84,7 +85,7 @@ def _train(
 
             def on_plan(plan: TrialPlan, schedule: Schedule, overhead: Overhead) -> None:
                 if not MANNER.quiet or run.dry_run:
-                    power = power_before(plan, _earlier(output))
+                    power = power_before(plan.seeds, max(1, len(plan.arms) - 1), _spread_before(output))
                     show_trial_plan(plan, schedule, {}, schedule.seconds, screen, power)
 
             return trial(
@@ -105,14 +106,15 @@ def _train(
         raise typer.Exit(stopped.code) from None
 
 
-def _earlier(output: Path) -> Trial | None:
-    """The trial that the folder holds already, which tells how much its seeds vary; None if it cannot be read."""
+def _spread_before(output: Path) -> list[tuple[str, Mapping[str, Power]]]:
+    """How much the seeds of each arm vary in the trial that the folder holds already; nothing if it cannot be read."""
     from condense.records.trial import Trial
 
     try:
-        return Trial.from_json(output / "trial.json")
+        earlier = Trial.from_json(output / "trial.json")
     except UnavailableError:
-        return None
+        return []
+    return [(arm.spec.name, arm.effect.power) for arm in earlier.arms if arm.effect]
 
 
 def _finish(finished: Trial, output: Path) -> None:

@@ -236,7 +236,7 @@ class TrialPlan(Options):
 
     arms: tuple[ArmSpec, ...] = (ArmSpec("control", "control"),)
     seeds: Annotated[
-        int, Flag("Training seeds per arm; below 3 nothing is ranked.", ARMS, at_least=1, settings="found")
+        int, Flag("Training seeds per arm; a word on an arm needs 3, a rank 5.", ARMS, at_least=1, settings="found")
     ] = 3
     training: Plan = field(default_factory=Plan)
     keep_models: Annotated[bool, Flag("Keep the trained checkpoints of all runs.", OUTPUT)] = False

@@ -16,7 +16,7 @@ from condense.records.base import Again, Estimate, Finding
 from condense.records.diagnosis import ModelInfo, Quality
 from condense.records.plans import MIN_SEEDS, RANK_SEEDS, TrialPlan
 from condense.records.treatment import Opened, Power, QualityWord, VerdictId, Word
-from condense.records.trial import ArmEffect, ArmResult, ArmRun, DoseResponse, Rank, Trial, mean
+from condense.records.trial import ArmEffect, ArmResult, ArmRun, DoseResponse, Rank, mean
 from condense.trials.doses import control_moved, dose_finding, ratio_findings
 
 BOUTHILLIER = "Bouthillier et al. 2021, arXiv:2103.03098"
@@ -254,28 +254,27 @@ def _power(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> list[Fin
     ]
 
 
-def power_before(plan: TrialPlan, earlier: Trial | None) -> list[str]:
-    """What the planned seeds can show, in lines: by the spread of an earlier trial, else by a public one.
+def power_before(seeds: int, arms: int, known: Sequence[tuple[str, Mapping[str, Power]]] = ()) -> list[str]:
+    """What so many seeds can show of `arms` arms beside the control, in lines, before anything is trained.
 
-    Nothing for one seed, of which no spread is known.
+    known: the spread of each arm in an earlier run, by its name; without any, a public one. Of one seed no spread is
+    known.
     """
     from condense.trials.effects import expected_power
 
-    if plan.seeds < 2:
-        return []
-    arms = max(1, len(plan.arms) - 1)
-    known = [(arm.spec.name, arm.effect.power) for arm in earlier.arms if arm.effect] if earlier else []
+    if seeds < 2:
+        return [f"one seed covers no other seed; a claim needs at least {MIN_SEEDS}"]
     lines = []
     for key in ("mean_cosine", "quality"):
-        own = [(expected_power(power[key], plan.seeds, arms), name) for name, power in known if key in power]
+        own = [(expected_power(power[key], seeds, arms), name) for name, power in known if key in power]
         if own:
             worst, name = max(own, key=lambda pair: pair[0].shown or 0.0)
-            lines.append(f"by the earlier trial, {plan.seeds} seeds can show {power_words(worst, name)}")
+            lines.append(f"by the earlier run, {seeds} seeds can show {power_words(worst, name)}")
     if lines:
         return lines
     spread = Power("bits_per_byte", 1, 0.05, 2**0.5 * PUBLIC_SD["bits_per_byte"], 0.0, None, None, None, None)
-    shown = expected_power(spread, plan.seeds, arms).shown
-    return [f"{PUBLIC_SEEDS}; by it {plan.seeds} seeds can show {shown:.2g} bits per byte; here it is not known yet"]
+    shown = expected_power(spread, seeds, arms).shown
+    return [f"{PUBLIC_SEEDS}; by it {seeds} seeds can show {shown:.2g} bits per byte; here it is not known yet"]
 
 
 def power_words(power: Power, arm: str = "") -> str:

@@ -341,9 +341,21 @@ def test_the_points_of_effect_against_cost_carry_both_intervals():
     (at,) = [i for i, value in enumerate(one.values) if value is not None]
     assert figure.chart.axis.at[at] == pytest.approx(0.0021)
     assert (one.left[at], one.right[at]) == pytest.approx((0.0013, 0.0029))
-    assert "dispersion=1 and dispersion:mean_cosine@late=0.3" in figure.takeaway
+    assert "dispersion=1 and dispersion:mean_cosine@late=0.3 (quality held)" in figure.takeaway
     svg = sketch(figure.chart)
     assert svg.count('stroke-width="1.5"') == 7 and ">tolerance<" in svg
+
+
+def test_effect_against_cost_says_of_each_arm_what_became_of_quality():
+    """An arm whose quality is not shown to be held is not among those that held it, nor is a few seeds' arm."""
+    made = trial()
+    unshown = {"dispersion=1": "not shown to be held"}
+    arms = tuple(replace(arm, quality=unshown.get(arm.spec.name, arm.quality)) for arm in made.arms)
+    words = tradeoff(replace(made, arms=arms)).takeaway
+    assert "dispersion=1 (quality not shown to be held)" in words and "late=0.3 (quality held)" in words
+    few = tuple(replace(arm, verdict_reason="2 seeds: a word on an arm needs 3") for arm in made.arms)
+    words = tradeoff(replace(made, arms=few)).takeaway
+    assert words.endswith("No arm has a word: 2 seeds: a word on an arm needs 3.") and "Measurably" not in words
 
 
 def test_a_strip_puts_value_interval_and_seeds_on_one_scale():

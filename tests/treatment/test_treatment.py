@@ -16,10 +16,11 @@ from condense.errors import UnavailableError, UsageError
 from condense.folders import MARK, Mark, names_in, read_mark, write_mark
 from condense.models import checkpoint as checkpoints
 from condense.records.plans import Plan
-from condense.records.treatment import Treatment
+from condense.records.treatment import Power, Treatment
 from condense.texts.documents import Document
 from condense.treatment.run import treat
 from condense.trials.runs import Watch
+from condense.trials.verdict import power_before
 
 PLAN = Plan(
     coefficient=2.0, max_steps=12, max_length=64, per_device_train_batch_size=4, learning_rate=5e-3, num_texts=8,
@@ -196,6 +197,34 @@ def test_dry_run_writes_nothing(tiny, texts, tmp_path):
     schedule, overhead = plans[0]
     assert schedule.steps == 12 and schedule.tokens_per_step == 256 and schedule.packed
     assert overhead.time_ratio > 0 and schedule.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"), [(1, "power: one seed covers no other seed"), (3, "power: A public recipe")]
+)
+def test_a_dry_run_says_what_the_seeds_can_show(tiny, texts, tmp_path, seeds, words):
+    from typer.testing import CliRunner
+
+    from condense.cli.app import app
+
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": document.text}) + "\n" for document in texts))
+    command = ["treat", tiny("llama"), "--text", text, "-o", tmp_path / "out", "--device", "cpu", "--dry-run"]
+    command += ["--max-steps", 2, "--max-length", 64, "--num-texts", 8, "--seeds", seeds]
+    done = CliRunner().invoke(app, list(map(str, command)))
+    assert done.exit_code == 0 and words in " ".join(done.output.split()), done.output
+
+
+def test_a_dry_run_knows_how_much_the_seeds_of_an_earlier_treatment_vary(tmp_path):
+    from condense.cli.treat import _spread_before
+
+    assert _spread_before(tmp_path) == []
+    saved = Path(__file__).parents[1] / "saved" / "treatment-0.1.0.json"
+    record = Treatment.from_json(saved)
+    power = Power("mean_cosine", 3, 0.05, 0.01, 0.001, 3.0, 0.04, 0.01, 12)
+    replace(record, effect=replace(record.effect, power={"mean_cosine": power})).to_json(tmp_path / "condense.json")
+    (line,) = power_before(3, 1, _spread_before(tmp_path))
+    assert line.startswith("by the earlier run, 3 seeds can show deep mean cosine: a difference of")
 
 
 def test_force_replaces_what_condense_made_and_nothing_else(tiny, texts, tmp_path):

@@ -1,7 +1,6 @@
 """What a trial says: words from three seeds on, the dose by its rule, advice that follows what was seen."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -199,14 +198,12 @@ def test_more_text_is_advised_where_seeds_do_not_help():
 
 
 def test_power_before_a_trial():
-    plan = TrialPlan((ArmSpec("control", "control"), ArmSpec("d", "dispersion")), 3)
-    (public,) = power_before(plan, None)
+    (public,) = power_before(3, 1)
     assert "by it 3 seeds can show 0.0011 bits per byte" in public and "not known yet" in public
-    assert power_before(replace(plan, seeds=1), None) == []
+    assert power_before(1, 1) == ["one seed covers no other seed; a claim needs at least 3"]
     spread = Power("mean_cosine", 3, 0.05, 0.01, 0.001, 3.0, 0.04, 0.01, 12)
-    earlier = SimpleNamespace(arms=[arm("d=1", replace(effect(UNCLEAR), power={"mean_cosine": spread}), 1.0)])
-    few, many = (power_before(replace(plan, seeds=n), earlier)[0] for n in (3, 20))
-    assert "by the earlier trial, 3 seeds can show deep mean cosine" in few and few != many
+    few, many = (power_before(n, 1, [("d=1", {"mean_cosine": spread})])[0] for n in (3, 20))
+    assert "by the earlier run, 3 seeds can show deep mean cosine" in few and few != many
     assert "it takes" in many and "(d=1, which varies most)" in many
 
 

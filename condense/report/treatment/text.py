@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from condense.metrics import QUALITY
@@ -251,8 +252,8 @@ def model_card(treatment: Treatment) -> str:
 _COLOURS = {"dispersed": "green", "dispersed-at-a-cost": "magenta", "condensed-further": "red"}
 
 
-def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Console) -> None:
-    """Print what is about to run: tokens, steps, time, memory, disk."""
+def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Console, power: Sequence[str] = ()) -> None:
+    """Print what is about to run: tokens, steps, time, memory, disk; power: what the seeds can show, in lines."""
     arms = "control and treated" if plan.control else "treated only (no control arm)"
     say(
         console,
@@ -266,6 +267,7 @@ def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Conso
         cost_line(overhead),
         f"estimate: {in_words(schedule.seconds)} in all, {gigabytes(schedule.memory_bytes)} memory, "
         f"{gigabytes(schedule.disk_bytes)} disk",
+        *(f"power: {line}" for line in power),
     )
     if plan.eval_tasks:
         limit = "" if plan.eval_limit is None else f", the first {plan.eval_limit} samples of each"

@@ -212,14 +212,24 @@ def _joined(trial: Trial, names: Sequence[str], values: Values) -> list[Series]:
 
 
 def _tradeoff_words(trial: Trial, arms: Sequence[ArmResult], bound: float | None) -> str:
-    held = [arm.spec.name for arm in arms if arm.verdict == "dispersed"]
     words = "Further down is more spread, further right is worse language modelling; bars are 95 % intervals."
     if bound is not None:
         share = 100 * trial.plan.training.quality_tolerance
         words += f" Quality counts as held up to +{number(bound, 4)} ({share:g} % of the control’s)."
-    if held:
-        return f"{words} Measurably more spread with quality held: {listed(held)}."
-    return f"{words} No arm is measurably more spread with quality held."
+    if all(arm.verdict_reason for arm in arms):
+        return f"{words} No arm has a word: {arms[0].verdict_reason}."
+    kinds = ("improved", "held", "not shown to be held", "not measured", "worse")
+    spread = [(kind, [arm.spec.name for arm in arms if _is_spread(arm) and arm.quality == kind]) for kind in kinds]
+    parts = [f"{listed(names)} (quality {kind})" for kind, names in spread if names]
+    return (
+        f"{words} Measurably more spread: {'; '.join(parts)}."
+        if parts
+        else f"{words} No arm is measurably more spread."
+    )
+
+
+def _is_spread(arm: ArmResult) -> bool:
+    return arm.verdict in ("dispersed", "dispersed-at-a-cost")
 
 
 # --- dose and response ---------------------------------------------------------------------------------
