@@ -78,7 +78,7 @@ def environment() -> Environment:
     """The jinja environment of every page: everything is escaped, control characters are made visible."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from condense.report.svg import sketch
+    from condense.report.svg import paint, sketch, swatch
 
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -90,7 +90,9 @@ def environment() -> Environment:
     )
     made.filters.update(sentence=sentence, typeset=typeset, number=number, signed=signed, percent=percent)
     made.filters["breakable"] = breakable
+    made.filters["paint"] = paint
     made.filters["sketch"] = lambda chart: _markup(sketch(chart))
+    made.filters["swatch"] = lambda bar, rank, chart: _markup(swatch(bar, rank, chart))
     return made
 
 
@@ -116,7 +118,7 @@ def _plotly(plotlyjs: PlotlyJs) -> Mapping[str, str]:
     if plotlyjs == "inline":
         import gzip
 
-        return {"gzip": _markup(base64.b64encode(gzip.compress(source, 6, mtime=0)).decode("ascii"))}
+        return {"gzip": _markup(base64.b64encode(gzip.compress(source, 9, mtime=0)).decode("ascii"))}
     import hashlib
 
     from plotly.offline import get_plotlyjs_version

@@ -1,20 +1,27 @@
-"""A chart as a small static SVG: seen at once, without JavaScript, and wherever plotly is left out."""
+"""A chart as a small static SVG: seen at once, without JavaScript, and wherever plotly is left out.
+
+Everything that is needed to read it stands in attributes, so that it is also drawn where a server forbids scripts,
+styles and images of a page (Jenkins' default content policy).
+"""
 
 from __future__ import annotations
 
-import base64
+import functools
+import itertools
 import math
-import struct
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 from condense.report.charts import POINTS, Chart, Series, Values
 from condense.report.escape import for_terminal
 
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 18, 42
 HATCHES = ("", "M0 5L5 0", "M0 5L5 0M0 0L5 5", "M2.5 2.5h.6v.6", "M0 0L5 5")
+LEVELS = 8  # shades of a heatmap
+NARROWEST = 6.0  # pixels of its columns
 STROKES = {"solid": "", "dash": "7 5", "dot": "2 4", "longdash": "12 5", "dashdot": "9 4 2 4"}
 
 
@@ -32,15 +39,28 @@ class Frame:
     high: float
 
 
+@functools.cache
+def _light() -> Mapping[str, str]:
+    """The colours of the light skin by name: the first rule of the page's styles."""
+    rule = (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8").partition("}")[0]
+    return dict(re.findall(r"--(\w+): (#[0-9a-f]{3,6}|rgba\([^)]*\));", rule))
+
+
+def paint(ink: str) -> str:
+    """A colour as a value of `fill` or `stroke`: the page's variable, the light skin's where there are no styles."""
+    return f"var(--{ink}, {_light()[ink]})"
+
+
 def sketch(chart: Chart) -> str:
-    """The chart as SVG whose colours are the page's CSS variables."""
+    """The chart as SVG whose colours are the page's CSS variables, else those of the light skin on light paper."""
     frame = _frame(chart)
     parts = [*_ground(chart, frame), *_cells(chart, frame), *_bars(chart, frame)]
     for series in chart.series:
         parts += _curve(series, chart, frame)
     return (
-        f'<svg class="sketch" viewBox="0 0 {chart.width} {chart.height}" aria-hidden="true" focusable="false">'
-        f"{''.join(parts)}</svg>"
+        f'<svg class="sketch" width="{chart.width}" height="{chart.height}" viewBox="0 0 {chart.width} {chart.height}" '
+        f'font-family="sans-serif" font-size="12" fill="{paint("muted")}" aria-hidden="true" focusable="false">'
+        f'<rect width="{chart.width}" height="{chart.height}" fill="{paint("paper")}"/>{"".join(parts)}</svg>'
     )
 
 
@@ -77,13 +97,13 @@ def _ground(chart: Chart, f: Frame) -> Iterator[str]:
     """The shade, the grid with its numbers, the edges of the bands, the axis with its ticks."""
     if chart.shade:
         a, b = f.x(chart.shade.first - 0.5), f.x(chart.shade.last + 0.5)
-        yield f'<rect x="{a:.1f}" y="{f.top}" width="{b - a:.1f}" height="{f.bottom - f.top}" fill="var(--shade)"/>'
+        yield f'<rect x="{a:.1f}" y="{f.top}" width="{b - a:.1f}" height="{f.bottom - f.top}" fill="{paint("shade")}"/>'
         yield _text(b, f.top - 5, chart.shade.label, "end")
     if chart.zone:
         high, low = f.y(chart.zone[1]), f.y(chart.zone[0])
         yield (
             f'<rect x="{f.left}" y="{high:.1f}" width="{f.right - f.left}" height="{low - high:.1f}" '
-            'fill="var(--zone)"/>'
+            f'fill="{paint("zone")}"/>'
         )
     if chart.moment:
         x = f.x(chart.moment[0])
@@ -110,7 +130,7 @@ def _ground(chart: Chart, f: Frame) -> Iterator[str]:
     yield _text((f.left + f.right) / 2, chart.height - 5, chart.axis.title, "middle", "title")
     left, middle = 9 if chart.axis.at else 13, (f.top + f.bottom) / 2
     yield (
-        f'<text transform="translate({left} {middle:.0f}) rotate(-90)" text-anchor="middle" fill="var(--muted)">'
+        f'<text transform="translate({left} {middle:.0f}) rotate(-90)" text-anchor="middle">'
         f"{escape(for_terminal(chart.y_title))}</text>"
     )
 
@@ -155,14 +175,16 @@ def _curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
     path = _path(points[:inner])
     dash = f' stroke-dasharray="{STROKES[series.dash]}"' if STROKES[series.dash] else ""
     halo = (
-        f'<path d="{path}" fill="none" stroke="var(--paper)" stroke-width="{series.width + 3}"/>' if chart.cells else ""
+        f'<path d="{path}" fill="none" stroke="{paint("paper")}" stroke-width="{series.width + 3}"/>'
+        if chart.cells
+        else ""
     )
-    yield f'{halo}<path d="{path}" fill="none" stroke="var(--{series.ink})" stroke-width="{series.width}"{dash}/>'
+    yield f'{halo}<path d="{path}" fill="none" stroke="{paint(series.ink)}" stroke-width="{series.width}"{dash}/>'
     if series.symbol != "none":
         step = -(-inner // series.marks) if series.marks else 1
         yield _dots([(x, y) for x, y in points[:inner:step] if y is not None], series, 4.0 if series.marks else 3.0)
     for x, low, high in _whiskers(series, along[inner:], f):
-        yield f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="var(--{series.ink})" stroke-width="1.5"/>'
+        yield f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="{paint(series.ink)}" stroke-width="1.5"/>'
     for x, y in points[inner:]:
         if y is not None:
             yield _mark(x, y, series)
@@ -192,7 +214,7 @@ def _cross(points: Sequence[tuple[float, float | None]], series: Series, f: Fram
         if y is not None:
             path += f"M{x:.1f} {f.y(low):.1f}V{f.y(high):.1f}" if low is not None and high is not None else ""
             path += f"M{f.x(left):.1f} {y:.1f}H{f.x(right):.1f}" if left is not None and right is not None else ""
-    yield f'<path d="{path}" stroke="var(--{series.ink})" stroke-width="1.5"/>'
+    yield f'<path d="{path}" stroke="{paint(series.ink)}" stroke-width="1.5"/>'
     yield _dots([(x, y) for x, y in points if y is not None], series, 5.0)
 
 
@@ -200,7 +222,7 @@ def _scatter(points: Sequence[tuple[float, float | None]], series: Series) -> st
     """Points that no line joins, in one path."""
     path = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in points if y is not None)
     return (
-        f'<path d="{path}" stroke="var(--{series.ink})" stroke-width="{2 * series.width}" stroke-linecap="round" '
+        f'<path d="{path}" stroke="{paint(series.ink)}" stroke-width="{2 * series.width}" stroke-linecap="round" '
         'stroke-opacity=".55"/>'
     )
 
@@ -221,7 +243,7 @@ def _band(along: Sequence[float], low: Values, high: Values, ink: str, f: Frame)
     both = [(x, a, b) for x, a, b in zip(along, low, high, strict=False) if a is not None and b is not None]
     there = [f"{x:.1f},{f.y(b):.1f}" for x, _, b in both]
     back = [f"{x:.1f},{f.y(a):.1f}" for x, a, _ in reversed(both)]
-    return f'<polygon points="{" ".join(there + back)}" fill="var(--{ink})" fill-opacity=".22"/>'
+    return f'<polygon points="{" ".join(there + back)}" fill="{paint(ink)}" fill-opacity=".22"/>'
 
 
 def _dots(points: Sequence[tuple[float, float]], series: Series, r: float = 3.0) -> str:
@@ -232,22 +254,22 @@ def _dots(points: Sequence[tuple[float, float]], series: Series, r: float = 3.0)
     }
     if series.symbol in shapes:
         path = "".join(f"M{x:.1f} {y:.1f}{shapes[series.symbol]}" for x, y in points)
-        return f'<path d="{path}" fill="var(--{series.ink})"/>'
+        return f'<path d="{path}" fill="{paint(series.ink)}"/>'
     cap = "square" if series.symbol == "square" else "round"
     path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
-    return f'<path d="{path}" stroke="var(--{series.ink})" stroke-width="{1.73 * r:.1f}" stroke-linecap="{cap}"/>'
+    return f'<path d="{path}" stroke="{paint(series.ink)}" stroke-width="{1.73 * r:.1f}" stroke-linecap="{cap}"/>'
 
 
 def _mark(x: float, y: float, series: Series) -> str:
     """The open mark of a place that is set apart."""
-    r, paint = 4.5, f'fill="var(--paper)" stroke="var(--{series.ink})" stroke-width="1.75"'
+    r, colours = 4.5, f'fill="{paint("paper")}" stroke="{paint(series.ink)}" stroke-width="1.75"'
     if series.symbol == "diamond":
-        return f'<path d="M{x:.1f} {y - r:.1f}l{r} {r}l{-r} {r}l{-r} {-r}z" {paint}/>'
+        return f'<path d="M{x:.1f} {y - r:.1f}l{r} {r}l{-r} {r}l{-r} {-r}z" {colours}/>'
     if series.symbol == "square":
-        return f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}" {paint}/>'
+        return f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}" {colours}/>'
     if series.symbol == "triangle":
-        return f'<path d="M{x:.1f} {y - r:.1f}l{r} {1.8 * r:g}h{-2 * r:g}z" {paint}/>'
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" {paint}/>'
+        return f'<path d="M{x:.1f} {y - r:.1f}l{r} {1.8 * r:g}h{-2 * r:g}z" {colours}/>'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" {colours}/>'
 
 
 def _bars(chart: Chart, f: Frame) -> Iterator[str]:
@@ -262,18 +284,34 @@ def _bars(chart: Chart, f: Frame) -> Iterator[str]:
             pile = up if value >= 0 else down
             x, y, pile[index] = f.x(chart.axis.position(index)) - width / 2, f.y(pile[index]), pile[index] + value
             path += f"M{x:.1f} {y:.1f}h{width:.1f}V{f.y(pile[index]):.1f}h{-width:.1f}z" if value else ""
-        yield f'<path d="{path}" fill="var(--{bar.ink})" stroke="var(--paper)" stroke-width=".7"/>'
-        marks = HATCHES[rank % len(HATCHES)] if bar.symbol != "none" else ""
-        if marks:
-            name = f"{chart.id}-hatch-{rank}"
-            yield (
-                f'<pattern id="{name}" width="5" height="5" patternUnits="userSpaceOnUse"><path d="{marks}" '
-                f'stroke="var(--paper)" stroke-linecap="square"/></pattern><path d="{path}" fill="url(#{name})"/>'
-            )
+        yield f'<path d="{path}" fill="{paint(bar.ink)}" stroke="{paint("paper")}" stroke-width=".7"/>'
+        name = f"{chart.id}-hatch-{rank}"
+        pattern = _hatch(name, rank) if bar.symbol != "none" else ""
+        if pattern:
+            yield f'{pattern}<path d="{path}" fill="url(#{name})"/>'
+
+
+def swatch(bar: Series, rank: int, chart: Chart) -> str:
+    """The legend's sample of a layer of bars: its colour and its pattern."""
+    name = f"{chart.id}-legend-{rank}"
+    box, pattern = '<rect width="18" height="14"', _hatch(name, rank) if bar.symbol != "none" else ""
+    hatch = f'{pattern}{box} fill="url(#{name})"/>' if pattern else ""
+    return f'<svg width="18" height="14" focusable="false">{box} fill="{paint(bar.ink)}"/>{hatch}</svg>'
+
+
+def _hatch(name: str, rank: int) -> str:
+    """The pattern that tells a layer of bars apart without colour; "" for the first, which has none."""
+    marks = HATCHES[rank % len(HATCHES)]
+    if not marks:
+        return ""
+    return (
+        f'<pattern id="{name}" width="5" height="5" patternUnits="userSpaceOnUse"><path d="{marks}" '
+        f'stroke="{paint("paper")}" stroke-linecap="square"/></pattern>'
+    )
 
 
 def _cells(chart: Chart, f: Frame) -> Iterator[str]:
-    """The heatmap as images of one pixel per cell: paper where nothing is, the accent where most is."""
+    """The heatmap: paper where nothing is, the accent where most is; columns of a few pixels are drawn together."""
     cells, axis = chart.cells, chart.axis
     if cells is None or not cells.columns:
         return
@@ -281,34 +319,52 @@ def _cells(chart: Chart, f: Frame) -> Iterator[str]:
     top, bottom = f.y(cells.top), f.y(cells.bottom)
     for start, stop in ((0, inner), (inner, len(axis.labels))):
         if stop > start:
-            a, b = f.x(axis.position(start) - 0.5), f.x(axis.position(stop - 1) + 0.5)
+            left, wide = f.x(axis.position(start) - 0.5), (stop - start) * (f.x(1) - f.x(0))
+            count = min(stop - start, max(1, int(wide / NARROWEST)))
+            columns = _joined(cells.columns[start:stop], count)
+            scale = f"{wide / count:.4f} 0 0 {(bottom - top) / len(columns[0]):.4f}"
             yield (
-                f'<image x="{a:.1f}" y="{top:.1f}" width="{b - a:.1f}" height="{bottom - top:.1f}" '
-                f'preserveAspectRatio="none" style="image-rendering:pixelated" '
-                f'href="data:image/png;base64,{_png(cells.columns[start:stop], cells.peak)}"/>'
+                f'<g transform="matrix({scale} {left + wide / count / 2:.2f} {top:.2f})" stroke="#1e76a5" '
+                f'shape-rendering="crispEdges">{_shades(columns, cells.peak)}</g>'
             )
 
 
-def _png(columns: Sequence[Values], peak: float) -> str:
-    """A palette PNG whose transparency falls as the value rises to `peak`; base64."""
-    rows = len(columns[0])
-    lines = b"".join(
-        b"\0" + bytes(round(63 * min(1.0, max(0.0, (column[rows - 1 - row] or 0.0) / peak))) for column in columns)
-        for row in range(rows)
-    )
-    palette = b"".join(bytes((30, 118, 165)) for _ in range(64))
-    alpha = bytes(round(255 * (level / 63) ** 0.8) for level in range(64))
-    header = struct.pack(">IIBBBBB", len(columns), rows, 8, 3, 0, 0, 0)
-    chunks = (b"IHDR", header), (b"PLTE", palette), (b"tRNS", alpha), (b"IDAT", zlib.compress(lines, 6)), (b"IEND", b"")
-    data = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
-    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + data).decode("ascii")
+def _joined(columns: Sequence[Values], count: int) -> list[list[float]]:
+    """Means of neighbouring columns, `count` of them; what is undefined is as good as nothing."""
+    ends = [round(k * len(columns) / count) for k in range(count + 1)]
+    groups = [columns[start:stop] for start, stop in itertools.pairwise(ends)]
+    return [[sum(v or 0.0 for v in row) / len(group) for row in zip(*group, strict=True)] for group in groups]
+
+
+def _shades(columns: Sequence[Sequence[float]], peak: float) -> str:
+    """Cells of one by one, the first column's middle at 0, the last row at the top: layers of more and more ink.
+
+    Each layer covers what reaches its level, so that a path holds a stretch per column and not one per cell.
+    """
+    layers, under = "", 0.0
+    for level in range(1, LEVELS + 1):
+        path, pen = "", (0, 0)
+        for place, column in enumerate(columns):
+            row = 0
+            for inked, run in itertools.groupby(value * LEVELS >= (level - 0.5) * peak for value in reversed(column)):
+                length = len(list(run))
+                if inked:
+                    down = row - pen[1]
+                    path += f"m{place - pen[0]}{'' if down < 0 else ' '}{down}v{length}"
+                    pen = (place, row + length)
+                row += length
+        shade = (level / LEVELS) ** 0.8
+        if path:
+            layers += f'<path d="{path}" stroke-opacity="{1 - (1 - shade) / (1 - under):.3f}"/>'
+        under = shade
+    return layers
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, ink: str, dash: str = "") -> str:
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="var(--{ink})"{dashes}/>'
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{paint(ink)}"{dashes}/>'
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> str:
     words = escape(for_terminal(text))
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}" fill="var(--muted)">{words}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{words}</text>'

@@ -77,7 +77,7 @@ CHANGES: list[tuple[str, tuple[str | int, ...], object, dict[str, str]]] = [
                                                        "JSON": '"quality":"improved"'}),
     ("treatment", ("verdict", "opened"), "cone opened", {"page": '<p class="word">cone opened</p>',
                                                          "": "cone opened"}),
-    ("trial", ("arms", 2, "verdict"), "condensed-further", {"page": "<b>condensed further</b><small>quality held",
+    ("trial", ("arms", 2, "verdict"), "condensed-further", {"page": "<b>condensed further</b> <small>quality held",
                                                             "Markdown": "**condensed further**; quality held",
                                                             "terminal": "condensed further",
                                                             "JSON": '"verdict":"condensed-further"'}),
