@@ -177,14 +177,14 @@ METRICS: dict[str, Metric] = {metric.key: metric for metric in _TABLE}
 QUALITY: dict[str, Metric] = {metric.key: metric for metric in _QUALITY}
 """Quality: one row per key of `quality`."""
 
-MIN_TEXTS = 8
-"""Below so many texts an interval says little, and every gate on it is inconclusive."""
-
 PER_TEXT: tuple[str, ...] = tuple(key for key in METRICS if key != "cross_text_cosine")
 """The metrics that are measured on each text; `cross_text_cosine` is pooled over texts."""
 
 SPECTRAL: tuple[str, ...] = ("effective_rank", "entropy_rank")
 """The metrics that carry a Gaussian null of the same (n, d)."""
+
+SINK_FACTOR = 20.0
+"""A position whose state is this many times longer than the median one of its window is a sink, wherever it stands."""
 
 VERSIONS: dict[str, int] = {
     **dict.fromkeys(METRICS, 2),  # 2: sinks are found by their norm and left out; deep is a mean over blocks

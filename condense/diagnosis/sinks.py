@@ -99,7 +99,7 @@ def _anatomy(facts: Facts) -> str:
     if sinks.tokens:
         parts.append(f"on {', '.join(map(repr, sinks.tokens))}")
     parts.append(f"in coordinates {', '.join(map(str, sinks.channels))}")
-    parts.append(f"from {sinks.up}" + (f" until {sinks.down}" if sinks.down else " to the last block"))
+    parts.append(f"from {sinks.up}" + (f" until before {sinks.down}" if sinks.down else " to the last block"))
     return " ".join(parts)
 
 

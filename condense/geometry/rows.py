@@ -10,8 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SINK_FACTOR = 20.0
-"""A position this many times longer than the median is a sink, wherever it stands."""
+from condense.metrics import SINK_FACTOR
 
 
 def each_cloud(states: Tensor, quantity: Callable[[Tensor], Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from condense.metrics import METRICS
 from condense.records.base import Estimate
-from condense.records.diagnosis import Diagnosis, Paper, SiteReading, Trend, Verdict
+from condense.records.diagnosis import Diagnosis, Paper, SinkAnatomy, SiteReading, TokenCounts, Trend, Verdict
 from condense.report.charts import Axis, Cells, Chart, Look, Series, Shade, known_values, padded
 from condense.report.text import NOTHING
 
@@ -144,7 +144,10 @@ def heat_cells(columns: Sequence[Sequence[float]], rows: slice, ends: tuple[floa
 
 @dataclass(frozen=True)
 class StackView:
-    """One stack as it is drawn: its sites in depth order, its summary, the same sites of the twin."""
+    """One stack as it is drawn: its sites in depth order, its summary, the same sites of the twin, its sinks.
+
+    `tokens` is None in a run of a version that counted neither tokens nor sinks.
+    """
 
     name: str
     sites: tuple[SiteReading, ...]
@@ -154,6 +157,8 @@ class StackView:
     verdict: Verdict
     twin: tuple[SiteReading, ...]
     twin_deep: Mapping[str, Estimate]
+    sinks: SinkAnatomy | None = None
+    tokens: TokenCounts | None = None
 
     @property
     def blocks(self) -> list[SiteReading]:
@@ -172,7 +177,9 @@ def stack_views(diagnosis: Diagnosis) -> list[StackView]:
         other = None if twin is None else twin if name == main else twin.stacks.get(name)
         sites, twins = _stack_sites(diagnosis, name), _stack_sites(twin, name) if twin else ()
         deep = other.deep if other else {}
-        views.append(StackView(name, sites, own.deep, own.trend, own.paper, own.verdict, twins, deep))
+        view = StackView(name, sites, own.deep, own.trend, own.paper, own.verdict, twins, deep)
+        sinks = next((sinks for sinks in diagnosis.sinks if sinks.stack == name), None)
+        views.append(replace(view, sinks=sinks, tokens=diagnosis.tokens))
     return views
 
 

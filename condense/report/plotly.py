@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import Any
 
@@ -223,7 +224,8 @@ def _annotations(chart: Chart) -> list[Json]:
     side = plain | {"xref": "paper", "x": 1, "xanchor": "left", "xshift": 4, "yanchor": "middle"}
     above = plain | {"yref": "paper", "y": 1, "yanchor": "bottom", "xanchor": "center"}
     upright = [*chart.uprights, *([chart.moment] if chart.moment else [])]
-    notes = [side | {"y": value, "text": _label(label)} for value, label in chart.edges]
+    high = math.log10 if chart.log else float  # plotly wants the exponent of an annotation, not of a shape
+    notes = [side | {"y": high(value), "text": _label(label)} for value, label in chart.edges]
     notes += [above | {"x": value, "text": _label(label)} for value, label in upright if label]
     if chart.shade:
         end = {"x": chart.shade.last + 0.5, "xanchor": "right", "text": _label(chart.shade.label)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+from condense.metrics import SINK_FACTOR
 from condense.report.charts import Axis, Chart, Figure, Look, Series, Shade, Values
 from condense.report.depth import (
     StackView,
@@ -35,6 +37,14 @@ def figures(view: StackView, prefix: str) -> list[Figure]:
         _relative(view, f"{prefix}-relative", axis),
         _growth(view, f"{prefix}-growth", axis),
     ]
+
+
+def left_out_figures(view: StackView, prefix: str, *, tokens: bool = True) -> list[Figure]:
+    """Where sinks begin and end over depth and, with `tokens`, how many kinds of token each window holds."""
+    if not view.blocks:
+        return []
+    drawn = [_sink_depth(view, f"{prefix}-sinks", depth_axis(view.sites))]
+    return [*drawn, *([_kinds(view, f"{prefix}-tokens")] if tokens and view.tokens else [])]
 
 
 # --- curves --------------------------------------------------------------------------------------------
@@ -146,21 +156,66 @@ def _relative(view: StackView, chart: str, axis: Axis) -> Figure:
 
 def _growth(view: StackView, chart: str, axis: Axis) -> Figure:
     series = (
-        _curve(
-            view, "sink_ratio", Look("sink ratio: longest state over the median", "plum", "dot", "square"), 1, False
-        ),
         _curve(view, "median_norm", Look("median norm", "warm", "longdash", "diamond"), 1, False),
         _curve(view, "total_variance", Look("variance per dimension", "accent", symbol="circle"), 2, False, 2.0),
     )
-    norms, sinks = _values(view, "median_norm"), _values(view, "sink_ratio")
-    peak = _extreme(sinks, max)
+    norms = _values(view, "median_norm")
     words = ""
     if norms[0] is not None and norms[-1] is not None:
-        words = f"The median state grows from a length of {norms[0]:.3g} to {norms[-1]:.3g}. "
-    if peak is not None:
-        words += f"The longest state is {number(sinks[peak], 0)} times the median at {view.blocks[peak].label}."
+        words = f"The median state goes from a length of {norms[0]:.3g} to {norms[-1]:.3g}."
     drawn = Chart(chart, axis, "logarithmic scale", series, log=True, height=320, width=520)
     return Figure(drawn, "How long do the states grow?", words or "The norms are not defined.", wide=False)
+
+
+def _sink_depth(view: StackView, chart: str, axis: Axis) -> Figure:
+    """The longest state over the median at every site, with the stretch in which half of the windows have a sink."""
+    look, labels = Look("longest state ÷ median state", "plum", symbol="square"), [site.label for site in view.sites]
+    sinks, values = view.sinks, _values(view, "sink_ratio")
+    shade = None
+    if sinks is not None and sinks.up in labels:
+        end = labels.index(sinks.down) - 1 if sinks.down in labels else len(view.blocks) - 1
+        shade = Shade(labels.index(sinks.up), end, "half of the windows have a sink")
+    peak = max([200.0, *(value for value in values if value is not None)])
+    drawn = Chart(
+        chart,
+        axis,
+        "times the median, logarithmic",
+        (_curve(view, "sink_ratio", look, 1, False),),
+        log=True,
+        y_range=(-0.1, math.log10(peak) + 0.1),
+        edges=((SINK_FACTOR, "sink"), (view.verdict.bands.get("sink_ratio", 100.0), "massive")),
+        shade=shade,
+        height=320,
+        width=520,
+    )
+    return Figure(drawn, "Where do sinks begin and end?", _sink_words(view, values), wide=False)
+
+
+def _sink_words(view: StackView, values: Values) -> str:
+    top = _extreme(values, max)
+    if top is None:
+        return "The length of the longest state is not defined."
+    longest = f"The longest state of a window is {number(values[top], 0)} times its median at {view.blocks[top].label}"
+    if view.tokens is None:
+        return f"{longest}. Which tokens are sinks was not kept by the version that measured this."
+    if view.sinks is None:
+        return f"{longest}: no window has a sink, a state beyond {SINK_FACTOR:g} times the median."
+    end = f"until before {view.sinks.down}" if view.sinks.down else "to the last block"
+    return f"{longest}. Half of the windows have a sink from {view.sinks.up} on, {end}."
+
+
+def _kinds(view: StackView, chart: str) -> Figure:
+    """Distinct tokens of each window, as bars."""
+    distinct = () if view.tokens is None else view.tokens.distinct
+    labels = tuple(f"window {number}" for number in range(1, len(distinct) + 1))
+    step = max(1, -(-len(labels) // 8))
+    ticks = tuple(str(index + 1) if index % step == 0 else "" for index in range(len(labels)))
+    bars = (Series("distinct tokens of a window", [float(count) for count in distinct], "leaf", digits=0),)
+    drawn = Chart(chart, Axis(labels, ticks, "window"), "tokens", bars=bars, height=320, width=520)
+    words = "A text of few kinds of token looks condensed by itself."
+    if distinct:
+        words = f"{min(distinct)} to {max(distinct)} kinds of token in a window. {words}"
+    return Figure(drawn, "How many kinds of token?", words, wide=False)
 
 
 # --- cells and bars ------------------------------------------------------------------------------------

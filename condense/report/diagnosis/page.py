@@ -9,7 +9,8 @@ from condense.metrics import METRICS, QUALITY
 from condense.records.base import Estimate, PlotlyJs
 from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 from condense.report.depth import StackView, stack_views
-from condense.report.diagnosis.figures import figures
+from condense.report.diagnosis.figures import figures, left_out_figures
+from condense.report.diagnosis.text import left_out_rows
 from condense.report.glossary import glossary
 from condense.report.html import render
 from condense.report.parts import Answer, Bars, Card, Groups, Head, bands, bar_width, interval_words, without_windows
@@ -49,13 +50,15 @@ def diagnosis_page(diagnosis: Diagnosis, *, plotlyjs: PlotlyJs = "inline") -> st
             "view": view,
             "answer": answer(view, several=several),
             "figures": figures(view, f"chart-{index}"),
+            "left_out": left_out_rows(diagnosis, view),
+            "left_out_figures": left_out_figures(view, f"chart-{index}", tokens=index == 0),
             "table": layer_table(view, several=several),
         }
         for index, view in enumerate(views)
     ]
     return render(
         head(diagnosis),
-        [figure for stack in stacks for figure in stack["figures"]],
+        [figure for stack in stacks for figure in (*stack["figures"], *stack["left_out_figures"])],
         plotlyjs,
         command=diagnosis.command,
         provenance=provenance(diagnosis),
@@ -74,6 +77,7 @@ def head(diagnosis: Diagnosis) -> Head:
         ("findings", "Findings"),
         ("quality", "Quality"),
         ("depth-0", "Over depth"),
+        ("tokens-0", "Tokens and sinks"),
         ("layers-0", "Every layer"),
     )
     return Head(
@@ -134,7 +138,8 @@ def _cone(view: StackView) -> Card:
 def _rank(view: StackView) -> Card:
     of, twin = view.deep.get("effective_rank", NOTHING), view.twin_deep.get("effective_rank", NOTHING).null_ratio
     null = of.null or 0.0
-    low, high = (None if end is None or not null else end / null for end in (of.low, of.high))
+    ratio, value = of.null_ratio or 0.0, of.value or 0.0
+    low, high = (None if end is None or not null else ratio + (end - value) / null for end in (of.low, of.high))
     words = ""
     if of.value is not None and null:
         ends = f" ({number(of.low, 0)} to {number(of.high, 0)})" if of.low is not None else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from condense.metrics import METRICS
 from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 from condense.report.console import bar, new_table, panel, say, speaks_unicode, text
+from condense.report.depth import StackView, stack_views
 from condense.report.escape import for_code, for_markdown
 from condense.report.tables import Column, Table, markdown_rows, markdown_table, shown, value_cell
 from condense.report.text import (
@@ -22,9 +24,11 @@ from condense.report.text import (
     markdown_head,
     number,
     percent,
+    plural,
     quality_lines,
     sentence,
     subject,
+    times,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +45,11 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     lines += _verdict(diagnosis.verdict)
     for name, stack in diagnosis.stacks.items():
         lines += [f"## {for_markdown(name)} stack", "", *_verdict(stack.verdict)]
+    for view in stack_views(diagnosis):
+        facts = left_out_rows(diagnosis, view)
+        title = f"Tokens and sinks: the {view.name}" if diagnosis.stacks else "Tokens and sinks"
+        cells = [(what, for_markdown(how)) for what, how in facts]
+        lines += [f"## {for_markdown(title)}", "", *markdown_rows(("", ""), cells), ""] if facts else []
     lines += ["## Quality on the same windows", ""]
     lines += [f"- {for_markdown(line)}" for line in quality_lines(diagnosis)]
     lines += ["", *folded("Layer table", markdown_table(layer_table(diagnosis.sites)))]
@@ -58,6 +67,35 @@ def _verdict(verdict: Verdict) -> list[str]:
     drawn = ["How often resampled documents give each word:", "", *shares, ""] if shares else []
     beyond = [for_markdown(verdict.not_covered), ""] if verdict.not_covered else []
     return [" · ".join(words), "", *beyond, *drawn, *markdown_findings(verdict.findings), note, ""]
+
+
+def left_out_rows(diagnosis: Diagnosis, view: StackView) -> list[tuple[str, str]]:
+    """What is known of a stack's sinks and of the windows' tokens, as (what, how much); () where nothing is."""
+    sinks, tokens, windows = view.sinks, view.tokens, diagnosis.corpus.texts
+    rows = []
+    if sinks is not None:
+        end = f"until before {sinks.down}" if sinks.down else "to the last block"
+        rows += [
+            ("windows with a sink", f"{sinks.windows} of {windows} ({percent(sinks.windows / max(1, windows))})"),
+            ("sinks in such a window", f"{sinks.per_window:g} in the median"),
+            ("positions, most common first", ", ".join(map(str, sinks.positions))),
+            *([("tokens, most common first", ", ".join(map(repr, sinks.tokens)))] if sinks.tokens else []),
+            ("coordinates that carry them", ", ".join(map(str, sinks.channels))),
+            ("half of the windows have one", f"from {sinks.up} on, {end}"),
+            ("the longest state of all windows", f"{times(sinks.ratio, 0)} the median, at {sinks.at}"),
+            ("left out beside position 0 and special tokens", plural(sinks.dropped, "position")),
+        ]
+    elif tokens is not None:
+        rows.append(("windows with a sink", f"none of {windows}"))
+    if tokens is not None and tokens.distinct:
+        few, many = min(tokens.distinct), max(tokens.distinct)
+        rows.append(
+            ("distinct tokens of a window", f"{few} to {many}, {statistics.median(tokens.distinct):g} in the median")
+        )
+        low, high = min(tokens.same_pairs), max(tokens.same_pairs)
+        same = f"{100 * low:.1f} to {100 * high:.1f} %, {100 * statistics.fmean(tokens.same_pairs):.1f} % in the mean"
+        rows.append(("pairs of positions with the same token", same))
+    return rows
 
 
 def layer_table(sites: Sequence[SiteReading]) -> Table:
