@@ -37,7 +37,6 @@ from condense.geometry.cosine import (
 )
 from condense.geometry.measure import Measurement, measure
 from condense.geometry.rows import (
-    SINK_FACTOR,
     median_norm,
     relative_variance,
     sink_ratio,
@@ -54,6 +53,7 @@ from condense.geometry.spectrum import (
     gaussian_null,
     repeated_null,
 )
+from condense.metrics import SINK_FACTOR
 
 __all__ = [
     "BINS",

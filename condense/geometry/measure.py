@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from condense.geometry.cosine import BINS, QUANTILES, TOP, Groups, pair_metrics, share_of_mean
-from condense.geometry.rows import SINK_FACTOR, quantile, sink_positions
+from condense.geometry.rows import quantile, sink_positions
 from condense.geometry.spectrum import SPECTRAL_TOKENS, Spectra
+from condense.metrics import SINK_FACTOR
 
 _CHANNELS = 2  # coordinates that are named of a sink
 
