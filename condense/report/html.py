@@ -6,6 +6,7 @@ JavaScript) static drawings and the tables remain. The same record gives the sam
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,7 @@ def _charts(figure: Figure | Panels) -> tuple[Chart, ...]:
     return (figure.chart,)
 
 
+@functools.cache  # compiling the templates takes as long as all else of a page
 def environment() -> Environment:
     """The jinja environment of every page: everything is escaped, control characters are made visible."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

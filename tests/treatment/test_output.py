@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from condense.cli.app import app
 from condense.errors import RunError, UsageError
 from condense.folders import MARK, Mark, names_in, read_mark
 from condense.lock import LOCK
@@ -170,17 +172,17 @@ def test_two_runs_into_one_folder(tiny: Callable[[str], Path], tmp_path: Path) -
     """The second is refused at once, names the first, and takes nothing from it."""
     text = tmp_path / "train.jsonl"
     text.write_text("".join(json.dumps({"text": line}) + "\n" for line in TEXTS))
-    command = [sys.executable, "-m", "condense", "--quiet", "treat", str(tiny("llama")), "--text", str(text)]
-    command += ["--device", "cpu", "--max-steps", "3", "--max-length", "64", "--num-texts", "4"]
-    command += ["-o", str(tmp_path / "out")]
+    words = ["--quiet", "treat", str(tiny("llama")), "--text", str(text), "-o", str(tmp_path / "out")]
+    words += ["--device", "cpu", "--max-steps", "3", "--max-length", "64", "--num-texts", "4"]
+    command = [sys.executable, "-m", "condense", *words]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as first:
         lock = tmp_path / "out.work" / LOCK
         while first.poll() is None and not (lock.exists() and lock.read_text().rstrip().endswith("}")):
             time.sleep(0.01)  # until it is locked and says by whom
         first.send_signal(signal.SIGSTOP)  # or it might be done before the second has begun
-        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        second = CliRunner().invoke(app, words)
         first.send_signal(signal.SIGCONT)
-        assert second.returncode == 2, second.stderr
+        assert second.exit_code == 2, second.stderr
         assert f"out.work is in use by process {first.pid}" in second.stderr
         assert first.wait(timeout=200) == 0
     assert weights(tmp_path / "out") and not (tmp_path / "out.work").exists()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from condense.cli.app import app
 from condense.errors import UnavailableError, UsageError
 from condense.folders import MARK, Mark, names_in, read_mark, write_mark
 from condense.models import checkpoint as checkpoints
@@ -73,16 +75,21 @@ def test_the_loss_spreads_and_the_arms_differ_only_in_it(treated):
     assert treatment.verdict.id in ("dispersed", "dispersed-at-a-cost")
 
 
-def test_a_second_run_gives_the_same_numbers(treated, tiny, texts, tmp_path):
-    again = treat(tiny("llama"), texts, tmp_path / "out", PLAN, device="cpu")
-    one, two = (run.arms["treated"].validation.model.weights_sha256 for run in (treated[0], again))
-    assert one == two and again.effect == treated[0].effect
+@pytest.fixture(scope="module")
+def seeded(tiny, texts, tmp_path_factory) -> tuple[Treatment, Path]:
+    """The same treatment under two seeds."""
+    folder = tmp_path_factory.mktemp("seeds")
+    return treat(tiny("llama"), texts, folder / "out", replace(PLAN, seeds=2), device="cpu"), folder
 
 
-def test_several_seeds_keep_the_first_model_and_report_over_all(treated, tiny, texts, tmp_path):
+def test_a_second_run_gives_the_same_numbers(treated, seeded):
+    one, two = (run.arms["treated"].validation.model.weights_sha256 for run in (treated[0], seeded[0]))
+    assert one == two and seeded[0].seeds[0].effect == treated[0].effect
+
+
+def test_several_seeds_keep_the_first_model_and_report_over_all(treated, seeded):
     """OUT is the first seed's model, whichever is best; `arms` are its diagnoses, effect and verdict are over all."""
-    one, _ = treated
-    found = treat(tiny("llama"), texts, tmp_path / "out", replace(PLAN, seeds=2), device="cpu")
+    (one, _), (found, folder) = treated, seeded
     assert {name: (arm.validation.deep, arm.probe.deep, arm.curve) for name, arm in found.arms.items()} == {
         name: (arm.validation.deep, arm.probe.deep, arm.curve) for name, arm in one.arms.items()
     }
@@ -92,7 +99,7 @@ def test_several_seeds_keep_the_first_model_and_report_over_all(treated, tiny, t
         assert found.arms[name].validation.model.weights_sha256 == (
             first.weights_sha256 if name == "treated" else first.control.weights_sha256
         )
-    loaded = checkpoints.load(tmp_path / "out", device="cpu")
+    loaded = checkpoints.load(folder / "out", device="cpu")
     assert loaded.info.weights_sha256 == first.weights_sha256 != second.weights_sha256
     assert len({first.weights_sha256, second.weights_sha256, first.control.weights_sha256}) == 3
     assert first.quality == found.arms["treated"].validation.quality and first == one.seeds[0]
@@ -101,8 +108,8 @@ def test_several_seeds_keep_the_first_model_and_report_over_all(treated, tiny, t
         assert [seed.effect.deep[key].value for seed in found.seeds] == pytest.approx(values)
         assert found.effect.deep[key].value == pytest.approx(sum(values) / 2)
     assert found.effect.deep["mean_cosine"].value != one.effect.deep["mean_cosine"].value
-    assert Treatment.from_json(tmp_path / "out" / "condense.json") == found
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert Treatment.from_json(folder / "out" / "condense.json") == found
+    assert [path.name for path in folder.iterdir()] == ["out"]
 
 
 def test_a_treatment_saved_before_there_were_seeds_is_read(treated):
@@ -251,16 +258,14 @@ def test_an_interrupted_run_resumes_to_the_same_weights(treated, tiny, texts, tm
     for document in texts:
         (folder / f"{document.name}.txt").write_text(document.text)
     arguments = [
-        sys.executable, "-W", "ignore", "-m", "condense", "--quiet", "treat", str(tiny("llama")), "--text", str(folder),
+        "--quiet", "treat", str(tiny("llama")), "--text", str(folder),
         "--coefficient", "2", "--max-steps", "30", "--max-length", "64", "--batch-size", "4", "--learning-rate", "5e-3",
         "--num-texts", "8", "--warmup", "0", "--device", "cpu",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    how = {"env": environment, "capture_output": True, "text": True, "timeout": 240}
-    run = subprocess.run([*arguments, "-o", str(straight)], **how)
-    assert run.returncode == 0, run.stderr
-    process = subprocess.Popen([*arguments, "-o", str(stopped)], env=environment, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-W", "ignore", "-m", "condense", *arguments, "-o", str(stopped)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     begun = stopped.with_name("stopped.work") / "control"
     while process.poll() is None and not (stopped.with_name("stopped.work") / "before" / "run.json").exists():
         time.sleep(0.02)
@@ -271,8 +276,10 @@ def test_an_interrupted_run_resumes_to_the_same_weights(treated, tiny, texts, tm
         pytest.fail("the run ended before the signal came")
     assert process.returncode == 143, errors
     assert not stopped.exists() and begun.parent.exists()
-    run = subprocess.run([*arguments, "-o", str(stopped), "--resume"], **how)
-    assert run.returncode == 0, run.stderr
+    run = CliRunner().invoke(app, [*arguments, "-o", str(stopped), "--resume"])
+    assert run.exit_code == 0, run.output
+    run = CliRunner().invoke(app, [*arguments, "-o", str(straight)])
+    assert run.exit_code == 0, run.output
     one, two = (Treatment.from_json(place / "condense.json") for place in (straight, stopped))
     for name in ("control", "treated"):
         assert one.arms[name].validation.model.weights_sha256 == two.arms[name].validation.model.weights_sha256

@@ -137,8 +137,9 @@ def test_the_record_is_read_back(whole):
     assert "NaN" not in text and made.to_json() == text
 
 
-def test_only_what_is_missing_is_done_again(whole, tiny, texts, tmp_path):
+def test_only_what_is_missing_is_done_again(whole, tiny, texts, tmp_path, monkeypatch):
     """A lost run is repeated to the same weights, a third seed is added, everything else stands."""
+    monkeypatch.setattr(runs, "step_costs", lambda *given, **more: {})
     made, done, _ = whole
     out = Path(shutil.copytree(done, tmp_path / "out"))
     names = "control,dispersion=3,cosreg"
@@ -191,6 +192,7 @@ def test_an_arm_that_fails_is_told_and_the_others_go_on(tiny, texts, tmp_path, m
     assert "seed 0: ValueError: the remedy <b>broke</b>" in found["dispersion=9"].reason
     assert found["dispersion=1"].effect is not None and found["control"].status == "done"
     assert len(notes) == 3 and "going on" in notes[0]
+    monkeypatch.setattr(runs, "step_costs", lambda *given, **more: {})
     again = trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", resume=True)
     assert [arm.status for arm in again.arms] == ["done"] * 3
 
