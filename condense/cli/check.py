@@ -19,8 +19,8 @@ from condense.cli.outputs import check_file
 from condense.comparison.comparability import Conditions
 from condense.errors import UnavailableError
 from condense.files import write_text
-from condense.gate.advice import Names
 from condense.gate.assertions import Assertion, parse_inline, parse_tables, unknown
+from condense.gate.readings import Names
 from condense.gate.run import Gate, Policy, evaluate, refuse_unlike, subject_of
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis
 from condense.records.options import GateOptions

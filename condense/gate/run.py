@@ -13,9 +13,18 @@ from typing import Literal
 
 from condense.comparison.comparability import Conditions, circumstances, differing_settings
 from condense.errors import UsageError
-from condense.gate.advice import MORE_TEXT, Names, more_text_needed, next_command
 from condense.gate.assertions import ORDERED, Assertion, Bound, Target, default_gate
-from condense.gate.readings import Reading, absolute, change, key_of, refuse_missing
+from condense.gate.readings import (
+    MORE_TEXT,
+    Names,
+    Reading,
+    absolute,
+    change,
+    key_of,
+    more_text_needed,
+    next_command,
+    refuse_missing,
+)
 from condense.intervals import NO_DOCUMENTS, coverage_note
 from condense.records.diagnosis import Diagnosis
 from condense.records.treatment import Treatment

@@ -71,6 +71,19 @@ def merged(model: Any, folder: Path, vocabulary: int) -> Any:
     return whole.requires_grad_(True)  # peft gives back frozen weights
 
 
+def merged_after_training(model: Any, keep: Path | None = None) -> Any:
+    """A model that was just trained with adapters (PEFT's wrapper), with them in its weights; they are used up.
+
+    keep: a folder to write the adapters to as they are, before they are merged.
+    """
+    if keep is not None:
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        trained = any(hasattr(end, "base_layer") for end in ends)  # then the adapter has to hold their weights
+        # "auto" asks the hub for the base's config, to see whether its vocabulary was resized: it never is here
+        model.save_pretrained(str(keep), save_embedding_layers=trained)
+    return model.merge_and_unload()
+
+
 def _header(folder: Path) -> dict[str, Any]:
     file = folder / WEIGHTS
     if not file.exists():

@@ -31,6 +31,7 @@ from condense.dispersion.trainer import DispersionTrainer
 from condense.errors import RunError, UsageError
 from condense.files import write_text
 from condense.folders import File, changed, describe
+from condense.models.adapters import merged_after_training
 from condense.models.checkpoint import Checkpoint
 from condense.models.locate import DTYPES
 from condense.records.plans import Plan, Schedule
@@ -173,10 +174,7 @@ def save_model(model: Any, source: Checkpoint, folder: Path, *, merge: bool, ada
     LoRA adapters are merged; without `merge` they are also kept in `adapter` as they are.
     """
     if hasattr(model, "merge_and_unload"):
-        if not merge:
-            # "auto" asks the hub for the base's config, to see whether its vocabulary was resized: it never is here
-            model.save_pretrained(str(adapter), save_embedding_layers=_trains_embeddings(model))
-        model = model.merge_and_unload()
+        model = merged_after_training(model, keep=None if merge else adapter)
     model.config.use_cache = source.use_cache
     model = model.to(dtype=DTYPES.get(source.source_dtype, torch.float32))
     try:
@@ -186,12 +184,6 @@ def save_model(model: Any, source: Checkpoint, folder: Path, *, merge: bool, ada
         if "no space left" in str(error).lower():
             raise RunError(f"disk full while saving to {folder}", "free some space, then --resume") from error
         raise
-
-
-def _trains_embeddings(model: Any) -> bool:
-    """Whether LoRA acts on an embedding or the head, so that the adapter has to hold its weights."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    return any(hasattr(end, "base_layer") for end in ends)
 
 
 class _ArmTrainer(DispersionTrainer):

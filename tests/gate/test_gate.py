@@ -9,8 +9,8 @@ import pytest
 from condense.comparison import differences as effects
 from condense.comparison.comparability import differing_settings
 from condense.errors import UsageError
-from condense.gate.advice import Names
 from condense.gate.assertions import Bound, Target, default_gate, parse_inline, parse_tables, parse_target
+from condense.gate.readings import Names
 from condense.gate.run import Policy, evaluate, own_baseline
 from condense.intervals import NO_DOCUMENTS, ONE_DOCUMENT, ONE_WINDOW, over_documents
 from condense.metrics import METRICS, QUALITY
