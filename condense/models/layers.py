@@ -296,6 +296,18 @@ def _raised_by_us(error: Exception) -> bool:
     return (bool(calls) and below == len(files)) or any(file.startswith(package) for file in files[below:])
 
 
+def raised_inside(error: BaseException, model: nn.Module) -> bool:
+    """Whether an error was raised while a model ran, and not by condense below it (in a hook)."""
+    package, inside = str(Path(__file__).parents[1]), False
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename.startswith(package):
+            inside = False
+        inside = inside or frame.tb_frame.f_locals.get("self") is model
+        frame = frame.tb_next
+    return inside
+
+
 def specials_of(stack: Stack, stacks: tuple[Stack, ...], special: Tensor) -> Tensor:
     """Which positions of a stack hold special tokens: in a decoder that reads shifted ids they are shifted too."""
     if len(stacks) == 1 or stack.name != "decoder":

@@ -11,7 +11,11 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+import weakref
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +27,7 @@ from condense.texts.fields import Document, document_of, needed, shown
 from condense.texts.formats import Source, kind_by_name
 from condense.texts.tables import told
 
-__all__ = ["PROBE_VERSION", "Document", "dataset", "label", "probe", "read"]
+__all__ = ["PROBE_VERSION", "Document", "Kept", "dataset", "label", "probe", "read"]
 
 PROBE_VERSION = "1"
 SPLITS = ("test", "validation", "train")
@@ -234,3 +238,70 @@ def _rows(rows: Any, name: str, column: str) -> Iterator[Document]:
     """The documents of a dataset's rows: only the columns that are needed are decoded."""
     for number, record in enumerate(rows.select_columns(needed(column, rows.column_names, name))):
         yield document_of(f"{name}:{number}", record, column)
+
+
+# --- many documents ------------------------------------------------------------------------------------------
+
+_IN_MEMORY = 1 << 26
+
+
+class Kept(Sequence[Document]):
+    """Documents in the order they came in, or in another: in memory, or beyond 64 MB of text in a temporary file."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._held: list[Document] = []
+        self._characters = 0
+        self._file: BinaryIO | None = None
+        self._ends = array("q", [0])
+
+    def append(self, document: Document) -> None:
+        """Add one."""
+        if self._file is None:
+            self._held.append(document)
+            self._characters += len(document.text)
+            if self._characters <= _IN_MEMORY:
+                return
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  open as long as this object
+            weakref.finalize(self, self._file.close)
+            for held in self._held:
+                self._write(held)
+            self._held = []
+        else:
+            self._write(document)
+
+    def _write(self, document: Document) -> None:
+        assert self._file is not None
+        data = json.dumps([document.name, document.text, document.messages]).encode()
+        self._file.seek(self._ends[-1])
+        self._file.write(data)
+        self._ends.append(self._ends[-1] + len(data))
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self._held) if self._file is None else len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        """A document by its number."""
+        if self._file is None:
+            return self._held[index]
+        start, end = self._ends[index], self._ends[index + 1]
+        self._file.seek(start)
+        name, text, turns = json.loads(self._file.read(end - start))
+        return Document(name, text, None if turns is None else tuple((role, said) for role, said in turns))
+
+    def chosen(self, indices: Iterable[int]) -> Sequence[Document]:
+        """Some of the documents, in this order, read when they are asked for."""
+        return tuple(self._held[i] for i in indices) if self._file is None else _Chosen(self, array("q", indices))
+
+
+@dataclass(frozen=True)
+class _Chosen(Sequence[Document]):
+    kept: Kept
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.kept[self.indices[index]]

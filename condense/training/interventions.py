@@ -28,7 +28,7 @@ from condense.dispersion.disperser import Disperser
 from condense.dispersion.losses import mean_cosine
 from condense.dispersion.tokens import find_documents
 from condense.errors import UnavailableError, UsageError
-from condense.models.layers import unwrapped
+from condense.models.layers import forward_pass, unwrapped
 from condense.records.plans import DROPOUT_P, FORGET_EVERY, NOISE_ALPHA, Plan
 
 Hooks = Callable[[Any], AbstractContextManager[None]]
@@ -77,7 +77,8 @@ def forward_backward(model: Any, inputs: dict[str, Tensor], intervention: Interv
         disperser = None
         if config.coefficient:
             disperser = around.enter_context(Disperser(model, **vars(replace(config, schedule="constant"))))
-        loss = model(**inputs).loss
+        with forward_pass(model):
+            loss = model(**inputs).loss
         if disperser is not None:
             loss = loss + disperser.penalty()
         if intervention.regulariser is not None:

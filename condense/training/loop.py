@@ -28,16 +28,18 @@ from transformers import (
 )
 
 from condense.dispersion.trainer import DispersionTrainer
-from condense.errors import RunError, UsageError
+from condense.errors import CondenseError, RunError, UnavailableError, UsageError, first_line
 from condense.files import write_text
 from condense.folders import File, changed, describe
 from condense.models.adapters import merged_after_training
 from condense.models.checkpoint import Checkpoint
+from condense.models.layers import raised_inside, unwrapped
 from condense.models.locate import DTYPES
 from condense.records.plans import Plan, Schedule
 from condense.records.treatment import Curve
+from condense.training.chats import IGNORED
 from condense.training.interventions import Intervention, Regulariser, adapted
-from condense.training.rows import IGNORED, Rows
+from condense.training.rows import Rows
 
 MANIFEST = "condense_complete.json"
 MASK_RATE = 0.15
@@ -227,7 +229,19 @@ def _run(trainer: Any, checkpoint: Path | None) -> None:
             raise RunError("disk full while saving a checkpoint", "free some space, then --resume") from error
         if "out of memory" in text or "can't allocate memory" in text:
             raise RunError("out of memory while training", _LESS_MEMORY) from error
+        _refuse_failing(error, unwrapped(trainer.model))
         raise
+    except Exception as error:
+        _refuse_failing(error, unwrapped(trainer.model))
+        raise
+
+
+def _refuse_failing(error: Exception, model: Any) -> None:
+    """UnavailableError for what a checkpoint's own code raised in its forward pass; nothing for any other error."""
+    if not isinstance(error, CondenseError) and raised_inside(error, model):
+        raise UnavailableError(
+            f"{type(model).__name__} fails in its forward pass in training: {first_line(error)[:160]}"
+        ) from error
 
 
 _LESS_MEMORY = "lower --per-device-train-batch-size or --max-length, or use --activation-checkpointing"

@@ -64,7 +64,7 @@ def prepare_text(
         raise UsageError(
             f"--max-length {length} is beyond the model's {opened.positions} positions", "use a shorter one"
         )
-    rows = training_rows(opened, parts, length, masked)
+    rows = training_rows(opened, parts, length, masked, most_tokens(plan, length))
     validation = validation_windows(opened.tokenizer, parts.validation, plan.num_texts, opened.positions)
     probe = windows(opened.tokenizer, num_texts=plan.num_texts, positions=opened.positions)
     return Prepared(parts, rows, masked, validation, probe, make_schedule(plan, rows, parts, opened))
@@ -81,14 +81,27 @@ def refuse_untrainable(name: str, opened: Checkpoint) -> None:
         raise UnavailableError(f"{name} cannot be trained: {opened.head_missing}")
 
 
-def training_rows(opened: Checkpoint, parts: Split, length: int, masked: bool) -> Rows:
-    """Rows of `length` tokens of the training documents: packed where the model keeps documents apart."""
+def most_tokens(plan: Plan, length: int) -> int:
+    """Tokens that a run can train on without seeing one twice: its budget, and no fewer than the default one."""
+    asked = plan.train_tokens or 0
+    if plan.max_steps:
+        batch, accumulation = plan.per_device_train_batch_size, plan.gradient_accumulation_steps
+        given = (batch or 1) * (accumulation or 1) * length if batch or accumulation else TOKENS_PER_STEP
+        asked = max(asked, plan.max_steps * given)
+    return max(asked, MAX_TOKENS)
+
+
+def training_rows(opened: Checkpoint, parts: Split, length: int, masked: bool, most: int | None) -> Rows:
+    """Rows of `length` tokens of the training documents: packed where the model keeps documents apart.
+
+    most: no more of the text is tokenised than rows of so many tokens need.
+    """
     if masked:
-        rows = padded_rows(opened.tokenizer, parts.train, length, masked=True)
+        rows = padded_rows(opened.tokenizer, parts.train, length, masked=True, most=most)
     elif keeps_documents_apart(opened.model):
-        rows = packed_rows(opened.tokenizer, parts.train, length)
+        rows = packed_rows(opened.tokenizer, parts.train, length, most=most)
     else:
-        rows = padded_rows(opened.tokenizer, parts.train, length)
+        rows = padded_rows(opened.tokenizer, parts.train, length, most=most)
     if len(rows) == 0:
         raise UsageError(
             f"the training text does not fill one row of {length} tokens", "lower --max-length or give more text"

@@ -111,7 +111,7 @@ def _enlarge(source: Checkpoint, texts: Prepared, plan: Plan) -> tuple[Checkpoin
         raise UnavailableError("larger-vocab needs full training: with LoRA the new rows would stay as they start")
     larger = enlarge_vocabulary(source.model, source.tokenizer, texts.parts.train)
     source = replace(source, model=larger.model, tokenizer=larger.tokenizer)
-    return source, training_rows(source, texts.parts, texts.rows.length, texts.masked), larger.details
+    return source, training_rows(source, texts.parts, texts.rows.length, texts.masked, texts.rows.most), larger.details
 
 
 def _define_dispersion(spec: ArmSpec) -> str:

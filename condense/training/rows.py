@@ -4,14 +4,17 @@ Causal models: documents + EOS packed to rows of S tokens; position ids restart 
 so does attention in models that honour that (checked, not assumed); where a model would look across the
 border, rows hold one document each and are padded. Masked models: one chunk of one document per row.
 Conversations use the tokenizer's chat template, and only the last answer counts in the loss; one that cannot
-be used is dropped and counted. A row without any label never reaches the loss.
+be used is dropped and counted. Control tokens that a turn spells are text. A row without any label never reaches the
+loss. Memory does not grow with the text: what is more than 64 MB is kept in a temporary file, and no more is tokenised
+than the run can train on.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,23 +24,25 @@ from torch.utils.data import Dataset
 
 from condense.errors import UnavailableError, UsageError
 from condense.models.layers import embedding_rows
-from condense.texts.documents import Document, probe
+from condense.texts.documents import Document, Kept, probe
+from condense.texts.formats import WHOLE_CHARACTERS
 from condense.texts.tokens import added_specials
 from condense.texts.windows import Windows, windows
+from condense.training.chats import IGNORED, UnusableError, conversation, token_ids
 
-IGNORED = -100
 VALIDATION_SHARE = 0.1
 BY_DOCUMENT = 20
 LEAST_IN_A_ROW = 8
 MEASURED_LENGTHS = (512, 256, 128, 64, 32, 16)
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Split:
     """Training and validation documents, disjoint, and the hashes of both."""
 
-    train: tuple[Document, ...]
-    validation: tuple[Document, ...]
+    train: Sequence[Document]
+    validation: Sequence[Document]
     dropped: int = 0
     """Documents left out because they repeat another one or a passage of the probe text."""
     empty: int = 0
@@ -48,12 +53,12 @@ class Split:
         reasons = ((self.dropped, "as repeats of another one or of the probe text"), (self.empty, "without text"))
         return tuple(f"{_counted(count, 'document')} left out {why}" for count, why in reasons if count)
 
-    @property
+    @functools.cached_property
     def train_sha256(self) -> str:
         """Hash of the training documents in order."""
         return _digest(self.train)
 
-    @property
+    @functools.cached_property
     def validation_sha256(self) -> str:
         """Hash of the validation documents in order."""
         return _digest(self.validation)
@@ -62,11 +67,19 @@ class Split:
 class Rows(Dataset[dict[str, Tensor]]):
     """Rows of S token ids with labels, and position ids (packed) or an attention mask (padded).
 
-    `notes` says in words what of the text is in none of them.
+    `notes` says in words what of the text is in none of them; `most`: how many tokens were asked for at most.
     """
 
-    def __init__(self, rows: list[dict[str, Tensor]], length: int, packed: bool, notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        rows: list[dict[str, Tensor]],
+        length: int,
+        packed: bool,
+        notes: tuple[str, ...] = (),
+        most: int | None = None,
+    ) -> None:
         """Keep the rows that have a label, or whose labels are drawn later."""
+        self.most = most
         self.rows = [row for row in rows if "labels" not in row or bool((row["labels"] != IGNORED).any())]
         self.length, self.packed = length, packed
         bare = len(rows) - len(self.rows)
@@ -79,8 +92,8 @@ class Rows(Dataset[dict[str, Tensor]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One row."""
-        return self.rows[index]
+        """One row, int64."""
+        return {key: value.long() for key, value in self.rows[index].items()}
 
 
 def _digest(documents: Iterable[Document]) -> str:
@@ -98,30 +111,35 @@ def split(documents: Iterable[Document], seed: int) -> Split:
     several, are set apart. Repeated documents and those of the probe text are dropped, so that train, validation and
     probe are disjoint. UnavailableError if nothing is left to train on.
     """
-    known = {passage.text.strip() for passage in probe()}
-    unique, dropped, empty = [], 0, 0
+    known = {_fingerprint(passage.text.strip()) for passage in probe()}
+    unique, dropped, empty = Kept(), 0, 0
     for document in documents:
         text = document.text.strip()
-        if not text or text in known:
+        mark = _fingerprint(text)
+        if not text or mark in known:
             dropped += bool(text)
             empty += not text
             continue
-        known.add(text)
+        known.add(mark)
         unique.append(document)
-    if not unique:
+    if not len(unique):
         seen = f": {empty} of the documents are empty, {dropped} repeat the probe text" if empty or dropped else ""
         raise UnavailableError(f"there is no text to train on{seen}", "give other text with --text or --dataset")
     order = list(range(len(unique)))
     random.Random(seed).shuffle(order)
     if len(unique) >= BY_DOCUMENT:
         held = set(order[: max(1, round(VALIDATION_SHARE * len(unique)))])
-        train = [unique[i] for i in order if i not in held]
-        return Split(tuple(train), tuple(unique[i] for i in sorted(held)), dropped, empty)
+        train = unique.chosen(i for i in order if i not in held)
+        return Split(train, unique.chosen(sorted(held)), dropped, empty)
     chats = [unique[i] for i in order if unique[i].messages is not None]
     apart = chats[: max(1, round(VALIDATION_SHARE * len(chats)))] if len(chats) > 1 else []
     pairs = [_tail(unique[i]) for i in order if unique[i].messages is None]
-    train = [*(head for head, _ in pairs), *chats[len(apart) :]]
-    return Split(tuple(train), (*(tail for _, tail in pairs if tail.text.strip()), *apart), dropped, empty)
+    heads = (*(head for head, _ in pairs), *chats[len(apart) :])
+    return Split(heads, (*(tail for _, tail in pairs if tail.text.strip()), *apart), dropped, empty)
+
+
+def _fingerprint(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", errors="replace")).digest()[:16]
 
 
 def _tail(document: Document) -> tuple[Document, Document]:
@@ -133,7 +151,7 @@ def _tail(document: Document) -> tuple[Document, Document]:
     return Document(document.name, text[:cut]), Document(f"{document.name} (tail)", text[cut:].lstrip())
 
 
-def validation_windows(tokenizer: Any, documents: tuple[Document, ...], count: int, positions: int | None) -> Windows:
+def validation_windows(tokenizer: Any, documents: Sequence[Document], count: int, positions: int | None) -> Windows:
     """Windows of the validation documents, as long as leaves at least 8 of them, at most 512 tokens."""
     best: Windows | None = None
     for length in MEASURED_LENGTHS:
@@ -152,13 +170,16 @@ def validation_windows(tokenizer: Any, documents: tuple[Document, ...], count: i
     return best
 
 
-def packed_rows(tokenizer: Any, documents: Iterable[Document], length: int) -> Rows:
-    """Documents + EOS cut into full rows of `length`; the last, unfinished row is left out."""
+def packed_rows(tokenizer: Any, documents: Iterable[Document], length: int, *, most: int | None = None) -> Rows:
+    """Documents + EOS cut into full rows of `length`; the last, unfinished row is left out.
+
+    most: no more is tokenised than rows of so many tokens need.
+    """
     rows: list[dict[str, Tensor]] = []
     ids: list[int] = []
     labels: list[int] = []
     positions: list[int] = []
-    sequences = _Sequences(tokenizer, documents)
+    sequences = _Sequences(tokenizer, documents, lambda: most is not None and len(rows) * length >= most)
     for tokens, wanted in sequences:
         start = 0
         while start < len(tokens):
@@ -170,16 +191,24 @@ def packed_rows(tokenizer: Any, documents: Iterable[Document], length: int) -> R
             if len(ids) == length:
                 rows.append(_row(ids, labels, position_ids=positions))
                 ids, labels, positions = [], [], []
-    return Rows(rows, length, packed=True, notes=sequences.notes())
+    return Rows(rows, length, packed=True, notes=sequences.notes(), most=most)
 
 
-def padded_rows(tokenizer: Any, documents: Iterable[Document], length: int, *, masked: bool = False) -> Rows:
-    """One chunk of one document per row, padded on the right; `masked`: with the tokenizer's specials, no labels."""
-    sequences = _Sequences(tokenizer, documents, whole=not masked)
+def padded_rows(
+    tokenizer: Any, documents: Iterable[Document], length: int, *, masked: bool = False, most: int | None = None
+) -> Rows:
+    """One chunk of one document per row, padded on the right; `masked`: with the tokenizer's specials, no labels.
+
+    most: as for `packed_rows`.
+    """
+    rows: list[dict[str, Tensor]] = []
+    sequences = _Sequences(
+        tokenizer, documents, lambda: most is not None and len(rows) * length >= most, whole=not masked
+    )
     before, after = sequences.specials if masked else ([], [])
     room = length - len(before) - len(after)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    rows, short = [], 0
+    short = 0
     for tokens, wanted in sequences:
         for start in range(0, len(tokens), room):
             chunk = [*before, *tokens[start : start + room], *after]
@@ -195,7 +224,7 @@ def padded_rows(tokenizer: Any, documents: Iterable[Document], length: int, *, m
     notes = sequences.notes()
     if short:
         notes += (f"{_counted(short, 'piece')} of fewer than {LEAST_IN_A_ROW} tokens left out",)
-    return Rows(rows, length, packed=False, notes=notes)
+    return Rows(rows, length, packed=False, notes=notes, most=most)
 
 
 def _counted(count: int, noun: str) -> str:
@@ -204,42 +233,53 @@ def _counted(count: int, noun: str) -> str:
 
 def _row(ids: list[int], labels: list[int], **more: list[int]) -> dict[str, Tensor]:
     named = {"input_ids": ids, "labels": labels, **more}
-    return {key: torch.tensor(value, dtype=torch.int64) for key, value in named.items()}
-
-
-class _UnusableError(Exception):
-    """A conversation that cannot be trained on, and why."""
+    return {key: torch.tensor(value, dtype=torch.int32) for key, value in named.items()}
 
 
 class _Sequences:
     """Token ids and labels of each document; `whole`: with the tokenizer's own beginning and an EOS.
 
-    Conversations that cannot be used are dropped and counted. UsageError, naming the first, if none can.
+    Conversations that cannot be used are dropped and counted. UsageError, naming the first, if none can. Ends where
+    there is `enough`, and says how many documents were not looked at.
     """
 
-    def __init__(self, tokenizer: Any, documents: Iterable[Document], whole: bool = True) -> None:
-        self._tokenizer, self._documents, self._whole = tokenizer, list(documents), whole
+    def __init__(
+        self, tokenizer: Any, documents: Iterable[Document], enough: Callable[[], bool], whole: bool = True
+    ) -> None:
+        self._tokenizer, self._enough, self._whole = tokenizer, enough, whole
+        self._documents = documents if isinstance(documents, Sequence) else list(documents)
         sample = next((document.text for document in self._documents if document.text.strip()), "")
         self.specials = added_specials(tokenizer, sample)
         self._dropped: dict[str, list[str]] = {}  # reason -> names
+        self._spelled: list[str] = []
+        self._unused = 0
 
     def __iter__(self) -> Iterator[tuple[list[int], list[int]]]:
         used = 0
         before = self.specials[0] if self._whole else []
         end = self._tokenizer.eos_token_id
         after = [end] if self._whole and end is not None else []
-        for document in self._documents:
+        for begun, document in enumerate(self._documents):
+            if self._enough():
+                self._unused = len(self._documents) - begun
+                break
             if document.messages is not None and self._whole:
                 try:
-                    ids, labels = _conversation(self._tokenizer, document)
-                except _UnusableError as error:
+                    ids, labels = conversation(self._tokenizer, document, self._spelled)
+                except UnusableError as error:
                     self._dropped.setdefault(str(error), []).append(document.name)
                     continue
                 used += 1
                 yield ids, labels
-            elif ids := _token_ids(self._tokenizer, document.text):
-                used += 1
-                yield [*before, *ids, *after], [*before, *ids, *after]
+                continue
+            pieces = _pieces(document.text)
+            for number, piece in enumerate(pieces, 1):
+                if number > 1 and self._enough():
+                    break
+                if ids := token_ids(self._tokenizer, piece):
+                    used += 1
+                    ids = [*(before if number == 1 else ()), *ids, *(after if number == len(pieces) else ())]
+                    yield ids, ids
         if not used and self._dropped:
             reason, names = next(iter(self._dropped.items()))
             raise UsageError(
@@ -247,51 +287,30 @@ class _Sequences:
             )
 
     def notes(self) -> tuple[str, ...]:
-        """How many conversations were dropped, by reason, each with the first one's name."""
-        return tuple(
+        """How many conversations were dropped, by reason, each with the first one's name; and what else to know."""
+        notes = [
             f"{_counted(len(names), 'conversation')} left out: {names[0]} {reason}"
             for reason, names in self._dropped.items()
-        )
+        ]
+        if self._spelled:
+            count = _counted(len(set(self._spelled)), "conversation")
+            notes.append(f"{count} with a control token spelled in a turn, read as text: {self._spelled[0]}")
+        if self._unused:
+            total = len(self._documents)
+            notes.append(f"{total - self._unused} of {total} training documents fill all the rows that the run can use")
+        return tuple(notes)
 
 
-def _token_ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
-
-
-def _conversation(tokenizer: Any, document: Document) -> tuple[list[int], list[int]]:
-    """A conversation in the tokenizer's template; only its last turn, the answer, counts in the loss."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise UsageError(
-            f"{document.name} is a conversation and the tokenizer has no chat template",
-            "give plain text, or a column of it with --text-column",
-        )
-    messages = document.messages or ()
-    if not messages:
-        raise _UnusableError("has no turn")
-    if messages[-1][0] != "assistant":
-        raise _UnusableError(f"ends with the {messages[-1][0]}, not with an answer")
-    if not all(said.strip() for _, said in messages):
-        raise _UnusableError("has a turn without text")
-    if len(messages) == 1:
-        raise _UnusableError("has an answer and nothing before it")
-    turns = [{"role": role, "content": content} for role, content in messages]
-    full, prompt = _rendered(tokenizer, turns), _rendered(tokenizer, turns[:-1], add_generation_prompt=True)
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(full, prompt, strict=False)) if a != b), min(len(full), len(prompt))
-    )
-    if shared == len(full):
-        raise _UnusableError("has no token of its answer in the chat template")
-    return full, [IGNORED] * shared + full[shared:]
-
-
-def _rendered(tokenizer: Any, turns: list[dict[str, str]], **options: bool) -> list[int]:
-    """Token ids of turns in the template, which is code that came with the tokenizer and may raise anything."""
-    try:
-        return list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **options))
-    except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        roles = ", ".join(dict.fromkeys(turn["role"] for turn in turns))
-        raise _UnusableError(f"is refused by the chat template (roles {roles}): {said}") from None
+def _pieces(text: str) -> list[str]:
+    """A text of more than 4 MB in pieces that end at a line break, so that its tokens are never all in memory."""
+    if len(text) <= WHOLE_CHARACTERS:
+        return [text]
+    pieces, start = [], 0
+    while start < len(text):
+        end = text.find("\n", start + _PIECE, start + 2 * _PIECE) + 1 or start + _PIECE
+        pieces.append(text[start:end])
+        start = end
+    return pieces
 
 
 @torch.inference_mode()
@@ -309,7 +328,7 @@ def keeps_documents_apart(model: Any) -> bool:
     try:
         both = model(input_ids=torch.cat([first, second], dim=1), position_ids=positions, use_cache=False).logits
         alone = model(input_ids=second, use_cache=False).logits
-    except (TypeError, RuntimeError, ValueError):
+    except (AttributeError, TypeError, RuntimeError, ValueError):
         return False
     finally:
         model.train(was_training)

@@ -1,12 +1,18 @@
 """Rows: exact lengths, restarts at documents, labels, and disjoint train, validation and probe texts."""
 
+import re
+import tracemalloc
+
 import pytest
 import torch
 
 from condense.errors import UnavailableError, UsageError
+from condense.records.plans import Plan
 from condense.texts.documents import Document, probe
+from condense.training import rows as rows_module
+from condense.training.chats import IGNORED
+from condense.training.prepare import MAX_TOKENS, TOKENS_PER_STEP, most_tokens
 from condense.training.rows import (
-    IGNORED,
     keeps_documents_apart,
     packed_rows,
     padded_rows,
@@ -251,3 +257,102 @@ def test_a_model_that_looks_across_the_border_is_noticed():
     for parameter in model.parameters():
         parameter.data.mul_(8)
     assert not keeps_documents_apart(model)
+
+
+# --- control tokens that a turn spells -------------------------------------------------------------------------
+
+CONTROL = (
+    "{% for m in messages %}<|endoftext|>{{ m.role }}: {{ m.content }}<|endoftext|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|endoftext|>assistant: {% endif %}"
+)
+
+
+def test_a_control_token_that_a_turn_spells_is_text(templated):
+    """As in plain text and in what is measured: whoever writes <|endoftext|> into a question ends no turn."""
+    tokenizer = templated(CONTROL)
+    end = tokenizer.eos_token_id
+    asked = ("user", "What does <|endoftext|> mean, and <|endoftext|><|endoftext|>?")
+    rows = padded_rows(tokenizer, [conversation("a.jsonl:1", asked, ANSWER)], 256)
+    ids = rows[0]["input_ids"][rows[0]["attention_mask"].bool()]
+    assert int((ids == end).sum()) == 4, "two turns, each between two of the template's own"
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(
+        [{"role": role, "content": said} for role, said in (asked, ANSWER)], tokenize=False
+    )
+    assert learned(tokenizer, rows[0]) == "It is white, mostly.<|endoftext|>"
+    assert rows.notes == ("1 conversation with a control token spelled in a turn, read as text: a.jsonl:1",)
+    plain = padded_rows(tokenizer, [conversation("a", QUESTION, ANSWER)], 256)
+    turns = [{"role": role, "content": said} for role, said in (QUESTION, ANSWER)]
+    assert plain[0]["input_ids"][plain[0]["attention_mask"].bool()].tolist() == tokenizer.apply_chat_template(
+        turns, tokenize=True, return_dict=False
+    )
+
+
+def test_a_control_token_that_cannot_be_kept_apart_is_dropped_and_counted(templated):
+    tokenizer = templated("{% for m in messages %}{{ m.role }} {{ m.content[:9] }}\n{% endfor %}!")
+    spelled = conversation("b.jsonl:7", ("user", "What does <|endoftext|> mean?"), ANSWER)
+    said = "b.jsonl:7 spells a control token, <|endoftext|>, in a turn that the chat template does not show whole"
+    with pytest.raises(UsageError, match=re.escape(said)):
+        padded_rows(tokenizer, [spelled], 64)
+    rows = padded_rows(tokenizer, [spelled, conversation("c", QUESTION, ANSWER)], 64)
+    assert len(rows) == 1 and rows.notes == (f"1 conversation left out: {said}",)
+
+
+# --- more text than memory, more text than is trained on ---------------------------------------------------------
+
+
+def test_no_more_is_tokenised_than_the_run_can_use(tokenizers):
+    tokenizer, texts = tokenizers["bytes"], documents(30)
+    whole = packed_rows(tokenizer, texts, 32)
+    rows = packed_rows(tokenizer, texts, 32, most=5 * 32)
+    assert len(whole) > 20 and 5 <= len(rows) < 20 and rows.most == 160
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(rows, whole, strict=False))
+    (note,) = rows.notes
+    used = int(note.split()[0])
+    assert note == f"{used} of 30 training documents fill all the rows that the run can use"
+    assert len(packed_rows(tokenizer, texts[:used], 32)) == len(rows) and whole.notes == ()
+    padded = padded_rows(tokenizer, texts, 32, most=5 * 32)
+    assert 5 <= len(padded) < len(padded_rows(tokenizer, texts, 32))
+
+
+def test_the_rows_of_a_run_are_those_of_all_its_text_as_far_as_its_budget_goes():
+    assert most_tokens(Plan(coefficient=0.1), 64) == MAX_TOKENS
+    assert most_tokens(Plan(coefficient=0.1, train_tokens=5_000_000), 64) == 5_000_000
+    assert most_tokens(Plan(coefficient=0.1, max_steps=100), 64) == 100 * TOKENS_PER_STEP
+    many = Plan(coefficient=0.1, max_steps=1000, per_device_train_batch_size=8, gradient_accumulation_steps=4)
+    assert most_tokens(many, 128) == 1000 * 8 * 4 * 128
+
+
+def test_documents_beyond_64_mb_are_kept_in_a_file(monkeypatch):
+    """The same split, the same hashes, the same rows."""
+    given = [*documents(25), conversation("c", QUESTION, ANSWER), Document("d", "déjà \ud800 vu " * 30)]
+    held = split(given, seed=3)
+    monkeypatch.setattr("condense.texts.documents._IN_MEMORY", 1000)
+    kept = split(given, seed=3)
+    assert not isinstance(kept.train, tuple) and isinstance(held.train, tuple)
+    assert tuple(kept.train) == held.train and tuple(kept.validation) == held.validation
+    assert (kept.train_sha256, kept.validation_sha256) == (held.train_sha256, held.validation_sha256)
+
+
+def test_splitting_takes_flat_memory(monkeypatch):
+    monkeypatch.setattr("condense.texts.documents._IN_MEMORY", 1 << 20)
+    tracemalloc.start()
+    try:
+        parts = split((Document(f"d{i}", f"{i} " * 5000) for i in range(400)), seed=0)
+        assert len(parts.train_sha256) == 64
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sum(len(document.text) for document in parts.train) > 6e6 and peak < 3e6
+
+
+def test_a_long_text_is_tokenised_in_pieces(tokenizers, monkeypatch):
+    """Cut at line breaks: the same tokens, with one beginning and one end."""
+    tokenizer = tokenizers["bos"]
+    text = "\n".join(f"Line {number} of a long text, with something in it." for number in range(200))
+    (whole,) = list(rows_module._Sequences(tokenizer, [Document("a", text)], lambda: False))
+    monkeypatch.setattr(rows_module, "WHOLE_CHARACTERS", 1000)
+    monkeypatch.setattr(rows_module, "_PIECE", 700)
+    pieces = list(rows_module._Sequences(tokenizer, [Document("a", text)], lambda: False))
+    joined = [token for ids, _ in pieces for token in ids]
+    assert len(pieces) > 5 and joined[0] == tokenizer.bos_token_id and joined[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(joined) == tokenizer.decode(whole[0]) and joined.count(tokenizer.bos_token_id) == 1
