@@ -38,8 +38,8 @@ LOADS: dict[str, set[str]] = {
         "models/tokenizer.py",
         "dispersion/*", "diagnosis/cache.py", "diagnosis/distributed.py", "diagnosis/forward.py",
         "diagnosis/quality.py", "diagnosis/rescoring.py", "diagnosis/resume.py", "diagnosis/run.py",
-        "diagnosis/summary.py", "diagnosis/twin.py", *HEAVY_TRAINING, "trials/folder.py", "trials/run.py",
-        "trials/runs.py", "treatment/*",
+        "diagnosis/summary.py", "diagnosis/twin.py", "comparison/pair.py", *HEAVY_TRAINING,
+        "trials/folder.py", "trials/run.py", "trials/runs.py", "treatment/*",
     },
     "transformers": {
         "dispersion/callback.py", "dispersion/trainer.py", "training/loop.py", "training/interventions.py",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +14,7 @@ from condense.cli.console import command_line, console, say
 from condense.cli.groups import Without, command
 from condense.cli.measure import cut_windows, diagnosed, locate_model
 from condense.cli.outputs import plan_outputs
+from condense.cli.progress import counting, working
 from condense.errors import CondenseError
 from condense.records.options import (
     MODEL,
@@ -27,7 +30,10 @@ from condense.records.plans import names_of
 
 if TYPE_CHECKING:
     from condense.comparison.members import Candidate
+    from condense.models.checkpoint import Checkpoint
+    from condense.models.locate import Located
     from condense.records.diagnosis import Diagnosis
+    from condense.texts.windows import Windows
 
 NAMES = {"json": "comparison.json", "html": "report.html", "md": "report.md", "csv": "comparison.csv"}
 MEMBERS = "members"
@@ -109,6 +115,29 @@ class MeasureMembers:
 
     def __call__(self, candidate: Candidate, settings: CompareOptions, position: tuple[int, int]) -> Diagnosis:
         """Open, cut, measure; `position` is which of how many."""
+        located, measure = self._located(candidate, settings)
+        windows = cut_windows(located, self._corpus, measure, no_text=self._no_text)
+        title = f"{position[0]} of {position[1]}: {candidate.name}"[:40]
+        command = command_line(no_text=self._no_text)
+        diagnosis = diagnosed(located, windows, measure, command, title=title)
+        if self._folder is not None:
+            diagnosis.to_json(self._folder / self._file_name(candidate.name))
+        return diagnosis
+
+    def open(self, candidate: Candidate, settings: CompareOptions) -> tuple[Checkpoint, Callable[[], Windows]]:
+        """The model, read once more, and how to cut its windows."""
+        from condense.models.checkpoint import read
+
+        located, measure = self._located(candidate, settings)
+        with working(f"loading {located.name}"):
+            checkpoint = read(located)
+        return checkpoint, lambda: cut_windows(located, self._corpus, measure, no_text=self._no_text)
+
+    def counting(self, title: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """A progress bar over windows."""
+        return counting(title)
+
+    def _located(self, candidate: Candidate, settings: CompareOptions) -> tuple[Located, MeasureOptions]:
         seed = settings.seed or 0
         options = replace(
             self._options,
@@ -122,14 +151,7 @@ class MeasureMembers:
             max_length=settings.max_length,
             seed=seed,
         )
-        located = locate_model(candidate.place, options)
-        windows = cut_windows(located, self._corpus, measure, no_text=self._no_text)
-        title = f"{position[0]} of {position[1]}: {candidate.name}"[:40]
-        command = command_line(no_text=self._no_text)
-        diagnosis = diagnosed(located, windows, measure, command, title=title)
-        if self._folder is not None:
-            diagnosis.to_json(self._folder / self._file_name(candidate.name))
-        return diagnosis
+        return locate_model(candidate.place, options), measure
 
     def _file_name(self, name: str) -> str:
         """A name of its own for a member: what is not a letter, a digit, a dot or a dash becomes a dash."""

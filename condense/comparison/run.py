@@ -6,27 +6,35 @@ one is given back before the next is opened.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from condense.comparison import trajectory as run_findings
 from condense.comparison import verdict as model_findings
 from condense.comparison.comparability import caveats, refuse_incomparable
-from condense.comparison.differences import effect_of
+from condense.comparison.differences import effect_of, same_windows
 from condense.comparison.members import Candidate, find, run_of, step_of
+from condense.comparison.same import Reading, not_compared, same_of, shape_of, with_same
 from condense.comparison.trajectory import peak_of, scale_of
 from condense.errors import CondenseError, as_condense_error, is_panic
 from condense.records.base import Estimate
-from condense.records.comparison import COMPARISON_SCHEMA, CURVES, Comparison, Failure, Kind, Member, Trajectory
+from condense.records.comparison import COMPARISON_SCHEMA, CURVES, Comparison, Failure, Kind, Member, Same, Trajectory
 from condense.records.diagnosis import Diagnosis, Histogram, Quality, SiteReading
 from condense.records.options import CompareOptions, MeasureOptions, ModelOptions, takes
 from condense.records.treatment import Effect, Word
 from condense.version import __version__
+
+if TYPE_CHECKING:
+    from condense.models.checkpoint import Checkpoint
+    from condense.texts.windows import Windows
 
 BINS = 100
 OnNote = Callable[[str], None]
@@ -37,15 +45,30 @@ def completed(settings: CompareOptions, known: Sequence[Diagnosis]) -> CompareOp
     if not known:
         return settings
     corpus = known[0].corpus
-    return CompareOptions(
-        corpus.requested or corpus.texts if settings.num_texts is None else settings.num_texts,
-        corpus.length if settings.max_length is None else settings.max_length,
-        corpus.seed if settings.seed is None else settings.seed,
+    return replace(
+        settings,
+        num_texts=corpus.requested or corpus.texts if settings.num_texts is None else settings.num_texts,
+        max_length=corpus.length if settings.max_length is None else settings.max_length,
+        seed=corpus.seed if settings.seed is None else settings.seed,
     )
 
 
 Measure = Callable[[Candidate, CompareOptions, tuple[int, int]], Diagnosis]
 """From a candidate to its diagnosis: with which settings, and which of how many it is."""
+
+
+@runtime_checkable
+class Opener(Protocol):
+    """A `Measure` that can open a candidate again, so that two are read side by side on the same tokens."""
+
+    def __call__(self, candidate: Candidate, settings: CompareOptions, position: tuple[int, int], /) -> Diagnosis:
+        """The diagnosis of a candidate."""
+
+    def open(self, candidate: Candidate, settings: CompareOptions) -> tuple[Checkpoint, Callable[[], Windows]]:
+        """The model, and how to cut its windows."""
+
+    def counting(self, title: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Progress over windows: on_text(done, total)."""
 
 
 @takes(ModelOptions)
@@ -71,6 +94,9 @@ def compare(
     its diagnosis; on_note(line) is called for members that failed; no_text: keep names of documents and paths of
     texts of saved runs out of the record.
 
+    Members that were opened here and read the same tokens as the first, or are of its shape, are also read beside it
+    token by token (`Member.same`), which `measure` has to know how to do; not the checkpoints of one run.
+
     A member that cannot be measured is left out and named in `failures`; with fewer than two left its error is
     raised. UsageError for runs that cannot be compared, naming the settings that differ.
     """
@@ -81,13 +107,13 @@ def compare(
     if not force and len(known) > 1:  # before any work
         refuse_incomparable({c.name: c.diagnosis for c in candidates if c.diagnosis is not None})
     wanted = completed(settings or CompareOptions(), known)
-    measured, failures = _measured(
-        candidates, measure or _Measuring(text, ModelOptions.of(options, fields)), wanted, on_note
-    )
+    measuring = measure or _Measuring(text, ModelOptions.of(options, fields))
+    measured, failures = _measured(candidates, measuring, wanted, on_note)
     found = {candidate.name: diagnosis for candidate, diagnosis in measured}
     if not force:
         refuse_incomparable(found)
     run = run_of(candidates) if len(candidates) > 2 or len(runs) == 1 else None
+    same = _same(measured, measuring, wanted, on_note) if run is None else {}
     return assembled(
         found,
         steps={c.name: c.step for c, _ in measured},
@@ -95,6 +121,7 @@ def compare(
         run=run,
         command=command,
         failures=failures,
+        same=same,
     )
 
 
@@ -106,16 +133,23 @@ def assembled(
     run: str | None = None,
     command: str = "",
     failures: Sequence[Failure] = (),
+    same: Mapping[str, Same] | None = None,
 ) -> Comparison:
-    """The record of diagnoses by name, the first of which is the reference; `run` names the run they are steps of."""
+    """The record of diagnoses by name, the first of which is the reference; `run` names the run they are steps of.
+
+    same: of members that were read token by token beside the reference.
+    """
     reference = next(iter(runs))
     members = tuple(
-        _member(
-            name,
-            diagnosis,
-            places[name],
-            steps[name] if run is not None else None,
-            None if name == reference else _effect(diagnosis, runs[reference], reference, len(runs) - 1),
+        replace(
+            _member(
+                name,
+                diagnosis,
+                places[name],
+                steps[name] if run is not None else None,
+                None if name == reference else _effect(diagnosis, runs[reference], reference, len(runs) - 1),
+            ),
+            same=(same or {}).get(name),
         )
         for name, diagnosis in runs.items()
     )
@@ -125,6 +159,10 @@ def assembled(
         trajectory = Trajectory(run, scale_of(marks), peak_of(runs, marks))
     kind: Kind = "trajectory" if trajectory else "pair" if len(members) == 2 else "family"
     first = runs[reference]
+    if trajectory is not None:
+        findings = run_findings.findings(members, trajectory)
+    else:
+        findings = with_same(kind, members, model_findings.findings(kind, members))
     return Comparison(
         schema=COMPARISON_SCHEMA,
         condense=__version__,
@@ -133,7 +171,7 @@ def assembled(
         kind=kind,
         protocol=first.protocol,
         members=members,
-        findings=run_findings.findings(members, trajectory) if trajectory else model_findings.findings(kind, members),
+        findings=findings,
         caveats=(*caveats(runs), *(f"{failure.name} could not be measured: {failure.reason}" for failure in failures)),
         failures=tuple(failures),
         trajectory=trajectory,
@@ -209,6 +247,37 @@ def _give_back() -> None:
         torch.cuda.empty_cache()
 
 
+def _same(
+    measured: Sequence[tuple[Candidate, Diagnosis]],
+    measuring: Measure,
+    settings: CompareOptions,
+    on_note: OnNote | None,
+) -> dict[str, Same]:
+    """What the models that were opened give token by token beside the first, if that one was opened too."""
+    (reference, first), *rest = measured
+    if reference.diagnosis is not None or not isinstance(measuring, Opener):
+        return {}
+    others = [(candidate, own) for candidate, own in rest if candidate.diagnosis is None]
+    readable = [candidate for candidate, own in others if same_windows(own, first) or shape_of(own) == shape_of(first)]
+    readings: dict[str, Reading | str] = {}
+    if readable:
+        from condense.comparison.pair import read_beside
+
+        wanted = completed(settings, [first])
+        readings = read_beside(reference, readable, measuring, wanted, on_note, _give_back)
+    made = {}
+    for candidate, own in others:
+        reading = readings.get(candidate.name, "another tokenizer cuts the text into other tokens")
+        if isinstance(reading, str):
+            made[candidate.name] = not_compared(reference.name, reading)
+            continue
+        tolerance = settings.quality_tolerance
+        made[candidate.name] = same_of(
+            reading, first, own, reference.name, tolerance=tolerance, compared=len(measured) - 1
+        )
+    return made
+
+
 class _Measuring:
     """Measure a candidate from its name alone, as `load`, `windows` and `analyze` do by default."""
 
@@ -217,25 +286,35 @@ class _Measuring:
 
     def __call__(self, candidate: Candidate, settings: CompareOptions, place: tuple[int, int]) -> Diagnosis:
         from condense.diagnosis.run import analyze
+
+        checkpoint, windows = self.open(candidate, settings)
+        return analyze(checkpoint, windows(), seed=settings.seed or 0)
+
+    def counting(self, title: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Nothing is shown."""
+        return contextlib.nullcontext(lambda done, total: None)
+
+    def open(self, candidate: Candidate, settings: CompareOptions) -> tuple[Checkpoint, Callable[[], Windows]]:
+        """The model, and how to cut its windows."""
         from condense.models.checkpoint import load
         from condense.texts.windows import windows
 
-        seed = settings.seed or 0
         checkpoint = load(
             candidate.place,
             self._options,
             revision=candidate.revision or self._options.revision,
             tokenizer=self._options.tokenizer or candidate.tokenizer,
         )
-        texts = windows(
+        cut = functools.partial(
+            windows,
             checkpoint.tokenizer,
             self._text,
             num_texts=settings.num_texts or MeasureOptions.num_texts,
             max_length=settings.max_length,
             positions=checkpoint.positions,
-            seed=seed,
+            seed=settings.seed or 0,
         )
-        return analyze(checkpoint, texts, seed=seed)
+        return checkpoint, cut
 
 
 # --- from diagnoses to members -----------------------------------------------------------------------------

@@ -3,7 +3,8 @@ r"""How condensed is a cloud of vectors? Pure functions on states (..., n, d).
 Legend: n token states of one text at one site, d dimensions, x_i a row, u_i = x_i/‖x_i‖,
 s = Σ u_i, c_ij = u_i·u_j. One function per key of `condense.metrics.METRICS`, named as the key, in `cosine`
 (pairs of rows), `spectrum` (ranks and dimension) and `rows` (lengths and variance); all work in float64
-and reduce the last two axes. `measure` gives them all for one text from one Gram matrix, in float32
+and reduce the last two axes. `correspondence` has what takes two readings of the same tokens.
+`measure` gives them all for one text from one Gram matrix, in float32
 with float64 sums, as the streaming analysis needs it, and leaves sinks out.
 
 Rows whose norm is at most 1e-6 times the root mean square of the row norms have no direction and are
@@ -11,6 +12,14 @@ left out, never softened by an epsilon. A quantity that is undefined (fewer than
 direction) is NaN; states that are not finite raise ValueError.
 """
 
+from condense.geometry.correspondence import (
+    corresponding_cosine,
+    corresponding_cosines,
+    debiased_cka,
+    debiased_hsic,
+    divergences,
+    update_ratio,
+)
 from condense.geometry.cosine import (
     BINS,
     QUANTILES,
@@ -63,6 +72,8 @@ __all__ = [
     "SPECTRAL_TOKENS",
     "TOP",
     "Measurement",
+    "corresponding_cosine",
+    "corresponding_cosines",
     "cosine_q05",
     "cosine_q25",
     "cosine_q50",
@@ -72,10 +83,13 @@ __all__ = [
     "cosine_std",
     "cross_cosines",
     "cross_text_cosine",
+    "debiased_cka",
+    "debiased_hsic",
     "dimension",
     "dimension_contributions",
     "dimension_moments",
     "dimension_share",
+    "divergences",
     "effective_rank",
     "entropy_rank",
     "gaussian_null",
@@ -94,4 +108,5 @@ __all__ = [
     "top_dimension_share",
     "top_dimensions",
     "total_variance",
+    "update_ratio",
 ]

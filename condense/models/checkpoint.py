@@ -89,6 +89,7 @@ def random_twin(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
         model = _random(type(checkpoint.model), config, seed)
     model = in_dtype(model, checkpoint.model.dtype).to(checkpoint.model.device).eval()
     info = replace(checkpoint.info, source_format="random", weights_sha256=_random_sha256(config, seed), revision=None)
+    info = replace(info, weights_bytes=None)
     return replace(checkpoint, model=model, info=info)
 
 
@@ -261,6 +262,7 @@ def _info(model: Any, located: Located, notes: tuple[str, ...]) -> ModelInfo:
         vocabulary_size=int(getattr(text, "vocab_size", 0)) or None,
         contrastive=located.base.contrastive,
         notes=notes,
+        weights_bytes=None if located.options.random_init else located.weights_bytes,
     )
 
 

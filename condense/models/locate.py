@@ -98,6 +98,11 @@ class Located:
         """The folder of the adapter, where MODEL is one."""
         return self.folder.path if self.folder is not self.base else None
 
+    @property
+    def weights_bytes(self) -> int | None:
+        """The size of the files of the weights when they were hashed; None where there are none."""
+        return sum(size for size, *_ in self.stamps) or None
+
     def has_changed(self) -> bool:
         """True if a file of the weights was written since it was hashed."""
         return _stamps(self.files) != self.stamps

@@ -16,6 +16,7 @@ from condense.records.diagnosis import (
     ModelInfo,
     Paper,
     Quality,
+    Site,
     SiteReading,
     Trend,
     Verdict,
@@ -29,12 +30,63 @@ CURVES = ("mean_cosine", "mean_cosine_without_top_dimensions", "effective_rank")
 """The metrics that a comparison keeps, and compares, site by site."""
 
 
+SameWord = Literal["identical", "equivalent", "not shown to be equivalent", "different", "not compared"]
+
+
+@dataclass(frozen=True)
+class SameSite:
+    """How alike two models' states of the same tokens are at one site.
+
+    cosine: mean cosine of corresponding states, over kept tokens that are no sinks in either; cka: debiased linear CKA,
+    which compares models of other widths too. index: of the block, else 0.
+    """
+
+    site: Site
+    stack: str
+    index: int
+    cosine: Estimate
+    cka: Estimate
+
+    @property
+    def label(self) -> str:
+        """Short name of the site: `embedding`, `block 7`, `output`."""
+        return f"block {self.index}" if self.site == "block" else self.site
+
+
+@dataclass(frozen=True)
+class Same:
+    """Is a member the same model as the first (`against`), token by token on the same windows?
+
+    word: identical (no state leaves `rounding`, a bound on 1 − cosine), equivalent (the upper bound of the KL at
+    `alpha` is at most `tolerated`, nats per token), different (its lower bound is above), not shown to be equivalent,
+    or not compared (`reason`). from_block: the first block whose corresponding cosine leaves rounding, 0 for what block
+    1 receives, None where none does; from_site names the place, which may also be the output, the prediction, or the
+    tokenizer: `weights` is the word on the same token ids then. kl: KL(first‖member) in nats per token; top1: share of
+    predicted positions with the same most likely token; both over `tokens` predicted positions.
+    """
+
+    against: str
+    word: SameWord
+    from_block: int | None
+    from_site: str | None
+    kl: Estimate
+    top1: Estimate
+    sites: tuple[SameSite, ...] = ()
+    tolerated: float | None = None
+    alpha: float = 0.05
+    rounding: float = 1e-5
+    tokens: int = 0
+    weights: SameWord | None = None
+    reason: str | None = None
+
+
 @dataclass(frozen=True)
 class Member:
     """One of the compared: which model, and what its diagnosis comes to.
 
     `step` is the training step, if the members are checkpoints of one run. `sites` are those of the main stack with
-    the metrics of `CURVES` and histograms of 100 bins. `difference` is this member − the first, None for the first.
+    the metrics of `CURVES` and histograms of 100 bins. `difference` is this member − the first, None for the first;
+    `same` says whether the two are one model, where both were opened for this comparison.
     """
 
     name: str
@@ -51,6 +103,7 @@ class Member:
     verdict: Verdict
     step: int | None = None
     difference: Effect | None = None
+    same: Same | None = None
 
     @classmethod
     def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -169,4 +222,9 @@ def _row(member: Member) -> dict[str, Any]:
         row |= {"against": member.difference.against, "paired": member.difference.paired}
         for key, of in (*member.difference.deep.items(), *member.difference.quality.items()):
             row |= {f"{key}_difference": of.value, f"{key}_difference_low": of.low, f"{key}_difference_high": of.high}
+    if member.same is not None:
+        same = member.same
+        row |= {"same_word": same.word, "same_from_block": same.from_block, "same_from": same.from_site}
+        for key, of in (("same_kl", same.kl), ("same_top1", same.top1)):
+            row |= {key: of.value, f"{key}_low": of.low, f"{key}_high": of.high}
     return row

@@ -176,7 +176,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which checkpoint was measured, in a form that can be checked again."""
+    """Which checkpoint was measured, in a form that can be checked again; `weights_bytes` is the size of its files."""
 
     id: str
     architecture: str
@@ -191,6 +191,7 @@ class ModelInfo:
     vocabulary_size: int | None = None
     contrastive: bool = False
     notes: tuple[str, ...] = ()
+    weights_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -289,6 +289,19 @@ class CompareOptions(Options):
             settings="found",
         ),
     ] = None
+    quality_tolerance: Annotated[
+        float,
+        Flag(
+            "Kullback–Leibler divergence to the first model below which another is equivalent, as a share of its loss.",
+            RUN,
+            above=0,
+            settings="found",
+        ),
+    ] = 0.005
+    one_at_a_time: Annotated[
+        bool,
+        Flag("Never hold two models in memory: keep what the first one predicts on the disk meanwhile.", RUN),
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,266 @@
+"""Two live models on the same token ids: their predictions and their states, token by token.
+
+The first model is read window by window beside each of the others, or once into a folder on the disk where both do
+not fit into memory at the same time. Nothing of a window is kept but a few numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from condense import geometry
+from condense.comparison.same import Reading, SiteKey, WindowReading
+from condense.diagnosis.forward import kept_positions, spectral_positions
+from condense.diagnosis.quality import Scorer, make_scorer, mask_positions
+from condense.errors import RunError, UnavailableError, as_condense_error, is_out_of_memory
+from condense.files import cache_folder
+from condense.geometry import SPECTRAL_TOKENS
+from condense.models.checkpoint import Checkpoint
+from condense.models.layers import (
+    Site,
+    embedding_rows,
+    find_stacks,
+    forward_pass,
+    input_device,
+    run,
+    specials_of,
+    watching,
+)
+from condense.records.options import CompareOptions
+from condense.texts.windows import Windows, check_ids
+
+if TYPE_CHECKING:
+    from condense.comparison.members import Candidate
+    from condense.comparison.run import OnNote, Opener
+
+OnText = Callable[[int, int], None]
+_BLOCK = 128  # positions whose logits are held at once
+
+
+@dataclass(frozen=True)
+class Window:
+    """One model on one window: states (S, d) by site, and its logits (n, V) block by block of what it predicts."""
+
+    states: dict[SiteKey, Tensor]
+    logits: Iterator[Tensor]
+
+
+class Source(Protocol):
+    """Where the windows of a model come from: the model itself, or what was kept of it on the disk."""
+
+    @property
+    def scored(self) -> str | None:
+        """Why the model predicts nothing, or None."""
+
+    def window(self, index: int) -> Window:
+        """The states and predictions on window `index`."""
+
+
+class LiveModel:
+    """A model in memory, read window by window; `scored` says why it predicts nothing, or is None."""
+
+    def __init__(self, checkpoint: Checkpoint, windows: Windows, seed: int) -> None:
+        """UnavailableError where the windows hold ids that the model has no embedding for."""
+        self.model: Any = checkpoint.model
+        check_ids(windows.ids, embedding_rows(self.model))
+        self.windows, self.seed, self.objective = windows, seed, checkpoint.info.objective
+        self.stacks = find_stacks(self.model)
+        self.scorer: Scorer = make_scorer(
+            self.model, self.stacks, self.objective, windows, seed, checkpoint.head_missing
+        )
+        self.scored = self.scorer.reason
+
+    @torch.inference_mode()
+    def window(self, index: int) -> Window:
+        """One forward pass, two where a mask has to be laid over the window first."""
+        ids = self.windows.ids[index : index + 1].to(input_device(self.model))
+        states: dict[SiteKey, Tensor] = {}
+
+        def receive(site: Site, hidden: Tensor) -> None:
+            index = site.index if site.name == "block" else 0
+            states[(site.stack, site.name, index)] = hidden[0].detach().float().cpu()
+
+        whole = self.objective == "causal" and self.scorer.head is None and self.scored is None
+        with contextlib.ExitStack() as hooks:
+            for stack in self.stacks:
+                hooks.enter_context(watching(stack, receive))
+            with forward_pass(self.model):
+                output = self.model(input_ids=ids) if whole else run(self.model, self.stacks, ids)
+        return Window(states, self._logits(index, ids, output))
+
+    @torch.inference_mode()
+    def _logits(self, index: int, ids: Tensor, output: Any) -> Iterator[Tensor]:
+        """The logits of the predicted positions, a block at a time."""
+        if self.scored is not None:
+            return
+        special = self.windows.special[index]
+        if self.objective == "masked":
+            chosen = mask_positions(special, self.seed, index).to(ids.device)
+            masked = ids.clone()
+            masked[0, chosen] = int(self.scorer.mask_token_id or 0)
+            with forward_pass(self.model):
+                output = self.model(input_ids=masked)
+            logits = output.prediction_logits if hasattr(output, "prediction_logits") else output.logits
+            yield from torch.split(logits[0, chosen], _BLOCK)
+            return
+        chosen = torch.nonzero(~special[1:]).flatten().to(ids.device)
+        if self.scorer.head is None:
+            yield from torch.split(output.logits[0].index_select(0, chosen.to(output.logits.device)), _BLOCK)
+            return
+        for positions in torch.split(chosen, _BLOCK):
+            states = output.last_hidden_state[0]
+            yield self.scorer.head(states.index_select(0, positions.to(states.device)))
+
+
+@dataclass(frozen=True)
+class KeptModel:
+    """What a model gave on every window, on the disk."""
+
+    folder: Path
+    scored: str | None
+
+    def window(self, index: int) -> Window:
+        """The states and predictions as they were written."""
+        kept = torch.load(self.folder / f"{index}.pt", weights_only=True)
+        return Window(kept["states"], iter(kept["logits"]))
+
+
+def keep_on_disk(model: LiveModel, folder: Path, on_text: OnText, on_note: Callable[[str], None] | None) -> KeptModel:
+    """Write the states and logits of a model on all windows into a folder.
+
+    RunError where the disk has no room for them, before anything is read but the first window.
+    """
+    count = len(model.windows)
+    for index in range(count):
+        window = model.window(index)
+        file = folder / f"{index}.pt"
+        torch.save({"states": window.states, "logits": [block.cpu() for block in window.logits]}, file)
+        if index == 0:
+            size = file.stat().st_size
+            _check_room(folder, size * (count - 1))
+            if on_note is not None:
+                on_note(f"keeping states and predictions on the disk: {size * count / 1e9:.2f} GB until this ends")
+        on_text(index + 1, count)
+    return KeptModel(folder, model.scored)
+
+
+def _check_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise RunError(
+            f"states and predictions take {size / 1e9:.1f} GB more on the disk, {free / 1e9:.1f} GB are free",
+            "ask for fewer windows with --num-texts, or name another folder with CONDENSE_CACHE",
+        )
+
+
+def read_pair(first: Source, other: LiveModel, on_text: OnText) -> Reading:
+    """Two models window by window: how far their predictions are apart, and their states at every site of both.
+
+    first: the reference, P of KL(P‖Q). RunError where states are not finite.
+    """
+    reasons = [f"{name}: {why}" for name, why in (("the first", first.scored), ("the other", other.scored)) if why]
+    windows = []
+    for index in range(len(other.windows)):
+        one, two = first.window(index), other.window(index)
+        windows.append(WindowReading(*_predictions(one, two), _states(one, two, other, index)))
+        on_text(index + 1, len(other.windows))
+    return Reading(tuple(windows), "; ".join(reasons) or None)
+
+
+def _predictions(one: Window, two: Window) -> tuple[float, int, int]:
+    """Sum of KL over the predicted positions, how many agree in their most likely token, how many there are."""
+    nats, agree, count = 0.0, 0, 0
+    with torch.inference_mode():
+        for mine, theirs in zip(one.logits, two.logits, strict=False):
+            apart, alike = geometry.divergences(mine.to(theirs.device), theirs)
+            if not bool(torch.isfinite(apart).all()):
+                raise RunError("predictions of the two models are not finite", "are the weights damaged?")
+            nats += float(apart.cpu().double().sum())
+            agree, count = agree + int(alike.sum()), count + len(alike)
+    return nats, agree, count
+
+
+def _states(one: Window, two: Window, other: LiveModel, index: int) -> dict[SiteKey, tuple[float, ...]]:
+    """Per site that corresponds: the mean cosine of corresponding states, and the three parts of the CKA."""
+    found = {}
+    for key in one.states:
+        if key[1] == "block" and one.states.keys() != two.states.keys():
+            continue  # models of other depths
+        stack = next(stack for stack in other.stacks if stack.name == key[0])
+        x, y = one.states[key], two.states[key]
+        kept = kept_positions(specials_of(stack, other.stacks, other.windows.special))[index]
+        try:
+            kept = kept & ~geometry.sinks(x, kept) & ~geometry.sinks(y, kept)
+            chosen = spectral_positions(kept, SPECTRAL_TOKENS, other.seed, index)
+            same_width = x.shape == y.shape
+            cosine = float(geometry.corresponding_cosine(x[kept], y[kept])) if same_width else math.nan
+            found[key] = (cosine, *map(float, geometry.debiased_hsic(x[chosen], y[chosen])))
+        except ValueError as error:
+            raise RunError(f"text {index} at {key[1]} {key[2]}: {error}", "are the weights damaged?") from None
+    return found
+
+
+def read_beside(
+    first: Candidate,
+    others: Sequence[Candidate],
+    opener: Opener,
+    settings: CompareOptions,
+    on_note: OnNote | None,
+    give_back: Callable[[], None],
+) -> dict[str, Reading | str]:
+    """Each of the others beside the first on the first's windows, by name; why not, where that failed.
+
+    give_back: returns the memory of what nothing names any more. Two models are held at a time, with
+    `settings.one_at_a_time` one, and what the first gives is kept on the disk meanwhile.
+    """
+    readings: dict[str, Reading | str] = {}
+    seed = settings.seed or 0
+    with contextlib.ExitStack() as stack:
+        try:
+            checkpoint, cut = opener.open(first, settings)
+            live = LiveModel(checkpoint, cut(), seed)
+            windows, objective = live.windows, live.objective
+            source: Source = live
+            if settings.one_at_a_time:
+                with opener.counting(f"keeping {first.name}") as on_text:
+                    name = stack.enter_context(tempfile.TemporaryDirectory(dir=cache_folder("pairs")))
+                    source = keep_on_disk(live, Path(name), on_text, on_note)
+                del checkpoint, cut, live
+                give_back()
+        except Exception as failure:
+            return dict.fromkeys((other.name for other in others), str(as_condense_error(failure)))
+        for other in others:
+            try:
+                readings[other.name] = _beside(source, other, windows, objective, opener, settings)
+            except Exception as failure:  # one pair never ends the comparison
+                readings[other.name] = _why(failure, settings)
+                if on_note is not None:
+                    on_note(f"{other.name} is not compared token by token: {readings[other.name]}")
+            give_back()
+    return readings
+
+
+def _beside(
+    source: Source, other: Candidate, windows: Windows, objective: str, opener: Opener, settings: CompareOptions
+) -> Reading:
+    checkpoint, _ = opener.open(other, settings)
+    if checkpoint.info.objective != objective:
+        raise UnavailableError(f"the first is trained as {objective}, this one as {checkpoint.info.objective}")
+    with opener.counting(f"beside {other.name}"[:40]) as on_text:
+        return read_pair(source, LiveModel(checkpoint, windows, settings.seed or 0), on_text)
+
+
+def _why(failure: Exception, settings: CompareOptions) -> str:
+    if is_out_of_memory(failure) and not settings.one_at_a_time:
+        return "there is no memory for two models: --one-at-a-time needs it for one"
+    return str(as_condense_error(failure))
