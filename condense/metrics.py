@@ -171,11 +171,42 @@ _QUALITY = (
     ),
 )  # fmt: skip
 
+_PAIR = (
+    Metric(
+        "same.kl", "KL to the first", "nats/token", 0, None, None,
+        "How far the predictions of two models on the same tokens are apart; 0 where they are the same.",
+        "mean over predicted positions of Σ p·log(p/q), p the first's", "Kullback & Leibler 1951",
+        group="Same model", head="KL", digits=4,
+    ),
+    Metric(
+        "same.top1", "top-1 agreement", "share", 0, 1, None,
+        "Share of the predicted positions at which two models have the same most likely token.",
+        "mean of [argmax p = argmax q]", "as the perplexity tool of llama.cpp prints it",
+        group="Same model", head="top-1", digits=4,
+    ),
+    Metric(
+        "same.sites.cosine", "cosine of corresponding states", "cosine", -1, 1, None,
+        "Mean cosine of the two models' states of the same token at one site; 1 − cosine above rounding parts them.",
+        "mean x·y/(‖x‖‖y‖) over kept tokens", "definition of condense",
+        group="Same model", head="cosine", digits=4,
+    ),
+    Metric(
+        "same.sites.cka", "debiased CKA", "", -1, 1, None,
+        "Whether two models' states of the same tokens have one geometry, up to rotation and scale; 0 for unrelated.",
+        "HSIC₁(K, L)/√(HSIC₁(K, K)·HSIC₁(L, L)), linear kernels, HSIC₁ averaged over windows",
+        "Kornblith et al. 2019, arXiv:1905.00414; Murphy et al. 2024, arXiv:2405.01012",
+        group="Same model", head="CKA", digits=4,
+    ),
+)  # fmt: skip
+
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _TABLE}
 """Geometry: one row per key of `sites[].metrics` and `deep`."""
 
 QUALITY: dict[str, Metric] = {metric.key: metric for metric in _QUALITY}
 """Quality: one row per key of `quality`."""
+
+PAIR: dict[str, Metric] = {metric.key: metric for metric in _PAIR}
+"""Two live models on the same tokens: one row per number of `members[].same` in a comparison."""
 
 PER_TEXT: tuple[str, ...] = tuple(key for key in METRICS if key != "cross_text_cosine")
 """The metrics that are measured on each text; `cross_text_cosine` is pooled over texts."""
@@ -188,6 +219,6 @@ SINK_FACTOR = 20.0
 
 VERSIONS: dict[str, int] = {
     **dict.fromkeys(METRICS, 2),  # 2: sinks are found by their norm and left out; deep is a mean over blocks
-    **dict.fromkeys(("mean_cosine_distinct", "dimension", "dimension_share", *QUALITY), 1),
+    **dict.fromkeys(("mean_cosine_distinct", "dimension", "dimension_share", *QUALITY, *PAIR), 1),
 }
 """The version of each number's definition: two runs compare in a key where its versions agree."""

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -17,15 +17,19 @@ from condense.cli.console import console, say, show_line
 from condense.cli.groups import command, group_from_settings
 from condense.cli.outputs import check_file
 from condense.comparison.comparability import Conditions
-from condense.errors import UnavailableError
+from condense.errors import UnavailableError, UsageError
 from condense.files import write_text
 from condense.gate.assertions import Assertion, parse_inline, parse_tables, unknown
 from condense.gate.readings import Names
 from condense.gate.run import Gate, Policy, evaluate, refuse_unlike, subject_of
+from condense.gate.same import evaluate_comparison
+from condense.records.comparison import COMPARISON_SCHEMA, Comparison
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis
 from condense.records.options import GateOptions
 from condense.records.serial import other_schema, read_json
 from condense.records.treatment import TREATMENT_SCHEMA, Treatment
+
+Run = TypeVar("Run", Diagnosis, Treatment, Comparison)
 
 
 @command
@@ -38,7 +42,20 @@ def check(
     if gate.accept:
         accept(run, gate, _section(context))
         return
-    plan_gate(Asked(gate, _section(context))).conclude(read_run(run), run)
+    asked = Asked(gate, _section(context))
+    if read_json(run)["schema"] == COMPARISON_SCHEMA:
+        _check_comparison(asked, run)
+        return
+    plan_gate(asked).conclude(read_run(run), run)
+
+
+def _check_comparison(asked: Asked, path: Path) -> None:
+    """Hold what a comparison found of its members: are they the same model as the first?"""
+    if asked.options.baseline is not None:
+        raise UsageError("a comparison is checked without a baseline", "its first model is what the others are held to")
+    planned = plan_gate(asked)
+    comparison = saved_run(Comparison, path)
+    planned.show(evaluate_comparison(comparison, planned.assertions, policy=planned.policy, names=Names(str(path))))
 
 
 @dataclass(frozen=True)
@@ -77,10 +94,18 @@ class Planned:
     def conclude(self, run: Diagnosis | Treatment, path: Path) -> None:
         """Hold the run against the gate, show and write what came of it; typer.Exit with 1 or 5 unless it passes."""
         options = self.options
-        policy = Policy(options.informational, options.strict, options.inconclusive, options.not_run)
         names = Names(str(path), str(options.baseline or ""))
-        gate = evaluate(run, self.assertions, self.baseline, policy=policy, names=names, force=options.force)
-        _write(gate, options)
+        self.show(evaluate(run, self.assertions, self.baseline, policy=self.policy, names=names, force=options.force))
+
+    @property
+    def policy(self) -> Policy:
+        """What ends a build."""
+        options = self.options
+        return Policy(options.informational, options.strict, options.inconclusive, options.not_run)
+
+    def show(self, gate: Gate) -> None:
+        """Show and write what came of a gate; typer.Exit with 1 or 5 unless it passes."""
+        _write(gate, self.options)
         _show(gate)
         if gate.exit_code:
             raise typer.Exit(gate.exit_code)
@@ -126,15 +151,20 @@ def _assertions(asked: Asked) -> tuple[Assertion, ...] | None:
 def read_run(path: Path) -> Diagnosis | Treatment:
     """A saved diagnosis or treatment; UnavailableError for anything else."""
     data = read_json(path)
-    kinds: dict[str, type[Diagnosis] | type[Treatment]] = {DIAGNOSIS_SCHEMA: Diagnosis, TREATMENT_SCHEMA: Treatment}
+    kinds = (DIAGNOSIS_SCHEMA, TREATMENT_SCHEMA)
     if data["schema"] not in kinds:
         error = other_schema(data["schema"], *kinds)
         other = f"{path} is of another kind ({data['schema']})"
         raise UnavailableError(
             f"{path}: {error}" if error.hint else other, error.hint or "a gate reads what analyze and treat write"
         )
+    return saved_run(Treatment, path) if data["schema"] == TREATMENT_SCHEMA else saved_run(Diagnosis, path)
+
+
+def saved_run(kind: type[Run], path: Path) -> Run:
+    """A saved run of this kind; UnavailableError with the file's name for a damaged one."""
     try:
-        return kinds[data["schema"]].from_json(data)
+        return kind.from_json(read_json(path))
     except UnavailableError as error:
         raise UnavailableError(f"{path}: {error}", "was it written by another version of condense?") from None
 

@@ -23,7 +23,9 @@ BoundKind = Literal["max", "min", "max_increase", "max_decrease", "is", "not"]
 
 STACKS = ("encoder", "decoder")
 SITES = ("deep", "any-block", "block", "embedding", "output")
-SCOPES = (*SITES, "quality", "verdict")
+SCOPES = (*SITES, "quality", "verdict", "same")
+SAME = ("word", "from_block", "kl", "top1")
+"""What a comparison of live models says of each member against the first."""
 RATIOS = ("effective_rank.null_ratio", "entropy_rank.null_ratio")
 """Ranks as a share of their Gaussian null, the number that the verdict's rank axis reads."""
 
@@ -31,8 +33,9 @@ ORDERED: dict[str, tuple[str, ...]] = {
     "level": ("ok", "watch", "condensed", "severe"),
     "cone": ("low", "moderate", "high", "severe"),
     "rank": ("low", "reduced", "intact"),
+    "word": ("identical", "equivalent", "not shown to be equivalent", "different"),
 }
-"""The words of a verdict that have an order, smallest first, so that `max` and `min` mean something."""
+"""The words, of a verdict or of a comparison, that have an order, smallest first: `max` and `min` mean something."""
 
 WORDS: dict[str, tuple[str, ...]] = {
     **ORDERED,
@@ -54,6 +57,11 @@ class Target:
     metric: str
     index: int | None = None
     stack: str | None = None
+
+    @property
+    def is_word(self) -> bool:
+        """Whether it is a word and no number."""
+        return self.scope == "verdict" or (self.scope, self.metric) == ("same", "word")
 
     @property
     def name(self) -> str:
@@ -125,8 +133,8 @@ def parse_target(text: str) -> Target:
     if scope not in SCOPES:
         known = [*SCOPES, *STACKS, *QUALITY, *METRICS]
         raise unknown(f"scope {scope!r} in {text!r}", scope, known, f"scopes: {', '.join(SCOPES)}")
-    if stack and scope == "quality":
-        raise UsageError(f"{text!r}: quality is the whole model's", "leave the stack out")
+    if stack and scope in ("quality", "same"):
+        raise UsageError(f"{text!r}: {scope} is the whole model's", "leave the stack out")
     index = _index(parts.pop(0) if parts else "", text) if scope == "block" else None
     metric = ".".join(parts).replace("-", "_")
     names = _metrics_of(scope, stack)
@@ -139,7 +147,9 @@ def _metrics_of(scope: str, stack: str | None) -> tuple[str, ...]:
     if scope == "quality":
         return tuple(QUALITY)
     if scope == "verdict":
-        return tuple(name for name in WORDS if not (stack and name == "id"))
+        return tuple(name for name in WORDS if name != "word" and not (stack and name == "id"))
+    if scope == "same":
+        return SAME
     return (*METRICS, *RATIOS)
 
 
@@ -185,7 +195,7 @@ def _parse_table(name: str, table: Any) -> list[Assertion]:
 
 def _bound(target: Target, kind: Any, value: Any, where: str, strict: bool = False) -> Bound:
     """A bound that fits its target; UsageError where a number meets a word."""
-    if target.scope == "verdict":
+    if target.is_word:
         return Bound(kind, words=_words(target, kind, value, where))
     if kind in ("is", "not"):
         raise UsageError(f"{where}: a measured number is never exactly another", "use max, min or a change")
@@ -236,7 +246,7 @@ def parse_inline(text: str) -> Assertion:
     level: Level = "warn" if match["level"] == "warn" else "error"
     target, limit = parse_target(match["target"]), match["limit"].strip().strip("\"'")
     sign, where = match["sign"], f"--assert {text!r}"
-    if target.scope == "verdict":
+    if target.is_word:
         return Assertion(target, _inline_words(target, sign, limit, where), level)
     if sign in ("==", "!="):
         raise UsageError(f"{where}: a measured number is never exactly another", "use <=, <, >= or >")

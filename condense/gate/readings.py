@@ -135,7 +135,7 @@ def _missing(run: Diagnosis, target: Target) -> str | None:
     """Why a run cannot have the target at all."""
     if target.stack and target.stack not in {site.stack for site in run.sites}:
         return f"the model has no {target.stack} stack"
-    if target.scope in ("quality", "verdict") or _sites(run, target):
+    if target.scope in ("quality", "verdict", "same") or _sites(run, target):
         return None
     return f"the model has {len(_blocks(run, target))} blocks" if target.index else f"there is no {target.scope}"
 

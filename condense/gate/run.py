@@ -7,9 +7,9 @@ of the resamples of the documents, and violates it in 5 % or less. The policy de
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from condense.comparison.comparability import Conditions, circumstances, differing_settings
 from condense.errors import UsageError
@@ -26,7 +26,7 @@ from condense.gate.readings import (
     refuse_missing,
 )
 from condense.intervals import NO_DOCUMENTS, coverage_note
-from condense.records.diagnosis import Diagnosis
+from condense.records.diagnosis import CorpusInfo, Diagnosis, ModelInfo, Verdict
 from condense.records.treatment import Treatment
 
 Outcome = Literal["fail", "warn", "inconclusive", "not-run", "pass"]
@@ -68,12 +68,36 @@ class Result:
     next: str = ""
 
 
+class Subject(Protocol):
+    """What a gate is about, as far as it is shown: a diagnosis, or the first model of a comparison."""
+
+    @property
+    def condense(self) -> str:
+        """The version that measured it."""
+
+    @property
+    def model(self) -> ModelInfo:
+        """Which checkpoint."""
+
+    @property
+    def corpus(self) -> CorpusInfo:
+        """Which texts."""
+
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        """How it was measured."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Its verdict."""
+
+
 @dataclass(frozen=True)
 class Gate:
     """Everything a gate found, worst first, and whether the build may go on."""
 
     model: str
-    subject: Diagnosis
+    subject: Subject
     run: str
     results: tuple[Result, ...]
     policy: Policy = field(default_factory=Policy)
@@ -217,7 +241,9 @@ def unlike_settings(
 def _result(
     run: Diagnosis | Treatment, subject: Diagnosis, base: Diagnosis | None, assertion: Assertion, names: Names
 ) -> Result:
-    if assertion.target.scope == "verdict":
+    if assertion.target.scope == "same":
+        result = Result(assertion, "not-run", Reading(""), reason="only a comparison of live models has it")
+    elif assertion.target.scope == "verdict":
         result = _word_result(run, subject, assertion)
     elif assertion.bound.relative and base is None:
         result = Result(assertion, "not-run", Reading(""), reason="there is no baseline")
@@ -237,7 +263,7 @@ def _number_result(subject: Diagnosis, base: Diagnosis | None, assertion: Assert
         readings = change(subject, base, assertion.target)
     else:
         readings = absolute(subject, assertion.target)
-    results = [_judged(reading, assertion) for reading in readings]
+    results = [judged(reading, assertion) for reading in readings]
     return min(results, key=lambda result: (OUTCOMES.index(result.outcome), -_excess(result)))
 
 
@@ -249,7 +275,8 @@ def _excess(result: Result) -> float:
     return beyond if result.assertion.bound.upper else -beyond
 
 
-def _judged(reading: Reading, assertion: Assertion) -> Result:
+def judged(reading: Reading, assertion: Assertion) -> Result:
+    """What comes of a number with its interval."""
     if reading.value is None:
         return Result(assertion, "not-run", reading, reason=reading.reason or "undefined")
     limit = _limit(assertion.bound, reading)
@@ -262,7 +289,7 @@ def _judged(reading: Reading, assertion: Assertion) -> Result:
     if ends == {True}:
         return Result(assertion, "pass", reading, limit)
     if ends == {False}:
-        return Result(assertion, _violation(assertion), reading, limit)
+        return Result(assertion, violation(assertion), reading, limit)
     return Result(assertion, "inconclusive", reading, limit, reason="the interval reaches over the bound")
 
 
@@ -282,7 +309,8 @@ def _keeps(value: float, limit: float, bound: Bound) -> bool:
     return value < limit if bound.upper else value > limit
 
 
-def _violation(assertion: Assertion) -> Outcome:
+def violation(assertion: Assertion) -> Outcome:
+    """What a violation of this assertion counts as."""
     return "fail" if assertion.level == "error" else "warn"
 
 
@@ -303,12 +331,12 @@ def _word_result(run: Diagnosis | Treatment, subject: Diagnosis, assertion: Asse
     shares = verdict.frequencies.get(target.metric, {})
     if not shares:
         return Result(assertion, "inconclusive", where, words=(word,), reason="it is not known how stable the word is")
-    kept = sum(share for other, share in shares.items() if _fits(other, assertion))
+    kept = sum(share for other, share in shares.items() if keeps_word(other, assertion))
     words = (word, *(other for other, share in shares.items() if other != word and share >= 1 - LIKELY))
     if kept >= LIKELY:
         return Result(assertion, "pass", where, words=words)
     if kept <= 1 - LIKELY:
-        return Result(assertion, _violation(assertion), where, words=words)
+        return Result(assertion, violation(assertion), where, words=words)
     reason = f"it keeps to the bound in {100 * kept:.0f} % of the resamples of the documents"
     return Result(assertion, "inconclusive", where, words=words, reason=reason)
 
@@ -331,11 +359,12 @@ def _treatment_result(run: Diagnosis | Treatment, assertion: Assertion) -> Resul
     if found in ("inconclusive", "no-control") and found not in assertion.bound.words:
         why = "the treatment has no control arm" if found == "no-control" else "the treatment itself was inconclusive"
         return Result(assertion, "inconclusive", where, words=(found,), reason=why)
-    fits = _fits(found, assertion)
-    return Result(assertion, "pass" if fits else _violation(assertion), where, words=(found,))
+    fits = keeps_word(found, assertion)
+    return Result(assertion, "pass" if fits else violation(assertion), where, words=(found,))
 
 
-def _fits(word: str, assertion: Assertion) -> bool:
+def keeps_word(word: str, assertion: Assertion) -> bool:
+    """Whether a word keeps to the bound."""
     words, kind = assertion.bound.words, assertion.bound.kind
     if kind in ("is", "not"):
         return (word in words) == (kind == "is")

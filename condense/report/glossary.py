@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from condense.metrics import METRICS, QUALITY, Metric
+from condense.metrics import METRICS, PAIR, QUALITY, Metric
 
 Groups = list[tuple[str, list[Metric]]]
 CONVENTION = "convention of condense"
@@ -101,6 +101,13 @@ TRIAL = [
     OPENED,
 ]
 COMPARISON = [
+    *PAIR.values(),
+    term(
+        "identical, equivalent, different",
+        "Two models that read the same token ids: identical where no state leaves the rounding of the arithmetic, "
+        "equivalent where the whole interval of the KL lies below the tolerated share of the first’s loss, different "
+        "where all of it lies above; else it is not shown.",
+    ),
     term(
         "paired difference",
         "A member minus the first on the very same windows; the interval covers documents. What both share with a "

@@ -378,6 +378,38 @@ def test_the_command(conversions: list[Path], tmp_path: Path) -> None:
         assert "equivalent" in page and "top-1" in page, written
 
 
+def test_the_gate(family: Comparison, conversions: list[Path], tmp_path: Path) -> None:
+    """Every member is held to the first; without assertions, to be equivalent."""
+    saved = tmp_path / "family.json"
+    family.to_json(saved)
+    failed = condense("check", saved)
+    assert failed.exit_code == 1 and "FAIL same.word" in failed.stdout and "tenths against llama" in failed.stdout
+    two = replace(family, members=(family.members[0], family.members[2]), kind="pair")
+    pair_file = tmp_path / "pair.json"
+    two.to_json(pair_file)
+    kl = two.members[1].same.kl.high if two.members[1].same else None
+    assert condense("check", pair_file).exit_code == 0
+    asked = [f"same.kl <= {1.01 * (kl or 0)}", "same.top1 >= 0.5", "same.from_block >= 1", "same.word != different"]
+    assert condense("check", pair_file, *(part for text in asked for part in ("--assert", text))).exit_code == 0
+    for text in (f"same.kl <= {(kl or 0) / 1e3}", "same.from_block >= 2", "same.word == identical"):
+        assert condense("check", pair_file, "--assert", text).exit_code == 1, text
+    edge = condense("check", pair_file, "--assert", f"same.kl <= {0.999 * (kl or 0)}")
+    assert edge.exit_code == 5 and "condense compare" in edge.stdout  # undecided, and how to decide it
+    assert condense("check", pair_file, "--assert", "deep.mean_cosine <= 1").exit_code == 2
+    assert condense("check", pair_file, "--baseline", pair_file).exit_code == 2
+    unread = replace(two, members=(two.members[0], replace(two.members[1], same=None)))
+    unread.to_json(saved)
+    nothing = condense("check", saved)
+    assert nothing.exit_code == 5 and "side by side" in nothing.stdout
+
+
+def test_a_diagnosis_has_no_sameness(diagnosed: Callable[[str], Diagnosis], tmp_path: Path) -> None:
+    diagnosed("llama").to_json(tmp_path / "run.json")
+    result = condense("check", tmp_path / "run.json", "--assert", "same.kl <= 1")
+    assert result.exit_code == 5 and "only a comparison" in result.stdout
+    assert condense("check", tmp_path / "run.json", "--assert", "same.kll <= 1").exit_code == 2
+
+
 def test_saved_runs_are_not_read_again(tiny: Copy, diagnosed: Callable[[str], Diagnosis], tmp_path: Path) -> None:
     found = compare(diagnosed("llama"), diagnosed("llama"))
     assert found.members[1].same is None and not any(one.id.startswith("same-") for one in found.findings)

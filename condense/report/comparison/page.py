@@ -11,6 +11,7 @@ from condense.records.comparison import Comparison, Member
 from condense.records.plans import Plan
 from condense.report.comparison import figures
 from condense.report.comparison.figures import called, change_of, deep_of
+from condense.report.comparison.same import read_beside, same_card, same_figures, same_table
 from condense.report.comparison.text import KINDS, member_table, site_table, subject, title, value_of
 from condense.report.comparison.trajectory import trajectory_figures
 from condense.report.glossary import COMPARISON, glossary
@@ -49,9 +50,10 @@ def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") ->
         figures.size_figures(comparison),
         figures.depth_figures(comparison),
     )
-    panels = figures.heat_panels(comparison)
+    panels, same = figures.heat_panels(comparison), same_figures(comparison)
     sections = {
         "verdict": "What was found",
+        "same": "The same model?" if read_beside(comparison) else "",
         "members": "Side by side",
         "findings": "Findings",
         "steps": "Over the steps" if steps else "",
@@ -72,7 +74,7 @@ def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") ->
     )
     return render(
         head,
-        [*steps, *size, *depth, *panels],
+        [*same, *steps, *size, *depth, *panels],
         plotlyjs,
         command=comparison.command,
         provenance=provenance(comparison),
@@ -81,6 +83,8 @@ def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") ->
         findings=comparison.findings,
         reference=called(comparison.reference),
         strips=strips(comparison),
+        same=same,
+        same_rows=same_table(comparison) if read_beside(comparison) else None,
         members=member_table(comparison),
         steps=steps,
         size=size,
@@ -114,7 +118,7 @@ def answer(comparison: Comparison) -> Answer:
 def cards(comparison: Comparison) -> tuple[Card, ...]:
     """Three answers: of two, of a run over its steps, of several."""
     if comparison.kind == "pair":
-        return _pair_cards(comparison)
+        return (*same_card(comparison), *_pair_cards(comparison))
     return _trajectory_cards(comparison) if comparison.trajectory is not None else _range_cards(comparison.members)
 
 

@@ -9,6 +9,7 @@ from condense.metrics import METRICS, QUALITY
 from condense.records.base import Estimate
 from condense.records.comparison import CURVES, Comparison, Member
 from condense.report.comparison.figures import called, change_of, deep_of, drawn, left_out, same_depth, word_of
+from condense.report.comparison.same import read_beside, same_rows, same_table
 from condense.report.console import COLOURS, bar, new_table, panel, say, speaks_unicode, text
 from condense.report.escape import for_code, for_markdown
 from condense.report.tables import (
@@ -171,6 +172,8 @@ def comparison_markdown(comparison: Comparison) -> str:
     ]
     if comparison.caveats:
         lines += ["Before reading the differences:", "", *(f"- {for_markdown(one)}" for one in comparison.caveats), ""]
+    if read_beside(comparison):
+        lines += ["## Is it the same model?", "", *markdown_table(same_table(comparison)), ""]
     lines += ["## Side by side", "", *markdown_table(member_table(comparison, 2)), ""]
     facts = [f"- command: `{for_code(comparison.command)}`"] if comparison.command else []
     facts.append(f"- protocol `{for_code(str(comparison.protocol.get('hash', '')))}`")
@@ -198,6 +201,8 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     unpaired = any(m.difference is not None and not m.difference.paired for m in comparison.members)
     notes += ", ~ unpaired" if unpaired else ""
     say(console, f"{notes}; no top 3: without three dimensions; rank: share of random directions; rho: with depth.")
+    if (beside := same_rows(comparison, console)) is not None:
+        console.print(beside)
     for caveat in comparison.caveats:
         say(console, f"{'!' if plain else '▲'} {caveat}", style="magenta")
     say(console, "")
@@ -205,6 +210,8 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     if comparison.kind == "pair":
         named = {"cone": "mean_cosine", "cone without three dimensions": WITHOUT_TOP, "quality": "quality"}
         words = {name: word_of(comparison.members[1], key) for name, key in named.items()}
+        same = comparison.members[1].same
+        words |= {"same model": same.word} if same else {}
         facts = " · ".join(f"{name}: {word}" for name, word in words.items() if word)
     heading = f"{called(comparison.reference)} and {len(comparison.members) - 1} more"
     console.print(panel(heading, COLOURS[main.severity], comparison.findings, facts=facts))
