@@ -295,7 +295,6 @@ class CompareOptions(Options):
             "Kullback–Leibler divergence to the first model below which another is equivalent, as a share of its loss.",
             RUN,
             above=0,
-            settings="found",
         ),
     ] = 0.005
     one_at_a_time: Annotated[
