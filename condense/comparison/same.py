@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from condense import intervals
-from condense.comparison.verdict import Bounds, Severity, analyze_again
+from condense.comparison.verdict import Bounds, Severity, analyze_again, word_of
 from condense.intervals import ALPHA, Floats
 from condense.records.base import Estimate, Finding
 from condense.records.comparison import Kind, Member, Same, SameSite, SameWord
@@ -175,8 +175,8 @@ def _first_difference(sites: Sequence[SameSite], rounding: float, kl: Estimate) 
 def with_same(kind: Kind, members: Sequence[Member], others: Sequence[Finding]) -> tuple[Finding, ...]:
     """The findings of a comparison with those on sameness in their place.
 
-    Of two it stands first, unless they are two models of which one is more condensed; of several conversions of one
-    model it stands first.
+    It stands first, unless the models have different shapes, or are different and one is more condensed: two models
+    that were trained apart.
     """
     known = [member for member in members[1:] if member.same is not None and member.same.word != "not compared"]
     if not known:
@@ -188,7 +188,9 @@ def with_same(kind: Kind, members: Sequence[Member], others: Sequence[Finding]) 
         return (others[0], own, *others[1:]) if behind else (own, *others)
     own = _family_finding(members[0], members[1:])
     alike = all(shape_of(member) == shape_of(members[0]) for member in members)
-    return (own, *others) if alike else (*others, own)
+    cones = {word_of(member, "mean_cosine").word for member in members[1:]}
+    trained = own.severity != "good" and bool(cones & {"more condensed", "more spread"})
+    return (own, *others) if alike and not trained else (*others, own)
 
 
 def shape_of(run: Member | Diagnosis) -> tuple[object, ...]:
@@ -274,17 +276,22 @@ def _from(place: str) -> str:
 
 def _family_finding(first: Member, others: Sequence[Member]) -> Finding:
     """Which of several is safe to use in place of the first: the smallest that is equivalent."""
-    words = [other.same.word if other.same else "not compared" for other in others]
-    safe = [other for other, word in zip(others, words, strict=True) if word in SAFE]
-    counts = "; ".join(
-        f"{other.name} {word}"
-        + (f", {numbers_of(other.same)}" if other.same and other.same.kl.value is not None else "")
-        for other, word in zip(others[:8], words, strict=False)
-    )
+    safe = [other for other in others if other.same is not None and other.same.word in SAFE]
+    counts = "; ".join(f"{other.name} is {_short(other.same)}" for other in others[:8])
     severity: Severity = "good" if safe else "warning"
-    why = "Equivalent: the whole interval of the KL to the first lies below what is tolerated of its loss."
+    limit = next((other.same.tolerated for other in others if other.same and other.same.tolerated is not None), None)
+    share = "" if limit is None else f", {limit:.3g} nats per token"
+    why = f"Equivalent: the whole interval of the KL to the first lies below what is tolerated of its loss{share}."
     step = analyze_again(min(safe, key=_size)) if safe else analyze_again(others[0])
     return Finding("same-smallest", severity, _family_title(first, others, safe), counts, why, step, KL_SOURCE)
+
+
+def _short(same: Same | None) -> str:
+    """The word of a member with its KL and agreement."""
+    if same is None or same.kl.value is None or same.top1.value is None:
+        return same.word if same else "not compared"
+    high = "" if same.kl.high is None else f", at most {same.kl.high:.3g}"
+    return f"{same.word} (KL {same.kl.value:.3g}{high}; the same top token in {100 * same.top1.value:.1f} %)"
 
 
 def _family_title(first: Member, others: Sequence[Member], safe: Sequence[Member]) -> str:
@@ -295,7 +302,7 @@ def _family_title(first: Member, others: Sequence[Member], safe: Sequence[Member
     if size is None or any(other.model.weights_bytes is None for other in safe):
         names = ", ".join(other.name for other in safe[:3])
         return f"{len(safe)} of {len(others)} equivalent to {first.name}: {names}"
-    instead = "" if whole is None or whole <= size else f", {_megabytes(size)} instead of {_megabytes(whole)}"
+    instead = "" if whole is None or whole <= size else f", {_in_bytes(size)} instead of {_in_bytes(whole)}"
     return f"{smallest.name} is the smallest that is equivalent to {first.name}{instead}"
 
 
@@ -304,8 +311,11 @@ def _size(member: Member) -> tuple[float, str]:
     return (float("inf") if size is None else float(size), member.name)
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+def _in_bytes(size: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size / 1e3:.0f} kB"
 
 
 def _quoted(member: Member) -> str:

@@ -195,10 +195,12 @@ def _up(chart: Chart) -> Json:
     """The vertical axis."""
     made: Json = {"type": "log" if chart.log else "linear", "title": _title(chart.y_title, 8), "gridcolor": "@grid"}
     made |= {"zeroline": False, "fixedrange": True, "ticks": "", "tickfont": {"color": "@muted"}, "nticks": 6}
-    made |= {"dtick": 1, "exponentformat": "none"} if chart.log else {}
+    if chart.log:
+        tiny = chart.y_range is not None and chart.y_range[0] < 1e-3
+        made |= {"dtick": 2 if tiny else 1, "exponentformat": "power" if tiny else "none"}
     made |= {"scaleanchor": "x", "scaleratio": 1, "constrain": "domain"} if chart.equal else {}
     if chart.y_range:
-        return made | {"range": list(chart.y_range)}
+        return made | {"range": [math.log10(end) for end in chart.y_range] if chart.log else list(chart.y_range)}
     return made | {"rangemode": "normal" if chart.log else "tozero"}
 
 

@@ -67,7 +67,7 @@ def sketch(chart: Chart) -> str:
 def _frame(chart: Chart) -> Frame:
     right = chart.width - (66 if chart.edges else RIGHT)
     bottom = chart.height - BOTTOM
-    low, high = chart.y_range or _range(chart)
+    low, high = _range(chart)
     first, last = chart.axis.span or (min(chart.axis.at, default=0), max(chart.axis.at, default=1))
     step = (right - LEFT) / (len(chart.axis.places) + 0.4)
 
@@ -84,6 +84,10 @@ def _frame(chart: Chart) -> Frame:
 
 
 def _range(chart: Chart) -> tuple[float, float]:
+    """The ends of the vertical axis, as powers of ten on a logarithmic one."""
+    if chart.y_range:
+        low, high = chart.y_range
+        return (math.log10(low), math.log10(high)) if chart.log else (low, high)
     values = [v for s in chart.series for v in (*s.values, *(s.low or ()), *(s.high or ())) if v is not None]
     for places in zip(*(bar.values for bar in chart.bars), strict=True):
         values += [sum(v for v in places if v and v > 0), sum(v for v in places if v and v < 0)]

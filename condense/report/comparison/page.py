@@ -118,7 +118,8 @@ def answer(comparison: Comparison) -> Answer:
 def cards(comparison: Comparison) -> tuple[Card, ...]:
     """Three answers: of two, of a run over its steps, of several."""
     if comparison.kind == "pair":
-        return (*same_card(comparison), *_pair_cards(comparison))
+        same, (cone, rest, quality) = same_card(comparison), _pair_cards(comparison)
+        return (*same, cone, quality) if same else (cone, rest, quality)
     return _trajectory_cards(comparison) if comparison.trajectory is not None else _range_cards(comparison.members)
 
 

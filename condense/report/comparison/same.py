@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from condense.metrics import PAIR
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 DIFFERENCES = ("mean_cosine", WITHOUT_TOP, "dimension", "bits_per_byte")
-FLOOR = 1e-12
+FLOOR = 1e-10
 """1 − cosine below which a curve on a logarithmic scale is not followed."""
 
 
@@ -75,7 +76,11 @@ def _same_cells(member: Member, same: Same) -> tuple[Cell, ...]:
         word = word_of(member, "quality" if key == "bits_per_byte" else key)
         cells.append(change_cell(change_of(member, key), digits_of(key), (word,) if word else ()))
     size = member.model.weights_bytes
-    return (*cells, Cell(DASH if size is None else f"{size / 1e6:,.0f}", sort=str(size or 0)))
+    return (*cells, Cell(DASH if size is None else _megabytes(size), sort=str(size or 0)))
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f}" if size >= 1e8 else f"{size / 1e6:.3g}"
 
 
 def same_card(comparison: Comparison) -> tuple[Card, ...]:
@@ -108,8 +113,11 @@ def same_figures(comparison: Comparison) -> list[Figure]:
     alike = [styles[m.name].curve([site.cka for site in s.sites], 4, bands=len(full) <= 4, width=2.0) for m, s in full]
     made = []
     if apart:
-        edges = ((full[0][1].rounding, "rounding of the arithmetic"),)
-        chart = Chart("chart-same-cosine", axis, "1 − cosine", tuple(apart), log=True, edges=edges, height=380)
+        rounding = full[0][1].rounding
+        least = min(v for curve in apart for v in (*curve.values, *(curve.low or ())) if v is not None)
+        span = (min(least, rounding / 10) / 3, 2.0)
+        chart = Chart("chart-same-cosine", axis, "1 − cosine", tuple(apart), y_range=span, log=True, height=380)
+        chart = replace(chart, edges=((rounding, "rounding"),))
         made.append(Figure(chart, "How far apart are the states of the same tokens?", _parting(full)))
     low = min((site.cka.value for _, s in full for site in s.sites if site.cka.value is not None), default=0.0)
     chart = Chart(
