@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from condense.errors import UsageError
-from condense.gate.advice import Names
 from condense.gate.assertions import ORDERED, Assertion, Bound, Target
-from condense.gate.readings import Reading
+from condense.gate.readings import Names, Reading
 from condense.gate.run import OUTCOMES, Gate, Policy, Result, judged, keeps_word, violation
 from condense.intervals import coverage_note, over_documents
 from condense.records.base import Estimate

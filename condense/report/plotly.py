@@ -196,11 +196,11 @@ def _up(chart: Chart) -> Json:
     made: Json = {"type": "log" if chart.log else "linear", "title": _title(chart.y_title, 8), "gridcolor": "@grid"}
     made |= {"zeroline": False, "fixedrange": True, "ticks": "", "tickfont": {"color": "@muted"}, "nticks": 6}
     if chart.log:
-        tiny = chart.y_range is not None and chart.y_range[0] < 1e-3
+        tiny = chart.y_range is not None and chart.y_range[0] < -3
         made |= {"dtick": 2 if tiny else 1, "exponentformat": "power" if tiny else "none"}
     made |= {"scaleanchor": "x", "scaleratio": 1, "constrain": "domain"} if chart.equal else {}
     if chart.y_range:
-        return made | {"range": [math.log10(end) for end in chart.y_range] if chart.log else list(chart.y_range)}
+        return made | {"range": list(chart.y_range)}
     return made | {"rangemode": "normal" if chart.log else "tozero"}
 
 

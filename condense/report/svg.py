@@ -84,10 +84,9 @@ def _frame(chart: Chart) -> Frame:
 
 
 def _range(chart: Chart) -> tuple[float, float]:
-    """The ends of the vertical axis, as powers of ten on a logarithmic one."""
+    """The ends of the vertical axis, exponents of ten on a logarithmic one."""
     if chart.y_range:
-        low, high = chart.y_range
-        return (math.log10(low), math.log10(high)) if chart.log else (low, high)
+        return chart.y_range
     values = [v for s in chart.series for v in (*s.values, *(s.low or ()), *(s.high or ())) if v is not None]
     for places in zip(*(bar.values for bar in chart.bars), strict=True):
         values += [sum(v for v in places if v and v > 0), sum(v for v in places if v and v < 0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -115,7 +116,7 @@ def same_figures(comparison: Comparison) -> list[Figure]:
     if apart:
         rounding = full[0][1].rounding
         least = min(v for curve in apart for v in (*curve.values, *(curve.low or ())) if v is not None)
-        span = (min(least, rounding / 10) / 3, 2.0)
+        span = (math.log10(min(least, rounding / 10)) - 0.5, 0.3)
         chart = Chart("chart-same-cosine", axis, "1 − cosine", tuple(apart), y_range=span, log=True, height=380)
         chart = replace(chart, edges=((rounding, "rounding"),))
         made.append(Figure(chart, "How far apart are the states of the same tokens?", _parting(full)))
