@@ -91,6 +91,11 @@ def _course(members: Sequence[Member], trajectory: Trajectory) -> Finding:
         f"{number(last.deep['mean_cosine'], 3)} at step {last.step}"
     )
     key, severity, end = _ENDS[word_of(last, "mean_cosine").word]
+    quality = word_of(last, "quality").word
+    if quality == "worse":
+        severity, end = "warning", f"{end}, and predicts the texts worse"
+    elif severity == "good" and quality not in ("improved", "held"):
+        severity = "info"
     if peak is None:
         seen = f"{ends}, difference {signed(change_of(last, 'mean_cosine'), 3)} (counts from {LEAST:g})"
         why = "No checkpoint on the way stands out from both ends."

@@ -11,13 +11,22 @@ import shlex
 from collections.abc import Mapping
 from typing import Literal
 
-from condense.comparison.verdict import UNITS, open_because, quality_in, signed, what_opened
+from condense.comparison.verdict import UNITS, WITHOUT_TOP, open_because, quality_in, signed, what_opened
 from condense.diagnosis.verdict import BILLION, LIU
 from condense.records.base import Again, Finding
 from condense.records.plans import MIN_SEEDS, Plan
 from condense.records.treatment import Arm, Effect, Opened, Outcome, QualityWord, VerdictId
-from condense.trials.doses import RATIO_AIM, RATIO_HIGH, RATIO_LOW, control_moved, longer_training, next_dose, rounded
-from condense.trials.verdict import BOUTHILLIER, power_words, verdict_from
+from condense.trials.doses import (
+    RATIO_AIM,
+    RATIO_HIGH,
+    RATIO_LOW,
+    control_moved,
+    longer_training,
+    next_dose,
+    ratio_words,
+    rounded,
+)
+from condense.trials.verdict import BOUTHILLIER, next_after_power, power_words, verdict_from
 
 PUBLISHED = (
     "Published for GPT-2 (mean of 10 tasks): untouched 34.35, cross-entropy only 34.95, noisy embeddings 35.15, active "
@@ -25,6 +34,7 @@ PUBLISHED = (
     "about 0.6 points."
 )
 Severity = Literal["good", "warning", "info"]
+CONE_WORDS = ("mean_cosine", WITHOUT_TOP)
 
 
 def assess(plan: Plan, model: str, arms: Mapping[str, Arm], effect: Effect, command: str = "") -> Outcome:
@@ -38,7 +48,7 @@ def assess(plan: Plan, model: str, arms: Mapping[str, Arm], effect: Effect, comm
     findings = (
         _main(plan, again, arms, effect, verdict, opened),
         _opening(effect, opened),
-        *_ratio(plan, again, arms),
+        *_ratio(plan, again, arms, effect, verdict),
         *_seeds(plan, again, effect),
         *_scope(arms),
     )
@@ -185,6 +195,7 @@ def _rescaled(effect: Effect) -> float:
 
 def _opening(effect: Effect, opened: Opened) -> Finding:
     without = effect.deep["mean_cosine_without_top_dimensions"]
+    narrowed = [effect.words[key].word == "more condensed" for key in CONE_WORDS if key in effect.words]
     titles: dict[Opened, str] = {
         "cone opened": "The cone itself opened: the fall stays when the three strongest dimensions are set aside",
         "three dimensions rescaled": "Three dimensions were rescaled; behind them no change that counts",
@@ -195,7 +206,9 @@ def _opening(effect: Effect, opened: Opened) -> Finding:
     return Finding(
         "what-opened",
         "info",
-        titles[opened],
+        "The cone narrowed, with and without the three strongest dimensions"
+        if len(narrowed) == 2 and all(narrowed)
+        else titles[opened],
         f"deep mean cosine {signed(effect.deep['mean_cosine'])}, without each text's three strongest dimensions "
         f"{signed(without)}; effective rank {signed(effect.deep['effective_rank'], 2)}",
         "A loss on cosines is satisfied most cheaply by rescaling the few dimensions that dominate them.",
@@ -204,20 +217,22 @@ def _opening(effect: Effect, opened: Opened) -> Finding:
     )
 
 
-def _ratio(plan: Plan, again: Again, arms: Mapping[str, Arm]) -> list[Finding]:
-    ratio = arms["treated"].penalty_to_ce
+def _ratio(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId) -> list[Finding]:
+    """A penalty that was negligible or large beside cross-entropy, with advice that fits what came of it."""
+    ratio, quality = arms["treated"].penalty_to_ce, quality_in(effect.words)
     if ratio is None or RATIO_LOW <= ratio <= RATIO_HIGH or plan.coefficient == 0:
         return []
-    word = "negligible" if ratio < RATIO_LOW else "large"
+    word, severity, why, aims = ratio_words(ratio, verdict, quality)
     dose = next_dose(plan.coefficient, ratio) or rounded(plan.coefficient * RATIO_AIM / ratio)
+    step = again(coefficient=f"{dose:g}", output="again/")
     return [
         Finding(
             "penalty-ratio",
-            "warning",
+            severity,
             f"The penalty was {word} beside cross-entropy",
             f"|penalty| / cross-entropy was {ratio:.1e} on average",
-            f"Below {RATIO_LOW:g} the loss hardly steers training; above {RATIO_HIGH:g} it competes with the task.",
-            again(coefficient=f"{dose:g}", output="again/"),
+            why,
+            step if aims else _next(plan, again, arms, effect, verdict),
             LIU,
         )
     ]
@@ -247,10 +262,9 @@ def _seeds(plan: Plan, again: Again, effect: Effect) -> list[Finding]:
             "info",
             f"What {effect.seeds} seeds could have shown",
             "; ".join(power_words(power) for power in effect.power.values()),
-            "The smallest difference that 80 % of such treatments find. Below it, no word says nothing of an effect.",
-            again(num_texts=str(4 * plan.num_texts), output="more-text/")
-            if text
-            else again(seeds=str(max(needed, effect.seeds + 1)), output="more-seeds/"),
+            "The smallest difference that 80 % of such treatments find. Where a smaller one has no word, it may be "
+            "there all the same.",
+            next_after_power(needed, effect.seeds, text, plan.num_texts, again),
             BOUTHILLIER,
         )
     ]

@@ -7,12 +7,14 @@ tried: a coefficient is raised to where the penalty is a tenth of cross-entropy 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from condense.comparison.verdict import signed
 from condense.diagnosis.verdict import LIU
 from condense.records.base import Again, Estimate, Finding
 from condense.records.diagnosis import Quality
 from condense.records.plans import MIN_SEEDS, Plan
+from condense.records.treatment import QualityWord, VerdictId
 from condense.records.trial import ArmResult, DosePoint, DoseResponse
 
 RATIO_LOW, RATIO_HIGH, RATIO_AIM = 1e-3, 0.5, 0.1
@@ -183,6 +185,27 @@ def _next_run(dose: DoseResponse, plan: Plan, steps: int, moved: bool | None, ne
     return again(output="more-seeds/", seeds=str(2 * seeds if seeds >= MIN_SEEDS else MIN_SEEDS))
 
 
+def ratio_words(
+    ratio: float, verdict: VerdictId | None, quality: QualityWord | None
+) -> tuple[str, Literal["warning", "info"], str, bool]:
+    """What a penalty outside the range comes to, by what came of it: word, severity, why, and whether to change it.
+
+    A large one that left quality alone is no reason for a lower coefficient, nor is a negligible one with an effect
+    that counts a reason for a higher one.
+    """
+    effect = verdict in ("dispersed", "dispersed-at-a-cost", "condensed-further")
+    if ratio < RATIO_LOW and effect:
+        why = "yet the difference counts: other seeds tell whether it is the loss’s"
+        return "negligible", "info", f"Below {RATIO_LOW:g} the loss hardly steers training, {why}.", False
+    if ratio < RATIO_LOW:
+        return "negligible", "warning", f"Below {RATIO_LOW:g} the loss hardly steers training.", True
+    if quality in ("improved", "held"):
+        seen = "improved" if quality == "improved" else "is held"
+        return "large", "info", f"Above {RATIO_HIGH:g} it competes with the task, yet quality {seen} here.", False
+    aims = quality == "worse" or effect
+    return "large", "warning", f"Above {RATIO_HIGH:g} it competes with the task.", aims
+
+
 def ratio_findings(arms: Sequence[ArmResult], again: Again) -> list[Finding]:
     """The arms whose penalty was negligible or large beside cross-entropy."""
     found = []
@@ -190,18 +213,19 @@ def ratio_findings(arms: Sequence[ArmResult], again: Again) -> list[Finding]:
         ratio = ratio_of(arm)
         if ratio is None or RATIO_LOW <= ratio <= RATIO_HIGH:
             continue
-        small = ratio < RATIO_LOW
-        dose = next_dose(arm.spec.coefficient or 1.0, ratio) or rounded(
-            (arm.spec.coefficient or 1.0) * RATIO_AIM / ratio
-        )
+        word, severity, why, aims = ratio_words(ratio, arm.verdict, arm.quality)
+        own = arm.spec.coefficient or 1.0
+        dose = next_dose(own, ratio) or rounded(own * RATIO_AIM / ratio)
         found.append(
             Finding(
                 "penalty-ratio",
-                "warning",
-                f"{arm.spec.name}: the penalty was {'negligible' if small else 'large'} beside cross-entropy",
+                severity,
+                f"{arm.spec.name}: the penalty was {word} beside cross-entropy",
                 f"|penalty| / cross-entropy was {ratio:.1e} on average",
-                f"Below {RATIO_LOW:g} the loss hardly steers training; above {RATIO_HIGH:g} it competes with the task.",
-                again(output="dose/", coefficients=f"{dose:g}"),
+                why,
+                again(output="dose/", coefficients=f"{dose:g}")
+                if aims
+                else again(output="other-text/", text="other.txt"),
                 LIU,
             )
         )

@@ -238,20 +238,29 @@ def _power(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> list[Fin
     shown = [effect.shown for arm in arms for effect in arm.task_effects if effect.shown is not None]
     if shown:
         lines.append(f"task scores: a difference of {max(shown):.2g}")
-    step = again(output="more-text/", num_texts=str(4 * plan.training.num_texts))
     return [
         Finding(
             "power",
             "info",
             f"What {plan.seeds} seeds could have shown",
             "; ".join(lines),
-            "The smallest difference that 80 % of such trials find. Below it, no word says nothing of an effect."
+            "The smallest difference that 80 % of such trials find. Where a smaller one has no word, it may be there "
+            "all the same."
             + (" More validation text, not more seeds, would narrow it." if text else "")
             + ("" if shown else f" {PUBLIC_SEEDS}."),
-            step if text else again(output="more-seeds/", seeds=str(max(most, plan.seeds + 1))),
+            next_after_power(most, plan.seeds, text, plan.training.num_texts, again),
             BOUTHILLIER,
         )
     ]
+
+
+def next_after_power(needed: int, seeds: int, text: bool, windows: int, again: Again) -> str:
+    """What would show more: text where documents decide, seeds where they are too few, and else another text."""
+    if text:
+        return again(output="more-text/", num_texts=str(4 * windows))
+    if needed > seeds:
+        return again(output="more-seeds/", seeds=str(needed))
+    return again(output="other-text/", text="other.txt")
 
 
 def power_before(seeds: int, arms: int, known: Sequence[tuple[str, Mapping[str, Power]]] = ()) -> list[str]:
@@ -282,6 +291,7 @@ def power_words(power: Power, arm: str = "") -> str:
     title = "deep mean cosine" if power.key == "mean_cosine" else power.key.replace("_", " ")
     where = f" ({arm}, which varies most)" if arm else ""
     shown = "nothing" if power.shown is None else f"a difference of {power.shown:.2g}"
+    shown = "any difference" if power.shown is not None and power.shown < 1e-9 else shown
     if power.wanted is None:
         return f"{title}: {shown}{where}"
     needed = power.reason or f"{power.seeds_needed} seeds"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import Result
 
@@ -14,7 +15,7 @@ from condense.cli.console import MANNER
 from condense.comparison.comparability import caveats, differing_settings, refuse_incomparable
 from condense.comparison.differences import difference
 from condense.comparison.members import find, run_of, step_of
-from condense.comparison.run import compare
+from condense.comparison.run import assembled, compare
 from condense.comparison.trajectory import peak_of, scale_of
 from condense.errors import UnavailableError, UsageError
 from condense.intervals import NO_DOCUMENTS, ONE_DOCUMENT
@@ -25,6 +26,7 @@ from condense.records.options import CompareOptions
 from condense.records.treatment import Arm, Treatment
 from tests.models.test_bad_input import assert_refused, condense
 from tests.moved import in_documents
+from tests.moved import moved as moved_by_window
 
 FAST = ["--num-texts", "8", "--max-length", "64", "--device", "cpu"]
 
@@ -467,6 +469,22 @@ def test_a_folder_that_may_not_be_read_does_not_end_the_others(
     result = condense("compare", a, b, tmp_path / "closed", "--json", tmp_path / "c.json")
     assert result.exit_code == 3 and "closed is left out: no permission" in result.stderr
     assert len(Comparison.from_json(tmp_path / "c.json").members) == 2
+
+
+def test_a_run_that_opens_while_it_unlearns_is_no_good_news(llama: Diagnosis) -> None:
+    """A cone that opens is green only where prediction is as good or better: a diverged run opens too."""
+
+    def ends(bits: float, noise: float = 0.0) -> Any:
+        rng = np.random.default_rng(0)
+        cost = bits + rng.normal(0, noise, llama.corpus.texts)
+        last = moved_by_window(llama, -0.1, bits=tuple(cost))
+        return assembled(
+            {"a": llama, "b": last}, steps={"a": 0, "b": 100}, places={"a": "a", "b": "b"}, run="r"
+        ).findings[0]
+
+    assert (ends(0.0).severity, ends(0.0).title) == ("good", "The run ends less condensed than it began")
+    assert ends(0.3).severity == "warning" and ends(0.3).title.endswith("and predicts the texts worse")
+    assert ends(0.0, noise=0.5).severity == "info"
 
 
 def test_a_damaged_saved_run_of_a_trajectory_is_left_out(llama: Diagnosis, tmp_path: Path) -> None:

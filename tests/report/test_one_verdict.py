@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,24 @@ def test_the_terminal_keeps_its_width_and_cuts_nothing(kind: str, width: int) ->
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text.replace("… and", "")
+
+
+def test_a_treatment_is_green_only_where_its_main_finding_is_good() -> None:
+    """ "Dispersed" beside "three dimensions rescaled", or with quality not shown to be held, is no success."""
+    from condense.report.treatment.page import answer
+    from condense.report.treatment.text import model_card
+
+    def shown(severity: Any) -> tuple[str, str]:
+        made = treatment_page.treatment(verdict="dispersed")
+        findings = (replace(made.verdict.findings[0], severity=severity), *made.verdict.findings[1:])
+        made = replace(made, verdict=replace(made.verdict, findings=findings))
+        console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="standard")
+        show_treatment(made, console)
+        return answer(made).level, console.file.getvalue()  # type: ignore[attr-defined]
+
+    (level, told), (plain, dull) = shown("good"), shown("info")
+    assert (level, plain) == ("ok", "none")
+    assert "\x1b[32m" in told.split("cost of the loss")[1] and "\x1b[32m" not in dull.split("cost of the loss")[1]
+    without, with_control = treatment_page.treatment(control=False), treatment_page.treatment()
+    assert "No control arm was trained" in model_card(without) and "The control arm had" not in model_card(without)
+    assert "The control arm had the same data order" in model_card(with_control)

@@ -138,13 +138,42 @@ def test_an_open_result_asks_for_what_is_missing(run):
 
 
 def test_a_faint_or_heavy_penalty_is_said(run):
-    for ratio, word, option in ((2e-4, "negligible", "--coefficient 10"), (2.0, "large", "--coefficient 0.005")):
-        found = {
-            f.id: f for f in assess(Plan(), "m", arms_of(run, ratio=ratio), effect_with(run, STILL, HELD)).findings
-        }
+    for ratio, bits, word, option in (
+        (2e-4, HELD, "negligible", "--coefficient 10"),
+        (2.0, COST, "large", "--coefficient 0.005"),
+    ):
+        outcome = assess(Plan(), "m", arms_of(run, ratio=ratio), effect_with(run, STILL, bits))
+        found = {f.id: f for f in outcome.findings}
         assert word in found["penalty-ratio"].title and found["penalty-ratio"].next.endswith(
             f"{option} --output again/"
         )
+
+
+def test_advice_on_the_penalty_does_not_contradict_the_result(run):
+    """No lower coefficient where a heavy penalty left quality alone, no higher one where a faint one has an effect."""
+    for ratio, cosine, bits in ((2.0, STILL, HELD), (0.98, STILL, BETTER), (2.0, FALL, HELD), (2e-5, FALL, HELD)):
+        outcome = assess(Plan(), "m", arms_of(run, ratio=ratio), effect_with(run, cosine, bits))
+        found = {f.id: f for f in outcome.findings}["penalty-ratio"]
+        assert found.severity == "info" and "--coefficient" not in found.next
+        assert found.next == outcome.findings[0].next, "the same advice"
+    assert (
+        "yet quality is held here"
+        in assess(Plan(), "m", arms_of(run, ratio=2.0), effect_with(run, STILL, HELD)).findings[2].why
+    )
+
+
+def test_a_cone_that_narrowed_is_called_so(run):
+    titles = [f.title for f in assess(Plan(), "m", arms_of(run), effect_with(run, RISE, HELD, RISE)).findings]
+    assert "The cone narrowed, with and without the three strongest dimensions" in titles
+    assert not any("Neither" in title for title in titles)
+
+
+def test_enough_seeds_are_not_asked_for_again(run):
+    seeds = {n: moved(run, -0.05, noise=0.001, seed=n) for n in range(3)}
+    effect = effect_of(seeds, dict.fromkeys(range(3), run), "control")
+    power = next(f for f in assess(Plan(), "m", arms_of(run), effect).findings if f.id == "power")
+    assert "--seeds" not in power.next and "--text other.txt" in power.next
+    assert "any difference" in power.seen, "bits per byte did not vary at all"
 
 
 def test_advice_names_large_and_contrastive_models(run):

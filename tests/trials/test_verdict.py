@@ -251,7 +251,7 @@ def test_advice_comes_with_this_runs_numbers():
 def test_failures_ratios_and_ties_are_told():
     broken = ArmResult(ArmSpec("cosreg=1", "cosreg", coefficient=1.0), "failed", "c", "d", "s", reason="seed 0: boom")
     ranks = {"mean_cosine": Rank(1), "bits_per_byte": Rank(1, ("b",))}
-    heavy = arm("d=9", effect(FALL), 9.0, ratio=2.0, ranks=ranks)
+    heavy = arm("d=9", effect(FALL, COSTLY), 9.0, ratio=2.0, ranks=ranks)
     other = arm("b", effect(SMALL), 1.0, ranks={"mean_cosine": Rank(2), "bits_per_byte": Rank(1, ("d=9",))})
     notes = found([heavy, other, broken])
     assert notes["arm-failed"].seen == "seed 0: boom" and notes["arm-failed"].next.endswith("--resume")

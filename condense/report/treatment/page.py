@@ -51,7 +51,7 @@ from condense.report.text import (
 from condense.report.treatment import text as tables
 from condense.report.treatment.figures import cloud_panels, depth_figures, look, training_figures
 
-LEVELS = {"dispersed": "ok", "dispersed-at-a-cost": "condensed", "condensed-further": "severe"}
+LEVELS = {"dispersed-at-a-cost": "condensed", "condensed-further": "severe"}
 
 
 def treatment_page(treatment: Treatment, *, plotlyjs: PlotlyJs = "inline") -> str:
@@ -129,10 +129,12 @@ def answer(treatment: Treatment) -> Answer:
     """The verdict with its three cards: effect, quality, and what opened."""
     verdict, against = treatment.verdict, treatment.effect.against
     covers = f"The intervals cover {verdict.covers or 'documents'}"
+    good = verdict.id == "dispersed" and all(finding.severity == "good" for finding in verdict.findings[:1])
+    level = "ok" if good else LEVELS.get(verdict.id, "none")
     covers += "" if against == "control" else ", and without a control arm nothing tells the loss from more training"
     return Answer(
-        level=LEVELS.get(verdict.id, "none"),
-        icon=LEVELS.get(verdict.id, "info" if verdict.id == "too-small-to-count" else "none"),
+        level=level,
+        icon="info" if level == "none" and verdict.id in ("dispersed", "too-small-to-count") else level,
         word=verdict_words(verdict.id),
         finding=verdict.findings[0] if verdict.findings else None,
         cards=(_effect_card(treatment), _quality_card(treatment), _opened_card(treatment)),

@@ -203,6 +203,13 @@ def _tasks(treatment: Treatment) -> list[str]:
     return ["## Downstream tasks", "", lead, "", *markdown_table(table), "", CAUTION, ""]
 
 
+def _of_control(treatment: Treatment) -> str:
+    """What the reference is."""
+    if treatment.effect.against == "control":
+        return "The control arm had the same data order, seeds and steps, without the loss."
+    return "No control arm was trained: what changed may be the loss or more training."
+
+
 # --- the model card ------------------------------------------------------------------------------------
 
 
@@ -222,8 +229,8 @@ def model_card(treatment: Treatment) -> str:
         "",
         *_verdict(treatment),
         *_arms(treatment),
-        "All arms were measured on the saved and reloaded files. The control arm had the same data order, seed and "
-        "steps, without the loss. Geometry is not quality.",
+        f"Every trained arm was measured on its saved and reloaded files. {_of_control(treatment)} Geometry is not "
+        "quality.",
         "",
         *_tasks(treatment),
         "## How it was made",
@@ -249,7 +256,7 @@ def model_card(treatment: Treatment) -> str:
 # --- on the terminal -------------------------------------------------------------------------------------
 
 
-_COLOURS = {"dispersed": "green", "dispersed-at-a-cost": "magenta", "condensed-further": "red"}
+_COLOURS = {"dispersed-at-a-cost": "magenta", "condensed-further": "red"}
 
 
 def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Console, power: Sequence[str] = ()) -> None:
@@ -295,7 +302,8 @@ def show_treatment(treatment: Treatment, console: Console) -> None:
     say(console, cost_line(treatment.overhead))
     facts = f"quality {verdict.quality} · what opened: {verdict.opened}"
     facts += f" · {verdict.covers}" if verdict.covers else ""
-    colour = _COLOURS.get(verdict.id, "")
+    good = verdict.id == "dispersed" and all(finding.severity == "good" for finding in verdict.findings[:1])
+    colour = "green" if good else _COLOURS.get(verdict.id, "")
     console.print(panel(verdict.id.upper(), colour, verdict.findings, facts=facts))
 
 
