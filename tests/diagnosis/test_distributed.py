@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload
+from typer.testing import CliRunner, Result
 
+from condense.cli.app import app
 from condense.diagnosis import distributed as ranks
 from condense.diagnosis.distributed import ALONE, Ranks, device_of, expect, ranks_of
 from condense.diagnosis.forward import TextReading
@@ -38,12 +40,9 @@ def torchrun(*arguments: str, processes: int = 2, **more: str) -> subprocess.Com
     )  # fmt: skip
 
 
-def alone(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "condense", *arguments],
-        capture_output=True, text=True, timeout=280, env={**environment, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def alone(*arguments: str) -> Result:
+    """`condense ...` in this process."""
+    return CliRunner(env={"RANK": None, "WORLD_SIZE": None}).invoke(app, list(arguments))
 
 
 def numbers(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -78,7 +77,7 @@ def test_two_processes_give_what_one_gives(
     # seven texts: the second process has one fewer
     run = arguments_for(tiny(name), *more, "--num-texts", "7")
     single = alone(*run, "--json", str(one))
-    assert single.returncode == 0, single.stderr
+    assert single.exit_code == 0, single.stderr
     done = torchrun(*run, "--json", str(two), "--expect-world", "2", "--refresh")
     assert done.returncode == 0, done.stderr
     assert "2 processes measure together" in done.stderr
@@ -102,7 +101,7 @@ def test_two_processes_use_what_one_kept(tiny: Callable[[str], Path], tmp_path: 
 def test_another_number_of_processes_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     done = alone(*arguments_for(tiny("gpt2"), "--json", str(out), "--expect-world", "2"))
-    assert done.returncode == 2 and not out.exists()
+    assert done.exit_code == 2 and not out.exists()
     assert "1 processes run, --expect-world is 2" in done.stderr and "torchrun" in done.stderr
     assert done.stdout == ""
 
