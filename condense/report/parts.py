@@ -240,14 +240,16 @@ def effect_card(
     question: str,
     of: Estimate,
     word: Word | None,
-    least: float,
     digits: int,
     *,
     also: str = "",
     seeds: Mapping[int, float] | None = None,
 ) -> Card:
     """A difference in mean cosine: what it comes to, and where it lies beside what counts."""
-    note = f"tinted: within ±{least:g}, too small to count"
+    scale, least = None, word.least if word else None
+    if least is not None:
+        note = f"tinted: within ±{least:g}, too small to count"
+        scale = gauge(of, digits, least, (-least, least), ("more spread", "more condensed"), note, seeds)
     return Card(
         key,
         question,
@@ -256,15 +258,8 @@ def effect_card(
         unit="deep mean cosine",
         interval=interval_words(of, digits),
         also=also,
-        strip=gauge(of, digits, least, (-least, least), ("more spread", "more condensed"), note, seeds),
+        strip=scale,
     )
-
-
-def judged_quality(effect: Effect) -> str:
-    """The quality that counts: bits per byte, or the loss of a model that has none."""
-    word = effect.words.get("quality")
-    bits = effect.quality.get("bits_per_byte", NOTHING)
-    return word.key if word else "bits_per_byte" if bits.value is not None else "loss"
 
 
 def quality_card(
@@ -272,22 +267,21 @@ def quality_card(
     effect: Effect,
     base: float | None,
     word: str,
-    tolerance: float,
     *,
     also: str = "",
     seeds: Mapping[int, float] | None = None,
 ) -> Card:
-    """A difference in quality to a reference of this value: what it comes to beside what is tolerated."""
-    key = judged_quality(effect)
+    """A difference in quality to a reference of this value (`base`): what it comes to beside what is tolerated."""
+    key, bound = effect.quality_key, effect.least("quality")
     of, digits = effect.quality.get(key, NOTHING), digits_of(key)
     if of.value is None:
         return Card("quality", question, word, interval=of.reason or "not measured in both")
     unit, scale = {"bits_per_byte": "bits per byte", "loss": "nats per token"}.get(key, key), None
-    if base:
-        bound, share = tolerance * base, 100 * of.value / base
-        note = f"tinted: held, up to {number(bound, 4)} ({100 * tolerance:g} % of {number(base, 3)})"
+    if base and bound is not None:
+        note = f"tinted: held, up to {number(bound, 4)} ({100 * bound / base:.3g} % of {number(base, 3)})"
         scale = gauge(of, digits, bound, (-math.inf, bound), ("better", "worse"), note, seeds)
-        unit += f" ({share:+.2f} %)"
+    if base:
+        unit += f" ({100 * of.value / base:+.2f} %)"
     bounds = interval_words(of, digits)
     return Card("quality", question, word, signed(of.value, digits), unit, bounds, also, scale)
 

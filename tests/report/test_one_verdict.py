@@ -105,6 +105,24 @@ def test_a_changed_verdict_is_what_every_surface_says(
         assert words and text.count(words) > before[name].count(words), f"{name} does not say {words!r}"
 
 
+@pytest.mark.parametrize(
+    ("key", "field", "value", "said"),
+    [
+        ("mean_cosine", "least", 0.07, "tinted: within ±0.07, too small to count"),
+        ("quality", "least", 0.0432, "tinted: held, up to 0.0432"),
+        ("quality", "key", "loss", "nats per token"),
+    ],
+)
+def test_the_page_draws_the_limits_that_were_judged_by(
+    key: str, field: str, value: object, said: str, tmp_path: Path
+) -> None:
+    """Of two runs: the limits and the number of quality are those of the record, not today's defaults."""
+    record = comparison_page.pair()
+    after = changed(record, ("members", 1, "difference", "words", key, field), value, tmp_path)
+    card = surfaces(after)["page"].partition('id="findings"')[0]
+    assert said in card and said not in surfaces(record)["page"].partition('id="findings"')[0]
+
+
 # --- a metric is shown from the table of metrics alone --------------------------------------------------
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from condense.records.base import Estimate
 from condense.records.comparison import Comparison, Member
-from condense.records.plans import Plan
 from condense.report.charts import Axis, Chart, Figure, Look, Panels, Series
 from condense.report.depth import (
     depth_axis,
@@ -200,15 +199,9 @@ def _differences(comparison: Comparison) -> list[Figure]:
     for member, key, style in pairs:
         of = [site.metrics.get(key, NOTHING) for site in (member.difference.sites if member.difference else ())]
         series.append(style.curve(of, 4, bands=bands, whiskers=bands, width=2.0))
-    axis, title, least = depth_axis(first.sites), f"− {called(first)}", least_of(comparison)
+    axis, title, least = depth_axis(first.sites), f"− {called(first)}", comparison.least
     chart = differences("chart-difference", axis, series, title, least, "the same")
     return [Figure(chart, "Where they differ, layer by layer", _difference_words(others, first))]
-
-
-def least_of(comparison: Comparison) -> float:
-    """The smallest difference in deep mean cosine that counts."""
-    words = [m.difference.words.get("mean_cosine") for m in comparison.members if m.difference]
-    return next((word.least for word in words if word and word.least is not None), Plan.min_effect)
 
 
 def _difference_words(others: Sequence[Member], first: Member) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from condense.records.base import PlotlyJs
 from condense.records.comparison import Comparison, Member
-from condense.records.plans import Plan
 from condense.report.comparison import figures
 from condense.report.comparison.figures import called, change_of, deep_of
 from condense.report.comparison.same import read_beside, same_card, same_figures, same_table
@@ -25,7 +24,6 @@ from condense.report.parts import (
     Strip,
     effect_card,
     interval_words,
-    judged_quality,
     quality_card,
     strip,
     without_windows,
@@ -125,7 +123,7 @@ def cards(comparison: Comparison) -> tuple[Card, ...]:
 
 def _pair_cards(comparison: Comparison) -> tuple[Card, ...]:
     first, other = comparison.members
-    effect, least, made = other.difference, figures.least_of(comparison), []
+    effect, made = other.difference, []
     questions = {
         "mean_cosine": ("cone", f"Is {called(other)} more condensed?"),
         WITHOUT_TOP: ("cone without three dimensions", "Does the difference stay without each text’s top three?"),
@@ -133,15 +131,15 @@ def _pair_cards(comparison: Comparison) -> tuple[Card, ...]:
     for key, (name, question) in questions.items():
         word = effect.words.get(key) if effect else None
         also = f"from {number(deep_of(first, key).value)} to {number(deep_of(other, key).value)}"
-        made.append(effect_card(name, question, change_of(other, key), word, least, 4, also=also))
+        made.append(effect_card(name, question, change_of(other, key), word, 4, also=also))
     question = "Does it predict the same texts as well?"
     if effect is None:
         return (*made, Card("quality", question, "not measured"))
-    key = judged_quality(effect)
+    key = effect.quality_key
     base, now, word = value_of(first, key).value, value_of(other, key).value, effect.words.get("quality")
     also = f"from {number(base)} to {number(now)}"
     said = word.word if word else "not judged"
-    return (*made, quality_card(question, effect, base, said, Plan.quality_tolerance, also=also))
+    return (*made, quality_card(question, effect, base, said, also=also))
 
 
 def _range_cards(members: tuple[Member, ...]) -> tuple[Card, ...]:

@@ -126,7 +126,7 @@ def _effect(treatment: Treatment, view: StackView) -> Figure:
         for key, style in ((WITHOUT_TOP, REST), ("mean_cosine", COSINE))
     ]
     axis, title = depth_axis(view.sites), f"treated − {against}"
-    shade, least = deepest_half(view.sites), treatment.plan.min_effect
+    shade, least = deepest_half(view.sites), treatment.effect.least()
     chart = differences("chart-effect", axis, series, title, least, "no change", shade)
     heading = "What the loss did, layer by layer" if against == "control" else "What changed, layer by layer"
     return Figure(chart, heading, _effect_words(treatment, at))

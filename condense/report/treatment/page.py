@@ -20,7 +20,6 @@ from condense.report.parts import (
     Strip,
     bar_width,
     effect_card,
-    judged_quality,
     quality_card,
     schedule_facts,
     strip,
@@ -145,21 +144,20 @@ def answer(treatment: Treatment) -> Answer:
 
 def _effect_card(treatment: Treatment) -> Card:
     of, word = treatment.effect.deep.get("mean_cosine", NOTHING), treatment.effect.words.get("mean_cosine")
-    least = word.least if word and word.least is not None else treatment.plan.min_effect
     against = "its control" if treatment.effect.against == "control" else treatment.effect.against
     also = _probe(treatment.probe_effect.deep.get("mean_cosine", NOTHING), 3)
     question = f"Does the treated model differ from {against}?"
-    return effect_card("effect", question, of, word, least, 3, also=also, seeds=seed_values(treatment, "mean_cosine"))
+    return effect_card("effect", question, of, word, 3, also=also, seeds=seed_values(treatment, "mean_cosine"))
 
 
 def _quality_card(treatment: Treatment) -> Card:
-    effect, tolerance = treatment.effect, treatment.plan.quality_tolerance
-    reference, key = treatment.arms.get(effect.against), judged_quality(effect)
+    effect, key = treatment.effect, treatment.effect.quality_key
+    reference = treatment.arms.get(effect.against)
     base = None if reference is None else quality_of(reference.validation.quality, key).value
     also = _probe(treatment.probe_effect.quality.get(key, NOTHING), digits_of(key))
     question = "What did it cost in language modelling?"
     seeds = seed_values(treatment, key)
-    return quality_card(question, effect, base, treatment.verdict.quality, tolerance, also=also, seeds=seeds)
+    return quality_card(question, effect, base, treatment.verdict.quality, also=also, seeds=seeds)
 
 
 def seed_values(treatment: Treatment, key: str) -> dict[int, float]:
@@ -194,7 +192,7 @@ def strips(treatment: Treatment) -> list[Strip]:
     made = []
     for probe in (False, True):
         effect = treatment.probe_effect if probe else treatment.effect
-        key = judged_quality(treatment.effect)
+        key = treatment.effect.quality_key
         lines = [
             Line(look(name)._replace(words=name), quality_of(run.quality, key))
             for name, run in tables.runs_of(treatment, probe=probe).items()
