@@ -199,6 +199,71 @@ _PAIR = (
     ),
 )  # fmt: skip
 
+POOLINGS: tuple[str, ...] = ("mean", "last", "cls")
+"""How a text becomes one vector: the mean of its states, the last of them, or that of the special token before it."""
+
+_POOLED = (
+    Metric(
+        key="pooled.cosine",
+        title="cosine between texts",
+        unit="cosine",
+        low=-1,
+        high=1,
+        condensed="high",
+        meaning="How alike the vectors of two texts of different documents are on average.",
+        formula="(‖Σs_g‖² − Σ‖s_g‖²)/Σ_{g≠g'} n_g n_g', s_g the sum of a document's unit vectors",
+        source="Ethayarajh 2019, arXiv:1909.00512, of whole texts",
+        group="Pooled",
+        head="cosine",
+        digits=2,
+    ),
+    Metric(
+        key="pooled.dimension",
+        title="dimension of the texts' vectors",
+        unit="dimensions",
+        low=0,
+        high=None,
+        condensed="low",
+        meaning="Number of directions that share the variance of the texts' vectors evenly.",
+        formula="as dimension, each text a row",
+        source="Chun et al. 2026, arXiv:2509.26560",
+        group="Pooled",
+        head="dimension",
+        digits=1,
+    ),
+    Metric(
+        key="pooled.effective_rank",
+        title="effective rank of the texts' vectors",
+        unit="dimensions",
+        low=1,
+        high=None,
+        condensed="low",
+        meaning="How many directions the texts' vectors use once their common direction is taken away.",
+        formula="as effective_rank, each text a row",
+        source="Roy & Vetterli 2007, EUSIPCO",
+        group="Pooled",
+        head="rank",
+        digits=1,
+    ),
+    Metric(
+        key="pooled.halves_found",
+        title="halves that find each other",
+        unit="share",
+        low=0,
+        high=1,
+        condensed="low",
+        meaning="How often the vector of half a text is nearest to that of its other half, among the halves of all.",
+        formula="mean of [argmax_j cos(a_i, b_j) = i] and [argmax_j cos(b_i, a_j) = i]; k equal ones count 1/k",
+        source="definition of condense; spans of one document as positives: Giorgi et al. 2021, arXiv:2006.03659",
+        group="Pooled",
+        head="halves found",
+        digits=2,
+    ),
+)
+
+POOLED: dict[str, Metric] = {metric.key.removeprefix("pooled."): metric for metric in _POOLED}
+"""One vector per text: one row per key of `pooled.mean`, `pooled.last` and `pooled.cls`."""
+
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _TABLE}
 """Geometry: one row per key of `sites[].metrics` and `deep`."""
 
@@ -220,5 +285,6 @@ SINK_FACTOR = 20.0
 VERSIONS: dict[str, int] = {
     **dict.fromkeys(METRICS, 2),  # 2: sinks are found by their norm and left out; deep is a mean over blocks
     **dict.fromkeys(("mean_cosine_distinct", "dimension", "dimension_share", *QUALITY, *PAIR), 1),
+    **{metric.key: 1 for metric in _POOLED},
 }
 """The version of each number's definition: two runs compare in a key where its versions agree."""

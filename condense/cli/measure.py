@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,7 +155,7 @@ def diagnosed(
     from condense.diagnosis.cache import Wanted, keep, recall
     from condense.diagnosis.distributed import ALONE, together
 
-    wanted = Wanted(located, windows, measure.batch_size, measure.seed, measure.random_twin)
+    wanted = Wanted(located, windows, measure.batch_size, measure.seed, measure.random_twin, measure.halves)
     ranks, cached = ranks or ALONE, not measure.no_cache
     with together(ranks):
         kept = recall(wanted, command=command, ranks=ranks) if cached and not measure.refresh else None
@@ -182,6 +183,7 @@ def _read_and_measure(wanted: Wanted, command: str, *, resumable: bool, ranks: R
             batch_size=wanted.batch_size,
             seed=wanted.seed,
             twin=wanted.twin,
+            halves=wanted.halves,
             command=command,
             on_text=on_text,
             on_note=say_first,
@@ -258,7 +260,8 @@ def _load(options: ModelOptions, measure: MeasureOptions, shape: Shape, device: 
     length = asked or min(MAX_LENGTH, shape.positions or MAX_LENGTH)
     batch = measure.batch_size or (1 if device == "cpu" else 8)
     twin = measure.random_twin
-    return Load(measure.num_texts, length, batch, options.dtype, twin=twin, processes=processes)
+    load = Load(measure.num_texts, length, batch, options.dtype, twin=twin, processes=processes)
+    return replace(load, halves=measure.halves)
 
 
 def _model_lines(model: str, source: Source, load: Load, text: str) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from condense.errors import UnavailableError, UsageError, first_line
 from condense.files import is_special, write_text
-from condense.metrics import METRICS
+from condense.metrics import METRICS, POOLED, POOLINGS
 from condense.records.base import PlotlyJs, Saved
 from condense.records.options import OutputOptions
 
@@ -134,7 +134,8 @@ def _target(link: Path) -> Path:
 # --- what condense wrote ---------------------------------------------------------------------------------
 
 _MOST = 1 << 30  # bytes of a run that is looked into
-_FIELDS = frozenset(METRICS) | {"loss", "perplexity", "bits_per_byte"}
+_POOLED_COLUMNS = {f"pooled.{pooling}.{key}" for pooling in POOLINGS for key in POOLED}
+_FIELDS = frozenset(METRICS) | {"loss", "perplexity", "bits_per_byte"} | _POOLED_COLUMNS
 _NUMBER = re.compile(r"(.+?)(_(effect|difference))?(_low|_high|_null_ratio)?")
 _LAYERS = ("site", "stack", "index", "depth")
 # The first columns of each table of condense, and those that may follow beside its numbers.

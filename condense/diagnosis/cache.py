@@ -63,6 +63,7 @@ class Wanted:
     batch_size: int | None = None
     seed: int = 0
     twin: bool = False
+    halves: bool = False
     spectral_tokens: int = SPECTRAL_TOKENS
     bands: Bands = BANDS
 
@@ -136,6 +137,7 @@ def _key(wanted: Wanted, processes: int) -> bytes | None:
         "protocol": protocol(windows, located.dtype, wanted.spectral_tokens, wanted.seed)["hash"],
         "bands": asdict(wanted.bands),
         "twin": wanted.twin,
+        "halves": wanted.halves,
         "batch": f"{batch} of {processes}" if batch > 1 else "1",  # one at a time, ranks change no bit
         "device": [located.device, options.device_map, *_arithmetic(located.device)],
         "packages": _versions(),

@@ -66,6 +66,7 @@ class Load:
     spectral: int = 256
     twin: bool = False
     processes: int = 1
+    halves: bool = False
 
 
 def find(model: str, options: ModelOptions) -> Source:
@@ -191,7 +192,7 @@ def seconds(source: Source, load: Load, rate: float) -> float:
     shape = source.shape
     # each parameter multiplies each token once, the embedding too (as the head); attention adds two products per pair
     per_text = 2 * shape.parameters * load.length + 4 * shape.blocks * shape.width * load.length**2
-    rounds = math.ceil(load.texts / load.processes) * (1 + _TWINS if load.twin else 1)
+    rounds = math.ceil(load.texts / load.processes) * (1 + (_TWINS if load.twin else 0) + load.halves)
     opening = _OPENING + shape.parameters * 4 / _DISK + (15 + shape.parameters / 2e7 if source.copy else 0)
     return opening + rounds * per_text / (rate * _EFFICIENCY) * _METRICS
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from condense import geometry
+from condense.diagnosis.pooled import halves_of, pool
 from condense.diagnosis.quality import Score, Scorer
 from condense.errors import RunError, is_out_of_memory
 from condense.geometry import Measurement
@@ -29,11 +30,16 @@ _SHARED = 64
 
 @dataclass
 class TextReading:
-    """All measurements of one text, site by site in depth order, and its score."""
+    """All measurements of one text, site by site in depth order, its score, and its vectors.
+
+    pooled (3, d): mean, last and CLS vector; halves (2, 3, d): those of its two halves, embedded apart.
+    """
 
     index: int
     sites: list[Measurement] = field(default_factory=list)
     score: Score | None = None
+    pooled: Tensor | None = None
+    halves: Tensor | None = None
 
 
 def spectral_positions(keep: Tensor, count: int, seed: int, index: int) -> Tensor:
@@ -96,14 +102,15 @@ def read_texts(
     batch_size: int,
     spectral_tokens: int,
     seed: int,
+    halves: bool = False,
     on_note: OnNote | None = None,
 ) -> Iterator[TextReading]:
-    """Yield a reading for each text of `indices`, in order.
+    """Yield a reading for each text of `indices`, in order; halves: embed the halves of each text apart too.
 
     Where memory runs out the batch is halved, for good, and the same texts are read again. RunError if
     states are not finite, or if there is no memory for a single text.
     """
-    reader = _Reader(model, stacks, windows, scorer, spectral_tokens, seed)
+    reader = _Reader(model, stacks, windows, scorer, spectral_tokens, seed, halves)
     start = 0
     with _RankWorkers() as workers:
         while start < len(indices):
@@ -152,6 +159,7 @@ class _Reader:
     scorer: Scorer
     spectral_tokens: int
     seed: int
+    halves: bool = False
 
     def __post_init__(self) -> None:
         special = self.windows.special
@@ -172,6 +180,8 @@ class _Reader:
             for reading, own, token_ids, positions in zip(readings, states, ids, chosen[site.stack], strict=True):
                 keep = self.keeps[site.stack][reading.index]
                 reading.sites.append(self._measure(site, own, keep, positions, reading.index))
+                if site.name == "output" and site.stack == self.stacks[0].name:
+                    reading.pooled = pool(own, keep, bool(self.windows.special[reading.index][0]))
                 if site.name == "output" and self.scorer.head is not None and not self.scorer.reason:
                     reading.score = self.scorer.from_states(own, token_ids, self.windows.special[reading.index])
 
@@ -183,7 +193,27 @@ class _Reader:
             for reading, row in zip(readings, ids, strict=True):
                 special = self.windows.special[reading.index].to(row.device)
                 reading.score = self.scorer.from_model(reading.index, row, special)
+        if self.halves:
+            self._embed_halves(readings)
         return readings
+
+    def _embed_halves(self, readings: list[TextReading]) -> None:
+        """One more forward pass over as many tokens: each half is a text of its own, which has not seen the other."""
+        cut = [halves_of(self.windows.ids[r.index], self.windows.special[r.index]) for r in readings]
+        ids = torch.cat([ids for ids, _ in cut]).to(input_device(self.model))
+        special = torch.cat([special for _, special in cut])
+        stack, vectors = self.stacks[0], list[Tensor]()
+        keeps = kept_positions(specials_of(stack, self.stacks, special))
+
+        def receive(site: Site, states: Tensor) -> None:
+            if site.name == "output":
+                rows = zip(states, keeps, special, strict=True)
+                vectors.extend(pool(own, keep, bool(marked[0])) for own, keep, marked in rows)
+
+        with watching(stack, receive):
+            run(self.model, self.stacks, ids)
+        for number, reading in enumerate(readings):
+            reading.halves = torch.stack(vectors[2 * number : 2 * number + 2])
 
     def _measure(self, site: Site, states: Tensor, keep: Tensor, positions: Tensor, index: int) -> Measurement:
         ids = self.ids[site.stack][index]

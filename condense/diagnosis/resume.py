@@ -26,9 +26,10 @@ from condense.errors import CondenseError
 from condense.files import cache_folder, prune, sha256
 from condense.geometry import Measurement
 
-_MAGIC = b"condense journal 2\n"
+_MAGIC = b"condense journal 3\n"
 _KEPT_DAYS = 14
 _HEAD = "head"
+_VECTORS = ("pooled", "halves")
 
 
 def encode(reading: TextReading) -> bytes:
@@ -42,6 +43,7 @@ def encode(reading: TextReading) -> bytes:
         for name, value in vars(site).items()
         if isinstance(value, Tensor)
     }
+    tensors |= {name: value for name in _VECTORS if (value := getattr(reading, name)) is not None}
     sites = [{k: v for k, v in vars(site).items() if not isinstance(v, Tensor)} for site in reading.sites]
     score = None if reading.score is None else vars(reading.score)
     head = json.dumps({"index": reading.index, "score": score, "sites": sites})  # floats exactly; NaN stays NaN
@@ -53,12 +55,13 @@ def decode(data: bytes) -> TextReading:
     """The reading that `encode` wrote."""
     tensors = load(data)
     head = json.loads(tensors.pop(_HEAD).numpy().tobytes())
+    vectors = {name: tensors.pop(name, None) for name in _VECTORS}
     sites: list[dict[str, Any]] = head["sites"]
     for name, tensor in tensors.items():
         number, _, field = name.partition(".")
         sites[int(number)][field] = tensor
     score = None if head["score"] is None else Score(**head["score"])
-    return TextReading(head["index"], [Measurement(**site) for site in sites], score)
+    return TextReading(head["index"], [Measurement(**site) for site in sites], score, **vectors)
 
 
 class Journal:

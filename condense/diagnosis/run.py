@@ -12,16 +12,18 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from condense import geometry
 from condense.diagnosis.distributed import ALONE, Ranks, together
 from condense.diagnosis.findings import judge
 from condense.diagnosis.forward import OnNote, TextReading, ids_of, kept_positions, read_texts, token_counts
+from condense.diagnosis.pooled import pooled_view
 from condense.diagnosis.quality import MASK_RATE, Scorer, counting_loss, make_scorer, summarise
 from condense.diagnosis.resume import Journal, open_journal, resumed
 from condense.diagnosis.sinks import sink_anatomy
@@ -56,6 +58,7 @@ def analyze(
     spectral_tokens: int = geometry.SPECTRAL_TOKENS,
     seed: int = MeasureOptions.seed,
     twin: bool = MeasureOptions.random_twin,
+    halves: bool = MeasureOptions.halves,
     bands: Bands = BANDS,
     command: str = "",
     on_text: OnText | None = None,
@@ -67,9 +70,10 @@ def analyze(
 
     checkpoint: from `load`, or a transformers model in memory; windows: from `condense.windows`.
     batch_size: texts per forward pass (None chooses; halved where memory runs out); twin: measure the same
-    architecture with random weights too, three times; on_text(done, total) is called after each text, on_note(line)
-    for what a user should know. journal: keep what is measured in the cache until all is done, and resume from there
-    after a crash; ranks: the processes that share the texts, each of which has to call this.
+    architecture with random weights too, three times; halves: embed the halves of each text apart too;
+    on_text(done, total) is called after each text, on_note(line) for what a user should know. journal: keep what is
+    measured in the cache until all is done, and resume from there after a crash; ranks: the processes that share the
+    texts, each of which has to call this.
     RunError for non-finite states or too little memory, UnavailableError for an architecture without one
     (B, S, d) residual stream or ids beyond the embedding.
     """
@@ -80,13 +84,22 @@ def analyze(
     model.eval()
     journals: list[Journal] = []
     settings = _Settings(
-        batch_size, spectral_tokens, seed, bands, command, on_text, on_note, journals if journal else None, ranks
+        batch_size,
+        spectral_tokens,
+        seed,
+        bands,
+        command,
+        on_text,
+        on_note,
+        journals if journal else None,
+        ranks,
+        halves,
     )
     try:
         with together(ranks):
             twins = []
             for other in initialisations(checkpoint, seed) if twin else ():
-                twins.append(_measure(other, windows, settings, []))
+                twins.append(_measure(other, windows, replace(settings, halves=False), []))
                 del other  # freed before the next is built
             diagnosis = _measure(checkpoint, windows, settings, twins)
     finally:
@@ -110,6 +123,7 @@ class _Settings:
     on_note: OnNote | None
     journals: list[Journal] | None
     ranks: Ranks
+    halves: bool = False
 
 
 def _measure(checkpoint: Checkpoint, windows: Windows, settings: _Settings, twins: list[Diagnosis]) -> Diagnosis:
@@ -119,11 +133,13 @@ def _measure(checkpoint: Checkpoint, windows: Windows, settings: _Settings, twin
     self_check(model, stacks, windows.ids[:1].to(input_device(model)))
     scorer = make_scorer(model, stacks, checkpoint.info.objective, windows, seed, checkpoint.head_missing)
     tallies = [SiteTally(site, windows.info.documents) for stack in stacks for site in stack.sites()]
-    scores = []
+    scores, vectors, halves = [], list[Tensor | None](), list[Tensor | None]()
     own = _own_readings(checkpoint, stacks, windows, scorer, settings)
     for reading in settings.ranks.gathered(own, len(windows)):
         for tally, measurement in zip(tallies, reading.sites, strict=True):
             tally.add(measurement)
+        vectors.append(reading.pooled)
+        halves.append(reading.halves)
         if reading.score is not None:
             scores.append(reading.score)
         if settings.on_text is not None:
@@ -152,6 +168,7 @@ def _measure(checkpoint: Checkpoint, windows: Windows, settings: _Settings, twin
         twin=mean_of(twins) if twins else None,
         tokens=judging.tokens,
         sinks=tuple(judging.sinks),
+        pooled=pooled_view(vectors, halves, windows.info.documents),
     )
 
 
@@ -179,6 +196,7 @@ def _own_readings(
             batch_size=size,
             spectral_tokens=settings.spectral_tokens,
             seed=settings.seed,
+            halves=settings.halves,
             on_note=settings.on_note,
         )
 
@@ -194,6 +212,7 @@ def _journal_key(checkpoint: Checkpoint, windows: Windows, settings: _Settings, 
         "architecture": info.architecture,
         "windows": windows.info.windows_sha256,
         "protocol": protocol(windows, info.dtype, settings.spectral_tokens, settings.seed)["hash"],
+        "halves": str(settings.halves),
         "batch": f"{batch_size} of {settings.ranks.size}" if batch_size > 1 else "1",
         **{key: around[key] for key in ("torch", "transformers", "device", "attention", "threads")},
     }

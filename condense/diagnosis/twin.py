@@ -76,6 +76,7 @@ def mean_of(twins: Sequence[Diagnosis]) -> Diagnosis:
     return replace(
         first,
         model=replace(first.model, notes=notes),
+        pooled={},
         quality=_mean_quality([twin.quality for twin in twins]),
         sites=sites,
         deep=_means([twin.deep for twin in twins], documents),

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from condense.diagnosis.verdict import COLLAPSE, COMMON, CONTEXT, NOT, ROGUE, SINK
 from condense.errors import UsageError
-from condense.metrics import METRICS, QUALITY
+from condense.metrics import METRICS, POOLED, POOLINGS, QUALITY
 from condense.records.treatment import VerdictId
 
 Level = Literal["warn", "error"]
@@ -23,10 +23,12 @@ BoundKind = Literal["max", "min", "max_increase", "max_decrease", "is", "not"]
 
 STACKS = ("encoder", "decoder")
 SITES = ("deep", "any-block", "block", "embedding", "output")
-SCOPES = (*SITES, "quality", "verdict", "same")
+SCOPES = (*SITES, "quality", "pooled", "verdict", "same")
 SAME = ("word", "from_block", "kl", "top1")
 """What a comparison of live models says of each member against the first."""
-RATIOS = ("effective_rank.null_ratio", "entropy_rank.null_ratio")
+POOLED_NUMBERS = tuple(f"{pooling}.{key}" for pooling in POOLINGS for key in POOLED)
+POOLED_RATIOS = tuple(f"{pooling}.effective_rank.null_ratio" for pooling in POOLINGS)
+RATIOS = ("effective_rank.null_ratio", "entropy_rank.null_ratio", *POOLED_RATIOS)
 """Ranks as a share of their Gaussian null, the number that the verdict's rank axis reads."""
 
 ORDERED: dict[str, tuple[str, ...]] = {
@@ -133,7 +135,7 @@ def parse_target(text: str) -> Target:
     if scope not in SCOPES:
         known = [*SCOPES, *STACKS, *QUALITY, *METRICS]
         raise unknown(f"scope {scope!r} in {text!r}", scope, known, f"scopes: {', '.join(SCOPES)}")
-    if stack and scope in ("quality", "same"):
+    if stack and scope in ("quality", "pooled", "same"):
         raise UsageError(f"{text!r}: {scope} is the whole model's", "leave the stack out")
     index = _index(parts.pop(0) if parts else "", text) if scope == "block" else None
     metric = ".".join(parts).replace("-", "_")
@@ -146,11 +148,13 @@ def parse_target(text: str) -> Target:
 def _metrics_of(scope: str, stack: str | None) -> tuple[str, ...]:
     if scope == "quality":
         return tuple(QUALITY)
+    if scope == "pooled":
+        return (*POOLED_NUMBERS, *POOLED_RATIOS)
     if scope == "verdict":
         return tuple(name for name in WORDS if name != "word" and not (stack and name == "id"))
     if scope == "same":
         return SAME
-    return (*METRICS, *RATIOS)
+    return (*METRICS, *(ratio for ratio in RATIOS if ratio not in POOLED_RATIOS))
 
 
 def _index(text: str, whole: str) -> int:

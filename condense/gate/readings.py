@@ -50,7 +50,8 @@ class _Place:
 
 def key_of(target: Target) -> str:
     """The number that a target is of, whose definition has a version: a rank's share of its null is the rank."""
-    return target.metric.removesuffix(".null_ratio")
+    key = target.metric.removesuffix(".null_ratio")
+    return f"pooled.{key.partition('.')[2]}" if target.scope == "pooled" else key
 
 
 def refuse_missing(run: Diagnosis, target: Target) -> None:
@@ -135,7 +136,7 @@ def _missing(run: Diagnosis, target: Target) -> str | None:
     """Why a run cannot have the target at all."""
     if target.stack and target.stack not in {site.stack for site in run.sites}:
         return f"the model has no {target.stack} stack"
-    if target.scope in ("quality", "verdict", "same") or _sites(run, target):
+    if target.scope in ("quality", "pooled", "verdict", "same") or _sites(run, target):
         return None
     return f"the model has {len(_blocks(run, target))} blocks" if target.index else f"there is no {target.scope}"
 
@@ -144,6 +145,8 @@ def _places(run: Diagnosis, target: Target) -> list[_Place]:
     if target.scope == "quality":
         of: Estimate = getattr(run.quality, target.metric)
         return [_Place(0, "on the same windows", of)]
+    if target.scope == "pooled":
+        return [_Place(0, "one vector per text", _pooled(run, target))]
     key, sites = key_of(target), _sites(run, target)
     prefix = f"{target.stack} " if target.stack else ""
     if target.scope == "deep":
@@ -151,6 +154,13 @@ def _places(run: Diagnosis, target: Target) -> list[_Place]:
         return [_Place(0, f"{prefix}mean of blocks {span}", run.deep_of(target.stack)[key])]
     numbered = target.scope == "any-block"
     return [_Place(s.index if numbered else 0, prefix + s.label, s.metrics[key], s) for s in sites]
+
+
+def _pooled(run: Diagnosis, target: Target) -> Estimate:
+    """A number of the pooled view; undefined in a run of an older condense."""
+    pooling, _, key = target.metric.removesuffix(".null_ratio").partition(".")
+    reason = f"condense {run.condense}, which measured this run, did not have it"
+    return run.pooled.get(pooling, {}).get(key, Estimate(None, reason=reason))
 
 
 def _blocks(run: Diagnosis, target: Target) -> list[SiteReading]:
@@ -185,6 +195,8 @@ def _difference(run: Diagnosis, baseline: Diagnosis, target: Target, place: _Pla
     pairing = Pairing.of({0: run}, {0: baseline})
     if target.scope == "quality":
         spread = pairing.quality(target.metric)
+    elif target.scope == "pooled":
+        spread = pairing.between([(place.estimate, other.estimate)])
     elif place.site is None or other.site is None:
         spread = pairing.deep(target.metric, target.stack)
     else:

@@ -249,6 +249,7 @@ class Diagnosis(Saved):
     twin: Diagnosis | None = None
     tokens: TokenCounts | None = None
     sinks: tuple[SinkAnatomy, ...] = ()
+    pooled: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 
     @classmethod
     def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -282,7 +283,10 @@ class Diagnosis(Saved):
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the layer table as plain rows: site, stack, index, depth, each metric with its interval."""
-        return [_row(site) for site in self.sites]
+        rows = [_row(site) for site in self.sites]
+        output = next((row for row in rows if row["site"] == "output"), {})
+        output |= _pooled_columns(self.pooled)
+        return rows
 
 
 def with_every_metric(own: Mapping[str, Estimate], version: str) -> Mapping[str, Estimate]:
@@ -299,6 +303,20 @@ def _without_bounds(data: Any) -> Any:
     if isinstance(data, list) and data and isinstance(data[0], Mapping):
         return [_without_bounds(item) for item in data]
     return data
+
+
+def _pooled_columns(pooled: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
+    """The pooled numbers as columns of the output that they were read at: `pooled.mean.cosine` and its bounds."""
+    row: dict[str, Any] = {}
+    for name, numbers in pooled.items():
+        for key, estimate in numbers.items():
+            column = f"pooled.{name}.{key}"
+            row[column] = estimate.value
+            if estimate.low is not None:
+                row[f"{column}_low"], row[f"{column}_high"] = estimate.low, estimate.high
+            if estimate.null_ratio is not None:
+                row[f"{column}_null_ratio"] = estimate.null_ratio
+    return row
 
 
 def _row(site: SiteReading) -> dict[str, Any]:

@@ -247,6 +247,10 @@ class MeasureOptions(Options):
         ),
     ] = None
     random_twin: Annotated[bool, Flag("Measure the same config with random weights too.", MODEL)] = False
+    halves: Annotated[
+        bool,
+        Flag("Embed the two halves of every window apart too: do they find each other? One more forward pass.", RUN),
+    ] = False
     no_cache: Annotated[
         bool, Flag("Neither use nor keep a diagnosis, nor the texts measured so far, from which a run resumes.", RUN)
     ] = False

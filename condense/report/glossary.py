@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from condense.metrics import METRICS, PAIR, QUALITY, Metric
+from condense.metrics import METRICS, PAIR, POOLED, QUALITY, Metric
 
 Groups = list[tuple[str, list[Metric]]]
 CONVENTION = "convention of condense"
@@ -168,6 +168,6 @@ TERMS = [
 def glossary(title: str = "", terms: list[Metric] | None = None) -> Groups:
     """The terms of a kind of report under their title, those of every page, then the metrics by group."""
     metrics: dict[str, list[Metric]] = {}
-    for metric in (*METRICS.values(), *QUALITY.values()):
+    for metric in (*METRICS.values(), *QUALITY.values(), *POOLED.values()):
         metrics.setdefault(metric.group, []).append(metric)
     return [*([(title, terms)] if terms else []), ("Terms", TERMS), *metrics.items()]

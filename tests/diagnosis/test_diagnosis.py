@@ -21,7 +21,7 @@ from condense.diagnosis.twin import initialisations
 from condense.diagnosis.verdict import Bands
 from condense.errors import RunError, UnavailableError
 from condense.intervals import jackknife, over_documents, ratio_over_documents
-from condense.metrics import METRICS, PER_TEXT, QUALITY, VERSIONS
+from condense.metrics import METRICS, PER_TEXT, POOLED, QUALITY, VERSIONS
 from condense.models.checkpoint import checkpoint_of, load, random_twin
 from condense.models.layers import shifted
 from condense.records.diagnosis import Diagnosis
@@ -378,7 +378,11 @@ def test_protocol_hash_covers_settings_and_not_the_model(opened: Callable[[str],
     gpt2, llama = opened("gpt2"), opened("llama")
     base = protocol(made(gpt2), gpt2.info.dtype, 24, 0)
     assert base["hash"] == protocol(made(llama), llama.info.dtype, 24, 0)["hash"]
-    assert base["metrics"] == "condense.metrics/2" and set(base["versions"]) == {*METRICS, *QUALITY}
+    assert base["metrics"] == "condense.metrics/2" and set(base["versions"]) == {
+        *METRICS,
+        *QUALITY,
+        *(metric.key for metric in POOLED.values()),
+    }
     changed = [
         protocol(made(gpt2, length=32), gpt2.info.dtype, 24, 0),
         protocol(made(gpt2), "bfloat16", 24, 0),

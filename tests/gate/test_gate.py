@@ -13,7 +13,7 @@ from condense.gate.assertions import Bound, Target, default_gate, parse_inline, 
 from condense.gate.readings import Names
 from condense.gate.run import Policy, evaluate, own_baseline
 from condense.intervals import NO_DOCUMENTS, ONE_DOCUMENT, ONE_WINDOW, over_documents
-from condense.metrics import METRICS, QUALITY
+from condense.metrics import METRICS, POOLED, POOLINGS, QUALITY
 from condense.records.base import Estimate
 from condense.records.treatment import Treatment
 from condense.report.gate.text import bound_words, conclusion, expected
@@ -66,6 +66,9 @@ def test_every_metric_has_a_target():
         assert parse_target(f"deep.{key}").metric == key
     for key in QUALITY:
         assert parse_target(key) == parse_target(f"quality.{key}")
+    for pooling in POOLINGS:
+        for key in POOLED:
+            assert parse_target(f"pooled.{pooling}.{key}") == Target("pooled", f"{pooling}.{key}")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,10 @@ def test_every_metric_has_a_target():
         ("block.mean_cosine", "block wants a number", "block.12"),
         ("block.0.mean_cosine", "block wants a number", "count from 1"),
         ("encoder.quality.loss", "whole model's", "leave the stack out"),
+        ("encoder.pooled.mean.cosine", "whole model's", "leave the stack out"),
+        ("pooled.mean.cosin", "unknown metric 'mean.cosin'", "did you mean mean.cosine?"),
+        ("pooled.max.cosine", "unknown metric 'max.cosine'", "did you mean mean.cosine?"),
+        ("deep.mean.effective_rank.null_ratio", "unknown metric", "did you mean effective_rank.null_ratio?"),
         ("encoder", "unknown scope ''", "scopes: deep"),
         ("", "unknown scope ''", "scopes"),
     ],
@@ -626,6 +633,30 @@ def test_the_cross_text_cosine_can_be_gated(run, target):
     assert only(run, f"{target} <= 1.1").outcome == "pass"
     assert only(run, f"{target} <= -0.9").outcome == "fail"
     assert only(run, f"{target} <= baseline + 0.01", run).outcome == "pass"
+
+
+def test_the_pooled_view_can_be_gated(opened):
+    from condense.diagnosis.run import analyze
+    from condense.texts.windows import windows
+
+    checkpoint = opened("bert")
+    texts = windows(checkpoint.tokenizer, num_texts=8, max_length=32, positions=128)
+    run = analyze(checkpoint, texts, spectral_tokens=16)
+    own = run.pooled["mean"]["cosine"]
+    result = only(run, f"pooled.mean.cosine <= {own.high + 0.01}")
+    assert result.outcome == "pass" and result.found.value == own.value
+    assert only(run, f"pooled.mean.cosine <= {own.low - 0.01}").outcome == "fail"
+    assert only(run, "pooled.cls.effective_rank.null_ratio <= 2").outcome == "pass"
+    missing = only(run, "pooled.mean.halves_found >= 0.9")
+    assert missing.outcome == "not-run" and "--halves" in missing.reason
+    higher = replace(own, value=own.value + 0.1, deleted=tuple(v + 0.1 for v in own.deleted))
+    other = replace(run, pooled={**run.pooled, "mean": {**run.pooled["mean"], "cosine": higher}})
+    change = only(other, "pooled.mean.cosine <= baseline + 0.05", run)
+    assert change.outcome == "fail" and change.found.value == pytest.approx(0.1)
+    assert change.found.low == pytest.approx(0.1)  # without each document by the same
+    older = replace(run, pooled={})
+    assert "did not have it" in only(older, "pooled.mean.cosine <= 1").reason
+    assert only(run, "pooled.mean.cosine <= baseline + 0.05", older).outcome == "not-run"
 
 
 def test_a_share_of_the_null_lies_within_its_own_interval(run):

@@ -10,7 +10,7 @@ from condense.records.base import Estimate, PlotlyJs
 from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 from condense.report.depth import StackView, stack_views
 from condense.report.diagnosis.figures import figures, left_out_figures
-from condense.report.diagnosis.text import left_out_rows
+from condense.report.diagnosis.text import left_out_rows, pooled_table
 from condense.report.glossary import glossary
 from condense.report.html import render
 from condense.report.parts import Answer, Bars, Card, Groups, Head, bands, bar_width, interval_words, without_windows
@@ -66,6 +66,7 @@ def diagnosis_page(diagnosis: Diagnosis, *, plotlyjs: PlotlyJs = "inline") -> st
         stacks=stacks,
         several=several,
         quality=quality(diagnosis),
+        pooled=pooled_table(diagnosis),
         windows=diagnosis.corpus.windows,
     )
 

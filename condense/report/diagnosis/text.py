@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from condense.metrics import METRICS
+from condense.metrics import METRICS, POOLED
 from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 from condense.report.console import bar, new_table, panel, say, speaks_unicode, text
 from condense.report.depth import StackView, stack_views
@@ -53,6 +54,10 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     lines += ["## Quality on the same windows", ""]
     lines += [f"- {for_markdown(line)}" for line in quality_lines(diagnosis)]
     lines += ["", *folded("Layer table", markdown_table(layer_table(diagnosis.sites)))]
+    pooled = pooled_table(diagnosis)
+    lines += (
+        folded("One vector per text", [*markdown_table(pooled), "", for_markdown(pooled.note)]) if pooled.rows else []
+    )
     return "\n".join([*lines, *folded("Provenance", _provenance(diagnosis))])
 
 
@@ -113,6 +118,49 @@ def layer_table(sites: Sequence[SiteReading]) -> Table:
     return Table(tuple(Column(metric.title) for metric in metrics), rows)
 
 
+POOLING_WORDS = {"mean": "mean of the tokens", "last": "last token", "cls": "CLS"}
+
+
+def pooled_table(diagnosis: Diagnosis) -> Table:
+    """One row per vector that a text has, one column per number that was measured; why there is none in the note."""
+    view = {
+        words: {key: diagnosis.pooled[name].get(key, NOTHING) for key in POOLED}
+        for name, words in POOLING_WORDS.items()
+        if name in diagnosis.pooled
+    }
+    known = {words: numbers for words, numbers in view.items() if any(of.value is not None for of in numbers.values())}
+    keys = [key for key in POOLED if any(numbers[key].value is not None for numbers in known.values())]
+    rows = []
+    for words, numbers in known.items():
+        cells = [value_cell(numbers[key], POOLED[key].digits, bounds=True) for key in keys]
+        if keys[-1] == "halves_found":
+            cells[-1] = replace(cells[-1], notes=(f"chance {number(numbers['halves_found'].null, 2)}",))
+        rows.append((words, tuple(cells)))
+    said = ["With 95 % intervals; cosine: between texts of different documents."]
+    if known and "halves_found" not in keys:
+        said.append("Whether the halves of a text find each other is measured with --halves.")
+    for words in (words for words in view if words not in known):
+        said.append(sentence(f"No vector of the {words}: {view[words]['effective_rank'].reason or 'undefined'}"))
+    columns = (Column(POOLED[key].head, full=f"{POOLED[key].title} (95 % interval)") for key in keys)
+    return Table(tuple(columns), tuple(rows), "At the output", " ".join(said), first="vector")
+
+
+def pooled_lines(diagnosis: Diagnosis) -> list[str]:
+    """The pooled view on the terminal: a line for each vector that a text has."""
+    lines = []
+    for name, words in POOLING_WORDS.items():
+        numbers = diagnosis.pooled.get(name, {})
+        cosine, rank, found = (numbers.get(key, NOTHING) for key in ("cosine", "effective_rank", "halves_found"))
+        if cosine.value is None and rank.value is None:
+            continue
+        line = f"one vector per text ({words}): cosine {estimate(cosine, 2)} between texts"
+        line += f", effective rank {number(rank.value, 0)} ({percent(rank.null_ratio)})"
+        if found.value is not None:
+            line += f", halves found {estimate(found, 2)} (chance {number(found.null, 2)})"
+        lines.append(line)
+    return lines
+
+
 def _provenance(diagnosis: Diagnosis) -> list[str]:
     model, corpus = diagnosis.model, diagnosis.corpus
     facts = {
@@ -147,7 +195,7 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
             say(console, f"{name} stack", style="bold")
         console.print(_site_rows([site for site in diagnosis.sites if site.stack == name], console))
     say(console, "0 is spread, 1 is one direction; % is of what random directions of the same shape have.", "")
-    say(console, *quality_lines(diagnosis))
+    say(console, *quality_lines(diagnosis), *pooled_lines(diagnosis))
     if diagnosis.twin is not None:
         say(console, _twin_lines(diagnosis, diagnosis.twin))
     say(console, "")
