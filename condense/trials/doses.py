@@ -131,12 +131,18 @@ def dose_finding(
     """Which coefficient to take, and the doses to try next. steps, moved: as in `longer_training`."""
     named = {arm.spec.name: arm for arm in arms}
     effects = [named[point.arm].effect for point in dose.points if point.arm in named]
+    rescaled = any(
+        named[point.arm].opened == "three dimensions rescaled"
+        for point in dose.points
+        if point.arm in named and point.coefficient == dose.recommended
+    )
+    but = "; it fell by three dimensions being rescaled, not by the cone opening" if rescaled else ""
     needs_text = any(power.reason for effect in effects if effect for power in effect.power.values())
     return Finding(
         "dose",
-        "good" if dose.recommended is not None else "info",
+        "good" if dose.recommended is not None and not rescaled else "info",
         f"Recommended coefficient of {dose.title}: {'none' if dose.recommended is None else f'{dose.recommended:g}'}",
-        f"{dose.reason} (counts from {plan.min_effect:g}; quality tolerance {plan.quality_tolerance:.1%})",
+        f"{dose.reason}{but} (counts from {plan.min_effect:g}; quality tolerance {plan.quality_tolerance:.1%})",
         "The rule: the largest measurable effect whose quality improved or is held. It is a choice on this run's "
         "validation text, so confirm it on other text.",
         _next_doses(dose, again) or _next_run(dose, plan, steps, moved, needs_text, again),

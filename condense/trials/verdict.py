@@ -136,25 +136,29 @@ def _headline(arms: Sequence[ArmResult], seeds: int) -> tuple[Literal["good", "w
     costly = [arm for arm in arms if arm.verdict == "dispersed-at-a-cost"]
     groups.append(("spread the representation, at a cost in language modelling", costly))
     groups.append(("condensed it further", [arm for arm in arms if arm.verdict == "condensed-further"]))
-    parts = [f"{_names(group)} {words}" for words, group in groups if group]
     spread = [*fell, *costly]
+    others = [arm for arm in arms if arm not in spread]
+    groups += [
+        ("predicts the texts worse", [arm for arm in others if arm.quality == "worse"]),
+        ("predicts the texts better", [arm for arm in others if arm.quality == "improved"]),
+    ]
+    parts = [f"{_names(group)} {_agreeing(words, group)}" for words, group in groups if group]
     if spread:
         good = any(arm.quality in ("improved", "held") and arm.opened in ("cone opened", "both") for arm in fell)
         why = f"Every difference is to the control under the same seed, over {seeds} seeds. {_opened(spread)}"
         return "good" if good else "warning" if costly else "info", "; ".join(parts), why
-    if parts:
-        return "warning", "; ".join(parts), "No arm spread the representation."
-    if all(arm.verdict == "too-small-to-count" for arm in arms):
-        return (
-            "info",
-            "No arm changed the deep mean cosine by what counts",
-            ("Each interval lies within ± the smallest effect that counts."),
-        )
-    return (
-        "info",
-        "No arm is shown to spread the representation",
-        ("Intervals of some arms hold no effect and one that counts: see what these seeds could have shown."),
-    )
+    small = all(arm.verdict == "too-small-to-count" for arm in arms)
+    narrowed = any(arm.verdict == "condensed-further" for arm in arms)
+    if small:
+        nothing = "No arm changed the deep mean cosine by what counts"
+        why = "Each interval lies within ± the smallest effect that counts."
+    else:
+        nothing = "No arm is shown to spread the representation"
+        why = "The intervals of some arms reach beyond what counts: see what these seeds could have shown."
+    if not narrowed:
+        parts.insert(0, nothing)
+    bad = narrowed or any(arm.quality == "worse" for arm in arms)
+    return "warning" if bad else "info", "; ".join(parts), nothing + "." if narrowed else why
 
 
 _QUALITIES: tuple[QualityWord, ...] = ("improved", "held", "not shown to be held", "not measured")
@@ -171,6 +175,11 @@ def _spread_words(quality: QualityWord) -> str:
 def _opened(arms: Sequence[ArmResult]) -> str:
     """What became of the cone in each arm that spread the representation."""
     return f"What opened: {'; '.join(f'{arm.spec.name}: {arm.opened}' for arm in arms)}."
+
+
+def _agreeing(words: str, arms: Sequence[ArmResult]) -> str:
+    """The words with their verb for one arm or several."""
+    return words if len(arms) == 1 else words.replace("predicts", "predict", 1)
 
 
 def _names(arms: Sequence[ArmResult]) -> str:

@@ -237,6 +237,24 @@ def test_few_seeds_are_said_in_the_headline():
     assert title.startswith("No word on any arm: 1 seed") and "this pair of runs; other seeds not covered" in title
 
 
+def test_the_headline_names_arms_whose_quality_changed_without_the_cone():
+    """An arm that did nothing to the cone and lost quality is not told as "no arm changed"."""
+    lost = found([arm("e", effect(SMALL, COSTLY), None, "embedding-dropout")])["trial"]
+    assert lost.title == "No arm changed the deep mean cosine by what counts; e predicts the texts worse"
+    assert lost.severity == "warning"
+    both = found([arm("d=1", effect(FALL), 1.0), arm("e", effect(SMALL, COSTLY)), arm("f", effect(SMALL, COSTLY))])
+    assert both["trial"].title.endswith("; e and f predict the texts worse") and both["trial"].severity == "good"
+    better = found([arm("e", effect(UNCLEAR, BETTER))])["trial"]
+    assert better.title == "No arm is shown to spread the representation; e predicts the texts better"
+
+
+def test_a_dose_that_rescaled_three_dimensions_is_no_good_news():
+    rescaled = replace(arm("d=1", effect(FALL), 1.0), opened="three dimensions rescaled")
+    dose = found([rescaled])["dose"]
+    assert dose.severity == "info" and "by three dimensions being rescaled, not by the cone opening" in dose.seen
+    assert found([arm("d=1", effect(FALL), 1.0)])["dose"].severity == "good"
+
+
 def test_advice_comes_with_this_runs_numbers():
     arms = [arm("d=0.1", effect(FALL), 0.1)]
     large = replace(MODEL, parameters=2_000_000_000, contrastive=True)
