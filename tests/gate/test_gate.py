@@ -664,3 +664,43 @@ def test_a_share_of_the_null_lies_within_its_own_interval(run):
     of = replace(run.deep["effective_rank"], value=20.0, low=20.0, high=20.0, null=40.0, null_ratio=0.52)
     found = only(replace(run, deep={**run.deep, "effective_rank": of}), "deep.effective_rank.null_ratio >= 0.51")
     assert found.outcome == "pass" and found.found.low == found.found.high == 0.52
+
+
+# --- how often a gate is wrong, by simulation ------------------------------------------------------------
+
+
+def test_a_gate_is_seldom_wrong_on_the_edge(run):
+    """The truth is on the bound, windows of a document are alike: it fails, and passes, in few of the draws."""
+    documents = tuple(np.repeat(np.arange(8), 4).tolist())
+    base = in_documents(replace(run, corpus=replace(run.corpus, texts=32)), documents)
+    rng = np.random.default_rng(0)
+    ends = {"absolute": [0, 0], "change": [0, 0], "any-block": [0, 0]}
+
+    def estimate(values):
+        spread = over_documents(values, documents)
+        return Estimate(spread.value, *spread.bounds(), tuple(values))
+
+    def drawn():
+        return 0.6 + 0.03 * (0.28**0.5 * rng.normal(size=8)[list(documents)] + 0.72**0.5 * rng.normal(size=32))
+
+    def measured(columns):
+        """The run with these values per window as its blocks' mean cosine, the last of them as the deep one."""
+        blocks, left = [], list(columns)
+        for site in base.sites:
+            metrics = {**site.metrics, "mean_cosine": estimate(left.pop(0))} if site.site == "block" else site.metrics
+            blocks.append(replace(site, metrics=metrics))
+        return replace(base, sites=tuple(blocks), deep={**base.deep, "mean_cosine": estimate(columns[-1])})
+
+    depth = sum(site.site == "block" for site in base.sites)
+    for _ in range(300):
+        before = [drawn() for _ in range(depth)]
+        after = [values + 0.02 + 0.01 * rng.normal(size=32) for values in before]
+        old, new = measured(before), measured(after)
+        for name, text, baseline in (
+            ("absolute", "deep.mean_cosine <= 0.62", None),
+            ("change", "deep.mean_cosine <= baseline + 0.02", old),
+            ("any-block", "any-block.mean_cosine <= baseline + 0.02", old),
+        ):
+            outcome = only(new, text, baseline).outcome
+            ends[name] = [ends[name][0] + (outcome == "fail"), ends[name][1] + (outcome == "pass")]
+    assert max(share for pair in ends.values() for share in pair) / 300 <= 0.06, ends
