@@ -150,16 +150,15 @@ class Job:
         runs = [(seed, spec) for seed in self.seeds for spec in self.asked.plan.arms]
         return [(seed, spec) for seed, spec in runs if not (self.asked.resume and self.is_done(spec, seed))]
 
-    def fresh(self) -> Checkpoint:
-        """The source weights, opened anew."""
-        return checkpoints.load(self.asked.model, self.asked.options)
+    def fresh(self, seed: int) -> Checkpoint:
+        """The source weights, opened anew; random ones are each training seed's own, the same for all of its arms."""
+        shift = seed - self.seeds[0] if self.asked.options.random_init else 0
+        return checkpoints.load(self.asked.model, replace(self.asked.options, seed=self.asked.options.seed + shift))
 
-    def source_of(self, spec: ArmSpec) -> tuple[Checkpoint, Rows, tuple[str, ...]]:
+    def source_of(self, spec: ArmSpec, seed: int) -> tuple[Checkpoint, Rows, tuple[str, ...]]:
         """The source weights, the rows of an arm, and what there is to say of them."""
-        source, enlarge = self.fresh(), remedy_of(spec).enlarge
-        if enlarge is None:
-            return source, self.texts.rows, ()
-        return enlarge(source, self.texts, self.asked.plan.training)
+        source, enlarge = self.fresh(seed), remedy_of(spec).enlarge
+        return enlarge(source, self.texts, self.asked.plan.training) if enlarge else (source, self.texts.rows, ())
 
     def batch(self, tokenizer: Any, rows: Rows) -> dict[str, torch.Tensor]:
         """A micro-batch of the first rows."""
@@ -300,7 +299,8 @@ def _all_costs(job: Job, opened: Checkpoint) -> tuple[dict[str, StepCost], dict[
         if (kept["fingerprint"], kept["arms"]) == (job.fingerprint, names):
             return {name: decode(StepCost, cost) for name, cost in kept["costs"].items()}, dict(kept["reasons"])
     asked.watch.on_phase("what a step costs")
-    timed = adapted(job.fresh().model, asked.plan.training) if asked.plan.training.use_peft else opened.model
+    first, lora = job.seeds[0], asked.plan.training.use_peft
+    timed = adapted(job.fresh(first).model, asked.plan.training) if lora else opened.model
     batch = job.batch(opened.tokenizer, texts.rows)
     reasons: dict[str, str] = {}
     arms = []
@@ -309,7 +309,7 @@ def _all_costs(job: Job, opened: Checkpoint) -> tuple[dict[str, StepCost], dict[
             arms.append(Costed(spec, timed, batch))
             continue
         try:
-            source, rows, _ = job.source_of(spec)
+            source, rows, _ = job.source_of(spec, first)
         except CondenseError as error:
             reasons[spec.name] = str(error)
             continue
@@ -356,7 +356,7 @@ def _train_and_measure(job: Job, spec: ArmSpec, seed: int, folder: Path, device:
     if step is None or step.trained is None:
         asked.watch.on_phase("training")
         drop_model(folder)
-        source, rows, details = job.source_of(spec)
+        source, rows, details = job.source_of(spec, seed)
         trained = train_arm(
             source,
             rows,

@@ -160,6 +160,17 @@ def test_from_scratch_and_without_control(tiny, texts, tmp_path):
     assert found.arms["before"].validation.model.source_format == "random"
 
 
+def test_each_seed_has_random_weights_of_its_own_shared_by_its_arms(tiny, texts, tmp_path):
+    """Seeds that share their initial weights would say nothing of another initialisation."""
+    plan = replace(PLAN, max_steps=1, learning_rate=1e-12, seeds=2)
+    found = treat(tiny("gpt2"), texts, tmp_path / "out", plan, device="cpu", random_init=True)
+    first, second = (seed.deep["mean_cosine"].value for seed in found.seeds)
+    assert first == pytest.approx(found.arms["before"].validation.deep["mean_cosine"].value, abs=1e-6)
+    assert abs(first - second) > 1e-4, "another initialisation"
+    for seed in found.seeds:
+        assert seed.effect.deep["mean_cosine"].value == pytest.approx(0, abs=1e-6), "the arms of a seed share it"
+
+
 def test_pretraining_with_the_loss_ends_in_a_wider_cone(tiny, texts, tmp_path):
     """From random weights: the loss against cross-entropy only; docs/treating.md has a larger run."""
     plan = replace(PLAN, coefficient=1.0, max_steps=40, learning_rate=3e-3)
