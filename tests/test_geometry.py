@@ -4,6 +4,8 @@ import functools
 import itertools
 import json
 import math
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from condense import geometry
+from condense.geometry import symmetric
 from condense.geometry.rows import quantile
 from condense.metrics import METRICS, PER_TEXT, SPECTRAL
 from tests.clouds import cloud, states
@@ -633,7 +636,8 @@ def test_the_distinct_mean_is_over_pairs_of_different_tokens(tokens: int) -> Non
     expected = pytest.approx(distinct_by_pairs(x, ids), rel=1e-8, nan_ok=True)
     tensor, numbers = torch.from_numpy(x), torch.from_numpy(ids)
     assert float(geometry.mean_cosine_distinct(tensor, numbers)) == expected
-    assert geometry.measure(tensor, ids=numbers).values["mean_cosine_distinct"] == expected
+    value = geometry.measure(tensor, ids=numbers).values["mean_cosine_distinct"]  # of float32 cosines, like the rest
+    assert value == pytest.approx(distinct_by_pairs(x, ids), rel=1e-6, nan_ok=True)
 
 
 def test_without_repetition_the_distinct_mean_is_the_mean() -> None:
@@ -674,6 +678,66 @@ def test_sums_of_shared_tokens() -> None:
         chosen = keep & (ids == token)
         assert torch.allclose(row[:-1], units[chosen].sum(0)) and int(row[-1]) == int(chosen.sum())
     assert geometry.measure(x, keep).shared.shape == (0, 7)
+
+
+def test_same_pairs_are_ordered_and_of_one_token() -> None:
+    ids = torch.tensor([5, 2, 5, 2, 5])
+    assert geometry.same_pairs(ids).tolist() == [[0, 0, 1, 2], [2, 4, 3, 4]]
+    x = states(35, 5, 4, cone=0.4)
+    known = geometry.measure(x, ids=ids, same=geometry.same_pairs(ids)).values
+    assert known == pytest.approx(geometry.measure(x, ids=ids).values, nan_ok=True)
+
+
+def test_distinct_pairs_across_blocks_of_the_gram_matrix() -> None:
+    """1,100 rows are three blocks; pairs of one token lie inside a block and across."""
+    x, ids = cloud(36, 1100, 12, cone=0.7), np.random.default_rng(0).integers(0, 30, 1100)
+    value = geometry.measure(torch.from_numpy(x), ids=torch.from_numpy(ids)).values["mean_cosine_distinct"]
+    assert value == pytest.approx(distinct_by_pairs(x, ids), rel=1e-6)
+
+
+# --- symmetric matrices -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "d", "cone"), [(1, 5, 0.0), (2, 5, 1.0), (3, 3, 1.0), (40, 24, 0.5), (60, 9, 5.0)])
+def test_eigenvalues_with_and_without_the_mean(n: int, d: int, cone: float) -> None:
+    x = cloud(40, n, d, cone=cone).astype(np.float64)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    gram, centred = unit @ unit.T, unit - unit.mean(0)
+    whole, rest, squares = symmetric.with_and_without_mean(gram)
+    assert whole == pytest.approx(scipy.linalg.eigvalsh(gram), abs=1e-12)
+    assert rest == pytest.approx(scipy.linalg.eigvalsh(centred @ centred.T)[1:], abs=1e-12)
+    assert squares == pytest.approx(np.square(centred @ centred.T).sum(), abs=1e-12)
+    assert symmetric.eigenvalues(gram) == pytest.approx(whole, abs=1e-12)
+
+
+def test_equal_rows_leave_nothing_without_their_mean() -> None:
+    assert not symmetric.with_and_without_mean(np.ones((256, 256)))[1].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_upper_triangle_of_a_gram_matrix(dtype: type) -> None:
+    rows = cloud(41, 33, 7).astype(dtype)
+    expected = np.triu(rows.astype(np.float64) @ rows.astype(np.float64).T)
+    assert np.triu(symmetric.upper_gram(rows)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert np.triu(symmetric.upper_gram(np.asfortranarray(rows))) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_other_threads_run_while_lapack_does() -> None:
+    """scipy's own Python functions keep the interpreter to themselves: a pool of threads would wait in line."""
+    gram, beats, done = np.cov(cloud(42, 900, 1000).astype(np.float64)), [], threading.Event()
+
+    def beat() -> None:
+        while not done.wait(0.001):
+            beats.append(time.perf_counter())
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    begun = time.perf_counter()
+    symmetric.eigenvalues(gram)
+    ended = time.perf_counter()
+    done.set()
+    thread.join()
+    assert sum(begun < moment < ended for moment in beats) > 5
 
 
 # --- dimension --------------------------------------------------------------------------------------

@@ -1,17 +1,20 @@
 """A model over windows to one reading per text: forward passes with everything reduced inside the hooks.
 
-At no time are the states of more than one site kept. Eigenvalues of a text's Gram matrices are taken
-together after its forward pass, one matrix per thread.
+On a CPU the states of as many sites as there are threads wait until one thread each measures them, for small
+matrices do not gain from several threads; at no time are more kept. Elsewhere a site is measured where it is, and
+the eigenvalues of a text's Gram matrices are taken together after its forward pass.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import threadpoolctl
 import torch
 from torch import Tensor
 
@@ -26,6 +29,7 @@ from condense.texts.windows import Windows
 OnNote = Callable[[str], None]
 _REPEATED = 0.01
 _SHARED = 64
+_WAITING = 256 * 2**20  # bytes of states that are kept until they are measured
 
 
 @dataclass
@@ -110,12 +114,12 @@ def read_texts(
     Where memory runs out the batch is halved, for good, and the same texts are read again. RunError if
     states are not finite, or if there is no memory for a single text.
     """
-    reader = _Reader(model, stacks, windows, scorer, spectral_tokens, seed, halves)
     start = 0
-    with _RankWorkers() as workers:
+    with _Workers() as workers:
+        reader = _Reader(model, stacks, windows, scorer, workers, spectral_tokens, seed, halves)
         while start < len(indices):
             batch = indices[start : start + batch_size]
-            readings = _attempt(reader, workers, batch)
+            readings = _attempt(reader, batch)
             if readings is None:
                 batch_size = _halved(len(batch), windows, on_note)
                 continue
@@ -123,13 +127,10 @@ def read_texts(
             start += len(batch)
 
 
-def _attempt(reader: _Reader, workers: _RankWorkers, batch: list[int]) -> list[TextReading] | None:
-    """The settled readings of a batch, or None where memory ran out; nothing of the attempt is left then."""
+def _attempt(reader: _Reader, batch: list[int]) -> list[TextReading] | None:
+    """The readings of a batch, or None where memory ran out; nothing of the attempt is left then."""
     try:
-        readings = reader.read(batch)
-        for reading in readings:
-            workers.settle(reading)
-        return readings
+        return reader.read(batch)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -157,6 +158,7 @@ class _Reader:
     stacks: tuple[Stack, ...]
     windows: Windows
     scorer: Scorer
+    workers: _Workers
     spectral_tokens: int
     seed: int
     halves: bool = False
@@ -168,19 +170,22 @@ class _Reader:
         self.shared = shared_tokens(self.windows.ids, kept_positions(special))
 
     def read(self, batch: list[int]) -> list[TextReading]:
-        """The readings of a batch, their spectral metrics still to be settled."""
+        """The readings of a batch."""
         ids = self.windows.ids[batch].to(input_device(self.model))
         readings = [TextReading(index) for index in batch]
         chosen = {
             name: [spectral_positions(keep[i], self.spectral_tokens, self.seed, i) for i in batch]
             for name, keep in self.keeps.items()
         }
+        same = {name: [geometry.same_pairs(ids[i]) for i in batch] for name, ids in self.ids.items()}
+        waiting = _Waiting(self.workers)
 
         def receive(site: Site, states: Tensor) -> None:
-            for reading, own, token_ids, positions in zip(readings, states, ids, chosen[site.stack], strict=True):
-                keep = self.keeps[site.stack][reading.index]
-                reading.sites.append(self._measure(site, own, keep, positions, reading.index))
+            known = zip(chosen[site.stack], same[site.stack], strict=True)
+            for reading, own, token_ids, more in zip(readings, states, ids, known, strict=True):
+                waiting.add(reading, own, functools.partial(self._measure, site, reading.index, *more))
                 if site.name == "output" and site.stack == self.stacks[0].name:
+                    keep = self.keeps[site.stack][reading.index]
                     reading.pooled = pool(own, keep, bool(self.windows.special[reading.index][0]))
                 if site.name == "output" and self.scorer.head is not None and not self.scorer.reason:
                     reading.score = self.scorer.from_states(own, token_ids, self.windows.special[reading.index])
@@ -189,6 +194,7 @@ class _Reader:
             for stack in self.stacks:
                 hooks.enter_context(watching(stack, receive))
             run(self.model, self.stacks, ids)
+        waiting.finish()
         if self.scorer.head is None and not self.scorer.reason:
             for reading, row in zip(readings, ids, strict=True):
                 special = self.windows.special[reading.index].to(row.device)
@@ -215,43 +221,71 @@ class _Reader:
         for number, reading in enumerate(readings):
             reading.halves = torch.stack(vectors[2 * number : 2 * number + 2])
 
-    def _measure(self, site: Site, states: Tensor, keep: Tensor, positions: Tensor, index: int) -> Measurement:
-        ids = self.ids[site.stack][index]
+    def _measure(self, site: Site, index: int, spectral: Tensor, same: Tensor, states: Tensor) -> Measurement:
+        ids, keep = self.ids[site.stack][index], self.keeps[site.stack][index]
         wanted = site.name == "block" and site.index > site.blocks // 2  # the cross-text cosine of the deepest half
         shared = self.shared.unsqueeze(1) == ids if wanted and len(self.shared) else None
         try:
-            return geometry.measure(states, keep, positions, ids, shared)
+            return geometry.measure(states, keep, spectral, ids, shared, same)
         except ValueError as error:
             raise RunError(f"text {index} at {site.label} ({site.stack}): {error}", OVERFLOW) from None
 
 
-class _RankWorkers:
-    """Spectral metrics of many small matrices: one worker per core, each with one thread, for a whole run.
+class _Waiting:
+    """Sites of a forward pass whose states have been seen and not yet been measured to the end."""
 
-    Small matrices do not gain from several threads, and two workers with two threads each fight over the
-    cores. torch keeps its number of threads per thread and MKL for all, so every worker sets it and the
-    calling thread puts it back.
+    def __init__(self, workers: _Workers) -> None:
+        self._workers = workers
+        self._of: list[TextReading] = []
+        self._tasks: list[Callable[[], Measurement]] = []
+        self._bytes = 0
+
+    def add(self, reading: TextReading, states: Tensor, measure: Callable[[Tensor], Measurement]) -> None:
+        """Measure states (S, d) for a reading: on a CPU later, from a copy, for the model may write over them."""
+        on_cpu = states.device.type == "cpu"
+        task = functools.partial(measure, states.clone()) if on_cpu else measure(states).settled
+        self._of.append(reading)
+        self._tasks.append(task)
+        self._bytes += states.nbytes if on_cpu else 0
+        if on_cpu and (len(self._tasks) >= self._workers.threads or self._bytes >= _WAITING):
+            self.finish()
+
+    def finish(self) -> None:
+        """Hand every measurement to its reading."""
+        for reading, measurement in zip(self._of, self._workers.run(self._tasks), strict=True):
+            reading.sites.append(measurement)
+        self._of, self._tasks, self._bytes = [], [], 0
+
+
+class _Workers:
+    """Measurements of many sites: one worker per core, each with one thread, for a whole run.
+
+    Two workers with two threads each fight over the cores. torch keeps its number of threads per thread and MKL for
+    all, OpenBLAS (numpy's and scipy's) for all: every worker sets torch's, and the calling thread puts all back.
     """
 
     def __init__(self) -> None:
-        self._threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self._threads, "condense-ranks")
+        self.threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self.threads, "condense-sites")
+        self._libraries = threadpoolctl.ThreadpoolController().select(internal_api="openblas")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self.threads)
 
-    def settle(self, reading: TextReading) -> None:
-        """Replace the Gram matrices of a reading by their spectral metrics."""
+    def run(self, tasks: Sequence[Callable[[], Measurement]]) -> list[Measurement]:
+        """The settled measurements, in order."""
         try:
-            reading.sites = list(self._pool.map(_settled_on_one_thread, reading.sites))
+            with self._libraries.limit(limits=1):
+                return list(self._pool.map(_on_one_thread, tasks))
         finally:
-            torch.set_num_threads(self._threads)
+            torch.set_num_threads(self.threads)
 
 
-def _settled_on_one_thread(measurement: Measurement) -> Measurement:
+@torch.inference_mode()
+def _on_one_thread(task: Callable[[], Measurement]) -> Measurement:
     torch.set_num_threads(1)
-    return measurement.settled()
+    return task().settled()

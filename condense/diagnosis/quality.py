@@ -31,7 +31,7 @@ from condense.texts.windows import Windows
 MASK_RATE = 0.15
 _COUNTED = 65_536  # tokens that `counting_loss` reads
 _BLOCK = 128  # positions whose logits are held at once
-_ROWS, _WORDS = 512, 4096  # the same for a plain head: positions, words
+_ROWS, _WORDS = 512, 1024  # the same for a plain head: positions, words
 LABELS: dict[Objective, str] = {
     "causal": "next-token loss",
     "masked": "pseudo-loss on a seeded 15 % mask",

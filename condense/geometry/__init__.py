@@ -44,7 +44,7 @@ from condense.geometry.cosine import (
     top_dimension_share,
     top_dimensions,
 )
-from condense.geometry.measure import Measurement, measure
+from condense.geometry.measure import Measurement, measure, same_pairs
 from condense.geometry.rows import (
     median_norm,
     relative_variance,
@@ -103,6 +103,7 @@ __all__ = [
     "participation_ratio",
     "relative_variance",
     "repeated_null",
+    "same_pairs",
     "sink_ratio",
     "sinks",
     "top_dimension_share",

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from condense.geometry import symmetric
 from condense.geometry.rows import checked_states, directions, each_cloud, has_direction, quantile, undefined
 
 BINS = 200
 QUANTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
 TOP = 3
 SHARE_FLOOR = 0.05
-_ROWS = 128  # rows of the Gram matrix that are computed at once
+_ROWS = 512  # rows of the Gram matrix that are computed at once
 _FINE = 64  # sub-bins per histogram bin: quantiles are looked up there, then sorted exactly
 
 
@@ -36,9 +37,14 @@ def mean_cosine_distinct(states: Tensor, ids: Tensor) -> Tensor:
     x = checked_states(states)
     if x.ndim != 2 or ids.shape != x.shape[:1]:
         raise ValueError(f"states (n, d) and ids (n,) do not fit: {tuple(states.shape)}, {tuple(ids.shape)}")
-    counted = has_direction(x)
-    weights = torch.where(counted, 1 / x.norm(dim=-1), 0.0)
-    return Groups(ids.cpu(), counted).mean_cosine((weights @ x).square().sum(), x, weights)
+    _, group, sizes = torch.unique(ids.cpu()[has_direction(x)], return_inverse=True, return_counts=True)
+    pairs = sizes.sum() ** 2 - sizes.square().sum()
+    if pairs == 0:
+        return undefined()
+    units = directions(x)
+    same = units.new_zeros(len(sizes), x.shape[1]).index_add_(0, group, units)
+    mean: Tensor = (units.sum(0).square().sum() - same.square().sum()) / pairs
+    return mean.clamp(-1, 1)
 
 
 def cosine_std(states: Tensor) -> Tensor:
@@ -46,7 +52,7 @@ def cosine_std(states: Tensor) -> Tensor:
 
     states (..., n, d) -> (...), range [0, 1]. Population form (divided by the number of pairs).
     """
-    return each_cloud(states, lambda x: pair_cosines(directions(x)).std(correction=0))
+    return each_cloud(states, lambda x: pair_cosines(directions(x))[0].std(correction=0))
 
 
 def cosine_quantile(states: Tensor, q: float) -> Tensor:
@@ -56,7 +62,7 @@ def cosine_quantile(states: Tensor, q: float) -> Tensor:
     """
     if not 0 <= q <= 1:
         raise ValueError(f"q must be in [0, 1], got {q}")
-    return each_cloud(states, lambda x: quantile(pair_cosines(directions(x)), q).clamp(-1, 1))
+    return each_cloud(states, lambda x: quantile(pair_cosines(directions(x))[0], q).clamp(-1, 1))
 
 
 cosine_q05 = functools.partial(cosine_quantile, q=0.05)
@@ -71,7 +77,7 @@ def histogram(states: Tensor) -> Tensor:
 
     states (..., n, d) -> (..., 200). Cosines that rounding puts above 1 count in the last bin.
     """
-    return each_cloud(states, lambda x: _coarse(_fine_counts(pair_cosines(directions(x)))[1]))
+    return each_cloud(states, lambda x: _coarse(_fine_counts(pair_cosines(directions(x))[0])[1]))
 
 
 def participation_ratio(states: Tensor) -> Tensor:
@@ -80,7 +86,7 @@ def participation_ratio(states: Tensor) -> Tensor:
     states (..., n, d) -> (...), at least 1. 1 / mean of c_ij² over pairs i<j. Uncentred: near 1 in a cone.
     Chun et al. 2026, arXiv:2509.26560.
     """
-    return each_cloud(states, lambda x: (1 / pair_cosines(directions(x)).square().mean()).clamp_min(1.0))
+    return each_cloud(states, lambda x: (1 / pair_cosines(directions(x))[0].square().mean()).clamp_min(1.0))
 
 
 def dimension_contributions(states: Tensor) -> Tensor:
@@ -162,46 +168,6 @@ def paper_mean_cosine(states: Tensor) -> Tensor:
 # --- shared arithmetic ------------------------------------------------------------------------------
 
 
-class Groups:
-    """Rows that are one token: what the mean over pairs of different tokens needs of a text."""
-
-    def __init__(self, ids: Tensor, counted: Tensor) -> None:
-        """From the token ids (n,) of the rows, and which of them count (n,) bool."""
-        _, group = torch.unique(ids, return_inverse=True)
-        sizes = torch.bincount(group[counted])
-        self.count = int(sizes.sum())
-        self.distinct_pairs = self.count**2 - int(sizes.square().sum())
-        self._order = group.argsort(stable=True)
-        self._group, self._tokens = group[self._order], int(group.max()) + 1
-
-    def mean_cosine(self, square: Tensor, rows: Tensor, weights: Tensor, without: Tensor | None = None) -> Tensor:
-        """Mean cosine over pairs of different ids; NaN where there is none.
-
-        square: squared length of the sum of the unit rows; rows (n, d) float64 of any length, weights (n,) that make
-        the rows that count unit rows and the others 0; without: coordinates that are left out.
-        """
-        if self.distinct_pairs == 0:
-            return undefined().to(square.device)
-        sums = self._sums(rows, weights)
-        same = sums.square().sum()
-        if without is not None:
-            same = same - sums.index_select(1, without).square().sum()
-        return ((square - same) / self.distinct_pairs).clamp(-1, 1)
-
-    def _sums(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum of the rows of each id, (U, d); the same bits every time, on a GPU too."""
-        shape, weights = (self._tokens, len(rows)), weights[self._order]
-        if rows.device.type != "cpu":
-            dense = rows.new_zeros(shape)
-            dense[self._group, self._order] = weights
-            return dense @ rows
-        indices = torch.stack([self._group, self._order])
-        sums: Tensor = (
-            torch.sparse_coo_tensor(indices, weights, shape, is_coalesced=True, check_invariants=False) @ rows
-        )
-        return sums
-
-
 def _mean_cosine(units: Tensor) -> Tensor:
     n = len(units)
     total = units.sum(0).square().sum()
@@ -226,31 +192,45 @@ def _upper(n: int, device: torch.device) -> Tensor:
     return flat
 
 
-def pair_cosines(units: Tensor) -> Tensor:
-    """Cosines of all pairs i<j as one vector (n(n−1)/2,), in no particular order; only the upper part is computed."""
-    n, filled = len(units), 0
+def pair_cosines(units: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cosines of all pairs i<j as one vector (n(n−1)/2,), in no particular order; and those of the `chosen` pairs.
+
+    chosen (2, P): i<j of each, ordered by i (default: none). Only the upper part of the Gram matrix is computed.
+    """
+    n, filled, picked = len(units), 0, []
+    chosen = torch.zeros(2, 0, dtype=torch.int64, device=units.device) if chosen is None else chosen
     if n < 2:
-        return units.new_full((1,), torch.nan)
+        return units.new_full((1,), torch.nan), units.new_zeros(0)
     pairs = units.new_empty(n * (n - 1) // 2)
-    for start in range(0, n, _ROWS):
+    starts = range(0, n, _ROWS)
+    counts = torch.bincount(chosen[0] // _ROWS, minlength=len(starts)).tolist()
+    for start, some in zip(starts, chosen.split(counts, dim=1), strict=True):
         rows, later = units[start : start + _ROWS], units[start + _ROWS :]
         size = len(rows) * len(later)
-        torch.mm(rows, later.T, out=pairs[filled : filled + size].view(len(rows), len(later)))
-        corner = torch.take(rows @ rows.T, _upper(len(rows), units.device))
-        pairs[filled + size : filled + size + len(corner)] = corner
+        beside = pairs[filled : filled + size].view(len(rows), len(later))
+        torch.mm(rows, later.T, out=beside)
+        square = torch.from_numpy(symmetric.upper_gram(rows.numpy())) if rows.device.type == "cpu" else rows @ rows.T
+        corner = _upper(len(rows), units.device)
+        torch.take(square, corner, out=pairs[filled + size : filled + size + len(corner)])
         filled += size + len(corner)
-    return pairs
+        i, j = some - start
+        near = square[i, j.clamp(max=len(rows) - 1)]
+        picked.append(torch.where(j < len(rows), near, beside[i, (j - len(rows)).clamp_min(0)]) if size else near)
+    return pairs, torch.cat(picked)
 
 
-def pair_metrics(units: Tensor, mean: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The metrics of all pairs i<j, and their histogram; the spread is summed about the mean, free of cancellation."""
-    pairs = pair_cosines(units)
+def pair_metrics(units: Tensor, mean: Tensor, chosen: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The metrics of all pairs i<j, their histogram, and the cosines of the chosen pairs.
+
+    The spread is summed about the mean, free of cancellation.
+    """
+    pairs, picked = pair_cosines(units, chosen)
     counts, quantiles = _counts_and_quantiles(pairs)
     variance = pairs.sub_(mean.to(pairs.dtype)).square_().mean(dtype=torch.float64)
     values = {f"cosine_q{round(100 * q):02d}": v.clamp(-1, 1) for q, v in zip(QUANTILES, quantiles, strict=True)}
     values["cosine_std"] = variance.sqrt()
     values["participation_ratio"] = (1 / (variance + mean.square())).clamp_min(1.0)
-    return values, counts
+    return values, counts, picked
 
 
 def _fine_counts(pairs: Tensor) -> tuple[Tensor, Tensor]:

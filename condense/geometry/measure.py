@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from condense.geometry.cosine import BINS, QUANTILES, TOP, Groups, pair_metrics, share_of_mean
+from condense.geometry.cosine import BINS, QUANTILES, TOP, pair_metrics, share_of_mean
 from condense.geometry.rows import quantile, sink_positions
 from condense.geometry.spectrum import SPECTRAL_TOKENS, Spectra
 from condense.metrics import SINK_FACTOR
@@ -54,13 +54,15 @@ def measure(
     spectral: Tensor | None = None,
     ids: Tensor | None = None,
     shared: Tensor | None = None,
+    same: Tensor | None = None,
     sink_factor: float = SINK_FACTOR,
 ) -> Measurement:
     """Every metric of one text at one site, all pairs from one Gram matrix.
 
     states (m, d), all positions; keep (m,) bool, the tokens that count (default: all); spectral (k,) indices into the
     positions, used by the spectral metrics (default: the first 256 kept ones); ids (m,) token ids (default: all
-    different); shared (M, m) bool, the positions of each token whose sum is wanted by itself (default: none).
+    different); shared (M, m) bool, the positions of each token whose sum is wanted by itself (default: none); same
+    (2, P), `same_pairs(ids)` where it is known already.
     Sinks are left out of the primary numbers wherever they stand. NaN where fewer than two rows with a direction are
     left. ValueError if the states are not finite.
     """
@@ -69,7 +71,7 @@ def measure(
     keep = torch.ones(len(x), dtype=torch.bool, device=x.device) if keep is None else keep.to(x.device)
     spectral = torch.nonzero(keep).flatten()[:SPECTRAL_TOKENS] if spectral is None else spectral.to(x.device)
     ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
-    text = _Text(x, keep, ids, sink_factor)
+    text = _Text(x, keep, (same_pairs(ids) if same is None else same).to(x.device), sink_factor)
     values, pooled = text.metrics() if text.count > 1 else text.too_few()
     numbers = dict(zip(values, torch.stack([v.double() for v in values.values()]).tolist(), strict=True))
     chosen = spectral[text.counted[spectral]]
@@ -85,6 +87,11 @@ def measure(
         shared=text.shared(torch.zeros(0, len(x), dtype=torch.bool) if shared is None else shared).cpu(),
         spectra=text.spectra(chosen),
     )
+
+
+def same_pairs(ids: Tensor) -> Tensor:
+    """The pairs i<j of positions that hold the same token, ordered by i; ids (m,) -> (2, P)."""
+    return torch.nonzero((ids.unsqueeze(1) == ids).triu(1)).T.contiguous()
 
 
 def _repeats(ids: Tensor) -> Tensor:
@@ -104,9 +111,9 @@ class _Pooled:
 class _Text:
     """The rows of one text at one site and the sums that its metrics share."""
 
-    def __init__(self, x: Tensor, keep: Tensor, ids: Tensor, sink_factor: float) -> None:
-        """From x (m, d) float32 or wider, the tokens that count if they are no sinks, and the token ids."""
-        self.x, self.ids = x, ids
+    def __init__(self, x: Tensor, keep: Tensor, same: Tensor, sink_factor: float) -> None:
+        """From x (m, d) float32 or wider, the tokens that count if they are no sinks, and the pairs of one token."""
+        self.x, self.same = x, same
         self.wide = x.double()  # the sums: without rounding, and squares of float32 overflow from 1e19 on
         self.lengths = _finite_lengths(self.wide)
         self.directed = self.lengths > 1e-6 * self.lengths.square().mean().sqrt()
@@ -125,14 +132,17 @@ class _Text:
         kept = torch.nonzero(self.counted).flatten()
         units = self.x.index_select(0, kept) * self.inverse[kept].to(self.x.dtype).unsqueeze(-1)
         mean = parts.sum().clamp(-1, 1)
-        pairs, histogram = pair_metrics(units, mean)
-        groups = Groups(self.ids, self.counted)
+        inside = self.counted[self.same].all(0)
+        same, others = self.same[:, inside], self.same[:, ~inside]
+        pairs, histogram, cosines = pair_metrics(units, mean, (self.counted.cumsum(0) - 1)[same])
+        cosines = cosines.double()
+        square = s.square().sum()
         values = {
             "mean_cosine": mean,
-            "mean_cosine_distinct": groups.mean_cosine(s.square().sum(), self.wide, inner),
+            "mean_cosine_distinct": _distinct(square, n, cosines),
             "top_dimension_share": share_of_mean(top.values.sum(), mean),
-            **self._without(top.indices, groups),
-            **self._with_sink(everyone),
+            **self._without(top.indices, same, cosines),
+            **self._with_sink(everyone, others, cosines),
             **self._length_values(raw),
             **pairs,
         }
@@ -152,7 +162,7 @@ class _Text:
         )
         values = dict.fromkeys(keys, self.lengths.new_full((), torch.nan))
         sums = torch.stack([self.inverse * self.keep, self.inverse]) @ self.wide
-        values |= self._with_sink(sums[1])
+        values |= self._with_sink(sums[1], self.same, sums.new_zeros(0))
         return values, _Pooled(sums[0], torch.zeros_like(sums[0]), torch.zeros(BINS, dtype=torch.int64))
 
     def spectra(self, chosen: Tensor) -> Spectra:
@@ -175,29 +185,36 @@ class _Text:
         counted = members.to(self.counted.device) & self.counted
         return torch.cat([(counted * self.inverse) @ self.wide, counted.sum(1, keepdim=True).double()], dim=1)
 
-    def _without(self, top: Tensor, groups: Groups) -> dict[str, Tensor]:
+    def _without(self, top: Tensor, same: Tensor, cosines: Tensor) -> dict[str, Tensor]:
         """Mean cosine of the rows that count with the coordinates `top` zeroed, over all and over distinct pairs."""
-        whole = self.lengths.square()
-        rest = whole - self.wide.index_select(1, top).square().sum(1)
+        whole, largest = self.lengths.square(), self.wide.index_select(1, top)
+        rest = whole - largest.square().sum(1)
         alive = self.counted & (rest > 1e-12 * whole)
         weights = torch.where(alive, rest, 1.0).rsqrt() * alive
         total, n = weights @ self.wide, int(alive.sum())
         square = total.square().sum() - total[top].square().sum()
+        i, j = same[:, alive[same].all(0)] if n < self.count else same
+        if n < self.count:
+            cosines = cosines[alive[same].all(0)]
+        products = cosines * self.lengths[i] * self.lengths[j] - (largest[i] * largest[j]).sum(1)
         mean = ((square - n) / (n * (n - 1))).clamp(-1, 1) if n > 1 else total.new_tensor(torch.nan)
-        groups = groups if n == self.count else Groups(self.ids, alive)
         return {
             "mean_cosine_without_top_dimensions": mean,
-            "without_distinct": groups.mean_cosine(square, self.wide, weights, top),
+            "without_distinct": _distinct(square, n, products * weights[i] * weights[j]),
         }
 
-    def _with_sink(self, everyone: Tensor) -> dict[str, Tensor]:
-        """What keeps position 0, specials and sinks, from the sum of all unit rows."""
+    def _with_sink(self, everyone: Tensor, others: Tensor, cosines: Tensor) -> dict[str, Tensor]:
+        """What keeps position 0, specials and sinks, from the sum of all unit rows.
+
+        others (2, P): the pairs of one token that are not among the rows that count; cosines: of those that are.
+        """
         square, n = everyone.square().sum(), int(self.directed.sum())
         mean = (square - n) / (n * (n - 1)) if n > 1 else square.new_tensor(torch.nan)
-        groups = Groups(self.ids, self.directed)
+        i, j = others[:, self.directed[others].all(0)]
+        more = (self.wide[i] * self.wide[j]).sum(1) * self.inverse[i] * self.inverse[j]
         return {
             "mean_cosine_with_sink": mean.clamp(-1, 1),
-            "sink_distinct": groups.mean_cosine(square, self.wide, self.inverse),
+            "sink_distinct": _distinct(square, n, torch.cat([cosines, more])),
             "paper": (square / len(self.x) ** 2).clamp(max=1.0),
         }
 
@@ -212,6 +229,17 @@ class _Text:
             "median_norm": middle,
             "sink_ratio": self.lengths.max() / middle,
         }
+
+
+def _distinct(square: Tensor, n: int, same: Tensor) -> Tensor:
+    """Mean cosine over pairs of different tokens: square = ‖Σu‖² of n unit rows, `same` the cosines of the others.
+
+    NaN where all pairs i<j are of one token.
+    """
+    pairs = n * (n - 1) - 2 * len(same)
+    if pairs == 0:
+        return square.new_full((), torch.nan)
+    return ((square - n - 2 * same.sum()) / pairs).clamp(-1, 1)
 
 
 def _finite_lengths(x: Tensor) -> Tensor:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from condense.geometry import symmetric
 from condense.geometry.rows import directions, each_cloud, undefined
+from condense.geometry.symmetric import Floats
 
 SPECTRAL_TOKENS = 256
 RANKS = ("effective_rank", "entropy_rank", "effective_rank_with_sink")
@@ -64,14 +68,19 @@ def dimension_moments(gram: Tensor) -> tuple[Tensor, Tensor]:
     Q = Σ G_ii²/(n−1) and k = (n−1)/(n(n−2)(n−3)): tr(Σ²) = k[(n−1)(n−2)q + t² − nQ] and
     (tr Σ)² = k[2q + (n²−3n+1)t² − nQ].
     """
-    n = len(gram)
+    numerator, denominator = _moments(gram.diagonal().numpy(), float(gram.square().sum()))
+    return gram.new_tensor(numerator), gram.new_tensor(denominator)
+
+
+def _moments(diagonal: Floats, squares: float) -> tuple[float, float]:
+    """The same from the diagonal of the matrix and the sum of the squares of all its entries."""
+    n = len(diagonal)
     if n < 4:
-        return undefined(), undefined()
-    diagonal = gram.diagonal()
-    t, q = diagonal.sum() / (n - 1), gram.square().sum() / (n - 1) ** 2
-    squares = n * diagonal.square().sum() / (n - 1)
+        return math.nan, math.nan
+    t, q = float(diagonal.sum()) / (n - 1), squares / (n - 1) ** 2
+    of_rows = n * float(diagonal @ diagonal) / (n - 1)
     k = (n - 1) / (n * (n - 2) * (n - 3))
-    return k * (2 * q + (n**2 - 3 * n + 1) * t**2 - squares), k * ((n - 1) * (n - 2) * q + t**2 - squares)
+    return k * (2 * q + (n**2 - 3 * n + 1) * t**2 - of_rows), k * ((n - 1) * (n - 2) * q + t**2 - of_rows)
 
 
 class Spectra:
@@ -84,26 +93,26 @@ class Spectra:
     def __init__(self, rows: Tensor, lengths: Tensor, chosen: int) -> None:
         """From rows (k, d) float64 of any length, their norms (k,), and how many of them are spectral rows."""
         rows = rows.div_(torch.where(lengths > 0, lengths, 1.0).unsqueeze(-1))
-        half = len(rows) // 2
-        gram = rows.new_empty(len(rows), len(rows))
-        torch.mm(rows[half:], rows.T, out=gram[half:])
-        gram[:half, :half] = rows[:half] @ rows[:half].T
-        gram[:half, half:] = gram[half:, :half].T
+        gram = torch.from_numpy(rows.numpy() @ rows.numpy().T) if rows.device.type == "cpu" else rows @ rows.T
         self.gram, self.lengths, self.chosen = gram.cpu(), lengths.cpu(), chosen
-
-    def matrix(self, key: str) -> Tensor:
-        """The Gram matrix whose eigenvalues give the spectral metric `key`."""
-        if key == "effective_rank_with_sink":
-            return self.gram * self.lengths.unsqueeze(0) * self.lengths.unsqueeze(1)
-        cosines = self.gram[: self.chosen, : self.chosen]
-        return cosines if key == "entropy_rank" else centred(cosines)
 
     def ranks(self) -> tuple[dict[str, float], tuple[float, float]]:
         """Every rank by its key, and the moments of the dimension; NaN below two spectral rows."""
-        middle = self.matrix("effective_rank")
-        numerator, denominator = dimension_moments(middle)
-        values = {key: rank(key, middle if key == "effective_rank" else self.matrix(key)) for key in RANKS}
-        return values, (float(numerator), float(denominator))
+        gram, lengths, n = self.gram.numpy(), self.lengths.numpy(), self.chosen
+        values = dict.fromkeys(RANKS, math.nan)
+        moments = (math.nan, math.nan)
+        if n > 1:
+            cosines = gram[:n, :n]
+            uncentred, centred_values, squares = symmetric.with_and_without_mean(cosines)
+            values["effective_rank"] = perplexity(np.sqrt(centred_values))
+            values["entropy_rank"] = perplexity(uncentred)
+            means = cosines.mean(0)
+            moments = _moments(cosines.diagonal() - 2 * means + means.mean(), squares)
+        if len(gram) > 1:
+            raw = gram * lengths
+            raw *= lengths[:, None]
+            values["effective_rank_with_sink"] = perplexity(np.sqrt(symmetric.eigenvalues(raw)))
+        return values, moments
 
 
 def rank(key: str, gram: Tensor) -> float:
@@ -182,3 +191,12 @@ def _entropy(weights: Tensor) -> Tensor:
         return undefined()
     p = weights / total
     return torch.exp(-torch.special.xlogy(p, p).sum()).clamp_min(1.0)
+
+
+def perplexity(weights: Floats) -> float:
+    """The same of an array."""
+    total = float(weights.sum())
+    if not total > 0:
+        return math.nan
+    p = weights[weights > 0] / total
+    return max(1.0, math.exp(-float(p @ np.log(p))))

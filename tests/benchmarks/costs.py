@@ -17,12 +17,12 @@ from unittest import mock
 
 import torch
 
-from condense import geometry
 from condense.cli.demo import demo_file
 from condense.diagnosis import forward as measuring
 from condense.diagnosis import quality
 from condense.diagnosis import resume as journal
 from condense.diagnosis.run import analyze
+from condense.geometry import cosine, spectrum
 from condense.metrics import PER_TEXT
 from condense.models.checkpoint import Checkpoint, load
 from condense.texts.documents import probe
@@ -120,47 +120,67 @@ def _fast(values: list[float]) -> float:
 
 
 PARTS = {
-    "cosines of all pairs (Gram, upper part)": (geometry, "_pairs"),
-    "histogram and exact quantiles": (geometry, "_counts_and_quantiles"),
-    "float64 Gram of the spectral rows": (geometry, "_spectra"),
-    "all of measure()": (geometry, "measure"),
-    "eigenvalues": (measuring._RankWorkers, "settle"),
+    "cosines of all pairs (float32 Gram, upper part)": (cosine, "pair_cosines"),
+    "histogram and exact quantiles": (cosine, "_counts_and_quantiles"),
+    "float64 Gram of the spectral rows": (spectrum.Spectra, "__init__"),
+    "eigenvalues and ranks": (spectrum.Spectra, "ranks"),
     "head and loss": (quality.Scorer, "from_states"),
+    "all of a site": (measuring, "_on_one_thread"),
     "everything": (measuring, "_attempt"),
 }
+REST = "norms, sums, distinct pairs, top dimensions"
 
 
 def parts(count: int, length: int) -> Rows:
-    """Seconds per text inside each part; the plain forward is interleaved for the ratio."""
+    """CPU seconds of each part per text, on one thread; the plain forward is interleaved for the ratio."""
     chosen = texts(min(count, 12), length)
-    spent: dict[str, float] = defaultdict(float)
+    spent: dict[str, list[float]] = defaultdict(list)
     forwards: list[float] = []
     plain(chosen.ids[:1])
-    with contextlib.ExitStack() as stack:
-        for name, (owner, attribute) in PARTS.items():
-            stack.enter_context(_timed(owner, attribute, name, spent))
-        analyze(checkpoint(), chosen, on_text=lambda k, n: forwards.append(plain(chosen.ids[k - 1 : k])))
-    per = {name: seconds / len(chosen) for name, seconds in spent.items()}
-    base, inner = sum(forwards) / len(forwards), list(PARTS)[:3]
-    per["norms, sums, contributions, the rest of it"] = per["all of measure()"] - sum(per[name] for name in inner)
-    measured = per["all of measure()"] + per["eigenvalues"] + per["head and loss"]
-    per["forward pass of the blocks"] = per["everything"] - measured
-    order = [*inner, "norms, sums, contributions, the rest of it", "eigenvalues", "head and loss"]
+
+    def on_text(done: int, total: int) -> None:
+        before = Moment.now()
+        plain(chosen.ids[done - 1 : done])
+        forwards.append((Moment.now() - before).cpu)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with contextlib.ExitStack() as stack:
+            for name, (owner, attribute) in PARTS.items():
+                stack.enter_context(_timed(owner, attribute, name, spent))
+            analyze(checkpoint(), chosen, on_text=on_text)
+    finally:
+        torch.set_num_threads(threads)
+    per = {name: _typical(seconds, len(forwards)) for name, seconds in spent.items()}
+    base = statistics.median(forwards)
+    inner = list(PARTS)[:4]
+    per[REST] = per["all of a site"] - sum(per[name] for name in inner)
+    per["forward pass of the blocks"] = per["everything"] - per["head and loss"]
+    per["everything"] += per["all of a site"]
     yield "plain LM forward with logits", f"{1e3 * base:7.1f} ms  1.000"
-    for name in [*order, "forward pass of the blocks", "everything"]:
+    for name in [*inner, REST, "head and loss", "forward pass of the blocks", "everything"]:
         yield name, f"{1e3 * per[name]:7.1f} ms  {per[name] / base:.3f}"
 
 
+def _typical(seconds: list[float], count: int) -> float:
+    """Seconds per text: the median over texts of what the calls of a text come to."""
+    per_text = len(seconds) // count
+    sums = [sum(seconds[k * per_text : (k + 1) * per_text]) for k in range(count)]
+    return statistics.median(sums)
+
+
 @contextlib.contextmanager
-def _timed(owner: Any, attribute: str, name: str, spent: dict[str, float]) -> Iterator[None]:
+def _timed(owner: Any, attribute: str, name: str, spent: dict[str, list[float]]) -> Iterator[None]:
+    """CPU time of the calling thread inside a function."""
     original: Callable[..., Any] = getattr(owner, attribute)
 
     def timed(*args: Any, **more: Any) -> Any:
-        start = time.perf_counter()
+        start = time.thread_time()
         try:
             return original(*args, **more)
         finally:
-            spent[name] += time.perf_counter() - start
+            spent[name].append(time.thread_time() - start)
 
     setattr(owner, attribute, timed)
     try:

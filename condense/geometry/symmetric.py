@@ -1,0 +1,109 @@
+"""Gram matrices and their eigenvalues on a CPU, by half the arithmetic: symmetric matrices in BLAS and LAPACK.
+
+The routines are called where scipy exports them for other compiled code (scipy.linalg.cython_blas, cython_lapack):
+called this way they let other threads run, which scipy's Python functions do not. docs/performance.md has the times.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+_BLOCK = 32  # columns that dsytrd reduces at once
+_EPSILON = float(np.finfo(np.float64).eps)
+_NOISE = 16  # rounding of the reduction, in ε times the largest eigenvalue
+
+
+def upper_gram(rows: NDArray[Any]) -> NDArray[Any]:
+    """Products of the rows (n, d), float32 or float64: (n, n), of which only the upper triangle is filled."""
+    rows, n = np.ascontiguousarray(rows), len(rows)
+    gram = np.empty((n, n), dtype=rows.dtype)
+    name, number = ("ssyrk", ctypes.c_float) if rows.dtype == np.float32 else ("dsyrk", ctypes.c_double)
+    # BLAS reads matrices by columns: to it the rows stand as (d, n), and the lower triangle of theirs is the upper here
+    _call(name, b"L", b"T", n, rows.shape[1], number(1.0), rows, rows.shape[1], number(0.0), gram, n)
+    return gram
+
+
+def eigenvalues(matrix: Floats) -> Floats:
+    """Eigenvalues of a symmetric matrix (n, n), ascending; what is only rounding is 0."""
+    return _of_tridiagonal(*_tridiagonal(np.array(matrix, dtype=np.float64, order="C")))
+
+
+def with_and_without_mean(gram: Floats) -> tuple[Floats, Floats, float]:
+    """Eigenvalues of a Gram matrix (n, n) of rows, n; those of the rows minus their mean, n − 1; their squares' sum.
+
+    A reflection takes the direction (1, …, 1)/√n to the first axis; dsytrd leaves that axis where it is. Centring the
+    rows then sets the first row and column of the tridiagonal form to 0: the rest of it has the other eigenvalues.
+    """
+    diagonal, beside = _tridiagonal(_turned(np.array(gram, dtype=np.float64, order="C")))
+    squares = float(diagonal[1:] @ diagonal[1:] + 2 * beside[1:] @ beside[1:])
+    whole = _of_tridiagonal(diagonal, beside)
+    return whole, _of_tridiagonal(diagonal[1:], beside[1:], _NOISE * _EPSILON * float(whole[-1])), squares
+
+
+def _turned(matrix: Floats) -> Floats:
+    """P A P, in place, for the reflection P that takes (1, …, 1)/√n to the first axis."""
+    n = len(matrix)
+    axis = np.full(n, n**-0.5)
+    axis[0] += 1.0  # P = I − axis·axisᵀ·scale; the plus keeps it clear of cancellation
+    scale = 2.0 / float(axis @ axis)
+    image = matrix @ axis * scale
+    image -= axis * (0.5 * scale * float(axis @ image))
+    update = np.outer(axis, image)
+    matrix -= update
+    matrix -= update.T
+    return matrix
+
+
+def _tridiagonal(matrix: Floats) -> tuple[Floats, Floats]:
+    """Diagonal (n,) and subdiagonal (n − 1,) of QᵀAQ, the first axis being the first column of Q; overwrites A."""
+    n, info = len(matrix), ctypes.c_int(0)
+    diagonal, beside, factors = np.empty(n), np.empty(max(1, n - 1)), np.empty(max(1, n - 1))
+    work = np.empty(n * _BLOCK)
+    _call("dsytrd", b"L", n, matrix, n, diagonal, beside, factors, work, len(work), info)
+    if info.value:
+        raise ArithmeticError(f"LAPACK's dsytrd failed: {info.value}")
+    return diagonal, beside[: n - 1]
+
+
+def _of_tridiagonal(diagonal: Floats, beside: Floats, noise: float = 0.0) -> Floats:
+    """Eigenvalues, ascending; 0 below `noise`, and below n·ε times the largest."""
+    values, rest, info = diagonal.copy(), beside.copy(), ctypes.c_int(0)
+    if len(values) > 1:
+        _call("dsterf", len(values), values, rest, info)
+    if info.value:
+        raise ArithmeticError(f"LAPACK's dsterf did not converge: {info.value}")
+    floor = max(noise, len(values) * _EPSILON * float(np.abs(values).max(initial=0.0)))
+    return np.where(values > floor, values, 0.0)
+
+
+def _call(name: str, *arguments: bytes | int | NDArray[Any] | ctypes._SimpleCData[Any]) -> None:
+    """Run a routine, every argument passed by reference."""
+    _routine(name)(*(_reference(argument) for argument in arguments))
+
+
+def _reference(argument: bytes | int | NDArray[Any] | ctypes._SimpleCData[Any]) -> Any:
+    if isinstance(argument, bytes):
+        return ctypes.c_char_p(argument)
+    if isinstance(argument, np.ndarray):
+        return ctypes.c_void_p(argument.ctypes.data)
+    return ctypes.byref(ctypes.c_int(argument) if isinstance(argument, int) else argument)
+
+
+@functools.cache
+def _routine(name: str) -> Callable[..., None]:
+    """A routine of scipy's BLAS or LAPACK as a foreign function: the interpreter's lock is released while it runs."""
+    from scipy.linalg import cython_blas, cython_lapack
+
+    library = cython_blas if name.endswith("syrk") else cython_lapack
+    capsule = library.__pyx_capi__[name]
+    names, pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    names.restype, names.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return ctypes.CFUNCTYPE(None)(pointer(capsule, names(capsule)))
