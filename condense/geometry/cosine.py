@@ -204,7 +204,7 @@ def pair_cosines(units: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, T
     pairs = units.new_empty(n * (n - 1) // 2)
     starts = range(0, n, _ROWS)
     counts = torch.bincount(chosen[0] // _ROWS, minlength=len(starts)).tolist()
-    for start, some in zip(starts, chosen.split(counts, dim=1), strict=True):
+    for start, some in zip(starts, torch.split(chosen, counts, dim=1), strict=True):
         rows, later = units[start : start + _ROWS], units[start + _ROWS :]
         size = len(rows) * len(later)
         beside = pairs[filled : filled + size].view(len(rows), len(later))
