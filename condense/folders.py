@@ -150,9 +150,9 @@ def try_out(folder: Path) -> None:
 
     UsageError if that fails, RunError for a full disk. What a kill leaves of it reads as an unfinished mark.
     """
-    place = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{MARK}.", suffix=".tmp", dir=place)
+        handle, name = tempfile.mkstemp(prefix=f".{MARK}.", suffix=".tmp", dir=existing)
         os.close(handle)
         file = Path(name)
         try:
@@ -163,9 +163,11 @@ def try_out(folder: Path) -> None:
             file.unlink()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(f"disk full: nothing can be written into {place}", "free some space and run again") from None
+            raise RunError(
+                f"disk full: nothing can be written into {existing}", "free some space and run again"
+            ) from None
         reason = error.strerror or str(error)
-        raise UsageError(f"cannot write into {place}: {reason}", "choose another --output") from None
+        raise UsageError(f"cannot write into {existing}: {reason}", "choose another --output") from None
 
 
 def work_folder(target: Path) -> Path:

@@ -105,8 +105,8 @@ class Planned:
 
     def show(self, gate: Gate) -> None:
         """Show and write what came of a gate; typer.Exit with 1 or 5 unless it passes."""
-        _write(gate, self.options)
-        _show(gate)
+        _write_outputs(gate, self.options)
+        _show_gate(gate)
         if gate.exit_code:
             raise typer.Exit(gate.exit_code)
 
@@ -169,7 +169,7 @@ def saved_run(kind: type[Run], path: Path) -> Run:
         raise UnavailableError(f"{path}: {error}", "was it written by another version of condense?") from None
 
 
-def _write(gate: Gate, options: GateOptions) -> None:
+def _write_outputs(gate: Gate, options: GateOptions) -> None:
     from condense.report.gate.text import gate_markdown
 
     if options.junit:
@@ -187,7 +187,7 @@ def _write(gate: Gate, options: GateOptions) -> None:
             say(f"cannot write the step summary: {error.strerror or error}")
 
 
-def _show(gate: Gate) -> None:
+def _show_gate(gate: Gate) -> None:
     from condense.report.gate.text import gate_annotations, show_gate
 
     show_gate(gate, console())

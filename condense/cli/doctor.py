@@ -96,12 +96,12 @@ def show_installation(found: Installation, console: Console) -> None:
     ):
         console.print()
         console.print(Text(title, style="bold"))
-        console.print(_rows(rows))
+        console.print(_aligned_rows(rows))
     console.print()
     _show_problems(found, console)
 
 
-def _rows(rows: list[tuple[str, str, str]]) -> Table:
+def _aligned_rows(rows: list[tuple[str, str, str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 

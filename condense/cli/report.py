@@ -92,7 +92,7 @@ def report(
 
 def _draw(run: Path, outputs: Outputs, *, watch: bool) -> None:
     """Write the reports that were asked for, or show the run on the terminal, which is cleared while it is watched."""
-    saved, show = _read(run)
+    saved, show = _read_record(run)
     if watch and not isinstance(saved, MonitorRun):
         raise UsageError("--watch is for the file of a monitor", "leave it out; a saved run does not change")
     with from_saved_run(run):
@@ -105,7 +105,7 @@ def _draw(run: Path, outputs: Outputs, *, watch: bool) -> None:
         say(f"wrote {path}")
 
 
-def _read(run: Path) -> tuple[Saved, Callable[[Any, Any], None]]:
+def _read_record(run: Path) -> tuple[Saved, Callable[[Any, Any], None]]:
     """A saved run and what shows it."""
     if _is_monitor(run):
         from condense.report.monitor import show_monitor

@@ -50,7 +50,7 @@ def trial(
     run: RunOptions,
 ) -> None:
     """Train remedies against condensation side by side, each against the same control, and report what each did."""
-    plan = replace(plan, arms=_arms(named_arms, coefficients), training=training)
+    plan = replace(plan, arms=_arms_of(named_arms, coefficients), training=training)
     refuse_processes("trial")
     text = training_text(corpus)
     go_offline(options)
@@ -60,7 +60,7 @@ def trial(
         _finish(finished, output)
 
 
-def _arms(arms: str, coefficients: str | None) -> Any:
+def _arms_of(arms: str, coefficients: str | None) -> Any:
     from condense.training.arm_names import parse_arms
 
     try:

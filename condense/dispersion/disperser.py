@@ -92,8 +92,8 @@ class Disperser:
         self._takes = inspect.signature(PENALTIES[loss]).parameters.keys() & {"step", "labels"}
         self._loss: Callable[..., Tensor] = functools.partial(PENALTIES[loss], **(constants or {}))
         self._stacks = find_stacks(model)
-        self._sites = {stack.name: _sites(stack, self.config) for stack in self._stacks}
-        self._wanted = {name: frozenset(map(_number, sites)) for name, sites in self._sites.items()}
+        self._sites = {stack.name: _sites_of(stack, self.config) for stack in self._stacks}
+        self._wanted = {name: frozenset(map(_number_of_site, sites)) for name, sites in self._sites.items()}
         self._blocks = {stack.name: stack.blocks for stack in self._stacks}
         self._special = special_tokens(model, special_ids)
         self._hooks = contextlib.ExitStack()
@@ -200,7 +200,7 @@ class Disperser:
             if "labels" in self._takes:
                 more["labels"] = next_tokens(candidates, like, documents).flatten()[choice.tokens]
             for site in self._sites[stack.name]:
-                rows, mask = choice.of(states.pop(_number(site)))
+                rows, mask = choice.of(states.pop(_number_of_site(site)))
                 values.append(self._loss(rows, mask, **more))
                 cosines.append(mean_cosine(rows.detach(), mask))
                 sites.append(site)
@@ -322,14 +322,14 @@ def _owner(stack: Stack) -> nn.Module:
     return stack.root
 
 
-def _sites(stack: Stack, config: DispersionConfig) -> tuple[Site, ...]:
+def _sites_of(stack: Stack, config: DispersionConfig) -> tuple[Site, ...]:
     numbers = chosen_blocks(config.layers, stack.blocks)
     normed = config.paper_sites and numbers[-1] == stack.blocks
     sites = tuple(Site("block", stack.name, number, stack.blocks) for number in numbers[: -1 if normed else None])
     return (*sites, Site("output", stack.name, stack.blocks, stack.blocks)) if normed else sites
 
 
-def _number(site: Site) -> int:
+def _number_of_site(site: Site) -> int:
     """A site as the hooks know it: the number of the block, 0 for the output."""
     return site.index if site.name == "block" else 0
 

@@ -67,7 +67,7 @@ def orthogonal(states: Tensor, mask: Tensor | None = None, *, margin: float = 0.
     def rule(cosines: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         distance, slope = _distance(cosines, clamp)
         short = (margin - distance).clamp(min=0)
-        values, weights = _mean(short.square(), pairs)
+        values, weights = _mean_over_pairs(short.square(), pairs)
         return values, weights * short * slope * -2
 
     return _mean_over_sequences(states, mask, lambda rows: _over_cosines(rows, rule))
@@ -86,7 +86,7 @@ def decorrelation(states: Tensor, mask: Tensor | None = None) -> Tensor:
     """
 
     def rule(correlations: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        values, weights = _mean(correlations.square(), pairs)
+        values, weights = _mean_over_pairs(correlations.square(), pairs)
         return values, weights * correlations * 2
 
     # Centring is a projection, and a gradient over centred rows already lies in its range: no step back.
@@ -261,7 +261,7 @@ def _pairs(kept: Tensor) -> Tensor:
     return kept[:, :, None] & kept[:, None, :] & ~same
 
 
-def _mean(terms: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_over_pairs(terms: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over pairs, (B,), and its derivative by each term, (B, S, S)."""
     weights = pairs / pairs.sum((1, 2), keepdim=True, dtype=terms.dtype).clamp(min=1)
     return (terms * weights).sum((1, 2)), weights

@@ -92,15 +92,15 @@ def choose(documents: Documents, max_tokens: int, seed: int, step: int) -> Choic
     by = (document * len(rank) + rank[position]).argsort()
     token, document = token[by], document[by]
     size = torch.bincount(document)
-    place = torch.arange(len(token), device=token.device) - (size.cumsum(0) - size)[document]
+    column = torch.arange(len(token), device=token.device) - (size.cumsum(0) - size)[document]
     kept = size[document] >= 2
     if max_tokens:
-        kept &= place < max_tokens
+        kept &= column < max_tokens
     row = ((size >= 2).cumsum(0) - 1)[document[kept]]
-    shape = (int(row.max()) + 1, int(place[kept].max()) + 1) if len(row) else (0, 0)
+    shape = (int(row.max()) + 1, int(column[kept].max()) + 1) if len(row) else (0, 0)
     table, mask = token.new_zeros(shape), torch.zeros(shape, dtype=torch.bool, device=token.device)
-    table[row, place[kept]] = token[kept]
-    mask[row, place[kept]] = True
+    table[row, column[kept]] = token[kept]
+    mask[row, column[kept]] = True
     return Choice(table, mask)
 
 

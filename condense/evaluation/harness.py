@@ -134,13 +134,15 @@ def _loaded(name: str, found: FoundTasks) -> Mapping[str, Any]:
                 made = found.manager.load([name])
     except ConnectionError as error:
         raise UnavailableError(
-            f"the task {name} needs a dataset that cannot be reached: {_line(error)}",
+            f"the task {name} needs a dataset that cannot be reached: {_first_line(error)}",
             "go online once to fill the cache of datasets, or name a task with local data (--include-path)",
         ) from None
     except Exception as error:
         if (failure := system_failure(error)) is not None:
             raise failure from error
-        raise UnavailableError(f"the task {name} cannot be used: {type(error).__name__}: {_line(error)}") from error
+        raise UnavailableError(
+            f"the task {name} cannot be used: {type(error).__name__}: {_first_line(error)}"
+        ) from error
     return made
 
 
@@ -170,7 +172,7 @@ def run(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise system_failure(error) or RunError(
-                    f"lm_eval failed on {', '.join(tasks.names)}: {type(error).__name__}: {_line(error)}",
+                    f"lm_eval failed on {', '.join(tasks.names)}: {type(error).__name__}: {_first_line(error)}",
                     "see the task's file and the length of its samples; --debug shows where",
                 ) from error
             if batch_size == 1:
@@ -249,5 +251,5 @@ def _quiet() -> Iterator[None]:
             os.environ["DISABLE_MULTIPROC"] = pool
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or "no message").splitlines()[0][:200]

@@ -73,7 +73,7 @@ def evaluate(
         if group is not None and group.name in results.get("groups", {}):
             scores += _group_scores(group.name, own, results)
         else:
-            scores += [score for of in own for score in of]
+            scores += [score for of_leaf in own for score in of_leaf]
     return tuple(scores)
 
 
@@ -167,13 +167,13 @@ def _group_scores(name: str, own: Sequence[Sequence[TaskScore]], results: Mappin
     found = []
     for metric, chosen in _metrics(results["results"][name]):
         score = _score(name, metric, chosen, results, 0)
-        parts = [part for of in own for part in of if part.metric == score.metric]
+        parts = [part for scores in own for part in scores if part.metric == score.metric]
         score = replace(score, samples=sum(part.samples for part in parts))
         if all(part.per_sample and part.weights is None and part.scale == "mean" for part in parts):
             members = [part.per_sample or () for part in parts]
-            flat, hashes = [x for of in members for x in of], [part.samples_sha256 or "" for part in parts]
+            flat, hashes = [x for scores in members for x in scores], [part.samples_sha256 or "" for part in parts]
             by_size = _keeping(score, flat, None, "mean", hashes)
-            by_task = _keeping(score, flat, [1 / len(of) for of in members for _ in of], "mean", hashes)
+            by_task = _keeping(score, flat, [1 / len(scores) for scores in members for _ in scores], "mean", hashes)
             score = by_task if by_size.per_sample is None else by_size
         found.append(score)
     return found

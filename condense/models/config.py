@@ -84,9 +84,11 @@ def honoured(config: Mapping[str, Any], kind: Any) -> dict[str, Any]:
         elif not texts:
             kept[key] = value
         elif key in known:
-            place = next((text for text in texts if key not in _LABELS and _PLACE.fullmatch(text)), None)
-            if place is not None:
-                raise UnavailableError(f"config.json names something else to load ({key} = {place})", "remove that key")
+            device = next((text for text in texts if key not in _LABELS and _PLACE.fullmatch(text)), None)
+            if device is not None:
+                raise UnavailableError(
+                    f"config.json names something else to load ({key} = {device})", "remove that key"
+                )
             kept[key] = value
     return kept
 

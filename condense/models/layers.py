@@ -331,9 +331,9 @@ def shifted(ids: Tensor, config: Any) -> Tensor:
 def input_device(model: Any) -> torch.device:
     """Where token ids go: the device of the embeddings, also where a model is spread or its weights offloaded."""
     embeddings = input_embeddings(model)
-    place: torch.device = next((embeddings or model).parameters()).device
-    if place.type != "meta":
-        return place
+    device: torch.device = next((embeddings or model).parameters()).device
+    if device.type != "meta":
+        return device
     hook = getattr(embeddings, "_hf_hook", None)
     return torch.device(getattr(hook, "execution_device", None) or "cpu")
 

@@ -190,10 +190,10 @@ class Comparison(Saved):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per member: model, deep metrics, quality, trend, verdict, and the differences to the first."""
-        return [_row(member) for member in self.members]
+        return [_member_row(member) for member in self.members]
 
 
-def _row(member: Member) -> dict[str, Any]:
+def _member_row(member: Member) -> dict[str, Any]:
     model = member.model
     row: dict[str, Any] = {
         "member": member.name,
@@ -207,10 +207,10 @@ def _row(member: Member) -> dict[str, Any]:
         "hidden_size": model.hidden_size,
         "dtype": model.dtype,
     }
-    for key, of in member.deep.items():
-        row |= {key: of.value, f"{key}_low": of.low, f"{key}_high": of.high}
-        if of.null_ratio is not None:
-            row[f"{key}_null_ratio"] = of.null_ratio
+    for key, estimate in member.deep.items():
+        row |= {key: estimate.value, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
+        if estimate.null_ratio is not None:
+            row[f"{key}_null_ratio"] = estimate.null_ratio
     for key in ("loss", "perplexity", "bits_per_byte"):
         row[key] = getattr(member.quality, key).value
     row |= {
@@ -225,11 +225,15 @@ def _row(member: Member) -> dict[str, Any]:
     }
     if member.difference is not None:
         row |= {"against": member.difference.against, "paired": member.difference.paired}
-        for key, of in (*member.difference.deep.items(), *member.difference.quality.items()):
-            row |= {f"{key}_difference": of.value, f"{key}_difference_low": of.low, f"{key}_difference_high": of.high}
+        for key, estimate in (*member.difference.deep.items(), *member.difference.quality.items()):
+            row |= {
+                f"{key}_difference": estimate.value,
+                f"{key}_difference_low": estimate.low,
+                f"{key}_difference_high": estimate.high,
+            }
     if member.same is not None:
         same = member.same
         row |= {"same_word": same.word, "same_from_block": same.from_block, "same_from": same.from_site}
-        for key, of in (("same_kl", same.kl), ("same_top1", same.top1)):
-            row |= {key: of.value, f"{key}_low": of.low, f"{key}_high": of.high}
+        for key, estimate in (("same_kl", same.kl), ("same_top1", same.top1)):
+            row |= {key: estimate.value, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
     return row

@@ -283,7 +283,7 @@ class Diagnosis(Saved):
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the layer table as plain rows: site, stack, index, depth, each metric with its interval."""
-        rows = [_row(site) for site in self.sites]
+        rows = [_site_row(site) for site in self.sites]
         output = next((row for row in rows if row["site"] == "output"), {})
         output |= _pooled_columns(self.pooled)
         return rows
@@ -319,7 +319,7 @@ def _pooled_columns(pooled: Mapping[str, Mapping[str, Estimate]]) -> dict[str, A
     return row
 
 
-def _row(site: SiteReading) -> dict[str, Any]:
+def _site_row(site: SiteReading) -> dict[str, Any]:
     row: dict[str, Any] = {"site": site.site, "stack": site.stack, "index": site.index, "depth": site.depth}
     for key, estimate in site.metrics.items():
         row[key] = estimate.value

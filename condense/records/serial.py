@@ -99,11 +99,11 @@ def _decode_record(kind: type, data: Any, where: str) -> Any:
     data = kind.older(data) if hasattr(kind, "older") else data
     values = {}
     for name, hint, required in _fields(kind):
-        place = f"{where}.{name}" if where else name
+        path = f"{where}.{name}" if where else name
         if name in data:
-            values[name] = decode(hint, data[name], place)
+            values[name] = decode(hint, data[name], path)
         elif required:
-            raise ValueError(f"{place} is missing")
+            raise ValueError(f"{path} is missing")
     return kind(**values)
 
 

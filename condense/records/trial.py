@@ -235,7 +235,7 @@ class Trial(Saved):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per arm and seed: deep metrics, quality, their differences to the control, and the costs."""
-        return [row for arm in self.arms for row in _rows(arm)]
+        return [row for arm in self.arms for row in _arm_rows(arm)]
 
 
 def _without_bounds(arm: Any) -> Any:
@@ -245,7 +245,7 @@ def _without_bounds(arm: Any) -> Any:
     return {key: value if key == "cost" else without_bounds(value) for key, value in arm.items()}
 
 
-def _rows(arm: ArmResult) -> list[dict[str, Any]]:
+def _arm_rows(arm: ArmResult) -> list[dict[str, Any]]:
     effects = {effect.seed: effect.metrics for effect in arm.effect.by_seed} if arm.effect else {}
     rows = []
     for run in arm.runs:
@@ -262,10 +262,10 @@ def _rows(arm: ArmResult) -> list[dict[str, Any]]:
             "trained_tokens": run.trained_tokens,
             "weights_sha256": run.weights_sha256,
         }
-        row |= {key: of.value for key, of in run.deep.items()}
+        row |= {key: deep.value for key, deep in run.deep.items()}
         row |= {key: getattr(run.quality, key).value for key in ("loss", "bits_per_byte")}
-        for key, of in effects.get(run.seed, {}).items():
-            row |= {f"{key}_effect": of.value, f"{key}_effect_low": of.low, f"{key}_effect_high": of.high}
+        for key, change in effects.get(run.seed, {}).items():
+            row |= {f"{key}_effect": change.value, f"{key}_effect_low": change.low, f"{key}_effect_high": change.high}
         rows.append(row)
     if not rows:
         rows.append({"arm": arm.spec.name, "status": arm.status, "reason": arm.reason})
@@ -275,14 +275,14 @@ def _rows(arm: ArmResult) -> list[dict[str, Any]]:
 def reading(run: ArmRun, key: str, *, probe: bool = False) -> Estimate:
     """A run's own number with its interval over texts: a deep metric, `loss`, `perplexity` or `bits_per_byte`."""
     if key in QUALITY_KEYS:
-        of: Estimate = getattr(run.probe_quality if probe else run.quality, key)
-        return of
+        quality: Estimate = getattr(run.probe_quality if probe else run.quality, key)
+        return quality
     return (run.probe_deep if probe else run.deep).get(key, Estimate(None, reason="not measured"))
 
 
 def mean(arm: ArmResult, key: str, *, probe: bool = False) -> float | None:
     """Mean over the seeds of an arm; None without runs, or where it is undefined under one seed."""
-    return _mean(reading(run, key, probe=probe).value for run in arm.runs)
+    return _mean_of_known(reading(run, key, probe=probe).value for run in arm.runs)
 
 
 def spread(arm: ArmResult, key: str) -> float | None:
@@ -307,9 +307,9 @@ def depth(runs: tuple[ArmRun, ...]) -> tuple[SitePoint, ...]:
                     at.site,
                     at.stack,
                     at.index,
-                    _mean(site.mean_cosine for site in found),
-                    _mean(site.mean_cosine_without_top_dimensions for site in found),
-                    _mean(site.effective_rank for site in found),
+                    _mean_of_known(site.mean_cosine for site in found),
+                    _mean_of_known(site.mean_cosine_without_top_dimensions for site in found),
+                    _mean_of_known(site.effective_rank for site in found),
                 )
             )
     return tuple(made)
@@ -323,11 +323,13 @@ def curve(arm: ArmResult) -> Curve:
     logged = [run.curve for run in arm.runs if run.curve.step]
     if not logged:
         return Curve()
-    places = [{step: place for place, step in enumerate(one.step)} for one in logged]
-    steps = [step for step in logged[0].step if all(step in place for place in places)]
-    at = [[(one, place[step]) for one, place in zip(logged, places, strict=True)] for step in steps]
-    ce = [statistics.fmean(one.ce_loss[place] for one, place in row) for row in at]
-    cosine = [_mean(one.mean_cosine[place] for one, place in row) if _has_cosine(logged) else None for row in at]
+    indices = [{step: index for index, step in enumerate(one.step)} for one in logged]
+    steps = [step for step in logged[0].step if all(step in index_of for index_of in indices)]
+    at = [[(one, index_of[step]) for one, index_of in zip(logged, indices, strict=True)] for step in steps]
+    ce = [statistics.fmean(one.ce_loss[index] for one, index in row) for row in at]
+    cosine = [
+        _mean_of_known(one.mean_cosine[index] for one, index in row) if _has_cosine(logged) else None for row in at
+    ]
     return Curve(step=tuple(steps), ce_loss=tuple(ce), mean_cosine=tuple(cosine))
 
 
@@ -338,15 +340,15 @@ def quality_key(trial: Trial) -> str:
 
 def tolerated(trial: Trial) -> float | None:
     """The rise in quality's number up to which quality counts as held; None if the control was not measured."""
-    of = mean(trial.control, quality_key(trial))
-    return None if of is None else trial.plan.training.quality_tolerance * of
+    value = mean(trial.control, quality_key(trial))
+    return None if value is None else trial.plan.training.quality_tolerance * value
 
 
 def _has_cosine(curves: list[Curve]) -> bool:
     return all(len(one.mean_cosine) == len(one.step) for one in curves)
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def _mean_of_known(values: Iterable[float | None]) -> float | None:
     listed = list(values)
     known = [value for value in listed if value is not None]
     return statistics.fmean(known) if listed and len(known) == len(listed) else None

@@ -96,7 +96,7 @@ class Look(NamedTuple):
 
     def curve(
         self,
-        of: Sequence[Estimate],
+        estimates: Sequence[Estimate],
         digits: int = 3,
         *,
         bands: bool = True,
@@ -110,13 +110,13 @@ class Look(NamedTuple):
 
         width: the accent is the thicker line unless given; the rest as in `Series`.
         """
-        known = bands and any(estimate.low is not None for estimate in of)
+        known = bands and any(estimate.low is not None for estimate in estimates)
         return Series(
             self.words,
-            [estimate.value for estimate in of],
+            [estimate.value for estimate in estimates],
             self.ink,
-            [estimate.low for estimate in of] if known else None,
-            [estimate.high for estimate in of] if known else None,
+            [estimate.low for estimate in estimates] if known else None,
+            [estimate.high for estimate in estimates] if known else None,
             self.dash,
             self.symbol,
             width or (2.5 if self.ink == "accent" else 2.0),

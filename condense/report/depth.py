@@ -61,8 +61,8 @@ def readings(sites: Sequence[SiteReading], key: str) -> list[Estimate]:
 
 def gaussian_null(sites: Sequence[SiteReading], ink: str = "ink") -> list[Series]:
     """The effective rank of random directions of the same shape; nothing where it is not known."""
-    nulls = [Estimate(of.null) for of in readings(sites, "effective_rank")]
-    known = any(of.value is not None for of in nulls)
+    nulls = [Estimate(estimate.null) for estimate in readings(sites, "effective_rank")]
+    known = any(estimate.value is not None for estimate in nulls)
     return [Look(NULL, ink, "dashdot").curve(nulls, 1, width=1.5)] if known else []
 
 

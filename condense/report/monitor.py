@@ -66,7 +66,7 @@ def finding(run: MonitorRun) -> Finding:
     return Finding("monitor", "warning" if raised else "info", title, seen, why, "", "convention of condense")
 
 
-def _ends(run: MonitorRun, key: str) -> tuple[float | None, float | None]:
+def _first_and_last(run: MonitorRun, key: str) -> tuple[float | None, float | None]:
     """The first and the last value of a deep number."""
     values = [one.deep[key] for one in run.measurements if key in one.deep]
     return (values[0], values[-1]) if values else (None, None)
@@ -123,7 +123,7 @@ def cards(run: MonitorRun) -> tuple[Card, ...]:
     """The first and the last value of what a monitor measures."""
     made = []
     for key, (name, question) in QUESTIONS.items():
-        first, last = _ends(run, key)
+        first, last = _first_and_last(run, key)
         digits = digits_of(key)
         change = None if first is None or last is None else last - first
         word = f"{number(first, digits)} → {number(last, digits)}" if first is not None else "not measured"
@@ -138,16 +138,16 @@ def figures(run: MonitorRun) -> list[Figure]:
         metric = METRICS.get(key)
         logged: dict[int, float | None] = {one.step: one.deep.get(key) for one in run.measurements}
         title, unit, wide = title_of(key) if metric else key, metric.unit if metric else "", key == "mean_cosine"
-        first, last = _ends(run, key)
+        first, last = _first_and_last(run, key)
         words = f"From {number(first)} to {number(last)}, over the deepest half of the blocks."
-        made += _curve(key, title[:1].upper() + title[1:], unit, logged, words, wide)
+        made += _monitor_curve(key, title[:1].upper() + title[1:], unit, logged, words, wide)
     for rank, key in enumerate(keys_beside(run)):
         beside = {one.step: one.beside.get(key) for one in run.measurements}
-        made += _curve(f"beside-{rank}", key, key, beside, "Logged beside the geometry by the training loop.")
+        made += _monitor_curve(f"beside-{rank}", key, key, beside, "Logged beside the geometry by the training loop.")
     return [*made, *_map(run)]
 
 
-def _curve(
+def _monitor_curve(
     key: str, title: str, unit: str, logged: Mapping[int, float | None], words: str, wide: bool = False
 ) -> list[Figure]:
     if all(value is None for value in logged.values()):
@@ -185,13 +185,13 @@ def table(run: MonitorRun, most: int = 0) -> Table:
     columns = [Column(title_of(key) if key in METRICS else key, "Deepest half") for key in run.keys]
     columns += [Column(key, "Beside", key) for key in beside]
     columns += [Column("blocks", "Monitor", "blocks measured"), Column("alarms", "Monitor", "alarms raised")]
-    rows = [(f"{one.step}", _cells(run, one, beside)) for one in run.measurements[-most:]]
+    rows = [(f"{one.step}", _monitor_cells(run, one, beside)) for one in run.measurements[-most:]]
     return Table(
         tuple(columns), tuple(rows), "Every measurement", "Geometry over the deepest half of the blocks.", "step"
     )
 
 
-def _cells(run: MonitorRun, one: Measurement, beside: Sequence[str]) -> tuple[Cell, ...]:
+def _monitor_cells(run: MonitorRun, one: Measurement, beside: Sequence[str]) -> tuple[Cell, ...]:
     geometry = (plain_cell(one.deep.get(key), digits_of(key) if key in METRICS else 3) for key in run.keys)
     logged = (plain_cell(one.beside.get(key), 4) for key in beside)
     return (

@@ -102,15 +102,21 @@ class Scale(NamedTuple):
         return round(100 * share, 2)
 
     def mark(
-        self, look: Look, of: Estimate, digits: int, *, signs: bool = False, seeds: Mapping[int, float] | None = None
+        self,
+        look: Look,
+        estimate: Estimate,
+        digits: int,
+        *,
+        signs: bool = False,
+        seeds: Mapping[int, float] | None = None,
     ) -> Mark:
         """An estimate on this scale, with its value under each seed as a dot."""
         dots = tuple((self.at(v) or 0.0, signed(v, digits)) for v in (seeds or {}).values())
-        if of.value is None:
-            return Mark(look, DASH, dots=dots, note=of.reason or "not defined")
-        text = signed(of.value, digits) if signs else number(of.value, digits)
-        bounds = interval(of, digits, signs=signs)
-        return Mark(look, text, bounds, self.at(of.value), self.at(of.low), self.at(of.high), dots)
+        if estimate.value is None:
+            return Mark(look, DASH, dots=dots, note=estimate.reason or "not defined")
+        text = signed(estimate.value, digits) if signs else number(estimate.value, digits)
+        bounds = interval(estimate, digits, signs=signs)
+        return Mark(look, text, bounds, self.at(estimate.value), self.at(estimate.low), self.at(estimate.high), dots)
 
 
 class Line(NamedTuple):
@@ -159,7 +165,7 @@ def strip(
 
 
 def gauge(
-    of: Estimate,
+    estimate: Estimate,
     digits: int,
     least: float,
     zone: tuple[float, float],
@@ -168,21 +174,30 @@ def gauge(
     seeds: Mapping[int, float] | None = None,
 ) -> Strip | None:
     """One difference on a scale of its own from −end to +end, a dot per seed; None where it is undefined."""
-    known = [abs(v) for v in (of.value, of.low, of.high, *(seeds or {}).values()) if v is not None]
+    known = [abs(v) for v in (estimate.value, estimate.low, estimate.high, *(seeds or {}).values()) if v is not None]
     if not known:
         return None
     end = _round_up(max(*known, 2.5 * least))
     scale = Scale(-end, end)
-    mark = scale.mark(Look("", "ink"), of, digits, signs=True, seeds=seeds)
+    mark = scale.mark(Look("", "ink"), estimate, digits, signs=True, seeds=seeds)
     ticks = ((0.0, f"-{end:g}"), (50.0, "0"), (100.0, f"+{end:g}"))
     return Strip((mark,), ticks, zero=50.0, zone=_tinted(scale, zone), ways=ways, key=key)
 
 
-def bands(of: Estimate, words: Sequence[str], edges: Sequence[float], other: float | None) -> Strip:
+def bands(estimate: Estimate, words: Sequence[str], edges: Sequence[float], other: float | None) -> Strip:
     """One share on a scale from 0 to 1 among the words that its bands have; `other` is what it is compared with."""
     scale, ends = Scale(0.0, 1.0), [0.0, *edges, 1.0]
     parts = zip(words, ends[:-1], ends[1:], strict=True) if len(ends) == len(words) + 1 else ()
-    mark = Mark(Look("", "ink"), "", "", scale.at(of.value), scale.at(of.low), scale.at(of.high), (), scale.at(other))
+    mark = Mark(
+        Look("", "ink"),
+        "",
+        "",
+        scale.at(estimate.value),
+        scale.at(estimate.low),
+        scale.at(estimate.high),
+        (),
+        scale.at(other),
+    )
     ticks = ((0.0, "0"), *((100 * edge, f"{edge:.2f}".lstrip("0")) for edge in edges), (100.0, "1"))
     return Strip((mark,), ticks, bands=tuple(Band(word, 100 * a, 100 * b) for word, a, b in parts))
 
@@ -229,16 +244,16 @@ def bar_width(value: float | None) -> float:
     return round(100 * min(1.0, max(0.0, value or 0.0)), 1)
 
 
-def interval_words(of: Estimate, digits: int, *, signs: bool = True) -> str:
+def interval_words(estimate: Estimate, digits: int, *, signs: bool = True) -> str:
     """The interval of an estimate in words."""
-    bounds = interval(of, digits, signs=signs)
+    bounds = interval(estimate, digits, signs=signs)
     return f"95 % interval {bounds}" if bounds else "no interval"
 
 
 def effect_card(
     key: str,
     question: str,
-    of: Estimate,
+    estimate: Estimate,
     word: Word | None,
     digits: int,
     *,
@@ -249,14 +264,14 @@ def effect_card(
     scale, least = None, word.least if word else None
     if least is not None:
         note = f"tinted: within ±{least:g}, too small to count"
-        scale = gauge(of, digits, least, (-least, least), ("more spread", "more condensed"), note, seeds)
+        scale = gauge(estimate, digits, least, (-least, least), ("more spread", "more condensed"), note, seeds)
     return Card(
         key,
         question,
-        word.word if word and of.value is not None else "not defined" if of.value is None else "not judged",
-        value="" if of.value is None else signed(of.value, digits),
+        word.word if word and estimate.value is not None else "not defined" if estimate.value is None else "not judged",
+        value="" if estimate.value is None else signed(estimate.value, digits),
         unit="deep mean cosine",
-        interval=interval_words(of, digits),
+        interval=interval_words(estimate, digits),
         also=also,
         strip=scale,
     )
@@ -273,17 +288,17 @@ def quality_card(
 ) -> Card:
     """A difference in quality to a reference of this value (`base`): what it comes to beside what is tolerated."""
     key, bound = effect.quality_key, effect.least("quality")
-    of, digits = effect.quality.get(key, NOTHING), digits_of(key)
-    if of.value is None:
-        return Card("quality", question, word, interval=of.reason or "not measured in both")
+    change, digits = effect.quality.get(key, NOTHING), digits_of(key)
+    if change.value is None:
+        return Card("quality", question, word, interval=change.reason or "not measured in both")
     unit, scale = {"bits_per_byte": "bits per byte", "loss": "nats per token"}.get(key, key), None
     if base and bound is not None:
         note = f"tinted: held, up to {number(bound, 4)} ({100 * bound / base:.3g} % of {number(base, 3)})"
-        scale = gauge(of, digits, bound, (-math.inf, bound), ("better", "worse"), note, seeds)
+        scale = gauge(change, digits, bound, (-math.inf, bound), ("better", "worse"), note, seeds)
     if base:
-        unit += f" ({100 * of.value / base:+.2f} %)"
-    bounds = interval_words(of, digits)
-    return Card("quality", question, word, signed(of.value, digits), unit, bounds, also, scale)
+        unit += f" ({100 * change.value / base:+.2f} %)"
+    bounds = interval_words(change, digits)
+    return Card("quality", question, word, signed(change.value, digits), unit, bounds, also, scale)
 
 
 @dataclass(frozen=True)

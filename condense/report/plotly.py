@@ -17,14 +17,14 @@ def plotly_figure(chart: Chart) -> Json:
     data = [_heatmap(chart.cells, chart.axis)] if chart.cells else []
     data += [_bar(bar, rank, chart.axis) for rank, bar in enumerate(chart.bars)]
     for series in chart.series:
-        data += _curve(series, chart)
+        data += _plotly_curve(series, chart)
     return {"id": chart.id, "height": chart.height, "data": data, "layout": _layout(chart)}
 
 
 # --- traces --------------------------------------------------------------------------------------------
 
 
-def _curve(series: Series, chart: Chart) -> list[Json]:
+def _plotly_curve(series: Series, chart: Chart) -> list[Json]:
     """The traces of a curve: its interval band, the line over the joined places, a marker where set apart."""
     axis, size = chart.axis, len(_along(series, chart.axis))
     inner = size - axis.apart
@@ -55,16 +55,18 @@ def _trace(series: Series, chart: Chart, start: int, stop: int) -> Json:
         number += f" [%{{customdata[0]:.{series.digits}f}}, %{{customdata[1]:.{series.digits}f}}]"
     if series.places:
         number = f"{_label(series.name)}<br>%{{text}}: {number}<extra></extra>"
-    trace = _scatter(series, _along(series, chart.axis)[start:stop], _short(series.values[start:stop]))
+    trace = _scatter(series, _along(series, chart.axis)[start:stop], _short_numbers(series.values[start:stop]))
     symbol, ink = SYMBOLS[series.symbol] or "circle", f"@{series.ink}"
     marker: Json = {"symbol": f"{symbol}-open" if apart else symbol, "size": 9 if apart else 5, "color": ink}
     marker["line"] = {"color": ink, "width": 1.75 if apart else 0}
     trace |= {"connectgaps": False, "hovertemplate": number, "marker": marker}
     if interval:
-        pairs = zip(_short((series.low or ())[start:stop]), _short((series.high or ())[start:stop]), strict=True)
+        pairs = zip(
+            _short_numbers((series.low or ())[start:stop]), _short_numbers((series.high or ())[start:stop]), strict=True
+        )
         trace["customdata"] = [list(pair) for pair in pairs]
     if series.places:
-        trace["text"] = [_label(place) for place in series.places[start:stop]]
+        trace["text"] = [_label(position) for position in series.places[start:stop]]
     return trace
 
 
@@ -76,7 +78,7 @@ def _crosses(series: Series, chart: Chart) -> Json:
         return [values[i] if values else None for i in there]
 
     at, up = kept(chart.axis.at), kept(series.values)
-    trace = _scatter(series, _short(at), _short(up)) | {"mode": "markers"}
+    trace = _scatter(series, _short_numbers(at), _short_numbers(up)) | {"mode": "markers"}
     trace["hovertemplate"] = f"%{{y:.{series.digits}f}} at %{{x:.{series.digits + 1}f}}"
     trace["marker"] = {"symbol": SYMBOLS[series.symbol] or "circle", "size": 11, "color": f"@{series.ink}"}
     trace["error_y"] = _error_bars(series, 0, up, kept(series.low), kept(series.high))
@@ -93,8 +95,8 @@ def _error_bars(series: Series, width: int, values: Values, low: Values, high: V
         "color": f"@{series.ink}",
         "thickness": 1.5,
         "width": width,
-        "array": _short([None if v is None or b is None else b - v for v, _, b in ends]),
-        "arrayminus": _short([None if v is None or a is None else v - a for v, a, _ in ends]),
+        "array": _short_numbers([None if v is None or b is None else b - v for v, _, b in ends]),
+        "arrayminus": _short_numbers([None if v is None or a is None else v - a for v, a, _ in ends]),
     }
 
 
@@ -109,7 +111,7 @@ def _points(series: Series, axis: Axis) -> Json:
     """A cloud of points that no line joins; nothing is said of a single one."""
     marker = {"symbol": SYMBOLS[series.symbol] or "circle", "size": 2 * series.width, "opacity": 0.55}
     marker |= {"color": f"@{series.ink}", "line": {"width": 0}}
-    return _scatter(series, _short(axis.at), _short(series.values)) | {
+    return _scatter(series, _short_numbers(axis.at), _short_numbers(series.values)) | {
         "mode": "markers",
         "hoverinfo": "skip",
         "marker": marker,
@@ -121,21 +123,21 @@ def _band(series: Series, axis: Axis, inner: int) -> list[Json]:
         return []
     shape: Json = {"type": "scatter", "x": _along(series, axis)[:inner], "mode": "lines", "hoverinfo": "skip"}
     shape |= {"showlegend": False, "line": {"width": 0, "color": f"@{series.ink}"}}
-    upper = {"y": _short(series.high[:inner]), "fill": "tonexty", "fillcolor": f"@{series.ink}/0.22"}
-    return [shape | {"y": _short(series.low[:inner])}, shape | upper]
+    upper = {"y": _short_numbers(series.high[:inner]), "fill": "tonexty", "fillcolor": f"@{series.ink}/0.22"}
+    return [shape | {"y": _short_numbers(series.low[:inner])}, shape | upper]
 
 
 def _bar(bar: Series, rank: int, axis: Axis) -> Json:
     """A layer of stacked bars; told apart by a pattern as well as by colour."""
     pattern: Json = {"shape": PATTERNS[rank % len(PATTERNS)] if bar.symbol != "none" else "", "size": 5}
     pattern |= {"solidity": 0.28, "fgcolor": "@paper", "fillmode": "overlay"}
-    trace = _scatter(bar, list(axis.labels), _short(bar.values)) | {"type": "bar"}
+    trace = _scatter(bar, list(axis.labels), _short_numbers(bar.values)) | {"type": "bar"}
     marker = {"color": f"@{bar.ink}", "line": {"width": 0}, "pattern": pattern}
     return trace | {"hovertemplate": f"%{{y:.{bar.digits}f}}", "marker": marker}
 
 
 def _heatmap(cells: Cells, axis: Axis) -> Json:
-    rows = [_short([column[row] for column in cells.columns]) for row in range(len(cells.columns[0]))]
+    rows = [_short_numbers([column[row] for column in cells.columns]) for row in range(len(cells.columns[0]))]
     trace: Json = {"type": "heatmap", "x": list(axis.labels), "y": cells.row_centres(), "z": rows}
     trace |= {"name": _label(cells.name), "hovertemplate": f"{cells.hover}<extra></extra>"}
     return trace | {"zmin": 0, "zmax": cells.peak, "colorscale": "@scale", "showscale": False, "hoverongaps": False}
@@ -235,7 +237,7 @@ def _annotations(chart: Chart) -> list[Json]:
     return notes
 
 
-def _short(values: Values) -> list[float | None]:
+def _short_numbers(values: Values) -> list[float | None]:
     """Four significant digits are enough for drawing."""
     return [None if value is None else float(f"{value:.4g}") for value in values]
 

@@ -54,9 +54,9 @@ def paint(ink: str) -> str:
 def sketch(chart: Chart) -> str:
     """The chart as SVG whose colours are the page's CSS variables, else those of the light skin on light paper."""
     frame = _frame(chart)
-    parts = [*_ground(chart, frame), *_cells(chart, frame), *_bars(chart, frame)]
+    parts = [*_ground(chart, frame), *_heat_cells(chart, frame), *_bars(chart, frame)]
     for series in chart.series:
-        parts += _curve(series, chart, frame)
+        parts += _svg_curve(series, chart, frame)
     return (
         f'<svg class="sketch" width="{chart.width}" height="{chart.height}" viewBox="0 0 {chart.width} {chart.height}" '
         f'font-family="sans-serif" font-size="12" fill="{paint("muted")}" aria-hidden="true" focusable="false">'
@@ -71,10 +71,10 @@ def _frame(chart: Chart) -> Frame:
     first, last = chart.axis.span or (min(chart.axis.at, default=0), max(chart.axis.at, default=1))
     step = (right - LEFT) / (len(chart.axis.places) + 0.4)
 
-    def along(place: float) -> float:
+    def along(position: float) -> float:
         if chart.axis.at:
-            return LEFT + (place - first) / ((last - first) or 1.0) * (right - LEFT)
-        return LEFT + (place + 0.7) * step
+            return LEFT + (position - first) / ((last - first) or 1.0) * (right - LEFT)
+        return LEFT + (position + 0.7) * step
 
     def scaled(value: float) -> float:
         value = math.log10(value) if chart.log and value > 0 else value
@@ -101,7 +101,7 @@ def _ground(chart: Chart, f: Frame) -> Iterator[str]:
     if chart.shade:
         a, b = f.x(chart.shade.first - 0.5), f.x(chart.shade.last + 0.5)
         yield f'<rect x="{a:.1f}" y="{f.top}" width="{b - a:.1f}" height="{f.bottom - f.top}" fill="{paint("shade")}"/>'
-        yield _text(b, f.top - 5, chart.shade.label, "end")
+        yield _svg_text(b, f.top - 5, chart.shade.label, "end")
     if chart.zone:
         high, low = f.y(chart.zone[1]), f.y(chart.zone[0])
         yield (
@@ -110,27 +110,27 @@ def _ground(chart: Chart, f: Frame) -> Iterator[str]:
         )
     if chart.moment:
         x = f.x(chart.moment[0])
-        yield _line(x, f.top, x, f.bottom, "edge", "2 3")
-        yield _text(x, f.top - 5, chart.moment[1], "middle")
+        yield _svg_line(x, f.top, x, f.bottom, "edge", "2 3")
+        yield _svg_text(x, f.top - 5, chart.moment[1], "middle")
     for value in _ticks(chart, f):
         y = f.y(value)
-        yield _line(f.left, y, f.right, y, "grid")
-        yield _text(f.left - 7, y + 4, f"{value:g}".replace("-", "−"), "end")
+        yield _svg_line(f.left, y, f.right, y, "grid")
+        yield _svg_text(f.left - 7, y + 4, f"{value:g}".replace("-", "−"), "end")
     for value, label in chart.edges:
-        yield _line(f.left, f.y(value), f.right, f.y(value), "edge", "2 3")
-        yield _text(f.right + 5, f.y(value) + 4, label, "start", "side")
+        yield _svg_line(f.left, f.y(value), f.right, f.y(value), "edge", "2 3")
+        yield _svg_text(f.right + 5, f.y(value) + 4, label, "start", "side")
     for value, label in chart.uprights:
-        yield _line(f.x(value), f.top, f.x(value), f.bottom, "edge", "2 3")
+        yield _svg_line(f.x(value), f.top, f.x(value), f.bottom, "edge", "2 3")
         if label:
-            yield _text(f.x(value), f.top - 5, label, "middle", "side")
-    yield _line(f.left, f.bottom, f.right, f.bottom, "rule")
-    for place, tick in _marked(chart):
-        x = f.x(place)
+            yield _svg_text(f.x(value), f.top - 5, label, "middle", "side")
+    yield _svg_line(f.left, f.bottom, f.right, f.bottom, "rule")
+    for position, tick in _marked(chart):
+        x = f.x(position)
         if chart.equal:
-            yield _line(x, f.top, x, f.bottom, "grid")
-        yield _line(x, f.bottom, x, f.bottom + 4, "rule")
-        yield _text(x, f.bottom + 18, tick, "middle")
-    yield _text((f.left + f.right) / 2, chart.height - 5, chart.axis.title, "middle", "title")
+            yield _svg_line(x, f.top, x, f.bottom, "grid")
+        yield _svg_line(x, f.bottom, x, f.bottom + 4, "rule")
+        yield _svg_text(x, f.bottom + 18, tick, "middle")
+    yield _svg_text((f.left + f.right) / 2, chart.height - 5, chart.axis.title, "middle", "title")
     left, middle = 9 if chart.axis.at else 13, (f.top + f.bottom) / 2
     yield (
         f'<text transform="translate({left} {middle:.0f}) rotate(-90)" text-anchor="middle">'
@@ -163,7 +163,7 @@ def _round(low: float, high: float, steps: int) -> list[float]:
     return [round(k * step, 10) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
+def _svg_curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
     along = _along(series, chart, f)
     inner = len(along) - chart.axis.apart
     points = [(x, None if v is None else f.y(v)) for x, v in zip(along, series.values, strict=True)]
@@ -175,7 +175,7 @@ def _curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
     if series.dash == POINTS:
         yield _scatter(points, series)
         return
-    path = _path(points[:inner])
+    path = _svg_path(points[:inner])
     dash = f' stroke-dasharray="{STROKES[series.dash]}"' if STROKES[series.dash] else ""
     halo = (
         f'<path d="{path}" fill="none" stroke="{paint("paper")}" stroke-width="{series.width + 3}"/>'
@@ -196,7 +196,7 @@ def _curve(series: Series, chart: Chart, f: Frame) -> Iterator[str]:
 def _along(series: Series, chart: Chart, f: Frame) -> list[float]:
     """Where the values of a series stand, in pixels."""
     places = series.at or [chart.axis.position(i) for i in range(len(series.values))]
-    return [f.x(place) for place in places]
+    return [f.x(position) for position in places]
 
 
 def _whiskers(series: Series, apart: Sequence[float], f: Frame) -> Iterator[tuple[float, float, float]]:
@@ -230,7 +230,7 @@ def _scatter(points: Sequence[tuple[float, float | None]], series: Series) -> st
     )
 
 
-def _path(points: Sequence[tuple[float, float | None]]) -> str:
+def _svg_path(points: Sequence[tuple[float, float | None]]) -> str:
     """Lines through the defined points, broken where one is missing."""
     words, pen = [], "M"
     for x, y in points:
@@ -313,7 +313,7 @@ def _hatch(name: str, rank: int) -> str:
     )
 
 
-def _cells(chart: Chart, f: Frame) -> Iterator[str]:
+def _heat_cells(chart: Chart, f: Frame) -> Iterator[str]:
     """The heatmap: paper where nothing is, the accent where most is; columns of a few pixels are drawn together."""
     cells, axis = chart.cells, chart.axis
     if cells is None or not cells.columns:
@@ -324,7 +324,7 @@ def _cells(chart: Chart, f: Frame) -> Iterator[str]:
         if stop > start:
             left, wide = f.x(axis.position(start) - 0.5), (stop - start) * (f.x(1) - f.x(0))
             count = min(stop - start, max(1, int(wide / NARROWEST)))
-            columns = _joined(cells.columns[start:stop], count)
+            columns = _joined_points(cells.columns[start:stop], count)
             scale = f"{wide / count:.4f} 0 0 {(bottom - top) / len(columns[0]):.4f}"
             yield (
                 f'<g transform="matrix({scale} {left + wide / count / 2:.2f} {top:.2f})" stroke="#1e76a5" '
@@ -332,7 +332,7 @@ def _cells(chart: Chart, f: Frame) -> Iterator[str]:
             )
 
 
-def _joined(columns: Sequence[Values], count: int) -> list[list[float]]:
+def _joined_points(columns: Sequence[Values], count: int) -> list[list[float]]:
     """Means of neighbouring columns, `count` of them; what is undefined is as good as nothing."""
     ends = [round(k * len(columns) / count) for k in range(count + 1)]
     groups = [columns[start:stop] for start, stop in itertools.pairwise(ends)]
@@ -347,14 +347,14 @@ def _shades(columns: Sequence[Sequence[float]], peak: float) -> str:
     layers, under = "", 0.0
     for level in range(1, LEVELS + 1):
         path, pen = "", (0, 0)
-        for place, column in enumerate(columns):
+        for number, column in enumerate(columns):
             row = 0
             for inked, run in itertools.groupby(value * LEVELS >= (level - 0.5) * peak for value in reversed(column)):
                 length = len(list(run))
                 if inked:
                     down = row - pen[1]
-                    path += f"m{place - pen[0]}{'' if down < 0 else ' '}{down}v{length}"
-                    pen = (place, row + length)
+                    path += f"m{number - pen[0]}{'' if down < 0 else ' '}{down}v{length}"
+                    pen = (number, row + length)
                 row += length
         shade = (level / LEVELS) ** 0.8
         if path:
@@ -363,11 +363,11 @@ def _shades(columns: Sequence[Sequence[float]], peak: float) -> str:
     return layers
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, ink: str, dash: str = "") -> str:
+def _svg_line(x1: float, y1: float, x2: float, y2: float, ink: str, dash: str = "") -> str:
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{paint(ink)}"{dashes}/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> str:
+def _svg_text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> str:
     words = escape(for_terminal(text))
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{words}</text>'

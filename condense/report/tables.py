@@ -105,23 +105,27 @@ def fine_digits(key: str) -> int:
     return digits + 1 if digits == 3 else digits
 
 
-def value_cell(of: Estimate, digits: int, *, bounds: bool = False, share: bool = True, bar: bool = False) -> Cell:
+def value_cell(estimate: Estimate, digits: int, *, bounds: bool = False, share: bool = True, bar: bool = False) -> Cell:
     """A number; with its interval, its share of the Gaussian null, a bar, as far as asked for and known."""
-    if of.value is None:
-        return Cell(DASH, notes=(of.reason,) if of.reason else ())
-    low, high = ("", "") if not bounds or of.low is None else (number(of.low, digits), number(of.high, digits))
-    notes = (f"{percent(of.null_ratio)} of random",) if share and of.null_ratio is not None else ()
-    width = round(100 * min(1.0, max(0.0, of.value)), 1) if bar else None
-    sort = sort_key(of.value) if low or notes or bar or of.value < 0 else ""
-    return Cell(number(of.value, digits), low, high, notes, sort, width)
+    if estimate.value is None:
+        return Cell(DASH, notes=(estimate.reason,) if estimate.reason else ())
+    low, high = (
+        ("", "")
+        if not bounds or estimate.low is None
+        else (number(estimate.low, digits), number(estimate.high, digits))
+    )
+    notes = (f"{percent(estimate.null_ratio)} of random",) if share and estimate.null_ratio is not None else ()
+    width = round(100 * min(1.0, max(0.0, estimate.value)), 1) if bar else None
+    sort = sort_key(estimate.value) if low or notes or bar or estimate.value < 0 else ""
+    return Cell(number(estimate.value, digits), low, high, notes, sort, width)
 
 
-def change_cell(of: Estimate, digits: int, notes: tuple[str, ...] = ()) -> Cell:
+def change_cell(change: Estimate, digits: int, notes: tuple[str, ...] = ()) -> Cell:
     """A difference with its interval, strong where that leaves 0 out."""
-    if of.value is None:
-        return Cell(DASH, notes=(of.reason,) if of.reason else ())
-    low, high = ("", "") if of.low is None else (signed(of.low, digits), signed(of.high, digits))
-    return Cell(signed(of.value, digits), low, high, notes, sort_key(of.value), strong=of.excludes_zero)
+    if change.value is None:
+        return Cell(DASH, notes=(change.reason,) if change.reason else ())
+    low, high = ("", "") if change.low is None else (signed(change.low, digits), signed(change.high, digits))
+    return Cell(signed(change.value, digits), low, high, notes, sort_key(change.value), strong=change.excludes_zero)
 
 
 def plain_cell(value: float | None, digits: int, *, signs: bool = False) -> Cell:
@@ -234,15 +238,15 @@ def task_change(effect: TaskEffect | None) -> Cell:
     """The difference on a task; without an interval the reason, where samples do not pair that."""
     if effect is None:
         return Cell(DASH, notes=("not compared",))
-    of, notes = effect.difference, [] if effect.paired else ["not paired"]
+    change, notes = effect.difference, [] if effect.paired else ["not paired"]
     if effect.shown is not None:
         notes.append(f"{effect.seeds} seeds could show {number(effect.shown, TASK_DIGITS)}")
-    text = signed(of.value, TASK_DIGITS)
-    if of.low is None or of.high is None:
-        return Cell(text, notes=(of.reason,) if of.reason else tuple(notes))
-    if of.low == of.high == 0 and effect.paired:
+    text = signed(change.value, TASK_DIGITS)
+    if change.low is None or change.high is None:
+        return Cell(text, notes=(change.reason,) if change.reason else tuple(notes))
+    if change.low == change.high == 0 and effect.paired:
         return Cell(text, notes=("no sample changed",))
-    return change_cell(of, TASK_DIGITS, tuple(notes))
+    return change_cell(change, TASK_DIGITS, tuple(notes))
 
 
 def task_table(arms: Mapping[str, Sequence[TaskScore]], effects: Sequence[TaskEffect], change: str) -> Table:

@@ -65,26 +65,26 @@ def signed(value: float | None, digits: int = 3) -> str:
     return DASH if value is None else f"{value:+.{digits}f}"
 
 
-def interval(of: Estimate, digits: int = 3, *, signs: bool = False) -> str:
+def interval(quantity: Estimate, digits: int = 3, *, signs: bool = False) -> str:
     """The interval of an estimate, `0.44 to 0.46`; with their signs for a difference; nothing where there is none."""
-    if of.low is None or of.high is None:
+    if quantity.low is None or quantity.high is None:
         return ""
     write = signed if signs else number
-    return f"{write(of.low, digits)} to {write(of.high, digits)}"
+    return f"{write(quantity.low, digits)} to {write(quantity.high, digits)}"
 
 
-def estimate(of: Estimate, digits: int = 3) -> str:
+def estimate(quantity: Estimate, digits: int = 3) -> str:
     """A value with its interval, or the reason why there is none."""
-    if of.value is None:
-        return f"not defined ({of.reason})" if of.reason else "not defined"
-    bounds = interval(of, digits).replace(" to ", ", ")
-    return number(of.value, digits) + (f" [{bounds}]" if bounds else "")
+    if quantity.value is None:
+        return f"not defined ({quantity.reason})" if quantity.reason else "not defined"
+    bounds = interval(quantity, digits).replace(" to ", ", ")
+    return number(quantity.value, digits) + (f" [{bounds}]" if bounds else "")
 
 
-def difference(of: Estimate, digits: int = 3) -> str:
+def difference(quantity: Estimate, digits: int = 3) -> str:
     """A difference with its sign and interval; a dash where it is undefined."""
-    bounds = interval(of, digits, signs=True).replace(" to ", ", ")
-    return signed(of.value, digits) + (f" [{bounds}]" if bounds and of.value is not None else "")
+    bounds = interval(quantity, digits, signs=True).replace(" to ", ", ")
+    return signed(quantity.value, digits) + (f" [{bounds}]" if bounds and quantity.value is not None else "")
 
 
 def percent(value: float | None) -> str:

@@ -155,14 +155,14 @@ def _walked(folder: Path) -> Iterator[Path]:
         raise _unreadable(shown(str(error.filename)), error) from None
 
     known: set[tuple[int, int]] = set()
-    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        state = Path(place).stat()
+    for path, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        state = Path(path).stat()
         if (state.st_dev, state.st_ino) in known:
             folders.clear()
             continue
         known.add((state.st_dev, state.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place) / name for name in files if not name.startswith("."))
+        yield from (Path(path) / name for name in files if not name.startswith("."))
 
 
 def _is_corpus(path: Path) -> bool:

@@ -295,16 +295,16 @@ class LongText:
     def __getitem__(self, span: slice) -> str:
         """The characters from `span.start` up to `span.stop`."""
         start, stop, _ = span.indices(self._length)
-        place, text = self._last
-        if not place <= start <= stop <= place + len(text):
+        position, text = self._last
+        if not position <= start <= stop <= position + len(text):
             known = bisect_right(self._starts, start) - 1
-            place, text = self._starts[known], ""
+            position, text = self._starts[known], ""
             for piece, _ in self._pieces(self._offsets[known]):
                 text += piece
-                if place + len(text) >= stop:
+                if position + len(text) >= stop:
                     break
-            self._last = place, text  # what follows is often near; going back in a compressed file is slow
-        return text[start - place : stop - place]
+            self._last = position, text  # what follows is often near; going back in a compressed file is slow
+        return text[start - position : stop - position]
 
     def encoded(self) -> Iterator[bytes]:
         """The whole text in UTF-8, piece by piece."""

@@ -105,7 +105,7 @@ class _Pairs:
         touched: set[Pair] = set()
         for index in self._where.pop(pair):
             old = self._words[index]
-            word = _joined(old, pair, new)
+            word = _joined_pair(old, pair, new)
             self._count(index, old, -1)
             touched |= self._count(index, word, 1)
             self._words[index] = word
@@ -127,7 +127,7 @@ class _Pairs:
             heapq.heappush(self._heap, (-self._counts[pair], pair))
 
 
-def _joined(word: list[int], pair: Pair, new: int) -> list[int]:
+def _joined_pair(word: list[int], pair: Pair, new: int) -> list[int]:
     joined, at = [], 0
     while at < len(word):
         if at + 1 < len(word) and word[at] == pair[0] and word[at + 1] == pair[1]:

@@ -226,7 +226,7 @@ def main() -> None:
     """
     jobs = [decode(Footprint, data) for data in json.load(sys.stdin)]
     # On Linux the peak of a process that was started by another is at least that one's own; that of a fork is not.
-    measure = _measure_in_fork if sys.platform == "linux" else _measure
+    measure = _measure_in_fork if sys.platform == "linux" else _peak_of_job
     sys.stdout.write(json.dumps({job.spec.name: measure(job) for job in jobs}) + "\n")
 
 
@@ -237,7 +237,7 @@ def _measure_in_fork(job: Footprint) -> int | str:
     if child == 0:
         os.close(reading)
         try:
-            os.write(writing, json.dumps(_measure(job)).encode())
+            os.write(writing, json.dumps(_peak_of_job(job)).encode())
         finally:
             os._exit(0)
     os.close(writing)
@@ -250,7 +250,7 @@ def _measure_in_fork(job: Footprint) -> int | str:
     return result
 
 
-def _measure(job: Footprint) -> int | str:
+def _peak_of_job(job: Footprint) -> int | str:
     """Load, take whole optimizer steps as the arm does, and read the peak."""
     try:
         model: Any = load(job.model, job.options).model

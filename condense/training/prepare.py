@@ -179,12 +179,12 @@ def refuse_small_disk(work: Path, needed: int) -> None:
     work: the run's folder, there or not; what a resumed run has written already counts as part of `needed` bytes.
     """
     written = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
-    place = next(path for path in (work, *work.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    existing = next(path for path in (work, *work.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free >= needed - written:
         return
     raise RunError(
-        f"not enough disk in {place.absolute()}: {_bytes(needed - written)} needed, {_bytes(free)} free",
+        f"not enough disk in {existing.absolute()}: {_bytes(needed - written)} needed, {_bytes(free)} free",
         "free some space, or choose an --output on another disk",
     )
 

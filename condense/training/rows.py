@@ -189,7 +189,7 @@ def packed_rows(tokenizer: Any, documents: Iterable[Document], length: int, *, m
             positions += range(take)
             start += take
             if len(ids) == length:
-                rows.append(_row(ids, labels, position_ids=positions))
+                rows.append(_row_of(ids, labels, position_ids=positions))
                 ids, labels, positions = [], [], []
     return Rows(rows, length, packed=True, notes=sequences.notes(), most=most)
 
@@ -218,7 +218,7 @@ def padded_rows(
             fill = length - len(chunk)
             mask = [1] * len(chunk) + [0] * fill
             labels = [IGNORED, *wanted[start + 1 : start + room]] + [IGNORED] * (fill + len(before) + len(after))
-            rows.append(_row(chunk + [pad] * fill, labels[:length], attention_mask=mask))
+            rows.append(_row_of(chunk + [pad] * fill, labels[:length], attention_mask=mask))
     if masked:
         rows = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
     notes = sequences.notes()
@@ -231,7 +231,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def _row(ids: list[int], labels: list[int], **more: list[int]) -> dict[str, Tensor]:
+def _row_of(ids: list[int], labels: list[int], **more: list[int]) -> dict[str, Tensor]:
     named = {"input_ids": ids, "labels": labels, **more}
     return {key: torch.tensor(value, dtype=torch.int32) for key, value in named.items()}
 

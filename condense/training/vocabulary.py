@@ -52,7 +52,7 @@ def enlarge_vocabulary(model: Any, tokenizer: Any, documents: Iterable[Document]
     texts = [document.text for document in documents]
     data = _bpe(tokenizer)
     before = _core(data)
-    words, tokens = _read(before, texts, _borders(data))
+    words, tokens = _count_words(before, texts, _borders(data))
     vocabulary = before.get_vocab(with_added_tokens=True)
     size = len(vocabulary)
     merges = continue_merges(
@@ -155,7 +155,7 @@ def _encoded(core: Any, texts: list[str]) -> Iterator[Any]:
         yield from core.encode_batch(texts[start : start + _AT_ONCE], add_special_tokens=False)
 
 
-def _read(core: Any, texts: list[str], borders: _Borders) -> tuple[Counter[tuple[int, ...]], int]:
+def _count_words(core: Any, texts: list[str], borders: _Borders) -> tuple[Counter[tuple[int, ...]], int]:
     """How often each word occurs, as ids, and the number of tokens of the whole text."""
     words: Counter[tuple[int, ...]] = Counter()
     tokens = 0
@@ -168,14 +168,14 @@ def _read(core: Any, texts: list[str], borders: _Borders) -> tuple[Counter[tuple
 def _words(encoding: Any, borders: _Borders) -> Iterator[tuple[int, ...]]:
     word: list[int] = []
     last = None
-    for index, token, place in zip(encoding.ids, encoding.tokens, encoding.word_ids, strict=True):
+    for index, token, word_id in zip(encoding.ids, encoding.tokens, encoding.word_ids, strict=True):
         fixed = index in borders.fixed
-        if word and (fixed or place != last or token[:1] in borders.marks):
+        if word and (fixed or word_id != last or token[:1] in borders.marks):
             yield tuple(word)
             word = []
         if not fixed:
             word.append(index)
-        last = place
+        last = word_id
     if word:
         yield tuple(word)
 

@@ -46,11 +46,11 @@ def assess(plan: Plan, model: str, arms: Mapping[str, Arm], effect: Effect, comm
     verdict: VerdictId = verdict_from(effect.words) if effect.against == "control" else "no-control"
     opened = what_opened(effect.words, effect.deep)
     findings = (
-        _main(plan, again, arms, effect, verdict, opened),
+        _headline(plan, again, arms, effect, verdict, opened),
         _opening(effect, opened),
-        *_ratio(plan, again, arms, effect, verdict),
-        *_seeds(plan, again, effect),
-        *_scope(arms),
+        *_penalty_ratio(plan, again, arms, effect, verdict),
+        *_seed_findings(plan, again, effect),
+        *_limit_findings(arms),
     )
     return Outcome(verdict, quality_in(effect.words), opened, findings, effect.covers)
 
@@ -58,7 +58,7 @@ def assess(plan: Plan, model: str, arms: Mapping[str, Arm], effect: Effect, comm
 # --- the headline --------------------------------------------------------------------------------------
 
 
-def _main(
+def _headline(
     plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId, opened: Opened
 ) -> Finding:
     severity, title = _title(verdict, quality_in(effect.words), opened, plan)
@@ -69,7 +69,7 @@ def _main(
         title + covers,
         _seen(plan, effect),
         _why(plan, arms, effect, verdict),
-        _next(plan, again, arms, effect, verdict),
+        _next_command(plan, again, arms, effect, verdict),
         f"{LIU}. {PUBLISHED}",
     )
 
@@ -156,7 +156,7 @@ def _moved(plan: Plan, arms: Mapping[str, Arm]) -> bool | None:
     return control_moved(before, control, plan.quality_tolerance)
 
 
-def _next(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId) -> str:
+def _next_command(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId) -> str:
     """The command that would tell more or do better; a larger coefficient only where the penalty was too small."""
     if verdict == "no-control":
         return again(output="with-control/")
@@ -166,7 +166,7 @@ def _next(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect, ver
         dose = next_dose(plan.coefficient, arms["treated"].penalty_to_ce)
         if dose is not None:
             return again(coefficient=f"{dose:g}", output="stronger/")
-        return longer_training(plan, _steps(plan, arms), _moved(plan, arms), again)
+        return longer_training(plan, _steps_taken(plan, arms), _moved(plan, arms), again)
     if verdict in ("dispersed-at-a-cost", "condensed-further"):
         return again(coefficient=f"{plan.coefficient / 3:.2g}", output="gentler/")
     if verdict == "dispersed" and quality_in(effect.words) in ("improved", "held") and effect.seeds >= MIN_SEEDS:
@@ -179,7 +179,7 @@ def _next(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect, ver
     return again(num_texts=str(4 * plan.num_texts), output="more-text/")
 
 
-def _steps(plan: Plan, arms: Mapping[str, Arm]) -> int:
+def _steps_taken(plan: Plan, arms: Mapping[str, Arm]) -> int:
     logged = arms["treated"].curve.step
     return plan.max_steps or (logged[-1] if logged else 100)
 
@@ -217,7 +217,9 @@ def _opening(effect: Effect, opened: Opened) -> Finding:
     )
 
 
-def _ratio(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId) -> list[Finding]:
+def _penalty_ratio(
+    plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId
+) -> list[Finding]:
     """A penalty that was negligible or large beside cross-entropy, with advice that fits what came of it."""
     ratio, quality = arms["treated"].penalty_to_ce, quality_in(effect.words)
     if ratio is None or RATIO_LOW <= ratio <= RATIO_HIGH or plan.coefficient == 0:
@@ -232,13 +234,13 @@ def _ratio(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect, ve
             f"The penalty was {word} beside cross-entropy",
             f"|penalty| / cross-entropy was {ratio:.1e} on average",
             why,
-            step if aims else _next(plan, again, arms, effect, verdict),
+            step if aims else _next_command(plan, again, arms, effect, verdict),
             LIU,
         )
     ]
 
 
-def _seeds(plan: Plan, again: Again, effect: Effect) -> list[Finding]:
+def _seed_findings(plan: Plan, again: Again, effect: Effect) -> list[Finding]:
     """One seed: that others are not covered; several: what so many could have shown."""
     if effect.seeds == 1:
         return [
@@ -273,7 +275,7 @@ def _seeds(plan: Plan, again: Again, effect: Effect) -> list[Finding]:
 # --- what else a reader should know --------------------------------------------------------------------
 
 
-def _scope(arms: Mapping[str, Arm]) -> list[Finding]:
+def _limit_findings(arms: Mapping[str, Arm]) -> list[Finding]:
     before = arms["before"].validation
     notes = []
     if before.model.parameters > BILLION:

@@ -149,7 +149,7 @@ def _members(comparison: Comparison, key: str, title: str) -> Figure:
 
 def _null(shown: Sequence[Member]) -> list[Series]:
     """The Gaussian null, where it is one for all."""
-    nulls = {tuple(of.null for of in readings(member.sites, "effective_rank")) for member in shown}
+    nulls = {tuple(estimate.null for estimate in readings(member.sites, "effective_rank")) for member in shown}
     return gaussian_null(shown[0].sites, "edge") if len(nulls) == 1 else []
 
 
@@ -197,8 +197,10 @@ def _differences(comparison: Comparison) -> list[Figure]:
     bands = len(pairs) <= WITH_BANDS
     series = []
     for member, key, style in pairs:
-        of = [site.metrics.get(key, NOTHING) for site in (member.difference.sites if member.difference else ())]
-        series.append(style.curve(of, 4, bands=bands, whiskers=bands, width=2.0))
+        differences_here = [
+            site.metrics.get(key, NOTHING) for site in (member.difference.sites if member.difference else ())
+        ]
+        series.append(style.curve(differences_here, 4, bands=bands, whiskers=bands, width=2.0))
     axis, title, least = depth_axis(first.sites), f"− {called(first)}", comparison.least
     chart = differences("chart-difference", axis, series, title, least, "the same")
     return [Figure(chart, "Where they differ, layer by layer", _difference_words(others, first))]
@@ -271,8 +273,8 @@ def _size_axis(sizes: Sequence[int]) -> Axis:
 def _sized(own: Sequence[Member], look: Look, values: Sequence[Estimate | float | None]) -> Series:
     at = tuple(math.log10(max(1, m.model.parameters)) for m in own)
     places = tuple(f"{shortened(m.name)}, {parameter_count(m.model.parameters)}" for m in own)
-    of = [value if isinstance(value, Estimate) else Estimate(value) for value in values]
-    return look.curve(of, 2, width=2.0, at=at, places=places)
+    estimates = [value if isinstance(value, Estimate) else Estimate(value) for value in values]
+    return look.curve(estimates, 2, width=2.0, at=at, places=places)
 
 
 def _trend_words(members: Sequence[Member]) -> str:

@@ -154,9 +154,9 @@ def _range_cards(members: tuple[Member, ...]) -> tuple[Card, ...]:
 
 
 def _range(
-    key: str, question: str, of: list[tuple[float | None, Member]], unit: str, write: Callable[[float | None], str]
+    key: str, question: str, numbers: list[tuple[float | None, Member]], unit: str, write: Callable[[float | None], str]
 ) -> Card:
-    known = sorted((pair for pair in of if pair[0] is not None), key=lambda pair: pair[0] or 0.0)
+    known = sorted((pair for pair in numbers if pair[0] is not None), key=lambda pair: pair[0] or 0.0)
     if not known:
         return Card(key, question, "not known", interval="not measured")
     (low, least), (high, most) = known[0], known[-1]

@@ -120,8 +120,8 @@ def _member_cells(member: Member, keys: Sequence[str], sized: bool) -> tuple[Cel
     cells = [Cell(parameter_count(size), sort=str(size)), Cell(str(member.blocks))] if sized else []
     for key in keys:
         digits = digits_of(key) if key in METRICS else 3
-        of = value_of(member, key)
-        cells.append(value_cell(of, digits, bounds=of.null_ratio is None, bar=key == "mean_cosine"))
+        estimate = value_of(member, key)
+        cells.append(value_cell(estimate, digits, bounds=estimate.null_ratio is None, bar=key == "mean_cosine"))
         word = word_of(member, "quality" if key in QUALITY else key)
         difference = change_cell(change_of(member, key), digits_of(key), (word,) if word else ())
         cells.append(difference if member.difference else Cell("first"))
@@ -152,8 +152,8 @@ def site_table(comparison: Comparison) -> Table:
     found = [{site.label: site.metrics for site in member.sites} for member in members]
     rows = []
     for label in labels:
-        of = [(key, metrics.get(label, {}).get(key, NOTHING)) for key in keys for metrics in found]
-        rows.append((label, tuple(plain_cell(estimate.value, digits_of(key)) for key, estimate in of)))
+        estimates = [(key, metrics.get(label, {}).get(key, NOTHING)) for key in keys for metrics in found]
+        rows.append((label, tuple(plain_cell(estimate.value, digits_of(key)) for key, estimate in estimates)))
     note = f"One column per member and metric.{left_out(comparison, members, 'comparison.json')}"
     return Table(tuple(columns), tuple(rows), "All sites in depth order", note)
 
@@ -247,9 +247,9 @@ def _terminal_cells(member: Member, plain: bool) -> list[str]:
 def _mean_cosine_change(member: Member) -> str:
     if member.difference is None:
         return "first"
-    of = change_of(member, "mean_cosine")
-    if of.value is None:
+    change = change_of(member, "mean_cosine")
+    if change.value is None:
         return DASH
-    mark = ("*" if of.excludes_zero else " ") + ("" if member.difference.paired else "~")
-    half = "" if of.low is None or of.high is None else f" ±{(of.high - of.low) / 2:.3f}"
-    return f"{signed(of.value)}{half}{mark}"
+    mark = ("*" if change.excludes_zero else " ") + ("" if member.difference.paired else "~")
+    half = "" if change.low is None or change.high is None else f" ±{(change.high - change.low) / 2:.3f}"
+    return f"{signed(change.value)}{half}{mark}"

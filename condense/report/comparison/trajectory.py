@@ -24,7 +24,12 @@ def trajectory_figures(comparison: Comparison) -> list[Figure]:
         return []
     members = comparison.members
     axis = step_axis([member.step or 0 for member in members], trajectory)
-    figures = [_cone(members, axis, trajectory), _rank(members, axis), *_quality(members, axis), _trend(members, axis)]
+    figures = [
+        _cone_figure(members, axis, trajectory),
+        _rank_figure(members, axis),
+        *_quality_figure(members, axis),
+        _trend(members, axis),
+    ]
     return [*figures, *_map(comparison)]
 
 
@@ -49,9 +54,11 @@ def position(step: int, steps: Sequence[int], scale: str) -> float:
     return positive[0] - max(0.12 * (positive[-1] - positive[0]), 0.15)
 
 
-def _line(members: Sequence[Member], axis: Axis, look: Look, of: Sequence[Estimate], digits: int = 3) -> Series:
+def _steps_series(
+    members: Sequence[Member], axis: Axis, look: Look, estimates: Sequence[Estimate], digits: int = 3
+) -> Series:
     style = look if len(members) <= MOST_MARKS else look._replace(symbol="none")
-    return style.curve(of, digits, at=axis.at, places=tuple(map(called, members)))
+    return style.curve(estimates, digits, at=axis.at, places=tuple(map(called, members)))
 
 
 def _deep(members: Sequence[Member], key: str) -> list[Estimate]:
@@ -60,18 +67,18 @@ def _deep(members: Sequence[Member], key: str) -> list[Estimate]:
 
 def _output(member: Member) -> Estimate:
     last = member.sites[-1]
-    of = last.metrics.get("mean_cosine", NOTHING) if last.site == "output" else NOTHING
-    return Estimate(of.value)
+    change = last.metrics.get("mean_cosine", NOTHING) if last.site == "output" else NOTHING
+    return Estimate(change.value)
 
 
-def _cone(members: Sequence[Member], axis: Axis, trajectory: Trajectory) -> Figure:
+def _cone_figure(members: Sequence[Member], axis: Axis, trajectory: Trajectory) -> Figure:
     output = Look("at the output, after the final norm", "plum", "dot", "square")
     rest = Look("without each text’s top 3 dimensions", "warm", "longdash", "diamond")
     cone = Look("deep mean cosine", "accent", symbol="circle")
     series = (
-        _line(members, axis, output, [_output(member) for member in members]),
-        _line(members, axis, rest, _deep(members, WITHOUT_TOP)),
-        _line(members, axis, cone, _deep(members, "mean_cosine")),
+        _steps_series(members, axis, output, [_output(member) for member in members]),
+        _steps_series(members, axis, rest, _deep(members, WITHOUT_TOP)),
+        _steps_series(members, axis, cone, _deep(members, "mean_cosine")),
     )
     lowest = min((v for s in series for v in s.values if v is not None), default=0.0)
     peak, moment = trajectory.peak, None
@@ -88,13 +95,13 @@ def _cone(members: Sequence[Member], axis: Axis, trajectory: Trajectory) -> Figu
     return Figure(replace(chart, moment=moment), "How narrow is the cone, step by step?", words)
 
 
-def _rank(members: Sequence[Member], axis: Axis) -> Figure:
-    shares = [Estimate(of.null_ratio) for of in _deep(members, "effective_rank")]
+def _rank_figure(members: Sequence[Member], axis: Axis) -> Figure:
+    shares = [Estimate(estimate.null_ratio) for estimate in _deep(members, "effective_rank")]
     variance = Look("energy outside the mean (relative variance)", "warm", "longdash", "diamond")
     rank = Look("effective rank, share of the Gaussian null", "accent", symbol="circle")
     series = (
-        _line(members, axis, variance, _deep(members, "relative_variance"), 2),
-        _line(members, axis, rank, shares, 2),
+        _steps_series(members, axis, variance, _deep(members, "relative_variance"), 2),
+        _steps_series(members, axis, rank, shares, 2),
     )
     chart = Chart("chart-course-rank", axis, "share", series, y_range=(-0.02, 1.05), height=340, width=520)
     words = f"Effective rank over the deepest half: {percent(shares[0].value)} of random directions at the first step, "
@@ -103,13 +110,13 @@ def _rank(members: Sequence[Member], axis: Axis) -> Figure:
     )
 
 
-def _quality(members: Sequence[Member], axis: Axis) -> list[Figure]:
+def _quality_figure(members: Sequence[Member], axis: Axis) -> list[Figure]:
     for key, unit in QUALITY.items():
-        of = [quality_of(member.quality, key) for member in members]
-        known = [estimate.value for estimate in of if estimate.value is not None]
+        qualities = [quality_of(member.quality, key) for member in members]
+        known = [estimate.value for estimate in qualities if estimate.value is not None]
         if not known:
             continue
-        line = _line(members, axis, Look(unit, "accent", symbol="circle"), of)
+        line = _steps_series(members, axis, Look(unit, "accent", symbol="circle"), qualities)
         span = padded(known_values([line]))
         chart = Chart("chart-course-quality", axis, unit, (line,), y_range=span, height=340, width=520)
         words = f"On the same texts from {number(known[0], 2)} to {number(known[-1], 2)} {unit}."
@@ -123,7 +130,9 @@ def _trend(members: Sequence[Member], axis: Axis) -> Figure:
         Look("Kendall tau", "warm", "longdash", "diamond"): [m.trend.kendall.tau for m in members],
         Look("Spearman rho", "accent", symbol="circle"): [m.trend.spearman.rho for m in members],
     }
-    series = tuple(_line(members, axis, look, list(map(Estimate, values)), 2) for look, values in trends.items())
+    series = tuple(
+        _steps_series(members, axis, look, list(map(Estimate, values)), 2) for look, values in trends.items()
+    )
     chart = Chart("chart-course-trend", axis, "rank correlation with depth", series, y_range=(-1.08, 1.08), height=340)
     blocks = members[0].blocks
     words = f"Does the mean cosine rise with depth? A trend, never a severity; {blocks + 1} places make it coarse."

@@ -30,10 +30,10 @@ def figures(view: StackView, prefix: str) -> list[Figure]:
         return []
     axis, deepest = depth_axis(view.sites), deepest_half(view.sites)
     return [
-        _cone(view, f"{prefix}-cosine", axis, deepest),
+        _cone_figure(view, f"{prefix}-cosine", axis, deepest),
         _histogram(view, f"{prefix}-histogram", axis),
         _dimensions(view, f"{prefix}-dimensions", axis),
-        _rank(view, f"{prefix}-rank", axis, deepest),
+        _rank_figure(view, f"{prefix}-rank", axis, deepest),
         _relative(view, f"{prefix}-relative", axis),
         _growth(view, f"{prefix}-growth", axis),
     ]
@@ -50,7 +50,7 @@ def left_out_figures(view: StackView, prefix: str, *, tokens: bool = True) -> li
 # --- curves --------------------------------------------------------------------------------------------
 
 
-def _curve(
+def _depth_curve(
     view: StackView, key: str, look: Look, digits: int = 3, bands: bool = True, width: float | None = None
 ) -> Series:
     return look.curve(readings(view.sites, key), digits, bands=bands, width=width)
@@ -58,14 +58,14 @@ def _curve(
 
 def _twin(view: StackView, key: str, digits: int = 3) -> list[Series]:
     estimates = readings(view.twin, key)
-    if len(estimates) != len(view.sites) or all(of.value is None for of in estimates):
+    if len(estimates) != len(view.sites) or all(estimate.value is None for estimate in estimates):
         return []
     return [TWIN.curve(estimates, digits, bands=False)]
 
 
 def _values(view: StackView, key: str) -> list[float | None]:
     """A metric at the embedding and every block."""
-    return [of.value for of in readings(view.blocks, key)]
+    return [estimate.value for estimate in readings(view.blocks, key)]
 
 
 def _extreme(values: Values, choose: Callable[[list[tuple[float, int]]], tuple[float, int]]) -> int | None:
@@ -74,15 +74,15 @@ def _extreme(values: Values, choose: Callable[[list[tuple[float, int]]], tuple[f
     return -choose(defined)[1] if defined else None
 
 
-def _cone(view: StackView, chart: str, axis: Axis, deepest: Shade | None) -> Figure:
+def _cone_figure(view: StackView, chart: str, axis: Axis, deepest: Shade | None) -> Figure:
     words = {"cone_moderate": "moderate", "cone_high": "high", "cone_severe": "severe"}
     edges = tuple((view.verdict.bands[key], word) for key, word in words.items() if key in view.verdict.bands)
     sink = Look("with the sink token kept", "plum", "dot")
     series = (
         *_twin(view, "mean_cosine"),
-        _curve(view, "mean_cosine_with_sink", sink, bands=False, width=5),
-        _curve(view, WITHOUT_TOP, Look("without each text’s top 3 dimensions", "warm", "longdash", "diamond")),
-        _curve(view, "mean_cosine", Look("mean cosine", "accent", symbol="circle")),
+        _depth_curve(view, "mean_cosine_with_sink", sink, bands=False, width=5),
+        _depth_curve(view, WITHOUT_TOP, Look("without each text’s top 3 dimensions", "warm", "longdash", "diamond")),
+        _depth_curve(view, "mean_cosine", Look("mean cosine", "accent", symbol="circle")),
     )
     drawn = overlay("mean_cosine", axis, series, chart_id=chart, shade=deepest, edges=edges, height=420)
     return Figure(drawn, "How alike are two tokens of one text?", _cone_words(view))
@@ -113,14 +113,14 @@ def _cone_words(view: StackView) -> str:
     return words
 
 
-def _rank(view: StackView, chart: str, axis: Axis, deepest: Shade | None) -> Figure:
+def _rank_figure(view: StackView, chart: str, axis: Axis, deepest: Shade | None) -> Figure:
     naive = Look("effective rank, naive: sink kept, not centred", "plum", "dot")
     series = (
         *gaussian_null(view.sites),
         *_twin(view, "effective_rank", 1),
-        _curve(view, "entropy_rank", Look("entropy rank", "warm", "longdash", "diamond"), 1),
-        _curve(view, "effective_rank_with_sink", naive, 1, bands=False, width=2.5),
-        _curve(view, "effective_rank", Look("effective rank", "accent", symbol="circle"), 1),
+        _depth_curve(view, "entropy_rank", Look("entropy rank", "warm", "longdash", "diamond"), 1),
+        _depth_curve(view, "effective_rank_with_sink", naive, 1, bands=False, width=2.5),
+        _depth_curve(view, "effective_rank", Look("effective rank", "accent", symbol="circle"), 1),
     )
     drawn = overlay("effective_rank", axis, series, chart_id=chart, shade=deepest)
     return Figure(drawn, "How many directions are in use?", _rank_words(view))
@@ -142,7 +142,7 @@ def _rank_words(view: StackView) -> str:
 
 def _relative(view: StackView, chart: str, axis: Axis) -> Figure:
     look = Look("relative variance", "accent", symbol="circle")
-    series = (*_twin(view, "relative_variance"), _curve(view, "relative_variance", look))
+    series = (*_twin(view, "relative_variance"), _depth_curve(view, "relative_variance", look))
     values = _values(view, "relative_variance")
     words = "The relative variance is not defined."
     if values[0] is not None and values[-1] is not None:
@@ -156,8 +156,8 @@ def _relative(view: StackView, chart: str, axis: Axis) -> Figure:
 
 def _growth(view: StackView, chart: str, axis: Axis) -> Figure:
     series = (
-        _curve(view, "median_norm", Look("median norm", "warm", "longdash", "diamond"), 1, False),
-        _curve(view, "total_variance", Look("variance per dimension", "accent", symbol="circle"), 2, False, 2.0),
+        _depth_curve(view, "median_norm", Look("median norm", "warm", "longdash", "diamond"), 1, False),
+        _depth_curve(view, "total_variance", Look("variance per dimension", "accent", symbol="circle"), 2, False, 2.0),
     )
     norms = _values(view, "median_norm")
     words = ""
@@ -180,7 +180,7 @@ def _sink_depth(view: StackView, chart: str, axis: Axis) -> Figure:
         chart,
         axis,
         "times the median, logarithmic",
-        (_curve(view, "sink_ratio", look, 1, False),),
+        (_depth_curve(view, "sink_ratio", look, 1, False),),
         log=True,
         y_range=(-0.1, math.log10(peak) + 0.1),
         edges=((SINK_FACTOR, "sink"), (view.verdict.bands.get("sink_ratio", 100.0), "massive")),
@@ -224,7 +224,7 @@ def _kinds(view: StackView, chart: str) -> Figure:
 def _histogram(view: StackView, chart: str, axis: Axis) -> Figure:
     columns = pair_shares(view.sites)
     rows, ends, peak = heat_scale(columns)
-    mean = _curve(view, "mean_cosine", Look("mean cosine", "ink"), bands=False, width=2.5)
+    mean = _depth_curve(view, "mean_cosine", Look("mean cosine", "ink"), bands=False, width=2.5)
     cells = heat_cells(columns, rows, ends, peak)
     drawn = Chart(chart, axis, "cosine", (mean,), cells=cells, y_range=ends, height=400)
     end = view.blocks[-1]
@@ -251,8 +251,8 @@ def _dimensions(view: StackView, chart: str, axis: Axis) -> Figure:
         for k, ink in zip(chosen, BAR_INKS, strict=False)
     ]
     rest = [
-        None if of.value is None else of.value - sum(part.get(k, 0.0) for k in chosen)
-        for of, part in zip(readings(view.sites, "mean_cosine"), parts, strict=True)
+        None if estimate.value is None else estimate.value - sum(part.get(k, 0.0) for k in chosen)
+        for estimate, part in zip(readings(view.sites, "mean_cosine"), parts, strict=True)
     ]
     bars.append(Series("all other dimensions together", rest, "faint", symbol="none"))
     drawn = Chart(chart, axis, "part of the mean cosine", bars=tuple(bars), height=360)

@@ -104,7 +104,7 @@ def answer(view: StackView, *, several: bool = False) -> Answer:
         icon=verdict.level,
         word=LEVEL_WORDS[verdict.level],
         finding=verdict.findings[0] if verdict.findings else None,
-        cards=(_cone(view), _rank(view), _attribution(view)),
+        cards=(_cone_card(view), _rank_card(view), _attribution(view)),
         caveat=CAVEAT,
         ladder=tuple(LEVEL_WORDS[level] for level in ("ok", "watch", "condensed", "severe")),
         joint="→",
@@ -118,42 +118,42 @@ def _edges(view: StackView, *names: str) -> list[float]:
     return [view.verdict.bands[name] for name in names if name in view.verdict.bands]
 
 
-def _cone(view: StackView) -> Card:
+def _cone_card(view: StackView) -> Card:
     distinct = view.verdict.pairs == "distinct"
     key = "mean_cosine_distinct" if distinct else "mean_cosine"
-    of, twin = view.deep.get(key, NOTHING), view.twin_deep.get(key, NOTHING).value
+    deep, twin = view.deep.get(key, NOTHING), view.twin_deep.get(key, NOTHING).value
     edges = _edges(view, "cone_moderate", "cone_high", "cone_severe")
     return Card(
         "cone",
         "How narrow is the cone of token directions?",
         view.verdict.cone,
-        value=number(of.value, 2),
+        value=number(deep.value, 2),
         unit="mean cosine of different tokens" if distinct else "mean cosine",
-        interval=interval_words(of, 2, signs=False) if of.low is not None else "",
-        strip=bands(of, ("low", "moderate", "high", "severe"), edges, twin),
+        interval=interval_words(deep, 2, signs=False) if deep.low is not None else "",
+        strip=bands(deep, ("low", "moderate", "high", "severe"), edges, twin),
         also="" if twin is None else twin_words(view.verdict, number(twin, 2)),
         resampled=view.verdict.share("cone"),
     )
 
 
-def _rank(view: StackView) -> Card:
-    of, twin = view.deep.get("effective_rank", NOTHING), view.twin_deep.get("effective_rank", NOTHING).null_ratio
-    null = of.null or 0.0
-    ratio, value = of.null_ratio or 0.0, of.value or 0.0
-    low, high = (None if end is None or not null else ratio + (end - value) / null for end in (of.low, of.high))
+def _rank_card(view: StackView) -> Card:
+    rank, twin = view.deep.get("effective_rank", NOTHING), view.twin_deep.get("effective_rank", NOTHING).null_ratio
+    null = rank.null or 0.0
+    ratio, value = rank.null_ratio or 0.0, rank.value or 0.0
+    low, high = (None if end is None or not null else ratio + (end - value) / null for end in (rank.low, rank.high))
     words = ""
-    if of.value is not None and null:
-        ends = f" ({number(of.low, 0)} to {number(of.high, 0)})" if of.low is not None else ""
-        words = f"{number(of.value, 0)}{ends} of {number(null, 0)} directions"
+    if rank.value is not None and null:
+        ends = f" ({number(rank.low, 0)} to {number(rank.high, 0)})" if rank.low is not None else ""
+        words = f"{number(rank.value, 0)}{ends} of {number(null, 0)} directions"
     return Card(
         "rank",
         "How many directions are in use?",
         view.verdict.rank,
-        value=percent(of.null_ratio),
+        value=percent(rank.null_ratio),
         unit="of random directions",
         interval=words,
         strip=bands(
-            Estimate(of.null_ratio, low, high),
+            Estimate(rank.null_ratio, low, high),
             ("low", "reduced", "intact"),
             _edges(view, "rank_low", "rank_reduced"),
             twin,
@@ -191,11 +191,11 @@ def quality(diagnosis: Diagnosis) -> list[dict[str, str]]:
     """Loss, perplexity and bits per byte: name, number, unit, interval, meaning or the reason of its absence."""
     rows = []
     for key, digits in (("loss", 2), ("perplexity", 1), ("bits_per_byte", 2)):
-        of, metric = quality_of(diagnosis.quality, key), QUALITY[key]
+        quality, metric = quality_of(diagnosis.quality, key), QUALITY[key]
         row = {"title": diagnosis.quality.label if key == "loss" else metric.title, "meaning": metric.meaning}
-        row |= {"value": "" if of.value is None else number(of.value, digits), "unit": metric.unit}
-        row |= {"interval": interval_words(of, digits, signs=False) if of.low is not None else ""}
-        rows.append(row | {"reason": of.reason or "not measured"})
+        row |= {"value": "" if quality.value is None else number(quality.value, digits), "unit": metric.unit}
+        row |= {"interval": interval_words(quality, digits, signs=False) if quality.low is not None else ""}
+        rows.append(row | {"reason": quality.reason or "not measured"})
     return rows
 
 
@@ -230,9 +230,9 @@ def layer_table(view: StackView, *, several: bool = False) -> Table:
     rows = []
     for index, site in enumerate(view.sites):
         cells = [
-            value_cell(of, m.digits, bounds=m.key == "mean_cosine", bar=m.key == "mean_cosine")
+            value_cell(estimate, m.digits, bounds=m.key == "mean_cosine", bar=m.key == "mean_cosine")
             for m in metrics
-            for of in [site.metrics.get(m.key, NOTHING)]
+            for estimate in [site.metrics.get(m.key, NOTHING)]
         ]
         cells.append(_dimensions(site))
         if twin:

@@ -65,17 +65,17 @@ def bound_words(assertion: Assertion) -> str:
 def found(result: Result) -> str:
     """What was found, with its interval; for a change both values too."""
     reading = result.found
-    of, digits = Estimate(reading.value, reading.low, reading.high), _digits(reading.current)
+    quantity, digits = Estimate(reading.value, reading.low, reading.high), _digits(reading.current)
     if result.words:
         word, *others = result.words
         said = word + (f" (within the interval also {' or '.join(others)})" if others else "")
-        return said if reading.value is None else f"{said}: {reading.where} {estimate(of, digits)}"
+        return said if reading.value is None else f"{said}: {reading.where} {estimate(quantity, digits)}"
     if reading.value is None:
         return DASH
     bare = "" if reading.low is not None else " (no interval)"
     if not result.assertion.bound.relative:
-        return estimate(of, digits) + bare
-    change = difference(of, digits) + bare
+        return estimate(quantity, digits) + bare
+    change = difference(quantity, digits) + bare
     return f"{change}, from {number(reading.reference, digits)} to {number(reading.current, digits)}"
 
 
@@ -134,26 +134,26 @@ def gate_markdown(gate: Gate, limit: int = LIMIT) -> str:
     passed = [result for result in gate.results if result.outcome == "pass"]
     others = [result for result in gate.results if result.outcome != "pass"]
     end = folded("What was measured", _subject(gate))
-    left = limit - _size([*top, *end])
+    left = limit - _encoded_size([*top, *end])
     shown = _results(others, left * 2 // 3)
-    steps = _steps(others, (left - _size(shown)) // 2)
-    rest = _results(passed, left - _size([*shown, *steps]) - 200)
+    steps = _next_steps(others, (left - _encoded_size(shown)) // 2)
+    rest = _results(passed, left - _encoded_size([*shown, *steps]) - 200)
     fold = folded(f"{len(passed)} passed", rest) if passed else []
     return "\n".join([*top, *shown, *steps, *fold, *end]) + "\n"
 
 
-def _size(lines: Sequence[str]) -> int:
+def _encoded_size(lines: Sequence[str]) -> int:
     return sum(len(line.encode()) + 1 for line in lines)
 
 
 def _results(results: Sequence[Result], limit: int) -> list[str]:
     if not results:
         return []
-    head, rule, *rows = markdown_rows(_HEAD, map(_row, results))
-    return [head, rule, *_within(rows, limit - _size([head, rule])), ""]
+    head, rule, *rows = markdown_rows(_HEAD, map(_result_row, results))
+    return [head, rule, *_within(rows, limit - _encoded_size([head, rule])), ""]
 
 
-def _row(result: Result) -> Iterable[str]:
+def _result_row(result: Result) -> Iterable[str]:
     where = "" if result.words else result.found.where
     said = found(result) if result.outcome != "not-run" else result.reason
     if result.outcome == "inconclusive":
@@ -163,7 +163,7 @@ def _row(result: Result) -> Iterable[str]:
     return (name, target, *map(for_markdown, (expected(result), said, where)))
 
 
-def _steps(results: Sequence[Result], limit: int) -> list[str]:
+def _next_steps(results: Sequence[Result], limit: int) -> list[str]:
     commands = dict.fromkeys(f"- `{for_code(result.next)}`" for result in results if result.next)
     return ["Next:", "", *_within(list(commands), limit), ""] if commands else []
 
@@ -210,12 +210,12 @@ def show_gate(gate: Gate, console: Console) -> None:
         console.print(Text(for_log(f"note: {note}")))
     console.print()
     for result in gate.results:
-        _show(result, console, MARKS if speaks_unicode(console) else _PLAIN)
+        _show_result(result, console, MARKS if speaks_unicode(console) else _PLAIN)
     colour = "red" if gate.failed else "green" if gate.outcome == "passed" else "magenta"
     console.print(Text(f"{conclusion(gate)}: ", style=f"bold {colour}").append(tally(gate), style="not bold default"))
 
 
-def _show(result: Result, console: Console, marks: dict[Outcome, str]) -> None:
+def _show_result(result: Result, console: Console, marks: dict[Outcome, str]) -> None:
     from rich.text import Text
 
     outcome = result.outcome

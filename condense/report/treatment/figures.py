@@ -54,14 +54,16 @@ def depth_figures(treatment: Treatment) -> list[Figure]:
     if not views["treated"].blocks:
         return []
     return [
-        _arms(views, "mean_cosine", "How alike are two tokens of one text?", _cosine_words(treatment, views)),
-        _arms(views, WITHOUT_TOP, "The same, without each text’s top three dimensions", _without_words(treatment)),
+        _depth_of_arms(views, "mean_cosine", "How alike are two tokens of one text?", _cosine_words(treatment, views)),
+        _depth_of_arms(
+            views, WITHOUT_TOP, "The same, without each text’s top three dimensions", _without_words(treatment)
+        ),
         _effect(treatment, views["treated"]),
-        _arms(views, "effective_rank", "How many directions are in use?", _rank_words(treatment)),
+        _depth_of_arms(views, "effective_rank", "How many directions are in use?", _rank_words(treatment)),
     ]
 
 
-def _arms(views: Mapping[str, StackView], key: str, title: str, words: str) -> Figure:
+def _depth_of_arms(views: Mapping[str, StackView], key: str, title: str, words: str) -> Figure:
     sites = views["treated"].sites
     series = gaussian_null(sites) if key == "effective_rank" else []
     series += [
@@ -190,7 +192,7 @@ def _last(values: Mapping[int, float | None]) -> float | None:
     return sum(tail) / len(tail) if tail else None
 
 
-def _ends(logged: Logged, digits: int) -> str:
+def _first_and_last(logged: Logged, digits: int) -> str:
     """Where each arm came from and where it ended."""
     parts = []
     for name, values in logged.items():
@@ -200,7 +202,7 @@ def _ends(logged: Logged, digits: int) -> str:
 
 
 def _ce_words(treatment: Treatment, logged: Logged) -> str:
-    words = f"From the first step to the mean of the last tenth: {_ends(logged, 3)}."
+    words = f"From the first step to the mean of the last tenth: {_first_and_last(logged, 3)}."
     ends = [_last(logged[name]) for name in ("treated", "control") if name in logged]
     if len(ends) == 2 and None not in ends:
         gap = (ends[0] or 0.0) - (ends[1] or 0.0)
@@ -210,12 +212,12 @@ def _ce_words(treatment: Treatment, logged: Logged) -> str:
 
 def _penalty_words(treatment: Treatment, logged: Logged) -> str:
     ratio = treatment.arms["treated"].penalty_to_ce
-    words = f"Coefficient × {treatment.plan.loss} loss: {_ends(logged, 3)}. Lower is more spread."
+    words = f"Coefficient × {treatment.plan.loss} loss: {_first_and_last(logged, 3)}. Lower is more spread."
     return words + (f" Its size is {100 * ratio:.2g} % of cross-entropy on average." if ratio is not None else "")
 
 
 def _live_words(treatment: Treatment, logged: Logged) -> str:
-    return f"On the training batches, over the treated layers: {_ends(logged, 2)}."
+    return f"On the training batches, over the treated layers: {_first_and_last(logged, 2)}."
 
 
 def _norm_words(treatment: Treatment, logged: Logged) -> str:

@@ -143,11 +143,11 @@ def answer(treatment: Treatment) -> Answer:
 
 
 def _effect_card(treatment: Treatment) -> Card:
-    of, word = treatment.effect.deep.get("mean_cosine", NOTHING), treatment.effect.words.get("mean_cosine")
+    change, word = treatment.effect.deep.get("mean_cosine", NOTHING), treatment.effect.words.get("mean_cosine")
     against = "its control" if treatment.effect.against == "control" else treatment.effect.against
     also = _probe(treatment.probe_effect.deep.get("mean_cosine", NOTHING), 3)
     question = f"Does the treated model differ from {against}?"
-    return effect_card("effect", question, of, word, 3, also=also, seeds=seed_values(treatment, "mean_cosine"))
+    return effect_card("effect", question, change, word, 3, also=also, seeds=seed_values(treatment, "mean_cosine"))
 
 
 def _quality_card(treatment: Treatment) -> Card:
@@ -179,9 +179,9 @@ def _opened_card(treatment: Treatment) -> Card:
     return Card("what opened", question, treatment.verdict.opened, bars=tuple(groups))
 
 
-def _probe(of: Estimate, digits: int) -> str:
+def _probe(estimate: Estimate, digits: int) -> str:
     """The same on the probe text, which nobody trained on."""
-    return "" if of.value is None else f"on the probe text: {difference(of, digits)}"
+    return "" if estimate.value is None else f"on the probe text: {difference(estimate, digits)}"
 
 
 # --- the arms beside each other ------------------------------------------------------------------------

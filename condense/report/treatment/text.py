@@ -60,12 +60,12 @@ def arms_table(treatment: Treatment, *, probe: bool = False, level: int = 2) -> 
     change = f"treated − {effect.against}"
     rows = []
     for metric in shown(level):
-        of, digits = [run.deep.get(metric.key, NOTHING) for run in runs.values()], fine_digits(metric.key)
-        cells = [plain_cell(estimate.value, digits) for estimate in of]
+        estimates, digits = [run.deep.get(metric.key, NOTHING) for run in runs.values()], fine_digits(metric.key)
+        cells = [plain_cell(estimate.value, digits) for estimate in estimates]
         rows.append((title_of(metric.key), (*cells, change_cell(effect.deep.get(metric.key, NOTHING), digits))))
     for metric in reversed(shown(level, QUALITY)):
-        of = [quality_of(run.quality, metric.key) for run in runs.values()]
-        cells = [plain_cell(estimate.value, metric.digits) for estimate in of]
+        estimates = [quality_of(run.quality, metric.key) for run in runs.values()]
+        cells = [plain_cell(estimate.value, metric.digits) for estimate in estimates]
         rows.append(
             (title_of(metric.key), (*cells, change_cell(effect.quality.get(metric.key, NOTHING), metric.digits)))
         )
@@ -98,11 +98,11 @@ def layer_table(treatment: Treatment) -> Table:
         columns.append(Column(word, group, f"treated − {against}, {metric.title}"))
     rows = []
     for site in sites:
-        place, cells = (site.stack, site.site, site.index), list[Cell]()
+        site_key, cells = (site.stack, site.site, site.index), list[Cell]()
         for metric in shown(1):
-            of = [metrics.get(place, {}).get(metric.key, NOTHING) for metrics in arms.values()]
-            cells += [plain_cell(estimate.value, metric.digits) for estimate in of]
-            cells.append(change_cell(effects.get(place, {}).get(metric.key, NOTHING), metric.digits))
+            estimates = [metrics.get(site_key, {}).get(metric.key, NOTHING) for metrics in arms.values()]
+            cells += [plain_cell(estimate.value, metric.digits) for estimate in estimates]
+            cells.append(change_cell(effects.get(site_key, {}).get(metric.key, NOTHING), metric.digits))
         label = site_label(site)
         rows.append((f"{site.stack} {label}" if several else label, tuple(cells)))
     note = f"{word.capitalize()} is treated − {against}, under it the 95 % interval."
@@ -124,9 +124,11 @@ def seed_table(treatment: Treatment) -> Table:
         cells: list[Cell] = []
         for key in keys:
             quality, digits = key in QUALITY, fine_digits(key)
-            both = [quality_of(of.quality, key) if quality else of.deep.get(key, NOTHING) for of in (reference, seed)]
+            both = [
+                quality_of(arm.quality, key) if quality else arm.deep.get(key, NOTHING) for arm in (reference, seed)
+            ]
             change = (seed.effect.quality if quality else seed.effect.deep).get(key, NOTHING)
-            cells += [*(plain_cell(of.value, digits) for of in both), change_cell(change, digits)]
+            cells += [*(plain_cell(estimate.value, digits) for estimate in both), change_cell(change, digits)]
         rows.append((f"seed {seed.seed}", (*cells, Cell((seed.weights_sha256 or "")[:12] or DASH))))
     note = "Each with the 95 % interval over documents; the model of the first seed is the one that was kept."
     return Table(tuple(columns), tuple(rows), "Every training seed, on the validation text", note, "seed")
@@ -152,13 +154,13 @@ def treatment_markdown(treatment: Treatment) -> str:
     lines = [
         *markdown_head(treatment.condense, f"treatment of {treatment.model}"),
         *_verdict(treatment),
-        *_arms(treatment),
-        *_arms(treatment, probe=True),
+        *_arms_markdown(treatment),
+        *_arms_markdown(treatment, probe=True),
         *_tasks(treatment),
         f"Cost of the loss, forward and backward in turn, {cost.rounds} rounds: time {times(cost.time_ratio, 3)}"
         f"{cost.time_noise}, peak memory {times(cost.memory_ratio, 3)}.",
         "",
-        *_seeds(treatment),
+        *_seeds_markdown(treatment),
         *folded(sites, markdown_table(layer_table(treatment))),
         *folded(
             "How it was made",
@@ -182,13 +184,13 @@ def _verdict(treatment: Treatment) -> list[str]:
     return [" · ".join(words), "", *markdown_findings(verdict.findings)]
 
 
-def _arms(treatment: Treatment, *, probe: bool = False) -> list[str]:
+def _arms_markdown(treatment: Treatment, *, probe: bool = False) -> list[str]:
     table = arms_table(treatment, probe=probe)
     note = f"{for_markdown(table.note)}; geometry over the deepest half of the blocks."
     return [f"## {table.title}", "", note, "", *markdown_table(table), ""]
 
 
-def _seeds(treatment: Treatment) -> list[str]:
+def _seeds_markdown(treatment: Treatment) -> list[str]:
     lines = []
     for table in (powers_of(treatment), seed_table(treatment)):
         lines += [f"## {table.title}", "", *markdown_table(table), ""] if table.rows else []
@@ -228,7 +230,7 @@ def model_card(treatment: Treatment) -> str:
         f"# {for_markdown(treatment.model)}, treated with dispersion loss",
         "",
         *_verdict(treatment),
-        *_arms(treatment),
+        *_arms_markdown(treatment),
         f"Every trained arm was measured on its saved and reloaded files. {_of_control(treatment)} Geometry is not "
         "quality.",
         "",
@@ -307,21 +309,21 @@ def show_treatment(treatment: Treatment, console: Console) -> None:
     console.print(panel(verdict.id.upper(), colour, verdict.findings, facts=facts))
 
 
-def _show_table(of: Table, console: Console) -> None:
-    table = new_table(console, (of.first, *(column.head for column in of.columns)), title=of.title)
-    for name, cells in of.rows:
-        table.add_row(text(name), *(cell_text(cell, one_line=True) for cell in cells))
-    console.print(table)
+def _show_table(table: Table, console: Console) -> None:
+    printed = new_table(console, (table.first, *(column.head for column in table.columns)), title=table.title)
+    for name, cells in table.rows:
+        printed.add_row(text(name), *(cell_text(cell, one_line=True) for cell in cells))
+    console.print(printed)
 
 
 def _show_task_table(treatment: Treatment, console: Console) -> None:
     """Scores on downstream tasks with their standard errors below them, and the paired difference."""
-    of = tasks_of(treatment)
-    if not of.rows:
+    tasks = tasks_of(treatment)
+    if not tasks.rows:
         return
-    heads = [column.head for column in of.columns[2:]]
+    heads = [column.head for column in tasks.columns[2:]]
     table = new_table(console, ("", *heads), title=f"downstream tasks: {scored(treatment)}; ± one standard error")
-    for task, (metric, samples, *cells) in of.rows:
+    for task, (metric, samples, *cells) in tasks.rows:
         table.add_row(text(f"{task} ({samples.text})\n  {metric.text}"), *map(cell_text, cells))
     console.print(table)
     say(console, CAUTION, style="dim")

@@ -94,16 +94,19 @@ def depth_figures(trial: Trial) -> list[Figure]:
     found = sites_by_arm(trial)
     if not found:
         return []
-    made = [_arms(trial, found, "mean_cosine", "How alike are two tokens of one text?"), _effects(trial, found)]
+    made = [
+        _depth_of_arms(trial, found, "mean_cosine", "How alike are two tokens of one text?"),
+        _effects(trial, found),
+    ]
     if len(found) * len(found["before"]) <= MOST_POINTS:  # more would not fit into 2.3 MB; the table has them
         made += [
-            _arms(trial, found, WITHOUT_TOP, "The same, without each text’s top three dimensions", wide=False),
-            _arms(trial, found, "effective_rank", "How many directions are in use?", wide=False),
+            _depth_of_arms(trial, found, WITHOUT_TOP, "The same, without each text’s top three dimensions", wide=False),
+            _depth_of_arms(trial, found, "effective_rank", "How many directions are in use?", wide=False),
         ]
     return [figure for figure in made if figure is not None]
 
 
-def _arms(
+def _depth_of_arms(
     trial: Trial, found: Mapping[str, tuple[SitePoint, ...]], key: str, title: str, *, wide: bool = True
 ) -> Figure | None:
     named, sites = looks(trial), found["before"]
@@ -125,11 +128,11 @@ def _depth_words(trial: Trial, key: str) -> str:
     words = f"Over the deepest half, {title_of(key).removeprefix('deep ')}: {number(before, digits)} before, "
     words += f"{number(control, digits)} in the control."
     moved = [(arm.spec.name, arm.effect.metrics.get(key, NOTHING)) for arm in trial.arms if arm.effect]
-    known = [(name, of) for name, of in moved if of.value is not None]
+    known = [(name, change) for name, change in moved if change.value is not None]
     if not known:
         return words
-    name, of = max(known, key=lambda pair: abs(pair[1].value or 0.0))
-    words += f" Furthest from it is {name}: {difference(of, digits)}."
+    name, change = max(known, key=lambda pair: abs(pair[1].value or 0.0))
+    words += f" Furthest from it is {name}: {difference(change, digits)}."
     return words + (" An arm’s line is the mean over its seeds." if key == "mean_cosine" else "")
 
 
@@ -138,9 +141,9 @@ def _effects(trial: Trial, found: Mapping[str, tuple[SitePoint, ...]]) -> Figure
     named, sites, series = looks(trial), found["before"], []
     for arm in reversed(trial.arms):
         at = {(e.stack, e.site, e.index): e.metrics for e in (arm.effect.sites if arm.effect else ())}
-        of = [at.get((s.stack, s.site, s.index), {}).get("mean_cosine", NOTHING) for s in sites]
-        if any(e.value is not None for e in of):
-            series.append(named[arm.spec.name].curve(of, bands=False, marks=MARKS, width=THIN))
+        changes = [at.get((s.stack, s.site, s.index), {}).get("mean_cosine", NOTHING) for s in sites]
+        if any(e.value is not None for e in changes):
+            series.append(named[arm.spec.name].curve(changes, bands=False, marks=MARKS, width=THIN))
     if not series:
         return None
     least, shade = trial.plan.training.min_effect, deepest_half(sites, READS)
@@ -162,25 +165,25 @@ def tradeoff(trial: Trial) -> Figure | None:
             arms.append((arm, effect, cost))
     if not arms:
         return None
-    series = _joined(trial, [arm.spec.name for arm, _, _ in arms], [effect.value for _, effect, _ in arms])
+    series = _joined_by_dose(trial, [arm.spec.name for arm, _, _ in arms], [effect.value for _, effect, _ in arms])
     for index, (arm, effect, cost) in enumerate(arms):
         alone = [NOTHING] * index + [effect] + [NOTHING] * (len(arms) - index - 1)
         point = named[arm.spec.name]._replace(dash=POINTS).curve(alone, whiskers=True)
-        left, right = ([None if of is NOTHING else end for of in alone] for end in (cost.low, cost.high))
+        left, right = ([None if estimate is NOTHING else end for estimate in alone] for end in (cost.low, cost.high))
         series.append(replace(point, left=left, right=right))
     least, bound = trial.plan.training.min_effect, tolerated(trial)
     effects, costs = [effect for _, effect, _ in arms], [cost for _, _, cost in arms]
     axis = Axis(
         title=f"{title_of(key)}: arm − control (to the left: better)",
         at=tuple(cost.value or 0.0 for cost in costs),
-        span=padded([0.0, *_ends(costs), *([bound] if bound else [])]),
+        span=padded([0.0, *_values_and_bounds(costs), *([bound] if bound else [])]),
     )
     chart = Chart(
         "chart-tradeoff",
         axis,
         "deep mean cosine: arm − control",
         tuple(series),
-        y_range=padded([0.0, -1.5 * least, 1.5 * least, *_ends(effects)]),
+        y_range=padded([0.0, -1.5 * least, 1.5 * least, *_values_and_bounds(effects)]),
         edges=((0.0, "control"),),
         uprights=((0.0, ""), *(((bound, "tolerance"),) if bound else ())),
         zone=(-least, least),
@@ -189,8 +192,8 @@ def tradeoff(trial: Trial) -> Figure | None:
     return Figure(chart, "Effect against cost", _tradeoff_words(trial, [arm for arm, _, _ in arms], bound))
 
 
-def _ends(of: Sequence[Estimate]) -> list[float]:
-    return [v for e in of for v in (e.value, e.low, e.high) if v is not None]
+def _values_and_bounds(estimates: Sequence[Estimate]) -> list[float]:
+    return [v for e in estimates for v in (e.value, e.low, e.high) if v is not None]
 
 
 def _by_dose(trial: Trial) -> list[ArmResult]:
@@ -200,7 +203,7 @@ def _by_dose(trial: Trial) -> list[ArmResult]:
     return [*first, *(arm for arm in trial.arms if arm.spec.name not in order)]
 
 
-def _joined(trial: Trial, names: Sequence[str], values: Values) -> list[Series]:
+def _joined_by_dose(trial: Trial, names: Sequence[str], values: Values) -> list[Series]:
     """A thin line through the arms that differ in their coefficient alone."""
     made = []
     for dose in trial.doses:
@@ -244,16 +247,16 @@ def dose_figures(trial: Trial, dose: DoseResponse, rank: int) -> list[Figure]:
     key, bound, least = quality_key(trial), tolerated(trial), trial.plan.training.min_effect
     effects, costs = [point.effect for point in dose.points], [point.quality for point in dose.points]
     words, style, made = "mean over seeds, 95 % interval", ("arm − control",), []
-    if _ends(effects):
+    if _values_and_bounds(effects):
         line = Look(words, "accent", symbol="circle").curve(effects)
-        span = padded([*_ends(effects), -1.5 * least, 1.5 * least])
+        span = padded([*_values_and_bounds(effects), -1.5 * least, 1.5 * least])
         chart = Chart(f"chart-dose-{rank}-effect", axis, *style, (line,), y_range=span, height=320, width=520)
         chart = replace(chart, edges=((0.0, "control"),), zone=(-least, least))
         takeaway = f"Deep mean cosine, arm − control; lower is more spread. {_points(dose, effects, 3)}"
         made.append(Figure(chart, "What it does", takeaway, wide=False))
-    if _ends(costs):
+    if _values_and_bounds(costs):
         line = Look(words, "plum", "dash", "square").curve(costs, digits_of(key), width=2.5)
-        span = padded([*_ends(costs), 0.0, *([1.2 * bound] if bound else [])])
+        span = padded([*_values_and_bounds(costs), 0.0, *([1.2 * bound] if bound else [])])
         chart = Chart(f"chart-dose-{rank}-cost", axis, *style, (line,), y_range=span, height=320, width=520)
         chart = replace(chart, edges=((0.0, "control"), *(((bound, "tolerance"),) if bound else ())))
         takeaway = (
@@ -263,8 +266,8 @@ def dose_figures(trial: Trial, dose: DoseResponse, rank: int) -> list[Figure]:
     return made
 
 
-def _points(dose: DoseResponse, of: Sequence[Estimate], digits: int) -> str:
-    parts = [f"{p.coefficient:g}: {difference(e, digits)}" for p, e in zip(dose.points, of, strict=True)]
+def _points(dose: DoseResponse, estimates: Sequence[Estimate], digits: int) -> str:
+    parts = [f"{p.coefficient:g}: {difference(e, digits)}" for p, e in zip(dose.points, estimates, strict=True)]
     return f"{'; '.join(parts)}."
 
 

@@ -94,9 +94,11 @@ def rows(trial: Trial) -> list[Row]:
 
 
 def _before_row(trial: Trial) -> Row:
-    of = [(key, reading(trial.before, key)) for key in keys(trial)]
+    readings = [(key, reading(trial.before, key)) for key in keys(trial)]
     return Row(
-        "before", "before", measures=tuple(value_cell(e, digits_of(key), bounds=True, share=False) for key, e in of)
+        "before",
+        "before",
+        measures=tuple(value_cell(e, digits_of(key), bounds=True, share=False) for key, e in readings),
     )
 
 
@@ -134,20 +136,20 @@ def _arm_row(trial: Trial, arm: ArmResult) -> Row:
         time=times(ratio.value, 3),
         time_note=interval(ratio, 3) if ratio.value is not None else ratio.reason or "",
         memory=times(arm.cost.memory_ratio),
-        measures=tuple(_measure(arm.effect, arm, key) for key in keys(trial)),
+        measures=tuple(_measure_cells(arm.effect, arm, key) for key in keys(trial)),
         verdict=verdict_words(arm.verdict) if arm.verdict else "No verdict",
         notes=tuple(notes),
         reason=_reason(trial, arm),
     )
 
 
-def _measure(effect: ArmEffect, arm: ArmResult, key: str) -> Cell:
+def _measure_cells(effect: ArmEffect, arm: ArmResult, key: str) -> Cell:
     """A difference to the control with its spread over seeds and its rank."""
-    of, notes = effect.metrics.get(key, MISSING), _spread_notes(arm, key, effect.spread.get(key))
+    change, notes = effect.metrics.get(key, MISSING), _spread_notes(arm, key, effect.spread.get(key))
     rank = arm.ranks.get(key)
     notes += (f"place {rank.place}, tied" if rank.tied_with else f"place {rank.place}",) if rank else ()
     unpaired = key == "effective_rank" and effect.unpaired
-    return replace(change_cell(of, digits_of(key), notes), mark="†" if unpaired else "")
+    return replace(change_cell(change, digits_of(key), notes), mark="†" if unpaired else "")
 
 
 def _spread_notes(arm: ArmResult, key: str, wide: float | None) -> tuple[str, ...]:
@@ -233,11 +235,12 @@ def rankings(trial: Trial) -> list[Ranking]:
 
 
 def _ranking(trial: Trial, key: str) -> Ranking:
-    of = {arm.spec.name: arm.ranks[key] for arm in trial.arms if key in arm.ranks}
+    ranks = {arm.spec.name: arm.ranks[key] for arm in trial.arms if key in arm.ranks}
     places = []
-    for place in sorted({rank.place for rank in of.values()}):
-        here = [name for name, rank in of.items() if rank.place == place]
-        places.append((place, tuple((name, tuple(o for o in of[name].tied_with if o not in here)) for name in here)))
+    for at_rank in sorted({rank.place for rank in ranks.values()}):
+        here = [name for name, rank in ranks.items() if rank.place == at_rank]
+        ties = [tuple(other for other in ranks[name].tied_with if other not in here) for name in here]
+        places.append((at_rank, tuple(zip(here, ties, strict=True))))
     without = [(arm.spec.name, _unplaced(arm)) for arm in trial.arms if arm.effect is None or key not in arm.ranks]
     reference = trial.control.spec.name
     return Ranking(key, title_of(key), tuple(places), tuple(pair for pair in without if pair[0] != reference))

@@ -52,25 +52,25 @@ def trial_markdown(trial: Trial) -> str:
         *markdown_head(trial.condense, f"trial of remedies on {trial.model.id}"),
         for_markdown(f"{budget(trial)}."),
         "",
-        *_arms(trial),
+        *_arms_markdown(trial),
         "",
         *_ranks(trial),
         *_doses(trial),
         *(["## Findings", "", *markdown_findings(trial.findings)] if trial.findings else []),
         *_tasks(trial),
         *_definitions(trial),
-        *_seeds(trial),
+        *_seeds_markdown(trial),
         *_provenance(trial),
     ]
     return "\n".join(lines)
 
 
-def _arms(trial: Trial) -> list[str]:
+def _arms_markdown(trial: Trial) -> list[str]:
     """The arms beside each other, each against the control, and what has to be said beneath."""
     cosine, rank, quality = map(title_of, keys(trial))
     head = ["arm", "parameters added", "time per step ÷ control", "peak memory ÷ control"]
     head += [f"{cosine} (Δ vs control, 95 % CI)", f"{rank} (Δ)", f"{quality} (Δ)", "verdict"]
-    lines = markdown_rows(head, map(_cells, rows(trial)))
+    lines = markdown_rows(head, map(_markdown_cells, rows(trial)))
     beneath = (
         "Before and control: absolute values. Differences: mean over the training seeds, 95 % interval; bold where it "
         f"excludes 0. SD: standard deviation over the {plural(trial.plan.seeds, 'seed')}."
@@ -79,7 +79,7 @@ def _arms(trial: Trial) -> list[str]:
     return [*lines, "", beneath, *notes]
 
 
-def _cells(row: Row) -> list[str]:
+def _markdown_cells(row: Row) -> list[str]:
     name = for_markdown(row.name)
     if not row.measures:
         return [name, *[DASH] * 6, f"**{row.status}**: {for_markdown(row.reason)}"]
@@ -87,14 +87,14 @@ def _cells(row: Row) -> list[str]:
     notes = [*row.notes, *([row.reason] if row.reason else [])]
     verdict = "; ".join([f"**{row.verdict}**" if row.kind == "arm" else row.verdict, *map(for_markdown, notes)])
     costs = (row.added or DASH, for_markdown(time) or DASH, row.memory or DASH)
-    return [name, *costs, *map(_measure, row.measures), verdict or DASH]
+    return [name, *costs, *map(_measure_markdown, row.measures), verdict or DASH]
 
 
-def _measure(of: Cell) -> str:
-    text = f"**{of.text}**" if of.strong else of.text
-    text += f" [{of.interval}]" if of.interval else ""
-    notes = f" ({for_markdown(', '.join(of.notes))})" if of.notes else ""
-    return f"{text} {of.mark}{notes}" if of.mark else f"{text}{notes}"
+def _measure_markdown(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.strong else cell.text
+    text += f" [{cell.interval}]" if cell.interval else ""
+    notes = f" ({for_markdown(', '.join(cell.notes))})" if cell.notes else ""
+    return f"{text} {cell.mark}{notes}" if cell.mark else f"{text}{notes}"
 
 
 def _ranks(trial: Trial) -> list[str]:
@@ -103,9 +103,9 @@ def _ranks(trial: Trial) -> list[str]:
     lines = []
     for ranking in rankings(trial):
         lines += [f"**Ranked by {ranking.title}** (arms of one place are a tie):", ""]
-        for place, arms in ranking.places:
+        for rank, arms in ranking.places:
             named = ", ".join(placed(name, ties) for name, ties in arms)
-            lines.append(f"- place {place}: {for_markdown(named)}")
+            lines.append(f"- place {rank}: {for_markdown(named)}")
         lines += [f"- not ranked: {for_markdown(name)} ({for_markdown(why)})" for name, why in ranking.without]
         lines.append("")
     return lines
@@ -151,7 +151,7 @@ def _definitions(trial: Trial) -> list[str]:
     return [*lines, ""]
 
 
-def _seeds(trial: Trial) -> list[str]:
+def _seeds_markdown(trial: Trial) -> list[str]:
     head = ("arm", "seed", *(f"{title_of(key)} (Δ)" for key in keys(trial)))
     cells = [
         (
@@ -297,19 +297,19 @@ def _terminal_cells(row: Row, effects: bool, costs: bool) -> list[RenderableType
     if costs:
         cells += [text(words or DASH) for words in (row.added, row.time.replace(" per step", ""), row.memory)]
     if effects:
-        cells += [_terminal_measure(of) for of in row.measures] or [text(row.status), "", ""]
+        cells += [_terminal_measure(cell) for cell in row.measures] or [text(row.status), "", ""]
     if costs:
         words = row.verdict or ("" if row.measures else row.status)
         cells.append(text("\n".join([words, *row.notes[:1]]) if words else DASH))
     return cells
 
 
-def _terminal_measure(of: Cell) -> RenderableType:
+def _terminal_measure(cell: Cell) -> RenderableType:
     """A difference with its spread over seeds behind it and its interval below; ranks are listed under the table."""
-    made = text(of.text + (f" {of.mark}" if of.mark else ""), "bold" if of.strong else "")
-    spread = [note for note in of.notes if not note.startswith("place ")]
+    made = text(cell.text + (f" {cell.mark}" if cell.mark else ""), "bold" if cell.strong else "")
+    spread = [note for note in cell.notes if not note.startswith("place ")]
     made.append(f" {spread[0]}" if spread else "", style="not bold dim")
-    return made.append(f"\n{of.interval}" if of.interval else "", style="not bold dim")
+    return made.append(f"\n{cell.interval}" if cell.interval else "", style="not bold dim")
 
 
 def _beneath(trial: Trial, table: Sequence[Row]) -> list[str]:
@@ -322,6 +322,6 @@ def _beneath(trial: Trial, table: Sequence[Row]) -> list[str]:
         lines.append(f"nothing is ranked: {trial.unranked}")
     for ranking in rankings(trial):
         lines.append(f"ranked by {ranking.title} (arms of one place are a tie):")
-        for place, arms in ranking.places:
-            lines.append(f"  {place}. {', '.join(placed(name, ties) for name, ties in arms)}")
+        for rank, arms in ranking.places:
+            lines.append(f"  {rank}. {', '.join(placed(name, ties) for name, ties in arms)}")
     return [*lines, *(f"{dose.title}: {recommendation(dose)}" for dose in trial.doses)]
