@@ -6,7 +6,9 @@ parts of text are joined, bytes are decoded, and anything else is refused with i
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ CONVERSATIONS = ("messages", "conversations", "conversation", "contents", "dialo
 QUESTIONS = ("instruction", "prompt", "question", "query", "input", "inputs")
 CONTEXTS = ("input", "context")
 ANSWERS = ("output", "completion", "response", "answer", "chosen", "targets")
-SYSTEMS = ("system", "system_prompt")
+SYSTEMS = ("system", "system_prompt", "systemInstruction", "system_instruction")
 CHAT_COLUMNS = frozenset((*CONVERSATIONS, *QUESTIONS, *CONTEXTS, *ANSWERS, *SYSTEMS, "history"))
 _SPEAKERS = ("role", "from", "speaker", "author")
 _SAID = ("content", "value", "text", "parts")
@@ -34,6 +36,8 @@ _ROLES = {
     "chatgpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
+    "claude": "assistant",
     "bing": "assistant",
     "bard": "assistant",
     "observation": "tool",
@@ -87,7 +91,7 @@ def document_of(name: str, record: Any, column: str) -> Document:
         raise UnavailableError(f"{name} holds {type(record).__name__} records, not objects with a text column")
     value = record.get(column)
     turns = _column_turns(name, column, value)
-    if turns is None and value is None:
+    if turns is None and (value is None or (isinstance(value, str) and not value.strip())):
         turns = _conversation(name, record)
     if turns is not None:
         return Document(name, "\n".join(content for _, content in turns if content), turns)
@@ -99,7 +103,13 @@ def document_of(name: str, record: Any, column: str) -> Document:
 def missing(column: str, columns: Iterable[Any], where: str) -> UsageError:
     """The error for a column that is not there, naming those that are."""
     known = ", ".join(" ".join(str(name).split())[:60] for name, _ in zip(columns, range(8), strict=False))
-    return UsageError(f"no column {column!r} in {where} (found: {known or 'none'})", "name it with --text-column")
+    what = f"no column {column!r} in {where} (found: {known or 'none'})"
+    if isinstance(columns, Mapping):
+        for key, value in columns.items():
+            if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+                file = where.rpartition(":")[0]
+                return UsageError(what, f"are its records under {key!r}? take them out: jq -c '.[\"{key}\"][]' {file}")
+    return UsageError(what, "name it with --text-column")
 
 
 def needed(column: str, columns: Sequence[str], where: str) -> list[str]:
@@ -170,13 +180,35 @@ def _kind(value: Any) -> str:
 
 def _column_turns(name: str, column: str, value: Any) -> Turns | None:
     """The turns in the column that was asked for; None where it holds something else."""
-    if isinstance(value, str) and column in CONVERSATIONS and value.lstrip()[:1] == "[":
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
+    if isinstance(value, str) and (column in CONVERSATIONS or _SPELLED_TURNS.match(value)):
+        value = _unspelled(value)
+    value = _by_turn(value)
     spoken = isinstance(value, list | tuple) and any(_is_turn(item) for item in value)
     return tuple(_turns(name, column, value)) if spoken else None
+
+
+_SPELLED_TURNS = re.compile(r"\s*\[\s*\{\s*['\"](role|from|speaker|content|value)['\"]\s*:")
+
+
+def _unspelled(value: str) -> Any:
+    """The list that a cell of text spells, in JSON or, as pandas writes it into CSV, in Python; None if it does not."""
+    if value.lstrip()[:1] != "[":
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def _by_turn(value: Any) -> Any:
+    """Turns that are kept by column ({role: [...], content: [...]}), as `datasets` does, one by one."""
+    if isinstance(value, Mapping) and any(isinstance(value.get(key), list) for key in _SPEAKERS):
+        columns = {key: item for key, item in value.items() if isinstance(item, list)}
+        if len({len(item) for item in columns.values()}) == 1:
+            return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return value
 
 
 def _is_turn(item: Any) -> bool:
@@ -186,7 +218,7 @@ def _is_turn(item: Any) -> bool:
 def _conversation(name: str, record: Mapping[Any, Any]) -> Turns | None:
     """The conversation that a record holds: a list of turns, or a question and its answer."""
     for column in CONVERSATIONS:
-        value = record.get(column)
+        value = _by_turn(record.get(column))
         if isinstance(value, str) and (turns := _column_turns(name, column, value)) is not None:
             return (*_system(name, record), *turns)
         if isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
@@ -195,8 +227,13 @@ def _conversation(name: str, record: Mapping[Any, Any]) -> Turns | None:
 
 
 def _system(name: str, record: Mapping[Any, Any]) -> Turns:
-    column = next((key for key in SYSTEMS if isinstance(record.get(key), str) and record[key].strip()), None)
-    return () if column is None else (("system", cell_text(record[column], name, column)),)
+    for column in SYSTEMS:
+        value = record.get(column)
+        if isinstance(value, Mapping):  # Gemini's
+            value = value.get("parts")
+        if isinstance(value, str | list) and (said := cell_text(value, name, column)).strip():
+            return (("system", said),)
+    return ()
 
 
 def _turns(name: str, column: str, value: Iterable[Any]) -> Iterator[tuple[str, str]]:

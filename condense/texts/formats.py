@@ -56,7 +56,10 @@ _FOREIGN = {
     b"version https://git-lfs": ("a Git LFS pointer; the file itself is elsewhere", "git lfs pull"),
     b"\x89HDF": ("an HDF5 file", "export its text as JSON Lines or Parquet"),
     b"7z\xbc\xaf": ("a 7-Zip archive", "unpack it"),
+    b"{\\rtf": ("a Rich Text file", "save it as plain text in UTF-8"),
+    b"\x93NUMPY": ("a NumPy array", "token ids are measured in Python: condense.windows(numpy.load(FILE))"),
 }
+_MARKUP = re.compile(r"\s*(<!doctype html|<html[\s>]|<\?xml[\s?])", re.IGNORECASE)
 
 
 def kind_by_name(name: str) -> Kind | None:
@@ -136,12 +139,19 @@ def _documents(source: Source, column: str, stream: bool) -> Iterator[Document]:
     for magic, (what, hint) in _FOREIGN.items():
         if head.startswith(magic):
             raise UnavailableError(f"{name} is not text: it is {what}", hint)
+    if head[257:262] == b"ustar":
+        raise UnavailableError(f"{name} is not text: it is a tar archive", "unpack it")
     if head.startswith(b"PAR1") or kind == "parquet":
         records = tables.parquet_rows(source.file, name, column)
     elif head.startswith(b"ARROW1\0\0") or kind == "arrow":
         records = tables.arrow_rows(source.file, name, column)
     else:
         text = Text(name, source.file, head)
+        if kind is None and _MARKUP.match(text.head):
+            raise UnavailableError(
+                f"{name} is markup (HTML or XML), whose tags would be measured",
+                "take its text out first, or rename it to .txt if the markup itself is meant",
+            )
         kind = kind or _sniffed(text.head, column)
         if kind == "text":
             yield _whole(text, source, stream)

@@ -38,15 +38,38 @@ def json_records(stream: TextIO, name: str, head: str, *, lines: bool) -> Iterat
     `lines`: the name says that each line is a record. JSON Lines under the name of JSON, and JSON under the name of
     JSON Lines, are read as what they are. UnavailableError naming the line that is not JSON.
     """
+    if not lines and head.lstrip()[:1] == "{":
+        return _by_row(_json_records(stream, name, head, lines=False))
+    return _json_records(stream, name, head, lines=lines)
+
+
+def _json_records(stream: TextIO, name: str, head: str, *, lines: bool) -> Iterator[Record]:
     line, _, rest = head.lstrip().partition("\n")
     try:
         first = json.loads(line)
     except (ValueError, RecursionError):
         is_cut = not rest and len(line) > _PIECE // 8  # a first line longer than what was read of the file
         return _Values(stream, name).records() if line[:1] == "[" or not is_cut else _lines(stream, name)
-    if isinstance(first, list) and (not lines or all(isinstance(item, dict | str) for item in first)):
+    is_record = rest.lstrip()[:1] == "["  # one array a line: refused as what it is
+    if isinstance(first, list) and not is_record and (not lines or all(isinstance(i, dict | str) for i in first)):
         return _Values(stream, name).records()
     return _lines(stream, name)
+
+
+def _by_row(records: Iterator[Record]) -> Iterator[Record]:
+    """The same records; those of a table whose only object keeps it by column, as pandas does with orient="list"."""
+    first, second = next(records, None), next(records, None)
+    if first is not None and second is None and isinstance(table := first[1], dict) and _is_by_column(table):
+        yield from enumerate((dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)), 1)
+        return
+    yield from (record for record in (first, second) if record is not None)
+    yield from records
+
+
+def _is_by_column(table: dict[str, Any]) -> bool:
+    columns = list(table.values())
+    plain = all(isinstance(column, list) and not any(isinstance(cell, dict) for cell in column) for column in columns)
+    return plain and len(columns) > 1 and len({len(column) for column in columns}) == 1
 
 
 def _lines(stream: TextIO, name: str) -> Iterator[Record]:
@@ -54,8 +77,10 @@ def _lines(stream: TextIO, name: str) -> Iterator[Record]:
         if line.strip():
             try:
                 record = json.loads(line)
-            except (ValueError, RecursionError):
+            except json.JSONDecodeError:
                 raise UnavailableError(f"{name}, line {number}, is not JSON") from None
+            except (ValueError, RecursionError) as error:
+                raise UnavailableError(f"{name}, line {number}, cannot be read: {told(error)}") from None
             yield number, record
 
 

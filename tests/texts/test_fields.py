@@ -105,6 +105,11 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], tuple[tuple[str, str], ...]]] = {
     "preference as turns": ({"prompt": "hi", "chosen": [USER, ASSISTANT], "rejected": [USER]}, PAIR),
     "question and answer": ({"question": "hi", "answer": "yo"}, PAIR),
     "input and output": ({"input": "hi", "output": "yo"}, PAIR),
+    "by column, as datasets gives it": ({"messages": {"role": ["user", "assistant"], "content": ["hi", "yo"]}}, PAIR),
+    "other names of a model": ({"conversations": share(("human", "hi"), ("AI", "yo"))}, PAIR),
+    "gemini with system": ({"contents": GEMINI, "systemInstruction": {"parts": [{"text": "S"}]}}, (SYSTEM, *PAIR)),
+    "blank text beside it": ({"text": " ", "messages": [USER, ASSISTANT]}, PAIR),
+    "spelled in Python, as pandas writes it": ({"messages": str([USER, ASSISTANT])}, PAIR),
     "null text": ({"text": None, "messages": [USER, ASSISTANT]}, PAIR),
     "no turn": ({"messages": []}, ()),
 }
@@ -124,7 +129,7 @@ def test_conversations(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["messages", "conversations", "dialogue_of_mine"])
-@pytest.mark.parametrize("encode", [lambda turns: turns, json.dumps])
+@pytest.mark.parametrize("encode", [lambda turns: turns, json.dumps, str])
 def test_a_column_of_turns_is_never_measured_as_its_spelling(
     tmp_path: Path, column: str, encode: Callable[[Any], Any]
 ) -> None:

@@ -76,6 +76,51 @@ def test_json_arrays_and_values_that_span_lines(texts: Callable[..., list[str]],
     assert texts(name, content) == ["one", "two"]
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_table_kept_by_column_is_no_single_document(texts: Callable[..., list[str]], indent: int | None) -> None:
+    """pandas: to_json(orient="list"). Of records, one a line, a list in the text column stays one text."""
+    table = {"text": ["one", "two"], "n": [1, 2]}
+    assert texts("a.json", json.dumps(table, indent=indent)) == ["one", "two"]
+    assert texts("a.jsonl", json.dumps(table)) == ["one\ntwo"]
+    assert texts("b.json", json.dumps(table) + "\n" + json.dumps(table)) == ["one\ntwo", "one\ntwo"]
+
+
+def test_records_inside_an_object_are_pointed_to(texts: Callable[..., list[str]]) -> None:
+    code, line = refusal(texts, "squad.json", json.dumps({"version": 1, "data": [{"text": "one"}]}))
+    assert code == 2 and "found: version, data" in line and """jq -c '.["data"][]' squad.json""" in line
+
+
+def test_lines_that_are_arrays_are_no_broken_json(texts: Callable[..., list[str]]) -> None:
+    assert refusal(texts, "a.jsonl", '["one", "two"]\n["three"]\n') == (
+        3, "a.jsonl:1 holds list records, not objects with a text column | ",
+    )  # fmt: skip
+    code, line = refusal(texts, "b.jsonl", LINES + '{"text": "three", "n": ' + "9" * 5000 + "}")
+    assert code == 3 and line.startswith("b.jsonl, line 3, cannot be read: Exceeds the limit")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.rtf", b"{\\rtf1\\ansi Hello}", "Rich Text"),
+        ("a.txt", b"{\\rtf1\\ansi Hello}", "Rich Text"),
+        ("a.html", b"\n<!DOCTYPE html><p>Hello", "markup (HTML or XML)"),
+        ("dump.xml", b"<?xml version='1.0'?><mediawiki><text>Hello", "markup (HTML or XML)"),
+        ("a.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '<i8'", "condense.windows(numpy.load(FILE))"),
+        ("a.tar", b"a.txt".ljust(257, b"\0") + b"ustar\0" + b"00" + b"\0" * 500, "tar archive"),
+        ("a.tar.gz", gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar  \0" + b"\0" * 500), "tar archive"),
+    ],
+)
+def test_markup_and_archives_are_no_text(
+    texts: Callable[..., list[str]], name: str, content: bytes, words: str
+) -> None:
+    code, line = refusal(texts, name, content)
+    assert code == 3 and words in line
+
+
+def test_markup_under_the_name_of_text_is_what_is_meant(texts: Callable[..., list[str]]) -> None:
+    assert texts("page.txt", "<!doctype html><p>Hello") == ["<!doctype html><p>Hello"]
+
+
 def test_json_longer_than_a_piece(texts: Callable[..., list[str]]) -> None:
     """Elements, strings and numbers that fall on the edge of what is read at a time."""
     records = [{"n": number, "text": f"{number} " + 'x\\"é🙂' * (number % 977)} for number in range(4000)]
