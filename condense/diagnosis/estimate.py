@@ -91,7 +91,7 @@ def find(model: str, options: ModelOptions) -> Source:
 
 def _local(path: Path, options: ModelOptions, name: str | None = None) -> Source:
     name = name or path.name
-    if path.suffix == ".gguf" and path.is_file():
+    if path.is_file() and gguf.is_gguf(path):
         model = gguf.read(path)
         folder = gguf_copies.already_converted(model)
         if folder is None:

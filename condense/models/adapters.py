@@ -6,6 +6,7 @@ that a kind, an option or a version of PEFT that nobody thought of cannot give a
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 
 from condense.errors import UnavailableError, first_line, is_out_of_memory
 from condense.models.checks import refuse_not_finite
-from condense.models.folder import check_adapter, safetensors_header
+from condense.models.folder import FLOATS, check_adapter, safetensors_header
 from condense.models.layers import embedding_rows, forward_pass, input_device, wrappings
 
 WEIGHTS = "adapter_model.safetensors"
 # Under which names an adapter keeps embeddings whole, behind that of their module.
 _WHOLE = ("weight", "base_layer.weight", "token_adapter.base_layer.weight")
+_SIZE = r".*?Size\(\[(.*?)\]\)"
+_MISFIT = re.compile(rf"size mismatch for (?:base_model\.model\.)?(\S+): {_SIZE}{_SIZE}", re.DOTALL)
+_ANOTHER_BASE = "is the base the one that it was trained on? (base_model_name_or_path in adapter_config.json)"
 _PROBES, _PROBE_TOKENS = 4, 48
 _TOLERANCE = 5e-6  # half of what is promised (1e-5), since other tokens may differ by more than those tried
 
@@ -88,7 +92,13 @@ def _header(folder: Path) -> dict[str, Any]:
     file = folder / WEIGHTS
     if not file.exists():
         raise UnavailableError(f"no {file.name} in {folder}", "ask its author for safetensors")
-    return safetensors_header(file)
+    header = safetensors_header(file)
+    for name, entry in header.items():
+        if entry.get("dtype") not in FLOATS and name.endswith("weight"):
+            raise UnavailableError(
+                f"{name} of the adapter is of type {entry.get('dtype')}", "ask its author for floating point"
+            )
+    return header
 
 
 def _part(model: Any, header: Mapping[str, Any]) -> Any:
@@ -106,7 +116,14 @@ def _wrapped(model: Any, folder: Path) -> Any:
         raise UnavailableError("an adapter needs the package peft", "pip install 'condense-lm[peft]'") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what peft warns of (keys that do not fit) is refused below
-        return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
+        try:
+            return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
+        except RuntimeError as error:
+            if (misfit := _MISFIT.search(str(error))) is None:
+                raise
+            raise UnavailableError(
+                f"the adapter does not fit its base: {misfit[1]} is [{misfit[2]}], not [{misfit[3]}]", _ANOTHER_BASE
+            ) from error
 
 
 def _refuse_astray(wrapped: Any, own: set[str]) -> None:
@@ -123,7 +140,7 @@ def _refuse_astray(wrapped: Any, own: set[str]) -> None:
     if astray:
         raise UnavailableError(
             f"{len(astray)} weights of the adapter do not fit its base, first {astray[0]}",
-            "is the base the one that it was trained on? (base_model_name_or_path in adapter_config.json)",
+            _ANOTHER_BASE,
         )
 
 

@@ -27,6 +27,7 @@ from condense.models.custom import output_head
 from condense.models.folder import Folder
 from condense.models.layers import find_stacks, unwrapped
 from condense.models.locate import DTYPES, Located, adapter_sha256, locate
+from condense.models.recognise import unwrapped_names
 from condense.records.diagnosis import ModelInfo, Objective
 from condense.records.options import ModelOptions, takes
 
@@ -178,7 +179,7 @@ def _weights(folder: Folder, files: contextlib.ExitStack) -> dict[str, Any]:
         else:
             handle = files.enter_context(safe_open(str(file), framework="pt"))
             weights |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118  not a mapping
-    return weights
+    return {own: weights[name] for name, own in unwrapped_names(list(weights))}
 
 
 def _from_folder(

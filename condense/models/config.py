@@ -81,6 +81,8 @@ def honoured(config: Mapping[str, Any], kind: Any) -> dict[str, Any]:
         if isinstance(value, Mapping) and key in parts:
             inner = _part_class(parts[key], value)
             kept[key] = honoured(value, inner) if inner is not None else value
+        elif key in ("dtype", "torch_dtype"):
+            kept[key] = _dtype(key, value)
         elif not texts:
             kept[key] = value
         elif key in known:
@@ -91,6 +93,18 @@ def honoured(config: Mapping[str, Any], kind: Any) -> dict[str, Any]:
                 )
             kept[key] = value
     return kept
+
+
+def _dtype(key: str, value: Any) -> Any:
+    """A type of weights as transformers reads it; None for "auto". UnavailableError for what is none."""
+    import torch
+
+    name = str(value).removeprefix("torch.")
+    if not isinstance(value, str) or name == "auto":
+        return None if value == "auto" else value
+    if not isinstance(getattr(torch, name, None), torch.dtype):
+        raise UnavailableError(f"config.json names a type that torch does not have ({key} = {value})", "correct it")
+    return name
 
 
 def _part_class(kind: Any, values: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ does not fit the weights is refused here, where it costs milliseconds.
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 
 from condense.errors import UnavailableError
 from condense.files import is_special
+from condense.models.recognise import recognise
 
 PICKLE_HINT = "ask its author for safetensors, or pass --allow-pickle if you trust it"
 _TOKENIZER_FILES = (
@@ -78,9 +80,12 @@ class Folder:
         return bool(self.weights) and self.weights[0].suffix != ".safetensors"
 
 
+_PATHS = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", "/")
+
+
 def is_path(name: str) -> bool:
     """True if MODEL is meant as a place on disk rather than a hub id."""
-    looks = name.startswith((".", "/", "~")) or name.endswith((".gguf", ".safetensors", ".bin", ".pt", "/"))
+    looks = name.startswith((".", "/", "~")) or name.lower().endswith(_PATHS)
     return looks or name.count("/") > 1 or _exists(Path(name))
 
 
@@ -95,6 +100,9 @@ def open_folder(path: Path) -> Folder:
     """Read the config and find the weights; UnavailableError for what is missing, unsafe or damaged."""
     if not path.exists():
         raise UnavailableError(f"no such file or directory: {path}", "give a hub id, a folder or a .gguf file")
+    if not path.is_dir() or not (path / "config.json").exists():
+        if (other := recognise(path)) is not None:
+            raise other.error(path)
     if not path.is_dir():
         raise UnavailableError(f"{path} is not a checkpoint folder or a .gguf file")
     refuse_special(path)
@@ -147,7 +155,7 @@ def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
         raise UnavailableError(f"no {name} in {path}", "is it a Hugging Face checkpoint folder?")
     refuse_pointer(file)
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError):
         raise UnavailableError(f"{file} is not JSON", "the file is damaged: fetch it again") from None
     if not isinstance(config, dict):
@@ -159,6 +167,8 @@ def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
             raise UnavailableError(
                 f"{name} asks for a remote kernel ({key} = {value})", "remove that key; condense runs no foreign code"
             )
+        if isinstance(value, float) and not math.isfinite(value):  # the upper end of a range in a list may be infinite
+            raise UnavailableError(f"{name} holds a number that is not finite ({key} = {value})", "it is damaged")
         if isinstance(value, int) and _is_impossible(key, value):
             raise UnavailableError(f"{name} asks for {value} layers ({key})", "the config is damaged")
     return config
@@ -168,6 +178,8 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     """Read adapter_config.json; UnavailableError for a kind of adapter or an option that cannot be merged."""
     config = read_config(folder, "adapter_config.json")
     kind = config.get("peft_type")
+    if kind is None and "base_model_name_or_path" in config:
+        raise UnavailableError(f"adapter_config.json in {folder} names no kind of adapter (peft_type)")
     asked = next((f"with {key}" for key in _OUTSIDE if config.get(key)), None)
     if kind is not None and kind not in _MERGEABLE:
         asked = f"of type {kind}"
@@ -223,6 +235,8 @@ def _weights(path: Path) -> tuple[Path, ...]:
 def check_weights(folder: Folder, *, allow_pickle: bool = False) -> None:
     """Read the headers of the weights: complete files, and as many layers as the config says."""
     if not folder.weights:
+        if (other := recognise(folder.path)) is not None:
+            raise other.error(folder.path)
         raise UnavailableError(f"no weights in {folder.path}", "expected model.safetensors or its shards")
     if folder.is_pickle:
         if not allow_pickle:

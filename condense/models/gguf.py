@@ -76,6 +76,17 @@ def read(file: Path) -> Gguf:
     return Gguf(parts, metadata, tensors)
 
 
+def is_gguf(file: Path) -> bool:
+    """Whether a file is GGUF, by its name or, as in a cache of blobs, by its first bytes."""
+    if file.suffix.lower() == ".gguf" or not file.is_file():
+        return file.suffix.lower() == ".gguf"
+    try:
+        with file.open("rb") as stream:
+            return stream.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
 def parts_of(file: Path) -> tuple[Path, ...]:
     """All parts of a split file, from any of them, in order; the file alone if it is not split.
 

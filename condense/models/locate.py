@@ -181,7 +181,7 @@ def _place(name: str, options: ModelOptions) -> tuple[Folder, str, str | None]:
         fetched = hub.fetch(name, options)
         return _opened(fetched.path), "safetensors", fetched.revision
     path = expanded(name)
-    if path.is_file() and path.suffix == ".gguf":
+    if path.is_file() and gguf.is_gguf(path):
         with reported(name):
             model = gguf.read(path)
             copy = replace(_opened(gguf_copies.converted(model)), origin=model.parts)
@@ -234,7 +234,7 @@ def _named_tokenizer(options: ModelOptions) -> Path:
     if not inspection.is_path(name):
         return hub.fetch(name, options, Selection(weights=False)).path
     path = expanded(name)
-    if path.suffix == ".gguf":
+    if gguf.is_gguf(path):
         path = gguf_copies.converted(gguf.read(path))
         if reason := gguf_copies.no_tokenizer(path):
             raise UnavailableError(reason, "pass --tokenizer with a hub id or a folder")

@@ -360,6 +360,25 @@ def test_merging_that_changes_the_numbers_is_refused(
         condense.load(tmp_path / "adapter", device="cpu")
 
 
+def test_adapters_that_do_not_fit_say_where(bases: Copy, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    trained(lora(), bases("llama"), folder)
+    config, file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    settings, weights = json.loads(config.read_text()), load_file(file)
+    config.write_text(json.dumps({**settings, "r": 8}))
+    line = r"does not fit its base: model.layers.0.self_attn.\S+lora_A.default.weight is \[4, 32\], not \[8, 32\]"
+    with pytest.raises(UnavailableError, match=line) as caught:
+        condense.load(folder, device="cpu")
+    assert "\n" not in str(caught.value) and "base_model_name_or_path" in caught.value.hint
+    config.write_text(json.dumps({**settings, "peft_type": None}))
+    with pytest.raises(UnavailableError, match="names no kind of adapter"):
+        condense.load(folder, device="cpu")
+    config.write_text(json.dumps(settings))
+    save_file({name: (value * 10).to(torch.int8) for name, value in weights.items()}, file)
+    with pytest.raises(UnavailableError, match=r"lora_A.weight of the adapter is of type I8"):
+        condense.load(folder, device="cpu")
+
+
 def test_new_tokens_without_weights_are_refused(bases: Copy, tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     trained(lora(rows=496), bases("llama"), folder)

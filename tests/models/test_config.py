@@ -331,3 +331,40 @@ def test_a_note_is_shown(copy_of: Copy) -> None:
     assert_went_on(result)
     for text in (result.stdout, Path("out/report.md").read_text(), Path("out/report.html").read_text()):
         assert "flash_attention_2, which is not to be had here" in " ".join(text.split()).replace("\\_", "_")
+
+
+# --- numbers and types ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_not_finite_is_refused(copy_of: Copy, value: float) -> None:
+    """JSON has no such number, Python reads it, and a norm with an infinite epsilon is silent about it."""
+    refused(with_config(copy_of("llama"), rms_norm_eps=value), r"a number that is not finite \(rms_norm_eps = ")
+
+
+def test_the_open_end_of_a_range_is_a_number(copy_of: Copy, opened: Callable[[str], Any]) -> None:
+    found = condense.load(with_config(copy_of("llama"), time_step_limit=[0.0, float("inf")]), device="cpu")
+    assert found.info.parameters == opened("llama").info.parameters
+
+
+@pytest.mark.parametrize(
+    ("changes", "stored"),
+    [
+        ({"dtype": "torch.bfloat16"}, "bfloat16"),
+        ({"dtype": "auto"}, "float32"),
+        ({"dtype": None, "torch_dtype": "torch.float16"}, "float16"),
+    ],
+)
+def test_a_type_may_be_spelled_in_several_ways(copy_of: Copy, changes: dict[str, Any], stored: str) -> None:
+    assert condense.load(with_config(copy_of("llama"), **changes), device="cpu").source_dtype == stored
+
+
+def test_a_type_that_is_none_is_refused(copy_of: Copy) -> None:
+    refused(with_config(copy_of("llama"), dtype="bf17"), r"a type that torch does not have \(dtype = bf17\)")
+    refused(with_config(copy_of("qwen2"), dtype="Tensor"), "a type that torch does not have")
+
+
+def test_a_byte_order_mark_before_a_config_is_no_damage(copy_of: Copy) -> None:
+    file = copy_of("llama") / "config.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert condense.load(file.parent, device="cpu").info.blocks == 3

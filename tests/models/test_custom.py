@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import condense
 from condense.errors import UnavailableError
+from condense.models.locate import _POSITION_TABLE
 
 HEAD = """
 import torch
@@ -187,23 +188,34 @@ def test_custom_classes_are_measured_as_what_they_are(name: str, custom: Callabl
 REFUSED = {
     "looped": (flat(), {"loops": 2}, r"Thing is a looped model: its 3 blocks are called 6 times in a forward pass"),
     "looped-body": (
-        body().replace("for cell in self.cells:", "for cell in [*self.cells, *self.cells]:"), {},
+        body().replace("for cell in self.cells:", "for cell in [*self.cells, *self.cells]:"),
+        {},
         "Body is a looped model: its 3 blocks are called 6 times",
     ),
     "two-lists": (flat(TWO), {}, r"several lists of modules could be the blocks of Thing.*trunk \(3 x Cell\), trunk2"),
     "no-list": (
-        flat("self.a = Cell(config.width); self.b = Cell(config.width)", "(self.a, self.b)"), {},
+        flat("self.a = Cell(config.width); self.b = Cell(config.width)", "(self.a, self.b)"),
+        {},
         "no list of blocks found in Thing",
     ),
-    "fails": (flat().replace("for _ in range(self", "raise KeyError('no such head')\n        for _ in range(self"), {},
-              "Thing fails in its forward pass: nothing is known of 'no such head'"),
-    "no-embedding": (
-        flat().replace("self.tokens(input_ids)", "self.one_hot(input_ids)").replace(
-            "    def forward", "    def one_hot(self, ids):\n"
-            "        return nn.functional.one_hot(ids, 480).float() @ self.tokens.weight\n\n    def forward"
-        ).replace("nn.Embedding(config", "nn.Bilinear(1, config"), {}, "does not say which module embeds token ids",
+    "fails": (
+        flat().replace("for _ in range(self", "raise KeyError('no such head')\n        for _ in range(self"),
+        {},
+        "Thing fails in its forward pass: nothing is known of 'no such head'",
     ),
-}  # fmt: skip
+    "no-embedding": (
+        flat()
+        .replace("self.tokens(input_ids)", "self.one_hot(input_ids)")
+        .replace(
+            "    def forward",
+            "    def one_hot(self, ids):\n"
+            "        return nn.functional.one_hot(ids, 480).float() @ self.tokens.weight\n\n    def forward",
+        )
+        .replace("nn.Embedding(config", "nn.Bilinear(1, config"),
+        {},
+        "does not say which module embeds token ids",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -237,6 +249,41 @@ def test_auto_map_decides_over_a_class_of_the_same_name(custom: Callable[..., Pa
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
     with pytest.raises(UnavailableError, match="needs code of its own"):
         condense.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("table", ["nn.Embedding(50, config.width)", "nn.Parameter(torch.zeros(1, 50, config.width))"])
+def test_a_table_of_positions_ends_where_it_ends(table: str, custom: Callable[..., Path]) -> None:
+    """Its config names no longest input; the rows of the weights do."""
+    positions = "self.pos_emb(torch.arange(x.shape[1]))" if "Embedding" in table else "self.pos_emb[:, : x.shape[1]]"
+    code = flat(f"self.pos_emb = {table}; {LIST}").replace(
+        "x = self.start_norm(self.tokens(input_ids))", f"x = self.tokens(input_ids); x = x + {positions}"
+    )
+    checkpoint = condense.load(custom(code), device="cpu", trust_remote_code=True)
+    assert checkpoint.positions == 50
+    windows = condense.windows(checkpoint.tokenizer, num_texts=2, positions=checkpoint.positions)
+    assert windows.info.length == 50
+    assert condense.analyze(checkpoint, windows, spectral_tokens=8).quality.loss.value is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "is_table"),
+    [
+        ("transformer.wpe.weight", True),
+        ("wpe.weight", True),
+        ("embeddings.position_embeddings.weight", True),
+        ("model.decoder.embed_positions.weight", True),
+        ("pos_embedding", True),
+        ("position_embedding.weight", True),
+        ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", False),
+        ("rel_pos_emb.weight", False),
+        ("vision_model.embeddings.position_embedding.weight", False),
+        ("model.embed_tokens.weight", False),
+        ("layers.0.pos_proj.weight", False),
+        ("positional_norm.weight", False),
+    ],
+)
+def test_tables_of_positions_by_name(name: str, is_table: bool) -> None:
+    assert bool(_POSITION_TABLE.search(name)) == is_table
 
 
 BYTES = """

@@ -92,8 +92,9 @@ def test_records_inside_an_object_are_pointed_to(texts: Callable[..., list[str]]
 
 def test_lines_that_are_arrays_are_no_broken_json(texts: Callable[..., list[str]]) -> None:
     assert refusal(texts, "a.jsonl", '["one", "two"]\n["three"]\n') == (
-        3, "a.jsonl:1 holds list records, not objects with a text column | ",
-    )  # fmt: skip
+        3,
+        "a.jsonl:1 holds list records, not objects with a text column | ",
+    )
     code, line = refusal(texts, "b.jsonl", LINES + '{"text": "three", "n": ' + "9" * 5000 + "}")
     assert code == 3 and line.startswith("b.jsonl, line 3, cannot be read: Exceeds the limit")
 
