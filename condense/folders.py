@@ -18,10 +18,11 @@ import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Any
 
 from condense.errors import RunError, UsageError
-from condense.files import expanded, flush, sha256, sha256_of_files, umask, write_text
+from condense.files import expanded, flush, json_or_none, sha256, sha256_of_files, umask, write_text
 from condense.lock import LOCK
 from condense.version import __version__
 
@@ -67,13 +68,13 @@ class Mark:
 
 def read_mark(folder: Path) -> Mark | None:
     """What `.condense.json` of a folder says; None where there is none, or none that can be read."""
+    data = json_or_none(folder / MARK)
     try:
-        data = json.loads((folder / MARK).read_text(encoding="utf-8"))
         if data["schema"] != SCHEMA:
             return None
         files, replaced = (_files(data.get(key, {})) for key in ("files", "replaced"))
         return Mark(str(data["kind"]), str(data.get("fingerprint", "")), files, replaced)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -116,9 +117,10 @@ def names_in(folder: Path) -> list[str]:
 
 
 def is_same(path: Path, file: File) -> bool:
-    """Whether a file is there as it was described; a symbolic link is not."""
+    """Whether a file is there as it was described; a symbolic link and a pipe are not."""
     try:
-        return not path.is_symlink() and path.stat().st_size == file.size and sha256_of_files([path]) == file.sha256
+        status = path.lstat()
+        return S_ISREG(status.st_mode) and status.st_size == file.size and sha256_of_files([path]) == file.sha256
     except OSError:
         return False
 
@@ -143,6 +145,19 @@ def resolved(output: str | Path) -> Path:
     if not parent.is_dir():
         raise UsageError(f"cannot write {output}: {parent} is not a folder", "choose another --output")
     return target
+
+
+def refuse_source(model: str | Path, target: Path, *folders: Path) -> None:
+    """UsageError for a model that the run would replace or remove: OUT itself, what condense made in it, or a run."""
+    source = expanded(model)
+    if not source.exists():
+        return
+    source, mark = source.resolve(), read_mark(target) or Mark("")
+    if source == target:
+        raise UsageError(f"{target} is the model itself", "choose another --output")
+    made = any((target / name).is_relative_to(source) for name in {**mark.files, **mark.replaced})
+    if (made and source.is_relative_to(target)) or any(source.is_relative_to(folder) for folder in folders):
+        raise UsageError(f"{source} is inside {target} or its runs, which are replaced", "choose another --output")
 
 
 def try_out(folder: Path) -> None:

@@ -40,6 +40,13 @@ def locked(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
+def refuse_in_use(folder: Path) -> None:
+    """UsageError while another run holds a folder; it is neither made nor held."""
+    if os.path.lexists(folder / LOCK):
+        with locked(folder):
+            pass
+
+
 def _acquire(path: Path) -> int:
     """The open lock file with this process in it."""
     while True:
@@ -83,7 +90,7 @@ def _holder(path: Path, handle: int) -> dict[str, Any] | None:
     try:
         data = json.loads(text)
         return {"pid": int(data["pid"]), "host": str(data["host"]), "start": float(data["start"])}
-    except (ValueError, LookupError, TypeError):
+    except (ArithmeticError, ValueError, LookupError, TypeError, RecursionError):
         raise UsageError(f"{path} was not written by condense", "move it away, or choose another --output") from None
 
 
@@ -105,7 +112,7 @@ def _start_of(pid: int) -> float | None:
 
     try:
         return round(float(psutil.Process(pid).create_time()), 2)
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):  # also of a number that no process can have
         return None
 
 

@@ -23,11 +23,15 @@ from condense.folders import (
     publish,
     read_mark,
     refuse_foreign,
+    refuse_source,
     resolved,
     stage,
     write_mark,
 )
 from condense.lock import LOCK, locked
+from condense.records.plans import TrialPlan
+from condense.treatment.run import CONTROL, treat
+from condense.trials.run import trial
 from tests.folder_kills import PLACES
 
 # --- publishing ----------------------------------------------------------------------------------------
@@ -140,12 +144,40 @@ def test_a_link_is_not_the_file_it_points_to(tmp_path: Path) -> None:
     assert thesis.read_text() == "mine" and (folder / "w").is_symlink()
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"schema": "condense.folder/1"}', "\0" * 40, "[" * 9999])
+HUGE = '{"schema": "condense.folder/1", "kind": "trial", "files": {"a": {"size": 1e999, "sha256": "b"}}}'
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", "null", '{"schema": "condense.folder/1"}', "\0" * 40, "[" * 9999, HUGE]
+)
 def test_a_mark_that_cannot_be_read_owns_nothing(text: str, tmp_path: Path) -> None:
     (tmp_path / MARK).write_text(text)
     assert read_mark(tmp_path) is None
     with pytest.raises(UsageError, match="was not written by condense"):
         refuse_foreign(tmp_path, [])
+
+
+def test_a_pipe_is_no_mark_and_no_file(tmp_path: Path) -> None:
+    """Opening one would wait for ever."""
+    os.mkfifo(tmp_path / MARK)
+    os.mkfifo(tmp_path / "w")
+    assert read_mark(tmp_path) is None
+    assert not Mark("work", "", described({"w": ""})).owns(tmp_path, "w")
+
+
+def test_a_model_that_would_be_replaced_is_refused(tmp_path: Path) -> None:
+    out, run = tmp_path / "out", tmp_path / "out.work" / "control" / "model"
+    for folder in (out / "mine", out / "adapter", run):
+        folder.mkdir(parents=True)
+    (out / "adapter" / "w").write_text("made")
+    write_mark(out, Mark("treatment", "f", describe(out, ["adapter/w"])))
+    for model in (out / "mine", tmp_path, "org/model"):
+        refuse_source(model, out, tmp_path / "out.work")
+    with pytest.raises(UsageError, match="out is the model itself"):
+        refuse_source(out, out)
+    for model in (out / "adapter", run):
+        with pytest.raises(UsageError, match="is inside .*out or its runs, which are replaced"):
+            refuse_source(model, out, tmp_path / "out.work")
 
 
 def test_an_output_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,8 +230,9 @@ def test_a_second_run_is_refused_and_a_dead_one_is_taken_over(
         assert not (work / LOCK).exists()
 
 
-def test_a_number_of_a_process_that_was_given_again_is_no_holder(tmp_path: Path) -> None:
-    holder = {"pid": os.getppid(), "host": socket.gethostname(), "start": 1.0}
+@pytest.mark.parametrize("pid", [os.getppid(), -5, 10**30])
+def test_a_number_of_a_process_that_was_given_again_is_no_holder(pid: int, tmp_path: Path) -> None:
+    holder = {"pid": pid, "host": socket.gethostname(), "start": 1.0}
     (tmp_path / LOCK).write_text(json.dumps(holder))
     with locked(tmp_path):
         pass
@@ -214,12 +247,22 @@ def test_a_lock_of_another_host_is_never_taken_over(tmp_path: Path) -> None:
     assert str(tmp_path / LOCK) in refused.value.hint and (tmp_path / LOCK).read_text() == text
 
 
-@pytest.mark.parametrize("text", ["my own notes", "{}", "[]"])
+@pytest.mark.parametrize("text", ["my own notes", "{}", "[]", "[" * 9999, '{"pid": 1e999, "host": "h", "start": 1}'])
 def test_a_file_that_is_no_lock_is_left_alone(text: str, tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text(text)
     with pytest.raises(UsageError, match="was not written by condense"), locked(tmp_path):
         pytest.fail("overwritten")
     assert (tmp_path / LOCK).read_text() == text
+
+
+def test_a_treatment_and_a_trial_do_not_share_a_folder(tmp_path: Path) -> None:
+    """One holds OUT.work and writes OUT at its end, the other holds OUT."""
+    out = tmp_path / "out"
+    with locked(out), pytest.raises(UsageError, match=f"out is in use by process {os.getpid()}"):
+        treat(tmp_path, ["text"], out, device="cpu")
+    with locked(tmp_path / "out.work"), pytest.raises(UsageError, match="out.work is in use by process"):
+        trial(tmp_path, ["text"], out, TrialPlan((CONTROL,), 1), device="cpu")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_is_not_followed_elsewhere(tmp_path: Path) -> None:

@@ -94,14 +94,19 @@ def defaults(
                 continue  # tables of assertions, read by the gate itself
             name = _known(key.replace("-", "_"), keys[section], f"[{section}]")
             _refuse(name, value, commands[section][name], file)
-            values[section][name] = value
+            values[section][name] = _one_or_many(value, commands[section][name])
     for variable, text in environment.items():
         section, separator, key = variable.removeprefix(PREFIX).lower().partition("__")
         if variable.startswith(PREFIX) and separator and section in commands:
             name = _known(key, keys[section], variable)
             _refuse(name, text, commands[section][name], SettingsFile(None))
-            values[section][name] = text
+            values[section][name] = _one_or_many(text, commands[section][name])
     return values
+
+
+def _one_or_many(value: Any, flag: Flag) -> Any:
+    """A value of a flag that may be repeated as a list of one."""
+    return [value] if isinstance(value, str) and flag.kind == list[str] | None else value
 
 
 def _keys(flags: Mapping[str, Flag]) -> dict[str, str]:

@@ -66,6 +66,8 @@ class Flag:
         name = self.name_of(field)
         if value == "":
             raise UsageError(f"{name} is empty", "give it a value, or leave it out")
+        if isinstance(value, str) and "\0" in value:
+            raise UsageError(f"{name} holds a null byte", "which no name has")
         if isinstance(value, bool) or not isinstance(value, int | float):
             return
         if isinstance(value, int) and value > self.at_most:

@@ -29,7 +29,7 @@ from transformers import (
 
 from condense.dispersion.trainer import DispersionTrainer
 from condense.errors import CondenseError, RunError, UnavailableError, UsageError, first_line
-from condense.files import write_text
+from condense.files import json_or_none, write_text
 from condense.folders import File, changed, describe
 from condense.models.adapters import merged_after_training
 from condense.models.checkpoint import Checkpoint
@@ -284,10 +284,10 @@ def last_complete(folder: Path) -> Path | None:
 
 def is_complete(checkpoint: Path) -> bool:
     """True if the manifest, written last, lists files of exactly these sizes and hashes."""
+    listed = json_or_none(checkpoint / MANIFEST)
     try:
-        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): File(file["size"], file["sha256"]) for name, file in listed.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError):
         return False
     return bool(files) and not changed(checkpoint, files)
 

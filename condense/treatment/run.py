@@ -31,6 +31,7 @@ from condense.folders import (
     publish,
     read_mark,
     refuse_foreign,
+    refuse_source,
     remove_unfinished,
     resolved,
     stage,
@@ -38,7 +39,7 @@ from condense.folders import (
     work_folder,
     write_mark,
 )
-from condense.lock import locked
+from condense.lock import locked, refuse_in_use
 from condense.models.checkpoint import Checkpoint
 from condense.models.layers import Site, find_stacks, run, watching
 from condense.records.options import ModelOptions, TextOptions, takes
@@ -110,6 +111,7 @@ def treat(
         options=replace(ModelOptions.of(options, fields), dtype="float32"),
     )
     _try_out(work, target)
+    refuse_in_use(target)  # a trial that writes there
     if dry_run:
         prepare(request)
         return None
@@ -146,8 +148,7 @@ def _write_cloud(current: Checkpoint, windows: Windows, folder: Path) -> None:
 
 def _check_output(target: Path, work: Path, model: str | Path, *, resume: bool, force: bool) -> None:
     """UsageError if OUT or OUT.work cannot be used as asked, or holds what condense did not make."""
-    if Path(model).expanduser().exists() and Path(model).expanduser().resolve() == target:
-        raise UsageError(f"{target} is the model itself", "choose another --output")
+    refuse_source(model, target, work)
     mark, left = read_mark(target), not is_empty(work)
     ours = mark is not None and mark.kind == KIND
     if not is_empty(target) and not force and not (resume and ours):

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from condense.files import flush, write_text
+from condense.files import flush, json_or_none, write_text
 from condense.folders import File, changed, describe, names_in, remove_unfinished
 from condense.records.base import Estimate
 from condense.records.diagnosis import Diagnosis, ModelInfo
@@ -82,12 +83,10 @@ class Runs:
 
 def begin(folder: Path, fingerprint: str) -> None:
     """Make the folder of a run; what another run left in it, or one of other settings, is removed."""
-    path = folder / BEGUN
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        if json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
-            return
-    clear_run(folder)
-    write_text(path, json.dumps({"fingerprint": fingerprint}))
+    begun = {"fingerprint": fingerprint}
+    if json_or_none(folder / BEGUN) != begun:
+        clear_run(folder)
+        write_text(folder / BEGUN, json.dumps(begun))
 
 
 def finish_step(folder: Path, name: str, fingerprint: str, run: tuple[Trained | None, Iterable[str]]) -> None:
@@ -102,8 +101,8 @@ def finish_step(folder: Path, name: str, fingerprint: str, run: tuple[Trained | 
 def read_step(folder: Path, name: str, fingerprint: str) -> Step | None:
     """A finished step; None where it is missing, of other settings, or a file is not what the step left."""
     try:
-        step: Step = decode(Step, json.loads((folder / name).read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
+        step: Step = decode(Step, json_or_none(folder / name))
+    except ValueError:
         return None
     return step if step.fingerprint == fingerprint and not changed(folder, step.files) else None
 
@@ -122,11 +121,11 @@ def fail(folder: Path, reason: str) -> None:
 
 def failure(folder: Path) -> str | None:
     """Why a run failed; None if it did not."""
-    try:
-        return str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["reason"])
-    except FileNotFoundError:
+    if not os.path.lexists(folder / FAILED):
         return None
-    except (OSError, ValueError, LookupError, TypeError):
+    try:
+        return str(json_or_none(folder / FAILED)["reason"])
+    except (LookupError, TypeError):
         return "no reason is known"
 
 

@@ -23,13 +23,15 @@ from condense.folders import (
     is_empty,
     read_mark,
     refuse_foreign,
+    refuse_source,
     remove_files,
     remove_unfinished,
     resolved,
     try_out,
+    work_folder,
     write_mark,
 )
-from condense.lock import locked
+from condense.lock import locked, refuse_in_use
 from condense.records.options import ModelOptions, TextOptions, takes
 from condense.records.plans import ArmSpec, TrialPlan
 from condense.records.trial import TRIAL_SCHEMA, ArmResult, StepCost, Trial
@@ -91,7 +93,9 @@ def trial(
         watch=watch or Watch(),
         options=chosen,
     )
+    refuse_source(model, target, target / ARMS)
     try_out(target)
+    refuse_in_use(work_folder(target))  # a treatment that will be put there
     if dry_run:
         prepare(request)
         return None

@@ -25,7 +25,7 @@ from condense.diagnosis.run import analyze, environment
 from condense.errors import CondenseError, RunError, UsageError
 from condense.evaluation.harness import OpenTasks, find_tasks, open_tasks
 from condense.evaluation.run import check_model, evaluate
-from condense.files import sha256, write_text
+from condense.files import json_or_none, sha256, write_text
 from condense.models import checkpoint as checkpoints
 from condense.models.checkpoint import Checkpoint
 from condense.records.options import ModelOptions
@@ -252,9 +252,8 @@ def _facts(asked: Request, texts: Prepared, opened: Checkpoint) -> dict[str, Any
 
 def _refuse_other(asked: Request, facts: Mapping[str, Any]) -> None:
     """UsageError if the run to be resumed had other settings, model, text or version; it names what differs."""
-    try:
-        old = json.loads((asked.folder / FINGERPRINT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or damaged: each run carries the fingerprint too
+    old = json_or_none(asked.folder / FINGERPRINT)
+    if old is None:  # missing or damaged: each run carries the fingerprint too
         return
     same = isinstance(old, dict) and json.loads(json.dumps(facts))
     differing = [key for key in facts if not same or old.get(key) != same[key]]
@@ -294,8 +293,8 @@ def _all_costs(job: Job, opened: Checkpoint) -> tuple[dict[str, StepCost], dict[
     """What a step of each arm takes, and why some arms cannot be had; kept for a resume."""
     asked, texts = job.asked, job.texts
     path, names = asked.folder / "costs.json", [spec.name for spec in asked.plan.arms]
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # missing or damaged
-        kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = json_or_none(path)
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # missing or damaged
         if (kept["fingerprint"], kept["arms"]) == (job.fingerprint, names):
             return {name: decode(StepCost, cost) for name, cost in kept["costs"].items()}, dict(kept["reasons"])
     asked.watch.on_phase("what a step costs")

@@ -115,6 +115,19 @@ def test_found_numbers_are_used(kind: str, tiny: Callable[[str], Path]) -> None:
     assert (corpus.texts, corpus.length, corpus.seed, corpus.source) == (2, 16, 3, "texts")
 
 
+@pytest.mark.parametrize("where", ["file", "list", "environment"])
+def test_one_assertion_may_stand_alone(where: str, diagnosed: Callable[[str], Any]) -> None:
+    """A flag that may be repeated takes one text from a file or a variable too."""
+    diagnosed("llama").to_json("run.json")
+    assertion, environment = "deep.mean_cosine <= -2", {}
+    if where == "environment":
+        environment = {"CONDENSE_CHECK__ASSERT": assertion}
+    else:
+        Path("condense.toml").write_text(f"[check]\nassert = {[assertion] if where == 'list' else repr(assertion)}\n")
+    result = condense("check", "run.json", **environment)
+    assert result.exit_code == 1 and "expected <= -2" in " ".join(result.stdout.split()), result.output
+
+
 # --- paths ------------------------------------------------------------------------------------------
 
 
@@ -219,6 +232,7 @@ def test_a_hostile_repository_does_nothing(text: str, kind: str, tiny: Callable[
         ("condense.toml", "[analyze]\nseed = " + "9" * 3000, "--seed is too large"),
         ("condense.toml", "[analyze]\nseed = 4294967296\n", "--seed is too large"),
         ("condense.toml", "\0", "not valid TOML"),
+        ("condense.toml", '[analyze]\nsplit = "a\\u0000b"\n', "--split holds a null byte"),
     ],
 )
 def test_odd_files_are_one_line(name: str, text: str, said: str) -> None:

@@ -203,6 +203,11 @@ def halved(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def nested(path: Path) -> None:
+    """Deeper than Python's JSON parser goes."""
+    path.write_text("[" * 100_000)
+
+
 TREATED = "dispersion=2/seed-0"
 DAMAGE = [
     (f"{TREATED}/model/model.safetensors", emptied),
@@ -216,7 +221,8 @@ DAMAGE = [
     ("control/seed-0/validation.json", halved),
     ("before/run.json", zeroed),
     ("fingerprint.json", zeroed),
-    ("control/seed-0/begun.json", emptied),
+    ("fingerprint.json", nested),
+    ("control/seed-0/begun.json", nested),
 ]
 
 

@@ -18,8 +18,8 @@ from condense.lock import locked
 from condense.records.plans import Plan, TrialPlan
 from condense.records.trial import Trial
 from condense.training.arm_names import parse_arms
+from condense.trials import folder, runs
 from condense.trials import run as trial_run
-from condense.trials import runs
 from condense.trials.run import trial
 from tests.folder_kills import killed_before
 
@@ -91,13 +91,13 @@ def replayed(
     train, analyze, kept = runs.train_arm, runs.analyze, {}
 
     def train_arm(*given: Any, **more: Any) -> Any:
-        folder = given[5]
-        name = "-".join(folder.parts[-2:])
+        place = given[5]
+        name = "-".join(place.parts[-2:])
         if name in kept:
-            shutil.copytree(tmp_path / "kept" / name, folder / "model")
+            shutil.copytree(tmp_path / "kept" / name, place / "model")
         else:
             kept[name] = train(*given, **more)
-            shutil.copytree(folder / "model", tmp_path / "kept" / name)
+            shutil.copytree(place / "model", tmp_path / "kept" / name)
         return kept[name]
 
     def measured(checkpoint: Any, texts: Any, **more: Any) -> Any:
@@ -164,6 +164,14 @@ def test_what_is_damaged_is_made_again(
     (out / "arms" / name).write_bytes(bytes(50))
     again = trial(tiny("llama"), TEXTS, out, PLAN, resume=True, device="cpu")
     assert again is not None and numbers(again) == numbers(done[0])
+
+
+def test_a_pipe_is_no_record(tmp_path: Path) -> None:
+    """Opening one would wait for ever; it is nobody's to remove either."""
+    for name in ("run.json", "failed.json"):
+        os.mkfifo(tmp_path / name)
+    assert folder.read_step(tmp_path, "run.json", "f") is None
+    assert folder.failure(tmp_path) == "no reason is known"
 
 
 def test_kept_models_are_looked_at_too(tiny: Callable[[str], Path], tmp_path: Path) -> None:
