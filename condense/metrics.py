@@ -148,6 +148,18 @@ _TABLE = (
         "(‖Σs_g‖² − Σ‖s_g‖²)/Σ_{g≠g'} n_g n_g', g the documents", "Ethayarajh 2019, arXiv:1909.00512",
         group="Cosine", head="cross-text",
     ),
+    Metric(
+        "update_ratio", "update ratio", "ratio", 0, None, None,
+        "How much a block writes to a token's state, as a share of what it received; near 0 it changes nothing.",
+        "mean over tokens of ‖h_l − h_{l−1}‖/‖h_{l−1}‖", "Sun et al. 2025, arXiv:2502.05795",
+        group="Block", head="update",
+    ),
+    Metric(
+        "update_cosine", "cosine of input and output", "cosine", -1, 1, None,
+        "Mean cosine of what a block receives and what it hands on for the same token; 1: it turns nothing.",
+        "mean over tokens of h_{l−1}·h_l/(‖h_{l−1}‖‖h_l‖)", "Men et al. 2024, arXiv:2403.03853",
+        group="Block", head="in–out", level=3,
+    ),
 )  # fmt: skip
 
 _QUALITY = (
@@ -273,8 +285,11 @@ QUALITY: dict[str, Metric] = {metric.key: metric for metric in _QUALITY}
 PAIR: dict[str, Metric] = {metric.key: metric for metric in _PAIR}
 """Two live models on the same tokens: one row per number of `members[].same` in a comparison."""
 
-PER_TEXT: tuple[str, ...] = tuple(key for key in METRICS if key != "cross_text_cosine")
-"""The metrics that are measured on each text; `cross_text_cosine` is pooled over texts."""
+UPDATES: tuple[str, ...] = ("update_ratio", "update_cosine")
+"""What a block does to the states it receives: at blocks only."""
+
+PER_TEXT: tuple[str, ...] = tuple(key for key in METRICS if key not in ("cross_text_cosine", *UPDATES))
+"""The metrics that one site of a text gives alone; `cross_text_cosine` is pooled over texts."""
 
 SPECTRAL: tuple[str, ...] = ("effective_rank", "entropy_rank")
 """The metrics that carry a Gaussian null of the same (n, d)."""
@@ -284,7 +299,7 @@ SINK_FACTOR = 20.0
 
 VERSIONS: dict[str, int] = {
     **dict.fromkeys(METRICS, 2),  # 2: sinks are found by their norm and left out; deep is a mean over blocks
-    **dict.fromkeys(("mean_cosine_distinct", "dimension", "dimension_share", *QUALITY, *PAIR), 1),
+    **dict.fromkeys((*UPDATES, "mean_cosine_distinct", "dimension", "dimension_share", *QUALITY), 1),
     **{metric.key: 1 for metric in _POOLED},
 }
 """The version of each number's definition: two runs compare in a key where its versions agree."""

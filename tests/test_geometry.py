@@ -21,7 +21,7 @@ from torch import Tensor
 from condense import geometry
 from condense.geometry import symmetric
 from condense.geometry.rows import quantile
-from condense.metrics import METRICS, PER_TEXT, SPECTRAL
+from condense.metrics import METRICS, PER_TEXT, SPECTRAL, UPDATES
 from tests.clouds import cloud, states
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "geometry.json").read_text())
@@ -171,7 +171,7 @@ def test_measure_meets_the_oracle(seed: int, n: int, d: int, cone: float) -> Non
 def test_the_oracle_covers_every_metric() -> None:
     assert set(oracle(cloud(1, 9, 5))) == set(PURE)
     assert set(measured(states(1, 9, 5))) == set(PER_TEXT)
-    assert set(METRICS) - set(PER_TEXT) == {"cross_text_cosine"} and set(SPECTRAL) <= set(PURE)
+    assert set(METRICS) - set(PER_TEXT) == {"cross_text_cosine", *UPDATES} and set(SPECTRAL) <= set(PURE)
 
 
 @every_random

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from condense.diagnosis.blocks import idle_finding
 from condense.diagnosis.sinks import sink_finding
 from condense.diagnosis.verdict import (
     BANDS,
@@ -69,6 +70,7 @@ def _findings(facts: Facts, labels: Labels, verdict: Verdict, bands: Bands) -> l
         _main(facts, labels, bands) if labels.attribution != UNDEFINED else _undefined(facts, verdict.reason or ""),
         _repetition(facts) if facts.repeats else None,
         sink_finding(facts, labels, bands),
+        idle_finding(facts),
         _rank(facts, labels),
         _not_read(facts) if facts.cannot_read else None,
         _twin(facts),

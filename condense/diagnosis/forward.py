@@ -11,7 +11,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import threadpoolctl
@@ -23,6 +23,7 @@ from condense.diagnosis.pooled import halves_of, pool
 from condense.diagnosis.quality import Score, Scorer
 from condense.errors import RunError, is_out_of_memory
 from condense.geometry import Measurement
+from condense.metrics import UPDATES
 from condense.models.layers import OVERFLOW, Site, Stack, input_device, run, specials_of, watching
 from condense.texts.windows import Windows
 
@@ -179,8 +180,15 @@ class _Reader:
         }
         same = {name: [geometry.same_pairs(ids[i]) for i in batch] for name, ids in self.ids.items()}
         waiting = _Waiting(self.workers)
+        written: list[list[Tensor | None]] = [[] for _ in batch]  # of every site what its block does to each token
+        received: dict[str, Tensor] = {}  # what the next block of a stack receives
 
         def receive(site: Site, states: Tensor) -> None:
+            before = received.pop(site.stack, None) if site.name == "block" else None
+            for row, updates in enumerate(written):
+                updates.append(None if before is None else geometry.block_updates(before[row], states[row]))
+            if site.index < site.blocks:
+                received[site.stack] = states.clone()  # a block may write over what it was given
             known = zip(chosen[site.stack], same[site.stack], strict=True)
             for reading, own, token_ids, more in zip(readings, states, ids, known, strict=True):
                 waiting.add(reading, own, functools.partial(self._measure, site, reading.index, *more))
@@ -195,6 +203,8 @@ class _Reader:
                 hooks.enter_context(watching(stack, receive))
             run(self.model, self.stacks, ids)
         waiting.finish()
+        for reading, updates in zip(readings, written, strict=True):
+            reading.sites = self._with_updates(reading, updates)
         if self.scorer.head is None and not self.scorer.reason:
             for reading, row in zip(readings, ids, strict=True):
                 special = self.windows.special[reading.index].to(row.device)
@@ -202,6 +212,20 @@ class _Reader:
         if self.halves:
             self._embed_halves(readings)
         return readings
+
+    def _with_updates(self, reading: TextReading, updates: list[Tensor | None]) -> list[Measurement]:
+        """The sites with the means of what their blocks do, over kept tokens that are a sink on no side of a block."""
+        keeps = [self.keeps[stack.name][reading.index] for stack in self.stacks for _ in stack.sites()]
+        made = []
+        for number, (own, update, keep) in enumerate(zip(reading.sites, updates, keeps, strict=True)):
+            if update is not None:
+                counted = keep & update[0].isfinite()
+                for side in (reading.sites[number - 1], own):
+                    counted[side.sinks[:, 0].long()] = False
+                means = update[:, counted].mean(1).tolist()
+                own = replace(own, values={**own.values, **dict(zip(UPDATES, means, strict=True))})
+            made.append(own)
+        return made
 
     def _embed_halves(self, readings: list[TextReading]) -> None:
         """One more forward pass over as many tokens: each half is a text of its own, which has not seen the other."""

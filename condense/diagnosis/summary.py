@@ -27,7 +27,7 @@ from condense.intervals import (
     stretch,
     weighted_means,
 )
-from condense.metrics import METRICS, PER_TEXT, SPECTRAL
+from condense.metrics import METRICS, PER_TEXT, SPECTRAL, UPDATES
 from condense.models.layers import Site
 from condense.records.base import Estimate
 from condense.records.diagnosis import (
@@ -42,6 +42,7 @@ from condense.records.diagnosis import (
 
 Floats = NDArray[np.float64]
 REASONS = {
+    **dict.fromkeys(UPDATES, "a block is measured here, and there is none"),
     "top_dimension_share": f"mean cosine is below {geometry.SHARE_FLOOR} in every text",
     "cross_text_cosine": "needs at least two documents",
     "dimension": "needs four tokens of a text that vary in more than noise",
@@ -57,7 +58,8 @@ class SiteTally:
     def __init__(self, site: Site, documents: Sequence[int] = ()) -> None:
         """Start empty; documents: the document of each window, empty where it is not known."""
         self.site, self.documents = site, tuple(documents)
-        self.values: dict[str, list[float]] = {key: [] for key in PER_TEXT if not key.startswith("dimension")}
+        alone = [key for key in PER_TEXT if not key.startswith("dimension")]
+        self.values: dict[str, list[float]] = {key: [] for key in (*alone, *UPDATES)}
         self.extra: dict[str, list[float]] = {key: [] for key in ("paper", *_MOMENTS, *_DISTINCT)}
         self.sinks: list[Tensor] = []
         self.width = 0
@@ -73,7 +75,7 @@ class SiteTally:
         """Add the next text."""
         document = self.documents[len(self)] if self.documents else len(self)
         for key, values in self.values.items():
-            values.append(measurement.values[key])
+            values.append(measurement.values[key] if key not in UPDATES else measurement.values.get(key, math.nan))
         for key, values in self.extra.items():
             values.append(measurement.extra[key])
         self.sinks.append(measurement.sinks)

@@ -13,11 +13,13 @@ direction) is NaN; states that are not finite raise ValueError.
 """
 
 from condense.geometry.correspondence import (
+    block_updates,
     corresponding_cosine,
     corresponding_cosines,
     debiased_cka,
     debiased_hsic,
     divergences,
+    update_cosine,
     update_ratio,
 )
 from condense.geometry.cosine import (
@@ -72,6 +74,7 @@ __all__ = [
     "SPECTRAL_TOKENS",
     "TOP",
     "Measurement",
+    "block_updates",
     "corresponding_cosine",
     "corresponding_cosines",
     "cosine_q05",
@@ -109,5 +112,6 @@ __all__ = [
     "top_dimension_share",
     "top_dimensions",
     "total_variance",
+    "update_cosine",
     "update_ratio",
 ]

@@ -36,6 +36,7 @@ def figures(view: StackView, prefix: str) -> list[Figure]:
         _rank_figure(view, f"{prefix}-rank", axis, deepest),
         _relative(view, f"{prefix}-relative", axis),
         _growth(view, f"{prefix}-growth", axis),
+        *_updates(view, f"{prefix}-updates", axis, deepest),
     ]
 
 
@@ -152,6 +153,23 @@ def _relative(view: StackView, chart: str, axis: Axis) -> Figure:
         )
     drawn = Chart(chart, axis, "share of energy outside the mean", series, y_range=(0, 1.02), height=320, width=520)
     return Figure(drawn, "How much lies outside the mean?", words, wide=False)
+
+
+def _updates(view: StackView, chart: str, axis: Axis, deepest: Shade | None) -> list[Figure]:
+    """What each block writes, as a share of what it receives, and how far it turns it; none for older runs."""
+    values = _values(view, "update_ratio")
+    known = [(value, site.label) for value, site in zip(values, view.blocks, strict=True) if value is not None]
+    if not known:
+        return []
+    series = (
+        _depth_curve(view, "update_cosine", Look("cosine of input and output", "warm", "longdash", "diamond")),
+        _depth_curve(view, "update_ratio", Look("update ratio", "accent", symbol="circle")),
+    )
+    (least, where), (most, other) = min(known), max(known)
+    words = f"A block writes between {number(least, 2)} ({where}) and {number(most, 2)} ({other}) of what it receives."
+    top = 1.05 * max(1.0, min(most, 3.0))  # the first block of many models writes many times what it receives
+    drawn = Chart(chart, axis, "share of what is received", series, y_range=(0, top), shade=deepest, height=320)
+    return [Figure(drawn, "What does each block change?", words)]
 
 
 def _growth(view: StackView, chart: str, axis: Axis) -> Figure:
