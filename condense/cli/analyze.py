@@ -71,7 +71,7 @@ def analyze(
     if ranks is None or ranks.is_first:
         show_and_write(diagnosis, outputs)
         if held:
-            held.conclude(diagnosis, outputs.json or Path("RUN.json"))
+            held.conclude(diagnosis, next(iter(outputs.json), Path("RUN.json")))
 
 
 def _ranks(expected: int | None) -> Ranks | None:

@@ -26,7 +26,6 @@ app = typer.Typer(
     name="condense",
     help="Measure how condensed a language model's token states are, and treat it.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={
@@ -70,8 +69,16 @@ def everything(
         context.default_map = settings.defaults(flags, file)
 
 
+def _complete_named_shell() -> None:
+    """Let `--show-completion zsh` be of zsh: Typer takes the shell that it finds itself in, or, so asked, a name."""
+    flag, shell = (*sys.argv[-2:], "", "")[:2]
+    if flag in ("--install-completion", "--show-completion") and not shell.startswith("-"):
+        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
+
+
 def main() -> None:
     """Run the command line; the console script and `python -m condense` call this."""
+    _complete_named_shell()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or Path(os.devnull).open("w")  # one that was closed: `>&-`
         stream.reconfigure(errors="replace")

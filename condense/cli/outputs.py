@@ -27,45 +27,53 @@ NAMES = {"json": "diagnosis.json", "html": "report.html", "md": "report.md", "cs
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a run is to be written, by kind."""
+    """Where a run is to be written, by kind: into the folder of --output, and to the single file that was named."""
 
-    json: Path | None = None
-    html: Path | None = None
-    md: Path | None = None
-    csv: Path | None = None
+    json: tuple[Path, ...] = ()
+    html: tuple[Path, ...] = ()
+    md: tuple[Path, ...] = ()
+    csv: tuple[Path, ...] = ()
     plotlyjs: PlotlyJs = "inline"
 
     def paths(self) -> list[Path]:
         """All files that will be written."""
-        return [path for path in (self.json, self.html, self.md, self.csv) if path is not None]
+        return [*self.json, *self.html, *self.md, *self.csv]
 
     def write(self, run: Saved) -> list[Path]:
         """Write what was asked for of a run and return the files."""
         from condense.report.tables import rows_csv
 
-        if self.json:
-            run.to_json(self.json)
-        if self.csv:
-            write_text(self.csv, rows_csv(run.rows()))
-        if self.md:
-            run.to_markdown(self.md)
-        if self.html:
-            run.to_html(self.html, plotlyjs=self.plotlyjs)
+        for path in self.json:
+            run.to_json(path)
+        for path in self.csv:
+            write_text(path, rows_csv(run.rows()))
+        for path in self.md:
+            run.to_markdown(path)
+        for path in self.html:
+            run.to_html(path, plotlyjs=self.plotlyjs)
         return self.paths()
 
 
 def plan_outputs(files: OutputOptions, names: Mapping[str, str] = NAMES) -> Outputs:
-    """Join -o DIR and the single files; UsageError if one cannot be written or is not ours to replace.
+    """Join -o DIR and the single files, which are written beside those of DIR.
 
+    UsageError if one cannot be written, is not ours to replace, or is to be of two kinds.
     names: what the files of DIR are called, by kind.
     """
     folder = files.output
-    chosen = {kind: getattr(files, kind) or (folder / name if folder else None) for kind, name in names.items()}
     if folder is not None:
         check_folder(folder, force=files.force)
-    for path in chosen.values():
-        if path is not None:
+    chosen: dict[str, tuple[Path, ...]] = {}
+    kinds: dict[str, str] = {}
+    for kind, name in names.items():
+        asked = [folder / name if folder else None, getattr(files, kind)]
+        targets = {os.path.realpath(path): path for path in reversed(asked) if path is not None}
+        for target, path in targets.items():
+            if target in kinds:
+                raise UsageError(f"{path} would be written as {kinds[target]} and as {kind}", "name another file")
+            kinds[target] = kind
             check_file(path)
+        chosen[kind] = tuple(reversed(targets.values()))
     return Outputs(**chosen, plotlyjs=files.plotlyjs)
 
 

@@ -77,7 +77,7 @@ def test_a_name_that_is_no_utf8_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", list(MADE))
 def test_every_file_of_condense_is_known(kind: str, tmp_path: Path) -> None:
     record = MADE[kind]()
-    outputs = Outputs(**{name: tmp_path / file for name, file in NAMES.items()}, plotlyjs="none")
+    outputs = Outputs(**{name: (tmp_path / file,) for name, file in NAMES.items()}, plotlyjs="none")
     for path in outputs.write(record):
         assert is_written_by_condense(path), path.name
         check_file(path)
