@@ -16,6 +16,7 @@ from condense.errors import CondenseError, UnavailableError
 from condense.files import write_text
 from condense.records.options import Flag
 from condense.records.serial import dumps
+from condense.report.console import MOST_CELLS, room_for
 from condense.report.escape import for_terminal
 from condense.report.text import DASH, SEVERITIES, gigabytes
 
@@ -96,7 +97,8 @@ def show_installation(found: Installation, console: Console) -> None:
     ):
         console.print()
         console.print(Text(title, style="bold"))
-        console.print(_aligned_rows(rows))
+        with room_for(console, MOST_CELLS):
+            console.print(_aligned_rows(rows))
     console.print()
     _show_problems(found, console)
 

@@ -20,6 +20,8 @@ from condense.files import is_special, sha256, write_text
 from condense.records.options import Flag
 
 PREFIX = "CONDENSE_"
+PATHS = frozenset({"accept", "baseline", "csv", "html", "include_path", "json", "junit", "md", "output", "text"})
+"""The parameters that name a file or a folder: relative ones in a settings file are meant beside it."""
 Commands = Mapping[str, Mapping[str, Flag]]
 """For each command its flags by parameter."""
 
@@ -37,6 +39,14 @@ class SettingsFile:
             return {}
         data = _parsed(self.path)
         return _tool_table(self.path, data) or {} if self.path.name == "pyproject.toml" else data
+
+
+    def beside(self, value: Any) -> Any:
+        """A relative path of the file as seen from the working directory; what is no relative path as it is."""
+        folder = self.path.parent if self.path else Path()
+        if folder == Path() or not isinstance(value, str) or value in ("", "-") or value.startswith("~"):
+            return value
+        return str(folder / value)
 
 
 def find_file(named: Path | None) -> SettingsFile:
@@ -79,8 +89,9 @@ def defaults(
 ) -> dict[str, dict[str, Any]]:
     """Defaults per command and parameter, from a file's sections and the environment.
 
-    UsageError for an unknown section or key, naming the nearest known one, and for a key that the flag says a file
-    may not set: none sets what is dangerous or secret, and one that was found here only what changes numbers.
+    Relative paths of a file are meant beside it. UsageError for an unknown section or key, naming the nearest known
+    one, and for a key that the flag says a file may not set: none sets what is dangerous or secret, and one that was
+    found here only what changes numbers.
     """
     values: dict[str, dict[str, Any]] = {name: {} for name in commands}
     keys = {name: _keys(flags) for name, flags in commands.items()}
@@ -94,6 +105,7 @@ def defaults(
                 continue  # tables of assertions, read by the gate itself
             name = _known(key.replace("-", "_"), keys[section], f"[{section}]")
             _refuse(name, value, commands[section][name], file)
+            value = file.beside(value) if name in PATHS else value
             values[section][name] = _one_or_many(value, commands[section][name])
     for variable, text in environment.items():
         section, separator, key = variable.removeprefix(PREFIX).lower().partition("__")

@@ -1,12 +1,16 @@
 """What every report on the terminal is made of: tables, bars, and the panel of the findings. 80 columns are enough.
 
+In less, a table leaves out whole columns and says which. Paths and commands are never broken by a line end of ours:
+what is no terminal gets lines as they are, and a terminal breaks a longer one itself.
+
 Colours are the terminal's own sixteen, so that they hold on light and dark grounds, and nothing is said by colour
 alone. Everything from outside goes through `for_terminal` and `Text`, never through markup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from condense.report.escape import for_terminal
@@ -14,13 +18,15 @@ from condense.report.tables import Cell
 from condense.report.text import SEVERITIES, sentence
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from condense.records.base import Finding
 
 BAR = 16
+MOST_CELLS = 10_000  # wider than any table
+NARROWEST = 14  # of a column whose words may be broken
 COLOURS = {"severe": "red", "warning": "magenta", "good": "green", "info": ""}
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -50,7 +56,13 @@ def text(words: str, style: str = "") -> Text:
 def say(console: Console, *lines: str, style: str = "") -> None:
     """Print lines of text."""
     for line in lines:
-        console.print(text(line, style))
+        print_line(console, text(line, style))
+
+
+def print_line(console: Console, line: Text) -> None:
+    """Print a line, on a terminal broken between words; one with a word that is longer than that is left as it is."""
+    longest = max((len(word) for word in line.plain.split()), default=0)
+    console.print(line, soft_wrap=not console.is_terminal or longest > console.width)
 
 
 def cell_text(cell: Cell, *, one_line: bool = False) -> Text:
@@ -90,31 +102,83 @@ def new_table(
     return made
 
 
-def panel(
-    title: str, colour: str, findings: Sequence[Finding], *, head: str = "", facts: str = "", notes: Iterable[str] = ()
-) -> RenderableType:
-    """The findings in a frame: the main one whole, the others by title and numbers, the next command last.
+def show_table(console: Console, table: Table, spare: Sequence[int] = ()) -> None:
+    """Print a table without the columns that there is no room for, and say which; no digit is cut.
 
-    head: what stands before the main finding's title; facts: a line under it; notes: lines before the command.
+    spare: the columns that are left out first, in order; then it is the last of the others. The first stays.
+    """
+    from rich.measure import Measurement
+
+    wide = console.options.update(max_width=MOST_CELLS)
+    columns = table.columns
+    folded = {index: column.max_width for index, column in enumerate(columns) if column.overflow == "fold"}
+    for index, column in enumerate(columns):
+        if index in folded:
+            column.max_width = max(column.min_width or 0, NARROWEST)
+        elif column.no_wrap:
+            cells = (column.header, *column.cells)
+            column.min_width = max(Measurement.get(console, wide, cell).maximum for cell in cells)
+    others = [index for index in reversed(range(1, len(columns))) if index not in spare]
+    leaving, left_out = [*spare, *others], list[int]()
+    while len(leaving) > 1 and console.measure(table, options=wide).minimum > console.width:
+        left_out.append(leaving.pop(0))
+        table.columns = [column for index, column in enumerate(columns) if index not in left_out]
+        for index, column in enumerate(table.columns):
+            column._index = index  # by which Rich knows the first and the last, whose outer padding is none
+    for index, most in folded.items():
+        columns[index].max_width = most
+    console.print(table)
+    heads = [" ".join(str(columns[index].header).split()) for index in sorted(left_out)]
+    if heads:
+        say(console, f"no room in {console.width} columns for: {', '.join(heads)}", style="dim")
+
+
+@contextlib.contextmanager
+def room_for(console: Console, least: int) -> Iterator[None]:
+    """Within, what is no terminal is at least so wide, so that nothing in a frame or a column is broken."""
+    before = console.width
+    if not console.is_terminal:
+        console.width = max(before, least)
+    yield
+    console.width = before
+
+
+def show_panel(
+    console: Console,
+    title: str,
+    colour: str,
+    findings: Sequence[Finding],
+    *,
+    head: str = "",
+    facts: str = "",
+    notes: Iterable[str] = (),
+) -> None:
+    """Print the findings in a frame, the main one whole, the others by title and numbers; then the next command.
+
+    head: what stands before the main finding's title; facts: a line under it; notes: lines at the end of the frame.
     """
     from rich.console import Group
     from rich.panel import Panel
     from rich.text import Text
 
     first, *others = findings
-    lines: list[RenderableType] = [text(f"{head}{first.title}", "bold")]
+    lines = [text(f"{head}{first.title}", "bold")]
     lines += [text(facts), Text()] if facts else []
     lines += [text(sentence(first.seen)), text(sentence(first.why))]
     for finding in others:
         line = Text("\n").append(f"{SEVERITIES[finding.severity]} {for_terminal(finding.title)}: ", style="bold")
         lines.append(line.append(for_terminal(f"{finding.seen.rstrip('.')}.")))
-    lines += [Text(), *map(text, notes)] if first.next or notes else []
-    if first.next:
-        lines.append(Text("next: ", style="bold").append(for_terminal(first.next), style="bold cyan"))
-    return Panel(
+    lines += [text(note) if index else text(f"\n{note}") for index, note in enumerate(notes)]
+    frame = Panel(
         Group(*lines),
         title=text(title, f"bold {colour}".strip()),
         border_style=colour or "none",
         title_align="left",
         padding=(0, 1),
     )
+    longest = max(len(word) for line in lines for word in line.plain.split() or [""])
+    with room_for(console, longest + 4):
+        console.print(frame)
+    if first.next:
+        command = Text("next: ", style="bold").append(for_terminal(first.next), style="bold cyan")
+        console.print(command, soft_wrap=True)

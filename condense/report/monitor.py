@@ -216,7 +216,7 @@ def monitor_markdown(run: MonitorRun) -> str:
 
 def show_monitor(run: MonitorRun, console: Console) -> None:
     """Print the last measurements with a bar each, and what was alarming."""
-    from condense.report.console import COLOURS, bar, new_table, panel, say, speaks_unicode, text
+    from condense.report.console import COLOURS, bar, new_table, say, show_panel, show_table, speaks_unicode, text
 
     say(console, subject(run), style="bold")
     rows, beside = run.measurements[-MOST_LINES:], keys_beside(run)[:2]
@@ -232,6 +232,6 @@ def show_monitor(run: MonitorRun, console: Console) -> None:
             *(number(one.beside.get(key), 4) for key in beside),
         )
     if rows:
-        console.print(made)
+        show_table(console, made)
     main = finding(run)
-    console.print(panel("ALARM" if main.severity == "warning" else "WATCHING", COLOURS[main.severity], [main]))
+    show_panel(console, "ALARM" if main.severity == "warning" else "WATCHING", COLOURS[main.severity], [main])

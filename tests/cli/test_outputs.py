@@ -7,9 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from condense.cli.app import app
-from condense.cli.outputs import NAMES, Outputs, check_file, check_folder, is_written_by_condense
+from condense.cli.outputs import NAMES, Outputs, check_file, check_folder, is_written_by_condense, plan_outputs
 from condense.errors import UsageError
 from condense.files import write_text
+from condense.records.diagnosis import Diagnosis
+from condense.records.options import OutputOptions
 from tests.browser import test_treatment_page as treatment_page
 from tests.report.test_one_verdict import MADE
 
@@ -69,6 +71,29 @@ def test_a_name_that_is_no_utf8_is_written(tmp_path: Path) -> None:
     check_file(path)
     write_text(path, "text of caf\udce9")
     assert os.listdir(os.fsencode(str(tmp_path))) == [b"caf\xe9.json"] and path.read_text().startswith("text of caf")
+
+
+SAVED = Path(__file__).parents[1] / "saved" / "diagnosis-metrics-2.json"
+
+
+def test_a_single_file_is_written_beside_those_of_the_folder(tmp_path: Path) -> None:
+    run = Diagnosis.from_json(SAVED)
+    for kind, name in NAMES.items():
+        single = tmp_path / f"single.{kind}"
+        outputs = plan_outputs(OutputOptions(output=tmp_path / kind, plotlyjs="none", **{kind: single}))
+        assert set(outputs.write(run)) == {single, *(tmp_path / kind / file for file in NAMES.values())}
+        assert single.read_bytes() == (tmp_path / kind / name).read_bytes()
+
+
+def test_the_same_file_is_written_once_and_never_as_two_kinds(tmp_path: Path) -> None:
+    outputs = plan_outputs(OutputOptions(output=tmp_path / "out", json=tmp_path / "out" / ".." / "out" / NAMES["json"]))
+    assert outputs.json == (tmp_path / "out" / NAMES["json"],)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with pytest.raises(UsageError, match="would be written as html and as md"):
+        plan_outputs(OutputOptions(html=tmp_path / "out" / "x", md=tmp_path / "link" / "x"))
+    with pytest.raises(UsageError, match="would be written as json and as csv"):
+        plan_outputs(OutputOptions(output=tmp_path / "out", csv=tmp_path / "out" / NAMES["json"]))
 
 
 # --- what condense wrote ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +44,48 @@ def refused(result: Any, *said: str) -> None:
     assert result.stdout == "" and 1 <= len(result.stderr.splitlines()) <= 2
     for part in said:
         assert part in result.stderr, result.stderr
+
+
+# --- paths ----------------------------------------------------------------------------------------------
+
+
+def test_every_flag_that_names_a_file_is_known_as_a_path() -> None:
+    named = {name for (_, name), flag in FLAGS.items() if re.search(r"FILE|DIR|BASE", flag.metavar or "")}
+    assert named == settings.PATHS
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        ("base.json", "ci/base.json"),
+        ("../base.json", "ci/../base.json"),
+        ("/base.json", "/base.json"),
+        ("~/base.json", "~/base.json"),
+        ("-", "-"),
+    ],
+)
+def test_a_relative_path_of_a_named_file_is_beside_it(value: str, meant: str) -> None:
+    Path("ci").mkdir()
+    Path("ci/condense.toml").write_text(
+        f'[check]\nbaseline = "{value}"\n[analyze]\ntext = "{value}"\noutput = "{value}"'
+    )
+    commands = {run.__name__: flags_of(run) for run in COMMANDS}
+    made = settings.defaults(commands, settings.find_file(Path("ci/condense.toml")), {})
+    assert made["check"] == {"baseline": meant}
+    assert made["analyze"] == {"text": meant, "output": meant}
+    here = settings.defaults(commands, settings.find_file(None), {"CONDENSE_CHECK__BASELINE": value})
+    assert here["check"] == {"baseline": value}, "the environment means the working directory"
+
+
+def test_a_gate_finds_the_baseline_beside_its_settings_from_anywhere() -> None:
+    saved = (Path(__file__).parents[1] / "saved" / "diagnosis-metrics-2.json").read_bytes()
+    Path("ci").mkdir()
+    Path("ci/base.json").write_bytes(saved)
+    Path("run.json").write_bytes(saved)
+    Path("ci/gate.toml").write_text('[check]\nbaseline = "base.json"\njunit = "junit.xml"\n')
+    done = condense("--config", "ci/gate.toml", "check", "run.json")
+    assert done.exit_code == 0 and "check run.json against ci/base.json" in done.stdout, done.output
+    assert Path("ci/junit.xml").exists() and not Path("junit.xml").exists()
 
 
 # --- the allow-list ---------------------------------------------------------------------------------

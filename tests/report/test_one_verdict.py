@@ -165,7 +165,7 @@ def test_an_undefined_number_is_a_dash_everywhere() -> None:
 @pytest.mark.parametrize("width", [80, 100, 140])
 @pytest.mark.parametrize("kind", list(MADE))
 def test_the_terminal_keeps_its_width_and_cuts_nothing(kind: str, width: int) -> None:
-    console = Console(file=io.StringIO(), width=width, force_terminal=False, highlight=False)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, highlight=False)
     record = MADE[kind]()
     SHOW[type(record)](record, console)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]

@@ -34,14 +34,14 @@ EVIL = f"evil[/foo]<script>alert(1)</script>{ESC}[31m`|=cmd"
 
 
 def terminal(record: Trial, width: int = 80) -> str:
-    console = Console(file=io.StringIO(), width=width, force_terminal=False, highlight=False)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, highlight=False)
     show_trial(record, console)
     text: str = console.file.getvalue()
     return text
 
 
 def planned(record: Trial, costs: dict[str, StepCost], seconds: float | None, width: int = 80) -> str:
-    console = Console(file=io.StringIO(), width=width, force_terminal=False, highlight=False)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, highlight=False)
     show_trial_plan(record.plan, record.schedule, costs, seconds, console)
     text: str = console.file.getvalue()
     return text

@@ -10,7 +10,7 @@ from condense.records.base import Estimate
 from condense.records.comparison import CURVES, Comparison, Member
 from condense.report.comparison.figures import called, change_of, deep_of, drawn, left_out, same_depth, word_of
 from condense.report.comparison.same import read_beside, same_rows, same_table
-from condense.report.console import COLOURS, bar, new_table, panel, say, speaks_unicode, text
+from condense.report.console import COLOURS, bar, new_table, say, show_panel, show_table, speaks_unicode, text
 from condense.report.escape import for_code, for_markdown
 from condense.report.tables import (
     Cell,
@@ -196,13 +196,13 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     plain = not speaks_unicode(console)
     say(console, title(comparison), style="bold")
     say(console, f"{KINDS[comparison.kind]}: {subject(comparison)}")
-    console.print(_member_rows(comparison, console))
+    show_table(console, _member_rows(comparison, console), spare=(6, 3, 4))
     notes = "Δ to the first ± half its 95 % interval, * where that excludes 0"
     unpaired = any(m.difference is not None and not m.difference.paired for m in comparison.members)
     notes += ", ~ unpaired" if unpaired else ""
     say(console, f"{notes}; no top 3: without three dimensions; rank: share of random directions; rho: with depth.")
     if (beside := same_rows(comparison, console)) is not None:
-        console.print(beside)
+        show_table(console, beside)
     for caveat in comparison.caveats:
         say(console, f"{'!' if plain else '▲'} {caveat}", style="magenta")
     say(console, "")
@@ -214,7 +214,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
         words |= {"same model": same.word} if same else {}
         facts = " · ".join(f"{name}: {word}" for name, word in words.items() if word)
     heading = f"{called(comparison.reference)} and {len(comparison.members) - 1} more"
-    console.print(panel(heading, COLOURS[main.severity], comparison.findings, facts=facts))
+    show_panel(console, heading, COLOURS[main.severity], comparison.findings, facts=facts)
 
 
 def _member_rows(comparison: Comparison, console: Console) -> RichTable:

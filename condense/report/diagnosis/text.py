@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from condense.metrics import METRICS, POOLED
 from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
-from condense.report.console import bar, new_table, panel, say, speaks_unicode, text
+from condense.report.console import bar, new_table, say, show_panel, show_table, speaks_unicode
 from condense.report.depth import StackView, stack_views
 from condense.report.escape import for_code, for_markdown
 from condense.report.tables import Column, Table, markdown_rows, markdown_table, shown, value_cell
@@ -33,7 +33,7 @@ from condense.report.text import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.table import Table as RichTable
 
     from condense.models.sick import Sick
@@ -193,17 +193,17 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     for name in stacks:
         if len(stacks) > 1:
             say(console, f"{name} stack", style="bold")
-        console.print(_site_rows([site for site in diagnosis.sites if site.stack == name], console))
+        show_table(console, _site_rows([site for site in diagnosis.sites if site.stack == name], console))
     say(console, "0 is spread, 1 is one direction; % is of what random directions of the same shape have.", "")
     say(console, *quality_lines(diagnosis), *pooled_lines(diagnosis))
     if diagnosis.twin is not None:
         say(console, _twin_lines(diagnosis, diagnosis.twin))
     say(console, "")
     for name, stack in diagnosis.stacks.items():
-        console.print(_verdict_panel(stack.verdict, f"{name}: "))
-    console.print(_verdict_panel(diagnosis.verdict, f"{stacks[-1]}: " if len(stacks) > 1 else ""))
+        _show_verdict(console, stack.verdict, f"{name}: ")
+    _show_verdict(console, diagnosis.verdict, f"{stacks[-1]}: " if len(stacks) > 1 else "")
     if diagnosis.verdict.not_covered:
-        console.print(text(diagnosis.verdict.not_covered))
+        say(console, diagnosis.verdict.not_covered)
 
 
 _LESSON = {
@@ -228,10 +228,10 @@ def show_lesson(diagnosis: Diagnosis, sick: Sick, count: str, console: Console) 
     for key, name in _LESSON.items():
         digits = 2 if METRICS[key].unit == "cosine" else 0
         table.add_row(name, *(number(site.metrics.get(key, NOTHING).value, digits) for site in sites))
-    console.print(table)
+    show_table(console, table)
     verdict = diagnosis.verdict
     axes = f"cone {verdict.cone} · rank {verdict.rank} · {verdict.attribution}"
-    console.print(panel(LEVELS[verdict.level], _COLOURS[verdict.level], verdict.findings[:1], facts=axes))
+    show_panel(console, LEVELS[verdict.level], _COLOURS[verdict.level], verdict.findings[:1], facts=axes)
     if verdict.attribution == sick.attribution:
         say(console, f"Right: {verdict.attribution}. {sick.lesson}", "")
     else:
@@ -274,14 +274,16 @@ def _twin_lines(diagnosis: Diagnosis, twin: Diagnosis) -> str:
     )
 
 
-def _verdict_panel(verdict: Verdict, head: str = "") -> RenderableType:
+def _show_verdict(console: Console, verdict: Verdict, head: str = "") -> None:
     colour = _COLOURS[verdict.level]
     axes = f"cone {verdict.cone} · rank {verdict.rank} · {verdict.attribution}"
     if not verdict.findings:
-        return text(f"{LEVELS[verdict.level]}: {verdict.reason or axes}")
+        say(console, f"{LEVELS[verdict.level]}: {verdict.reason or axes}")
+        return
     drawn = [f"{axis}: {verdict.share(axis)}" for axis in verdict.borderline if verdict.share(axis)]
     shares = [f"resampled documents give {'; '.join(drawn)}"] if drawn else []
-    return panel(
+    show_panel(
+        console,
         LEVELS[verdict.level],
         colour,
         verdict.findings,

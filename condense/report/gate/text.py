@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from condense.gate.assertions import Assertion
 from condense.gate.run import OUTCOMES, Gate, Outcome, Result
 from condense.records.base import Estimate
-from condense.report.console import speaks_unicode
+from condense.report.console import print_line, speaks_unicode
 from condense.report.escape import (
     for_annotation,
     for_annotation_property,
@@ -194,7 +194,7 @@ def _subject(gate: Gate) -> list[str]:
     ]
 
 
-# --- terminal and CI log: a block of lines per result, failures first, within 80 columns ---------------
+# --- terminal and CI log: a block of lines per result, failures first ------------------------------------
 
 _LABEL = 10
 
@@ -204,10 +204,10 @@ def show_gate(gate: Gate, console: Console) -> None:
     from rich.text import Text
 
     against = f" against {gate.baseline}" if gate.baseline else ""
-    console.print(Text(for_log(f"check {gate.run}{against}"), style="bold"))
-    console.print(Text(for_log(f"{gate.model}: {corpus_line(gate.subject.corpus)}".replace("×", "x"))))
+    print_line(console, Text(for_log(f"check {gate.run}{against}"), style="bold"))
+    print_line(console, Text(for_log(f"{gate.model}: {corpus_line(gate.subject.corpus)}".replace("×", "x"))))
     for note in gate.notes:
-        console.print(Text(for_log(f"note: {note}")))
+        print_line(console, Text(for_log(f"note: {note}")))
     console.print()
     for result in gate.results:
         _show_result(result, console, MARKS if speaks_unicode(console) else _PLAIN)
@@ -224,32 +224,36 @@ def _show_result(result: Result, console: Console, marks: dict[Outcome, str]) ->
     if outcome == "pass":
         _show_passed(head, result, console)
         return
-    console.print(head)
+    print_line(console, head)
     for label, words in details(result):
         line = Text(f"  {label:<{_LABEL}}", style="dim").append(for_log(words), style="not dim")
-        if label == "next":  # never broken, so that it can be copied out of a log
+        if label == "next":  # never broken, so that it can be copied
             line.stylize("bold cyan", 2 + _LABEL)
             console.print(line, soft_wrap=True)
         else:
-            console.print(_hanging(line, console))
+            print_line(console, _hanging(line, console))
     console.print()
 
 
 def _show_passed(head: Text, result: Result, console: Console) -> None:
     """One line, or two where one is too short."""
+    from rich.text import Text
+
     head.append(f" {expected(result)}", style="not bold default")
     said = found(result) + (f" at {result.found.where}" if result.assertion.target.scope == "any-block" else "")
     if head.cell_len + len(said) + 2 <= console.width:
-        console.print(head.append(f": {said}", style="not bold default"))
+        print_line(console, head.append(f": {said}", style="not bold default"))
         return
-    console.print(head)
-    console.print(f"  {'found':<{_LABEL}}{said}")
+    print_line(console, head)
+    print_line(console, _hanging(Text(f"  {'found':<{_LABEL}}{said}"), console))
 
 
 def _hanging(line: Text, console: Console) -> Text:
-    """The line broken at the width, its later lines under the first one's text."""
+    """The line broken at a terminal's width, its later lines under the first one's text."""
     from rich.text import Text
 
+    if not console.is_terminal:
+        return line
     indent = 2 + _LABEL
     label, rest = line[:indent], line[indent:]
     parts = rest.wrap(console, max(20, console.width - indent))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from condense.metrics import QUALITY
 from condense.records.diagnosis import Diagnosis
 from condense.records.treatment import Treatment
-from condense.report.console import cell_text, new_table, panel, say, text
+from condense.report.console import cell_text, new_table, say, show_panel, show_table, text
 from condense.report.depth import site_label
 from condense.report.escape import for_code, for_markdown
 from condense.report.tables import (
@@ -306,14 +306,14 @@ def show_treatment(treatment: Treatment, console: Console) -> None:
     facts += f" · {verdict.covers}" if verdict.covers else ""
     good = verdict.id == "dispersed" and all(finding.severity == "good" for finding in verdict.findings[:1])
     colour = "green" if good else _COLOURS.get(verdict.id, "")
-    console.print(panel(verdict.id.upper(), colour, verdict.findings, facts=facts))
+    show_panel(console, verdict.id.upper(), colour, verdict.findings, facts=facts)
 
 
 def _show_table(table: Table, console: Console) -> None:
     printed = new_table(console, (table.first, *(column.head for column in table.columns)), title=table.title)
     for name, cells in table.rows:
-        printed.add_row(text(name), *(cell_text(cell, one_line=True) for cell in cells))
-    console.print(printed)
+        printed.add_row(text(name), *(cell_text(cell, one_line=console.width >= 80) for cell in cells))
+    show_table(console, printed, spare=range(1, len(table.columns)))
 
 
 def _show_task_table(treatment: Treatment, console: Console) -> None:
@@ -325,5 +325,5 @@ def _show_task_table(treatment: Treatment, console: Console) -> None:
     table = new_table(console, ("", *heads), title=f"downstream tasks: {scored(treatment)}; ± one standard error")
     for task, (metric, samples, *cells) in tasks.rows:
         table.add_row(text(f"{task} ({samples.text})\n  {metric.text}"), *map(cell_text, cells))
-    console.print(table)
+    show_table(console, table, spare=range(1, len(heads)))
     say(console, CAUTION, style="dim")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from condense.records.plans import ArmSpec
 from condense.records.trial import ArmResult, Trial, quality_key, reading
-from condense.report.console import COLOURS, new_table, panel, say, text
+from condense.report.console import COLOURS, new_table, say, show_panel, show_table, text
 from condense.report.escape import for_code, for_markdown
 from condense.report.tables import Cell, digits_of, markdown_rows, title_of
 from condense.report.text import (
@@ -266,16 +266,16 @@ def show_trial(trial: Trial, console: Console) -> None:
     say(console, budget(trial), "")
     table = rows(trial)
     if console.width >= WIDE:
-        console.print(_arm_rows(trial, table, console, 34, effects=True, costs=True))
+        show_table(console, _arm_rows(trial, table, console, 34, effects=True, costs=True), spare=(5, 3, 1, 2))
     else:
         names = 34 if console.width >= ROOMY else 24
-        console.print(_arm_rows(trial, table, console, names, effects=True, costs=False))
-        console.print(_arm_rows(trial, table, console, names, effects=False, costs=True))
+        show_table(console, _arm_rows(trial, table, console, names, effects=True, costs=False), spare=(2,))
+        show_table(console, _arm_rows(trial, table, console, names, effects=False, costs=True), spare=(3, 1, 2))
     say(console, *_beneath(trial, table), "")
     if not trial.findings:
         say(console, headline(trial))
         return
-    console.print(panel("TRIAL", COLOURS[trial.findings[0].severity], trial.findings))
+    show_panel(console, "TRIAL", COLOURS[trial.findings[0].severity], trial.findings)
 
 
 def _arm_rows(
