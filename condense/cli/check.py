@@ -26,7 +26,7 @@ from condense.gate.same import evaluate_comparison
 from condense.records.comparison import COMPARISON_SCHEMA, Comparison
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis
 from condense.records.options import GateOptions
-from condense.records.serial import other_schema, read_json
+from condense.records.serial import other_schema, parse_json, read_file, read_json
 from condense.records.treatment import TREATMENT_SCHEMA, Treatment
 
 Run = TypeVar("Run", Diagnosis, Treatment, Comparison)
@@ -42,19 +42,19 @@ def check(
     if gate.accept:
         accept(run, gate, _section(context))
         return
-    asked = Asked(gate, _section(context))
-    if read_json(run)["schema"] == COMPARISON_SCHEMA:
-        _check_comparison(asked, run)
+    asked, data = Asked(gate, _section(context)), read_json(run)
+    if data["schema"] == COMPARISON_SCHEMA:
+        _check_comparison(asked, data, run)
         return
-    plan_gate(asked).conclude(read_run(run), run)
+    plan_gate(asked).conclude(run_of(data, run), run)
 
 
-def _check_comparison(asked: Asked, path: Path) -> None:
+def _check_comparison(asked: Asked, data: dict[str, Any], path: Path) -> None:
     """Hold what a comparison found of its members: are they the same model as the first?"""
     if asked.options.baseline is not None:
         raise UsageError("a comparison is checked without a baseline", "its first model is what the others are held to")
     planned = plan_gate(asked)
-    comparison = saved_run(Comparison, path)
+    comparison = _decoded(Comparison, data, path)
     planned.show(evaluate_comparison(comparison, planned.assertions, policy=planned.policy, names=Names(str(path))))
 
 
@@ -117,12 +117,13 @@ def accept(run: Path, options: GateOptions, tables: Mapping[str, Any]) -> None:
     Nothing fails: what changed is shown so that a person accepts it.
     """
     path = options.accept or run
-    record = read_run(run)
+    text = read_file(run)
+    record = run_of(parse_json(text, run), run)
     if path.exists():
         check_file(path)
         shown = replace(options, baseline=path, informational=True, force=True)
         plan_gate(Asked(shown, tables)).conclude(record, run)
-    write_text(path, run.read_text(encoding="utf-8"))
+    write_text(path, text)
     say(f"wrote {path}: the baseline is now what condense {subject_of(record).condense} measured of {run}")
 
 
@@ -132,7 +133,7 @@ def plan_gate(asked: Asked) -> Planned:
     for path in (options.junit, options.md):
         if path is not None:
             check_file(path)
-    baseline = subject_of(read_run(options.baseline)) if options.baseline else None
+    baseline = subject_of(run_of(read_json(options.baseline), options.baseline)) if options.baseline else None
     return Planned(options, _assertions(asked), baseline)
 
 
@@ -148,9 +149,8 @@ def _assertions(asked: Asked) -> tuple[Assertion, ...] | None:
     return from_file if "assertions" in tables else None
 
 
-def read_run(path: Path) -> Diagnosis | Treatment:
-    """A saved diagnosis or treatment; UnavailableError for anything else."""
-    data = read_json(path)
+def run_of(data: dict[str, Any], path: Path) -> Diagnosis | Treatment:
+    """The diagnosis or treatment that a file holds; UnavailableError for anything else."""
     kinds = (DIAGNOSIS_SCHEMA, TREATMENT_SCHEMA)
     if data["schema"] not in kinds:
         error = other_schema(data["schema"], *kinds)
@@ -158,13 +158,14 @@ def read_run(path: Path) -> Diagnosis | Treatment:
         raise UnavailableError(
             f"{path}: {error}" if error.hint else other, error.hint or "a gate reads what analyze and treat write"
         )
-    return saved_run(Treatment, path) if data["schema"] == TREATMENT_SCHEMA else saved_run(Diagnosis, path)
+    is_treatment = data["schema"] == TREATMENT_SCHEMA
+    return _decoded(Treatment, data, path) if is_treatment else _decoded(Diagnosis, data, path)
 
 
-def saved_run(kind: type[Run], path: Path) -> Run:
+def _decoded(kind: type[Run], data: dict[str, Any], path: Path) -> Run:
     """A saved run of this kind; UnavailableError with the file's name for a damaged one."""
     try:
-        return kind.from_json(read_json(path))
+        return kind.from_json(data)
     except UnavailableError as error:
         raise UnavailableError(f"{path}: {error}", "was it written by another version of condense?") from None
 

@@ -40,7 +40,6 @@ class SettingsFile:
         data = _parsed(self.path)
         return _tool_table(self.path, data) or {} if self.path.name == "pyproject.toml" else data
 
-
     def beside(self, value: Any) -> Any:
         """A relative path of the file as seen from the working directory; what is no relative path as it is."""
         folder = self.path.parent if self.path else Path()

@@ -157,16 +157,25 @@ def _not_finite(data: Any, where: str) -> str | None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a saved run of any schema; UnavailableError where the file is missing, broken or not one."""
+    return parse_json(read_file(path), path)
+
+
+def read_file(path: Path) -> str:
+    """The text of a saved run, which a pipe of the shell gives only once; UnavailableError if it cannot be read."""
     if is_special(path):
         raise UnavailableError(f"{path} is a pipe or a device, not a file")
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UnavailableError(f"no such run file: {path}", "run condense analyze MODEL --json FILE") from None
     except OSError as error:
         raise UnavailableError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UnavailableError(f"{path} is not JSON", "is it a file that condense wrote?") from None
+
+
+def parse_json(text: str, path: Path) -> dict[str, Any]:
+    """A saved run of any schema from the text of a file; UnavailableError where it is broken or none."""
     data = loads(text, str(path))
     if not isinstance(data, dict) or not isinstance(data.get("schema"), str):
         raise UnavailableError(f"{path} is not a saved condense run (it has no schema)")

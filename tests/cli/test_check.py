@@ -242,11 +242,6 @@ def test_accept_shows_what_changed_and_writes_the_baseline(files, run):
     assert moved_on.exit_code == 0 and "max_length is 64 against 999" in " ".join(moved_on.stdout.split())
 
 
-def test_nothing_narrow_is_wider_than_80_columns(files):
-    shown = condense("check", "worse.json", "--baseline", "base.json", COLUMNS="80").stdout
-    assert max(map(len, (line for line in shown.splitlines() if not line.startswith("  next")))) <= 80
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "parts"),
     [
@@ -528,15 +523,6 @@ def test_init_writes_what_check_reads(files):
     assert failed.exit_code == 1 and "increase <= 0.02" in failed.stdout
     alone = condense("check", "base.json")
     assert alone.exit_code == 5 and alone.stdout.count("NOT RUN") == 2
-
-
-def test_init_never_writes_over_a_file(files):
-    Path("condense.toml").write_text("# mine\n")
-    assert_refused(condense("init"), 2, "condense.toml exists already", "--force")
-    assert Path("condense.toml").read_text() == "# mine\n" and not Path(".github").exists()
-    assert condense("init", "--force").exit_code == 0
-    assert Path("condense.toml").read_text() == template("condense.toml")
-    assert condense("init", "elsewhere").exit_code == 0 and Path("elsewhere/condense.toml").exists()
 
 
 def test_the_template_holds_every_default():

@@ -277,6 +277,10 @@ def test_what_a_shell_hands_over_is_read(tiny: Callable[[str], Path]) -> None:
     shutil.copy(Path(__file__).parents[1] / "saved" / "diagnosis-0.1.0.json", "run.json")
     done = subprocess.run(["bash", "-c", call, sys.executable], capture_output=True, text=True, timeout=120)
     assert done.returncode in (0, 1) and Path("j.xml").exists(), done.stderr
+    accepted = '"$0" -m condense check <(cat run.json) --accept accepted.json'
+    done = subprocess.run(["bash", "-c", accepted, sys.executable], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert Path("accepted.json").read_bytes() == Path("run.json").read_bytes(), "a pipe gives its text once"
 
 
 LONG = "a" * 300
