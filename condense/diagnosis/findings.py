@@ -200,7 +200,8 @@ def _seen(facts: Facts) -> str:
     inputs = facts.inputs
     pairs = "two different tokens of a text" if facts.repeats else "two tokens of a text"
     mean = facts.deep.get("mean_cosine_distinct" if facts.repeats else "mean_cosine", Estimate(inputs.mean_cosine))
-    parts = [f"over the deepest half of the blocks {pairs} have a mean cosine of {_with_interval(mean)}"]
+    scope = {1: " over other windows of this document", 2: " over 2 documents only"}.get(facts.text.documents, "")
+    parts = [f"over the deepest half of the blocks {pairs} have a mean cosine of {_with_interval(mean, scope)}"]
     if inputs.mean_cosine_without_top_dimensions is not None:
         dimensions = ", ".join(map(str, facts.top_dimensions))
         parts.append(
@@ -217,12 +218,13 @@ def _seen(facts: Facts) -> str:
     return "; ".join(parts)
 
 
-def _with_interval(estimate: Estimate) -> str:
+def _with_interval(estimate: Estimate, scope: str = "") -> str:
+    """A value with its interval and, where that is little, what the interval is over."""
     if estimate.value is None:
         return "no value"
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.2f}"
-    return f"{estimate.value:.2f} (95 % interval {estimate.low:.2f} to {estimate.high:.2f})"
+    return f"{estimate.value:.2f} (95 % interval{scope} {estimate.low:.2f} to {estimate.high:.2f})"
 
 
 # --- what else was seen -----------------------------------------------------------------------------
@@ -339,7 +341,8 @@ def _documents(facts: Facts) -> Finding | None:
         id="few-documents",
         severity="warning",
         title=titles.get(facts.text.documents, "Only 2 documents were measured"),
-        seen=f"{facts.text.windows} windows from {facts.text.documents or 'an unknown number of'} documents",
+        seen=f"{facts.text.windows} windows from {facts.text.documents or 'an unknown number of'} "
+        + ("document" if facts.text.documents == 1 else "documents"),
         why=whys[facts.text.documents],
         next=facts.command("analyze", "--text folder-of-documents/"),
         source=CONVENTION,

@@ -39,6 +39,8 @@ LAYERS = {
     "early": "the first half of the layers",
     "last": "the last layer",
 }
+FEW_DOCUMENTS = {1: "other windows of this document; other documents not covered", 2: "2 documents only"}
+"""What the intervals of a run on so many documents cover, as `intervals.coverage_note` says it (without numpy)."""
 DASH = "–"
 NOTHING = Estimate(None)
 WITHOUT_TOP = "mean_cosine_without_top_dimensions"
@@ -211,7 +213,8 @@ def model_line(model: ModelInfo) -> str:
 def subject(diagnosis: Diagnosis) -> str:
     """What was measured, in one line."""
     line = f"{model_line(diagnosis.model)}; {corpus_line(diagnosis.corpus)}; {diagnosis.model.dtype}"
-    return "; ".join([line, *diagnosis.model.notes])
+    few = len(diagnosis.corpus.documents) > 1 and FEW_DOCUMENTS.get(len(set(diagnosis.corpus.documents)))
+    return "; ".join([line, *([f"intervals: {few}"] if few else []), *diagnosis.model.notes])
 
 
 def quality_of(quality: Quality, key: str) -> Estimate:

@@ -590,7 +590,7 @@ def test_a_dropped_position_is_a_sink_below_100_times_the_median() -> None:
     assert "attention-sink" not in ids(judge(replace(facts(sinks=ordinary), sinks=moderate)))
     verdict = judge(replace(facts(sinks=ordinary), sinks=replace(moderate, dropped=3, positions=(4,), down="block 2")))
     (finding,) = [f for f in verdict.findings if f.id == "attention-sink"]
-    assert "an outsized state" in finding.title and "until block 2" in finding.seen
+    assert "an outsized state" in finding.title and "until before block 2" in finding.seen
 
 
 def test_sinks_that_are_not_at_the_start_are_dropped_and_named() -> None:

@@ -1,14 +1,19 @@
 """Tokens and sinks on the page and in Markdown: what the record holds of them, escaped, and nothing it does not."""
 
+import io
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
+from condense.intervals import coverage_note
+from condense.records.base import Finding
 from condense.records.diagnosis import SinkAnatomy, TokenCounts
 from condense.report.depth import stack_views
 from condense.report.diagnosis.figures import left_out_figures
-from condense.report.diagnosis.text import diagnosis_markdown, left_out_rows
+from condense.report.diagnosis.text import diagnosis_markdown, left_out_rows, show_diagnosis
 from condense.report.plotly import plotly_figure
+from condense.report.text import FEW_DOCUMENTS, subject
 
 SINKS = SinkAnatomy(
     "decoder",
@@ -85,3 +90,24 @@ def test_both_stacks_have_their_sinks(diagnosed):
     assert by_stack["encoder"]["windows with a sink"].startswith("6 of")
     assert by_stack["decoder"]["windows with a sink"].startswith("none of")
     assert "## Tokens and sinks: the encoder" in diagnosis_markdown(run)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_documents_are_said_beside_the_interval(run, count):
+    """What the interval is over stands in the head of every output, in the words of the gate and of compare."""
+    few = replace(run, corpus=replace(run.corpus, documents=tuple(index % count for index in range(8))))
+    note = coverage_note(few.corpus.documents)
+    assert FEW_DOCUMENTS.get(count, "") == note
+    for told in (subject(few), diagnosis_markdown(few), few.to_html(plotlyjs="none")):
+        assert (f"intervals: {note}" in told) == bool(note)
+    assert "intervals:" not in subject(replace(few, corpus=replace(few.corpus, documents=())))
+
+
+def test_the_share_of_a_borderline_word_stands_once_on_the_terminal(run):
+    frequencies = {"cone": {"low": 0.73, "moderate": 0.27}}
+    finding = Finding("borderline", "info", "With other documents", "cone: low in 73 %", "why", "", "s")
+    verdict = replace(run.verdict, borderline=("cone",), frequencies=frequencies, findings=(finding,))
+    console = Console(file=io.StringIO(), width=120, force_terminal=False)
+    show_diagnosis(replace(run, verdict=verdict), console)
+    told = console.file.getvalue()
+    assert "borderline: cone (low in 73 %, moderate in 27 %)" in told and "resampled documents give" not in told

@@ -280,14 +280,14 @@ def _show_verdict(console: Console, verdict: Verdict, head: str = "") -> None:
     if not verdict.findings:
         say(console, f"{LEVELS[verdict.level]}: {verdict.reason or axes}")
         return
-    drawn = [f"{axis}: {verdict.share(axis)}" for axis in verdict.borderline if verdict.share(axis)]
-    shares = [f"resampled documents give {'; '.join(drawn)}"] if drawn else []
+    shares = {axis: verdict.share(axis) for axis in verdict.borderline}
+    drawn = "; ".join(f"{axis} ({share})" if share else axis for axis, share in shares.items())
     show_panel(
         console,
         LEVELS[verdict.level],
         colour,
         verdict.findings,
         head=head,
-        facts=axes + (f" · borderline: {listed(verdict.borderline)}" if verdict.borderline else ""),
-        notes=(*shares, "The bands are a convention: no validated threshold is published."),
+        facts=axes + (f" · borderline: {drawn}" if drawn else ""),
+        notes=("The bands are a convention: no validated threshold is published.",),
     )
