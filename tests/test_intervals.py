@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
 from condense.intervals import (
@@ -12,6 +13,7 @@ from condense.intervals import (
     ONE_DOCUMENT,
     ONE_WINDOW,
     Spread,
+    _quantile,
     coverage_note,
     difference,
     document_weights,
@@ -289,3 +291,11 @@ def test_an_interval_ends_where_the_number_does() -> None:
     assert Spread(0.1, ((0.01, 4.0),)).clipped(0)[0] == 0.0
     assert spread.clipped() == spread.bounds() and Spread(1.0, ()).clipped(0, 1) == (None, None)
     assert Spread(1.1, ((0.0, 4.0),)).clipped(0, 1) == (1.1, 1.1)  # never without its own value
+
+
+@pytest.mark.parametrize("freedom", [0.3, 1, 1.5, 2, 2.37, 4.9, 9, 30, 99, 101, 333.3, 1e4, 1e6, 3e7, math.inf])
+def test_the_quantile_is_scipys(freedom: float) -> None:
+    for alpha in (0.99, 0.5, 0.1, 0.05, 0.05 / 30, 1e-4, 1e-9):
+        expected = -scipy.special.stdtrit(freedom, alpha / 2)
+        assert _quantile(alpha, freedom) == pytest.approx(expected, rel=1e-8)
+    assert _quantile(0.05, math.inf) == pytest.approx(1.959963984540054, rel=1e-14)
