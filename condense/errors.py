@@ -65,9 +65,22 @@ def system_failure(error: BaseException) -> CondenseError | None:
         return RunError(f"the system failed{_of_file(error)}: {os.strerror(number or 0)}", "run again")
     if number in (errno.EACCES, errno.EPERM):
         return UnavailableError(f"no permission{_of_file(error)}: {os.strerror(number or 0)}", "look at its owner")
+    if number == errno.EFBIG or "(os error 27)" in said:
+        return RunError(f"a file grew beyond what is allowed{_of_file(error)}", "raise the limit (ulimit -f)")
+    if number == errno.ENOENT and not getattr(error, "filename", None) and _has_no_folder():
+        return UsageError("the working directory is gone", "change into a folder that is there")
     if number in (errno.ENAMETOOLONG, errno.ELOOP):
         return UsageError(f"no file can have this name{_of_file(error)}: {os.strerror(number or 0)}", "give another")
     return None
+
+
+def _has_no_folder() -> bool:
+    """Whether the working directory was removed."""
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def _of_file(error: BaseException) -> str:

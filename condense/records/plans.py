@@ -106,7 +106,9 @@ class Plan(Options):
     ] = None
     learning_rate: Annotated[float, Flag("Peak learning rate.", TRAINING, above=0, settings="found")] = 5e-5
     lr_scheduler: Annotated[str, Flag("Any schedule Trainer knows by name.", TRAINING)] = "cosine"
-    warmup: Annotated[float, Flag("Share of the steps (below 1) or number of steps.", TRAINING, settings="found")] = 0.2
+    warmup: Annotated[
+        float, Flag("Share of the steps (below 1) or number of steps.", TRAINING, at_least=0, settings="found")
+    ] = 0.2
     weight_decay: Annotated[float, Flag("Weight decay.", TRAINING, settings="found")] = 0.1
     max_grad_norm: Annotated[float, Flag("Gradient clipping.", TRAINING, above=0, settings="found")] = 1.0
     optim: Annotated[str, Flag("Any optimizer Trainer knows by name.", TRAINING)] = "adamw_torch"

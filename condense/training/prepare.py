@@ -13,12 +13,16 @@ from typing import Any
 
 from torch import Tensor
 
-from condense.errors import RunError, UnavailableError, UsageError
+from condense.dispersion.config import chosen_blocks
+from condense.errors import RunError, UnavailableError, UsageError, first_line
 from condense.models.checkpoint import Checkpoint
-from condense.records.plans import Plan, Schedule
+from condense.models.layers import find_stacks
+from condense.records.options import MAX_SEED
+from condense.records.plans import ArmSpec, Plan, Schedule
 from condense.texts.documents import Document
 from condense.texts.windows import Windows, documents_of, windows
-from condense.training.loop import collator
+from condense.training.loop import arguments, collator
+from condense.training.remedies import remedy_of
 from condense.training.rows import (
     Rows,
     Split,
@@ -68,6 +72,33 @@ def prepare_text(
     validation = validation_windows(opened.tokenizer, parts.validation, plan.num_texts, opened.positions)
     probe = windows(opened.tokenizer, num_texts=plan.num_texts, positions=opened.positions)
     return Prepared(parts, rows, masked, validation, probe, make_schedule(plan, rows, parts, opened))
+
+
+def refuse_settings(specs: Iterable[ArmSpec], plan: Plan, opened: Checkpoint, schedule: Schedule) -> None:
+    """What training would stumble over after minutes of measuring, told at once.
+
+    UsageError for blocks that the model does not have, more seeds than there are, an optimizer, a learning-rate
+    schedule or a tracker that Trainer does not know; UnavailableError for a tracker that is not installed.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    for spec in specs:
+        try:
+            config = remedy_of(spec).acts(spec, plan).dispersion
+            for stack in find_stacks(opened.model):
+                chosen_blocks(config.layers, stack.blocks)
+        except ValueError as error:
+            raise UsageError(first_line(error), f"see --layers, and {spec.name}@LAYERS of an arm") from None
+    if plan.seed + plan.seeds - 1 > MAX_SEED:
+        raise UsageError(f"--seed {plan.seed} leaves no room for {plan.seeds} seeds", f"the last one is {MAX_SEED}")
+    arguments(plan, schedule, Path("runs"), next(opened.model.parameters()).device)
+    try:
+        for tracker in get_reporting_integration_callbacks(plan.report_to):
+            tracker()
+    except ValueError as error:
+        raise UsageError(f"--report-to: {first_line(error)}", "name one of them, or none") from None
+    except (RuntimeError, ImportError) as error:
+        raise UnavailableError(f"--report-to {plan.report_to}: {first_line(error)}", "install it") from None
 
 
 def refuse_untrainable(name: str, opened: Checkpoint) -> None:

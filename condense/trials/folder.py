@@ -129,6 +129,12 @@ def failure(folder: Path) -> str | None:
         return "no reason is known"
 
 
+def failures(folders: Mapping[int, Path]) -> tuple[str, ...]:
+    """Why runs of an arm, by seed, failed, one line each."""
+    reasons = {seed: failure(folder) for seed, folder in folders.items()}
+    return tuple(f"seed {seed}: {reason}" for seed, reason in reasons.items() if reason is not None)
+
+
 def drop_model(folder: Path) -> None:
     """Remove the saved weights of a run."""
     _remove(folder, *MODEL)

@@ -43,6 +43,7 @@ from condense.training.prepare import (
     disk_needed,
     first_batch,
     prepare_text,
+    refuse_settings,
     refuse_small_disk,
     training_memory,
     windows_for,
@@ -59,6 +60,7 @@ from condense.trials.folder import (
     drop_model,
     fail,
     failure,
+    failures,
     finish_step,
     is_done,
     read_run,
@@ -180,6 +182,7 @@ def prepare(asked: Request) -> Job:
         check_model(opened)
     watch.on_phase("reading text")
     texts = prepare_text(asked.model, opened, asked.text, asked.text_column, training)
+    refuse_settings(asked.plan.arms, training, opened, texts.schedule)
     facts = _facts(asked, texts, opened)
     if asked.resume:
         _refuse_other(asked, facts)
@@ -225,14 +228,8 @@ def run_arms(job: Job) -> Runs:
         },
         costs=costs,
         unavailable=unavailable,
-        failures={name: _reasons(by_seed) for name, by_seed in folders.items()},
+        failures={name: failures(by_seed) for name, by_seed in folders.items()},
     )
-
-
-def _reasons(folders: Mapping[int, Path]) -> tuple[str, ...]:
-    """Why runs of an arm failed, one line each."""
-    reasons = {seed: failure(folder) for seed, folder in folders.items()}
-    return tuple(f"seed {seed}: {reason}" for seed, reason in reasons.items() if reason is not None)
 
 
 def _facts(asked: Request, texts: Prepared, opened: Checkpoint) -> dict[str, Any]:

@@ -393,6 +393,7 @@ def test_mutated_runs_never_crash(diagnosed: Callable[[str], Any]) -> None:
         (OSError(28, "No space left on device", "x"), RunError),
         (OSError(122, "Disk quota exceeded"), RunError),
         (OSError(5, "Input/output error"), RunError),
+        (OSError(27, "File too large"), RunError),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), RunError),
         (Exception("Error while serializing: I/O error: No space left on device (os error 28)"), RunError),
         (Exception("I/O error: Cannot allocate memory (os error 12)"), RunError),
@@ -432,6 +433,15 @@ def test_a_disk_that_is_full_while_fetching_is_4(error: Exception) -> None:
         raise error
     with pytest.raises(UnavailableError), hub._explained("org/model"):
         raise ValueError("something else")
+
+
+def test_a_working_directory_that_is_gone_is_one_line(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    os.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for words in (["treat", tiny("llama"), "-o", "out", "--text", "t"], ["init"], ["demo", "-o", "out"]):
+        result = condense(*words)
+        assert result.exit_code == 2 and "the working directory is gone" in result.stderr, result.output
 
 
 def test_an_unreadable_folder_is_3(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from condense.cli.app import app
-from condense.errors import RunError, UsageError
+from condense.errors import RunError, UnavailableError, UsageError
 from condense.folders import MARK, Mark, names_in, read_mark
 from condense.lock import LOCK
 from condense.records.plans import Plan, TrialPlan
@@ -465,3 +465,34 @@ def test_a_full_disk_is_told_before_anything_is_loaded(tiny: Callable[[str], Pat
     with pytest.raises(RunError, match="disk full"):
         treat(tiny("llama"), TEXTS, disk / "out", PLAN, device="cpu")
     assert names_in(disk) == ["filler"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"layers": "99"}, "layers '99' names no block"),
+        ({"layers": "x"}, "layers must be all, late"),
+        ({"optim": "sgdd"}, "these training options do not go together"),
+        ({"lr_scheduler": "x"}, "these training options do not go together"),
+        ({"report_to": "x"}, "--report-to: x is not supported"),
+        ({"seed": 2**32 - 1, "seeds": 2}, "leaves no room for 2 seeds"),
+        ({"warmup": -1.0}, "--warmup is -1"),
+    ],
+)
+def test_settings_that_training_would_refuse_are_told_first(
+    more: dict[str, Any], said: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A dry run says it too."""
+    with pytest.raises(UsageError, match=said):
+        treat(tiny("llama"), TEXTS, tmp_path / "out", replace(PLAN, **more), dry_run=True, device="cpu")
+
+
+def test_a_tracker_that_is_not_installed_is_told_first(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise RuntimeError("WandbCallback requires wandb to be installed. Run `pip install wandb`.")
+
+    monkeypatch.setattr("transformers.integrations.get_reporting_integration_callbacks", lambda names: [missing])
+    with pytest.raises(UnavailableError, match="--report-to wandb: WandbCallback requires wandb"):
+        treat(tiny("llama"), TEXTS, tmp_path / "out", replace(PLAN, report_to="wandb"), dry_run=True, device="cpu")
