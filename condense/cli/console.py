@@ -230,6 +230,7 @@ def show_log() -> None:
     """Show what condense logs: downloads with their progress, and warnings; with --quiet the warnings alone."""
     logger = logging.getLogger("condense")
     logger.setLevel(logging.WARNING if MANNER.quiet else logging.INFO)
+    logging.getLogger("condense.dispersion").setLevel(logging.WARNING)  # the plan says where the loss is put
     if not any(isinstance(handler, _Lines) for handler in logger.handlers):
         logger.addHandler(_Lines())
 

@@ -28,7 +28,15 @@ from transformers import (
 )
 
 from condense.dispersion.trainer import DispersionTrainer
-from condense.errors import CondenseError, RunError, UnavailableError, UsageError, first_line
+from condense.errors import (
+    CondenseError,
+    RunError,
+    UnavailableError,
+    UsageError,
+    first_line,
+    is_out_of_memory,
+    system_failure,
+)
 from condense.files import json_or_none, write_text
 from condense.folders import File, changed, describe
 from condense.models.adapters import merged_after_training
@@ -221,18 +229,14 @@ class _ArmTrainer(DispersionTrainer):
 def _run(trainer: Any, checkpoint: Path | None) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise RunError("out of memory while training", _LESS_MEMORY) from error
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         text = str(error).lower()
         if "no space left" in text or "unexpected pos" in text:
             raise RunError("disk full while saving a checkpoint", "free some space, then --resume") from error
-        if "out of memory" in text or "can't allocate memory" in text:
+        if is_out_of_memory(error):
             raise RunError("out of memory while training", _LESS_MEMORY) from error
-        _refuse_failing(error, unwrapped(trainer.model))
-        raise
-    except Exception as error:
-        _refuse_failing(error, unwrapped(trainer.model))
+        if system_failure(error) is None:  # a model also writes its checkpoints
+            _refuse_failing(error, unwrapped(trainer.model))
         raise
 
 

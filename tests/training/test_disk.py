@@ -4,12 +4,16 @@ import shutil
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from condense.cli.app import app
 from condense.errors import RunError
+from condense.training.loop import _run
 from condense.training.prepare import refuse_small_disk
 
 Usage = namedtuple("Usage", "total used free")
@@ -83,3 +87,31 @@ def test_a_trial_asks_for_room_too(
     done = CliRunner().invoke(app, [*words, "--device", "cpu", "--max-steps", "1", "--arms", "dispersion"])
     assert done.exit_code == 4 and "not enough disk" in done.output
     assert not (tmp_path / "out").exists()
+
+
+class Saving(torch.nn.Linear):
+    """A model that cannot write its checkpoint."""
+
+    error: Exception
+
+    def save_pretrained(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "disk full"),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "disk full"),
+        (OSError(28, "No space left on device"), "disk full"),
+        (MemoryError(), "out of memory"),
+        (SafetensorError("Cannot allocate memory (os error 12)"), "out of memory"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_saved_is_no_fault_of_the_model(error: Exception, said: str) -> None:
+    """`save_pretrained` is a method of the model, as its forward pass is."""
+    model = Saving(2, 2)
+    model.error = error
+    trainer = SimpleNamespace(model=model, train=lambda **given: model.save_pretrained())
+    with pytest.raises(RunError, match=said):
+        _run(trainer, None)
