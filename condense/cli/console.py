@@ -223,14 +223,14 @@ class _Lines(logging.Handler):
     """What condense's modules log, as lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say_first(record.getMessage())
+        if record.levelno > logging.INFO or not record.name.startswith("condense.dispersion"):  # the plan says it once
+            say_first(record.getMessage())
 
 
 def show_log() -> None:
     """Show what condense logs: downloads with their progress, and warnings; with --quiet the warnings alone."""
     logger = logging.getLogger("condense")
     logger.setLevel(logging.WARNING if MANNER.quiet else logging.INFO)
-    logging.getLogger("condense.dispersion").setLevel(logging.WARNING)  # the plan says where the loss is put
     if not any(isinstance(handler, _Lines) for handler in logger.handlers):
         logger.addHandler(_Lines())
 

@@ -6,7 +6,7 @@ Nothing here trains or measures. Split by document, so that training, validation
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from condense.errors import RunError, UnavailableError, UsageError, first_line
 from condense.models.checkpoint import Checkpoint
 from condense.models.layers import find_stacks
 from condense.records.options import MAX_SEED
-from condense.records.plans import ArmSpec, Plan, Schedule
+from condense.records.plans import Plan, Schedule
 from condense.texts.documents import Document
 from condense.texts.windows import Windows, documents_of, windows
+from condense.training.interventions import Intervention
 from condense.training.loop import arguments, collator
-from condense.training.remedies import remedy_of
 from condense.training.rows import (
     Rows,
     Split,
@@ -74,21 +74,23 @@ def prepare_text(
     return Prepared(parts, rows, masked, validation, probe, make_schedule(plan, rows, parts, opened))
 
 
-def refuse_settings(specs: Iterable[ArmSpec], plan: Plan, opened: Checkpoint, schedule: Schedule) -> None:
-    """What training would stumble over after minutes of measuring, told at once.
+def refuse_settings(
+    arms: Mapping[str, Callable[[], Intervention]], plan: Plan, opened: Checkpoint, schedule: Schedule
+) -> None:
+    """What training would stumble over after minutes of measuring, told at once. arms: what each does, by name.
 
     UsageError for blocks that the model does not have, more seeds than there are, an optimizer, a learning-rate
     schedule or a tracker that Trainer does not know; UnavailableError for a tracker that is not installed.
     """
     from transformers.integrations import get_reporting_integration_callbacks
 
-    for spec in specs:
+    for name, acts in arms.items():
         try:
-            config = remedy_of(spec).acts(spec, plan).dispersion
+            config = acts().dispersion
             for stack in find_stacks(opened.model):
                 chosen_blocks(config.layers, stack.blocks)
         except ValueError as error:
-            raise UsageError(first_line(error), f"see --layers, and {spec.name}@LAYERS of an arm") from None
+            raise UsageError(first_line(error), f"see --layers, and {name}@LAYERS of an arm") from None
     if plan.seed + plan.seeds - 1 > MAX_SEED:
         raise UsageError(f"--seed {plan.seed} leaves no room for {plan.seeds} seeds", f"the last one is {MAX_SEED}")
     arguments(plan, schedule, Path("runs"), next(opened.model.parameters()).device)

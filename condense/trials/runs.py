@@ -15,6 +15,7 @@ import gc
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,8 @@ def prepare(asked: Request) -> Job:
         check_model(opened)
     watch.on_phase("reading text")
     texts = prepare_text(asked.model, opened, asked.text, asked.text_column, training)
-    refuse_settings(asked.plan.arms, training, opened, texts.schedule)
+    arms = {spec.name: partial(remedy_of(spec).acts, spec, training) for spec in asked.plan.arms}
+    refuse_settings(arms, training, opened, texts.schedule)
     facts = _facts(asked, texts, opened)
     if asked.resume:
         _refuse_other(asked, facts)
