@@ -18,7 +18,7 @@ class CondenseError(Exception):
 
     exit_code = 4
     shared = False
-    """True if every process of a run raises it, so that the first can speak for all."""
+    """True if every process of a run raises it, so that only the first needs to report it."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         """Keep the message (what happened) and the hint (what to do), each one line."""

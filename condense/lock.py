@@ -22,7 +22,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a folder, made if it is missing, for this process; one that was made and stays empty is removed again.
 
     UsageError, with the process that holds it, while another run does. The lock of a dead process is taken over; that
-    of another host never is, because nothing here can tell whether it lives.
+    of another host never is, because nothing here shows whether it lives.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

@@ -15,7 +15,7 @@ class Metric:
     """One number: how it is called, what it means, which values it can take, which way is condensed.
 
     The last four say how tables show it: under which group and short head, with how many digits, and where. `level`
-    1 is in every table, 2 in those with room (Markdown, the arms beside each other, a wide terminal), 3 in the page's
+    1 is in every table, 2 in the wider ones (Markdown, the arms beside each other, a wide terminal), 3 in the page's
     layer table only, 0 in none.
     """
 

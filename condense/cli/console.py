@@ -31,7 +31,7 @@ INTERNAL = 4
 
 @dataclass
 class Manner:
-    """How this run talks: `quiet` shows no progress, `debug` shows tracebacks; only `rank` 0 tells of its work.
+    """How this run talks: `quiet` shows no progress, `debug` shows tracebacks; only `rank` 0 shows its work.
 
     secrets: what is never shown; stdout_error: why results could not be shown, if they could not.
     """
@@ -58,7 +58,7 @@ def redacted(text: str) -> str:
 def say(line: str) -> None:
     """A line on stderr, with whatever came from outside made harmless; it names the rank if that is not the first."""
     prefix = f"rank {MANNER.rank}: " if MANNER.rank else ""
-    with contextlib.suppress(OSError, ValueError):  # nobody can be told that nobody can be told
+    with contextlib.suppress(OSError, ValueError):  # where stderr is closed there is nowhere to report it
         guarded(sys.stderr).write(for_terminal(redacted(prefix + line)) + "\n")
 
 
@@ -85,7 +85,7 @@ def command_line(*, no_text: bool = False) -> str:
 
 
 def say_first(line: str) -> None:
-    """A line that only the first of several processes says."""
+    """A line that only the first of several processes prints."""
     if MANNER.rank == 0:
         say(line)
 
@@ -174,7 +174,7 @@ def show_line(line: str, *, command: bool = False) -> None:
 
 
 class Guarded:
-    """A stream on which nothing from outside speaks to a CI job; a stdout that fails is noted, not raised.
+    """A stream on which nothing from outside becomes a command of a CI job; a stdout that fails is noted, not raised.
 
     So the files of a run are still written where the disk of its log is full. A closed pipe is raised as ever.
     """
@@ -348,7 +348,7 @@ OnRun = Callable[[str, int, int, int], None]
 def run_progress() -> Iterator[tuple[Console, OnPhase, OnRun, OnText, OnStep]]:
     """Progress of many runs on stderr: a bar over all with the time left, under it one for the run in hand.
 
-    Where stderr is no terminal each run is a line of its own, so that a log tells how far a trial is.
+    Where stderr is no terminal each run is a line of its own, so that a log shows how far a trial is.
     """
     with stage_progress() as (screen, on_phase, on_text, on_step):
         started: list[float] = []

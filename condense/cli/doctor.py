@@ -80,7 +80,7 @@ def _demo() -> tuple[Problem, ...]:
 
 
 def show_installation(found: Installation, console: Console) -> None:
-    """Print an installation: versions, devices, room, the hub, and the problems last, the required ones first."""
+    """Print an installation: versions, devices, disk space, the hub, and the problems last, the required ones first."""
     from rich.text import Text
 
     console.print(Text(f"condense {found.condense}", style="bold").append(

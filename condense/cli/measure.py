@@ -120,7 +120,7 @@ def cut_windows(located: Located, corpus: TextOptions, measure: MeasureOptions, 
 
 @contextlib.contextmanager
 def _unnamed_text(corpus: TextOptions) -> Iterator[None]:
-    """A failure is told without the names of texts: with --no-text it may stand in a comparison."""
+    """A failure is reported without the names of texts: with --no-text it may stand in a comparison."""
     try:
         yield
     except CondenseError as error:

@@ -33,7 +33,7 @@ Arms = Flag(
 Coefficients = Flag("For every dispersion and cosreg arm without one.", ARMS, metavar="C,…", settings="found")
 DEFAULT_ARMS = "control,dispersion,embedding-dropout,larger-vocab"
 OfTheArms = Without("coefficient", "loss", "layers", "paper_sites", "control", "merge_adapter")
-"""What a plan says of one arm; in a trial each arm says it in its name."""
+"""Options of one arm; in a trial they stand in the arm's name."""
 
 
 @command

@@ -138,7 +138,7 @@ class KeptModel:
 def keep_on_disk(model: LiveModel, folder: Path, on_text: OnText, on_note: Callable[[str], None] | None) -> KeptModel:
     """Write the states and logits of a model on all windows into a folder.
 
-    RunError where the disk has no room for them, before anything is read but the first window.
+    RunError where the disk has no space for them, before anything is read but the first window.
     """
     count = len(model.windows)
     for index in range(count):

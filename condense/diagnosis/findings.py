@@ -122,7 +122,7 @@ _WORDS = {
     ),
     CONTEXT: _Words(
         title="Condensed ({cone} cone): tokens of one text are alike, texts differ",
-        why="Each text condenses towards a direction of its own: the tokens of a context are hard to tell apart, "
+        why="Each text condenses towards a direction of its own: the tokens of a context are hard to distinguish, "
         "though the texts are not.",
         source=LIU,
         then=Facts.treatment,
@@ -143,7 +143,7 @@ _WORDS = {
 }
 _ONE_DOCUMENT = _Words(
     title="Condensed ({cone} cone): tokens of one text are alike; other documents were not measured",
-    why="With one document it cannot be told whether other texts share the direction: measure several.",
+    why="With one document it is not known whether other texts share the direction: measure several.",
     source=LIU,
     then=lambda facts: facts.command("analyze", "--text folder-of-documents/"),
 )
@@ -187,7 +187,7 @@ def _undefined(facts: Facts, reason: str) -> Finding:
         severity="warning",
         title="No verdict: " + ("too few kinds of token" if few else "the mean cosine is undefined"),
         seen=reason,
-        why="Cosines of a handful of tokens tell of the text, not of the model: the numbers are printed, no word is."
+        why="Cosines of a handful of tokens describe the text, not of the model: the numbers are printed, no word is."
         if few
         else "Fewer than two tokens of a text are left beside the sinks, so there is nothing to judge.",
         next=facts.command("analyze", "--text your-text.txt"),

@@ -64,7 +64,7 @@ def sink_finding(facts: Facts, labels: Labels, bands: Bands) -> Finding | None:
     ratios = [(v, i) for i, v in enumerate(facts.curves.get("sink_ratio", ())) if v is not None]
     peak, site = max(ratios, default=(0.0, 0))
     dropped = facts.sinks is not None and facts.sinks.dropped > 0
-    # a cone alone takes the uncentred rank below the centred one, so the rank tells of a sink only without a cone
+    # a cone alone takes the uncentred rank below the centred one, so the rank shows a sink only without a cone
     hidden = labels.cone == "low" and sink_hides_rank(facts.inputs, bands)
     if peak <= bands.sink_ratio and not dropped and not hidden:
         return None

@@ -158,7 +158,7 @@ class Facts:
         return self.command("treat", "--text train.txt --coefficient 0.1 -o treated/")
 
     def closer_look(self) -> str:
-        """The next measurement that would tell more: the random twin, or the user's own text after it."""
+        """The next measurement that would decide more: the random twin, or the user's own text after it."""
         return self.command("analyze", "--random-twin" if self.twin is None else "--text your-text.txt")
 
     @property

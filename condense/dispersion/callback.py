@@ -35,7 +35,7 @@ class CondensationMonitor(TrainerCallback):
     every    optimizer steps between two measurements; default: the logging steps.
     quiet    no terminal line.
     trainer  needed beside a Trainer without `DispersionMixin`: `trainer.add_callback(CondensationMonitor(
-             trainer=trainer))`, since callbacks are not told whose they are. UsageError at the start without it.
+             trainer=trainer))`, since a callback is not given its trainer. UsageError at the start without it.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ GIVEN = ("input_ids", "attention_mask", "position_ids")
 
 
 class Documents(NamedTuple):
-    """The tokens (B, S) of a batch, told apart by document; a row holds one unless its position ids restart."""
+    """The tokens (B, S) of a batch, separated by document; a row holds one unless its position ids restart."""
 
     attended: Tensor  # bool: not padding
     valid: Tensor  # bool: neither padding, nor special, nor the first token of its document
@@ -36,7 +36,7 @@ class Documents(NamedTuple):
 
 
 def find_documents(attended: Tensor, ids: Tensor | None, position_ids: Tensor | None, special: Tensor) -> Documents:
-    """Tell documents apart: attended (B, S) bool, ids and position_ids (B, S) or None, special (k,) ids."""
+    """Separate documents: attended (B, S) bool, ids and position_ids (B, S) or None, special (k,) ids."""
     width = attended.shape[1]
     columns = torch.arange(width, device=attended.device).expand_as(attended)
     seen = torch.where(attended, columns, -1).cummax(1).values
@@ -60,7 +60,7 @@ def read_documents(inputs: Mapping[str, Any], special: Tensor) -> Documents:
     """
     ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2:
-        raise ValueError("documents are told apart in input_ids (B, S)")
+        raise ValueError("documents are separated in input_ids (B, S)")
     return from_candidates({name: [inputs.get(name)] for name in GIVEN}, ids, special)
 
 

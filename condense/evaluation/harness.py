@@ -95,7 +95,7 @@ def _is_whole(own: Any, name: str) -> bool:
 def _hint(name: str, known: Sequence[str], folder: Path | None) -> str:
     for path in sorted(folder.glob("**/*.yaml")) if folder is not None else ():
         if name in path.read_text(encoding="utf-8", errors="replace"):
-            return f"{path} speaks of it, but the harness cannot read it: is it valid YAML with a key task?"
+            return f"{path} mentions it, but the harness cannot read it: is it valid YAML with a key task?"
     near = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(near)}?" if near else "--include-path DIR adds task files of your own"
 

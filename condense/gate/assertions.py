@@ -110,7 +110,7 @@ def default_gate(baseline: bool, quality: str = "bits_per_byte", treatment: bool
 
     With a baseline: the cone may not narrow by more than 0.02 nor the quality suffer by more than 1 %. Without:
     a severe cone is a warning. A treatment must not have condensed the model further.
-    quality: the metric that tells of the quality, `bits_per_byte` or `loss`.
+    quality: the metric of quality, `bits_per_byte` or `loss`.
     """
     verdict = Assertion(Target("verdict", "id"), Bound("not", words=("condensed-further",)))
     rise = Assertion(Target("deep", "mean_cosine"), Bound("max_increase", 0.02))

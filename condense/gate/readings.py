@@ -40,7 +40,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a target's number is: `key` tells places of one target apart, and finds them again in the baseline."""
+    """Where a target's number is: `key` names a place, in the run and in the baseline alike."""
 
     key: int
     where: str
@@ -209,7 +209,7 @@ def _difference(run: Diagnosis, baseline: Diagnosis, target: Target, place: _Pla
 
 
 MORE_TEXT = "; more text is needed, not more windows of the same"
-"""What is said where every document was measured already."""
+"""Printed where every document was measured already."""
 _PROBE_DOCUMENTS = 32
 
 
@@ -222,7 +222,7 @@ class Names:
 
 
 def next_command(run: Diagnosis | Treatment, base: Diagnosis | None, result: Result, names: Names) -> str:
-    """The command that would tell more, or help; "" where there is nothing to do.
+    """The command that would decide more, or help; "" where there is nothing to do.
 
     More text for an open result, the comparison for a change, else what the verdict advises where it found
     something, else the report. What is measured again is measured alike: a baseline with the run.

@@ -28,12 +28,12 @@ def corresponding_cosines(x: Tensor, y: Tensor) -> Tensor:
 
 
 def corresponding_cosine(x: Tensor, y: Tensor) -> Tensor:
-    """Mean cosine of corresponding rows: 1 where two models hand on the same directions. (n, d) twice -> ()."""
+    """Mean cosine of corresponding rows: 1 where two models give the same directions. (n, d) twice -> ()."""
     return corresponding_cosines(x, y).nanmean()
 
 
 def update_ratio(x: Tensor, y: Tensor) -> Tensor:
-    """How much a block writes: the mean over tokens of ‖y − x‖/‖x‖, x what it receives, y what it hands on.
+    """How much a block writes: the mean over tokens of ‖y − x‖/‖x‖, x what it receives, y what it returns.
 
     (n, d) twice -> (), ≥ 0; rows without a direction in x are left out, NaN without any. 0: the block changes nothing.
     Sun et al. 2025, arXiv:2502.05795, who relate it to depth.

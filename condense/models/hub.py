@@ -1,4 +1,4 @@
-"""Checkpoints by hub id: which files, how large, is there room, and what went wrong. Nothing unasked.
+"""Checkpoints by hub id: which files, how large, is there space on the disk, and what went wrong. Nothing unasked.
 
 Only the top-level files a measurement needs are fetched: config, tokenizer, generation config and the
 safetensors weights (never a second copy in another format). What a user should know goes to the logger

@@ -170,7 +170,7 @@ def _stack(name: str, root: nn.Module, config: Any) -> Stack:
     if not fitting:
         raise UnavailableError(
             f"no list of {depths[0]} blocks found in {type(root).__name__}",
-            "condense measures models whose blocks hand on one (batch, tokens, width) residual stream",
+            "condense measures models whose blocks return one (batch, tokens, width) residual stream",
         )
     depth, chosen = max(fitting, key=lambda fit: sum(p.numel() for p in fit[1].parameters()))
     return Stack(name, root, tuple(chosen), depth)
@@ -181,7 +181,7 @@ def watching(stack: Stack, receive: Receive) -> Iterator[None]:
     """Call `receive(site, states)` at every site while the model runs; states (B, S, d) as the model has them.
 
     Nothing is kept: reduce inside `receive`. Raises UnavailableError from within the forward pass where
-    a block does not hand on one (B, S, d) stream, or where fewer blocks than expected were called.
+    a block does not return one (B, S, d) stream, or where fewer blocks than expected were called.
     """
     count = 0
 
@@ -246,7 +246,7 @@ def _stream(states: Any, stack: Stack, index: int) -> Tensor:
         return states
     shape = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
     raise UnavailableError(
-        f"block {index} of {type(stack.root).__name__} hands on {shape}, not one (batch, tokens, width) stream",
+        f"block {index} of {type(stack.root).__name__} returns {shape}, not one (batch, tokens, width) stream",
         "models with several residual streams (AltUp, hyper-connections) are not supported",
     )
 

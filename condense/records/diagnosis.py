@@ -143,7 +143,7 @@ class Verdict:
 
     @classmethod
     def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A verdict saved when `borderline` was one answer for all labels, which says nothing of any of them."""
+        """A verdict saved when `borderline` was one answer for all labels, which holds for none of them."""
         return {**data, "borderline": []} if isinstance(data.get("borderline"), bool) else data
 
     def share(self, axis: str) -> str:
@@ -200,7 +200,7 @@ class CorpusInfo:
 
     `documents` numbers the document of each window, the unit of inference (empty in runs saved before it was kept);
     `dropped` counts repeated documents that were left out; `bos` says whether windows begin with a special token of
-    the tokenizer; `notes` is what else is to be said of the texts.
+    the tokenizer; `notes`: remarks on the texts.
     """
 
     source: str

@@ -169,7 +169,7 @@ class Overhead:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The verdict of a treatment: what can be said, of quality too, and the findings behind it, the headline first.
+    """The verdict of a treatment, of quality too, and the findings behind it, the headline first.
 
     `covers` says what the verdict is limited to, as in "this pair of runs; other seeds not covered".
     """

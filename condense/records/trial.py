@@ -117,7 +117,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """All that a trial says of one arm; `effect` is None for the control, `verdict` where nothing was measured.
+    """The results of one arm; `effect` is None for the control, `verdict` where nothing was measured.
 
     `verdict_reason` says why a verdict is inconclusive, where something else than the interval decides that.
     """

@@ -87,7 +87,7 @@ class Series:
 
 
 class Look(NamedTuple):
-    """How a curve is called and drawn; told apart by dash and mark as well as by colour."""
+    """How a curve is called and drawn; distinguished by dash and mark as well as by colour."""
 
     words: str
     ink: str
@@ -134,7 +134,7 @@ def known_values(series: Sequence[Series]) -> list[float]:
 
 
 def padded(values: Sequence[float | None]) -> tuple[float, float]:
-    """The range of the values with a little room at both ends."""
+    """The range of the values with a margin at both ends."""
     known = [v for v in values if v is not None] or [0.0]
     low, high = min(known), max(known)
     room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
@@ -145,7 +145,7 @@ def padded(values: Sequence[float | None]) -> tuple[float, float]:
 class Cells:
     """A heatmap: one column of values per place on the axis, rows from `bottom` to `top`.
 
-    `words` is its legend and `hover` what is said of a cell, where they are not shares of pairs.
+    `words` is its legend and `hover` the text of a cell, where they are not shares of pairs.
     """
 
     columns: tuple[Values, ...]

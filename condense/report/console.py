@@ -3,7 +3,7 @@
 In less, a table leaves out whole columns and says which. Paths and commands are never broken by a line end of ours:
 what is no terminal gets lines as they are, and a terminal breaks a longer one itself.
 
-Colours are the terminal's own sixteen, so that they hold on light and dark grounds, and nothing is said by colour
+Colours are the terminal's own sixteen, so that they hold on light and dark grounds, and nothing depends on colour
 alone. Everything from outside goes through `for_terminal` and `Text`, never through markup.
 """
 
@@ -37,7 +37,7 @@ def speaks_unicode(console: Console) -> bool:
 
 
 def bar(value: float | None, plain: bool = False, width: int = BAR) -> str:
-    """A bar of `width` cells for a value in [0, 1]; eighths of a cell, or # where Unicode is not spoken."""
+    """A bar of `width` cells for a value in [0, 1]; eighths of a cell, or # where the terminal has no Unicode."""
     filled = max(0.0, min(1.0, value or 0.0)) * width
     if plain:
         return "#" * round(filled)

@@ -79,7 +79,7 @@ class Strip:
 
     @property
     def short(self) -> bool:
-        """Whether the names of all lines need little room."""
+        """Whether the names of all lines are short."""
         return all(len(row.look.words) < 10 for row in self.rows)
 
     @property

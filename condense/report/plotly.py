@@ -108,7 +108,7 @@ def _whiskers(series: Series, inner: int) -> Json:
 
 
 def _points(series: Series, axis: Axis) -> Json:
-    """A cloud of points that no line joins; nothing is said of a single one."""
+    """A cloud of points that no line joins, without hover texts."""
     marker = {"symbol": SYMBOLS[series.symbol] or "circle", "size": 2 * series.width, "opacity": 0.55}
     marker |= {"color": f"@{series.ink}", "line": {"width": 0}}
     return _scatter(series, _short_numbers(axis.at), _short_numbers(series.values)) | {
@@ -128,7 +128,7 @@ def _band(series: Series, axis: Axis, inner: int) -> list[Json]:
 
 
 def _bar(bar: Series, rank: int, axis: Axis) -> Json:
-    """A layer of stacked bars; told apart by a pattern as well as by colour."""
+    """A layer of stacked bars; distinguished by a pattern as well as by colour."""
     pattern: Json = {"shape": PATTERNS[rank % len(PATTERNS)] if bar.symbol != "none" else "", "size": 5}
     pattern |= {"solidity": 0.28, "fgcolor": "@paper", "fillmode": "overlay"}
     trace = _scatter(bar, list(axis.labels), _short_numbers(bar.values)) | {"type": "bar"}

@@ -276,7 +276,7 @@ def _mark(x: float, y: float, series: Series) -> str:
 
 
 def _bars(chart: Chart, f: Frame) -> Iterator[str]:
-    """Stacked bars, a path per layer; told apart by a pattern as well as by colour."""
+    """Stacked bars, a path per layer; distinguished by a pattern as well as by colour."""
     places = range(len(chart.axis.labels))
     width = (f.x(1) - f.x(0)) * 0.82
     up, down = [0.0 for _ in places], [0.0 for _ in places]
@@ -303,7 +303,7 @@ def swatch(bar: Series, rank: int, chart: Chart) -> str:
 
 
 def _hatch(name: str, rank: int) -> str:
-    """The pattern that tells a layer of bars apart without colour; "" for the first, which has none."""
+    """The pattern that distinguishes a layer of bars without colour; "" for the first, which has none."""
     marks = HATCHES[rank % len(HATCHES)]
     if not marks:
         return ""

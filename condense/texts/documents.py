@@ -25,7 +25,7 @@ from condense.files import expanded, is_special
 from condense.texts import formats
 from condense.texts.fields import Document, document_of, needed, shown
 from condense.texts.formats import Source, kind_by_name
-from condense.texts.tables import told
+from condense.texts.tables import reason_of
 
 __all__ = ["PROBE_VERSION", "Document", "Kept", "dataset", "label", "probe", "read"]
 
@@ -123,7 +123,7 @@ def _opened(path: Path, name: str) -> Source:
 
 
 def _unreadable(name: str, error: OSError) -> CondenseError:
-    return system_failure(error) or UnavailableError(f"cannot read {name}: {told(error)}")
+    return system_failure(error) or UnavailableError(f"cannot read {name}: {reason_of(error)}")
 
 
 # --- folders -------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def _saved_dataset(folder: Path, column: str, split: str | None) -> Iterator[Doc
     except Exception as error:  # a damaged folder raises what pyarrow, json or the file system do
         if (failure := system_failure(error)) is not None:
             raise failure from None
-        raise UnavailableError(f"{label(folder)} is not a readable saved dataset: {told(error)}") from None
+        raise UnavailableError(f"{label(folder)} is not a readable saved dataset: {reason_of(error)}") from None
     name = label(folder.name)
     if isinstance(saved, dict):
         chosen = _chosen(list(saved), split, name)
@@ -216,7 +216,7 @@ def dataset(name: str, config: str | None, split: str | None, column: str) -> It
     except Exception as error:  # the hub client raises many kinds; all but these mean that the data is not to be had
         if (failure := system_failure(error)) is not None:
             raise failure from None
-        raise UnavailableError(f"dataset {name} cannot be loaded: {told(error)}") from None
+        raise UnavailableError(f"dataset {name} cannot be loaded: {reason_of(error)}") from None
     yield from _rows(rows, f"{name}/{chosen}", column)
 
 

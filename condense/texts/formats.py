@@ -130,7 +130,7 @@ def documents(source: Source, column: str, *, stream: bool) -> Iterator[Document
             yield from _documents(source, column, stream)
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             raise system_failure(error) or UnavailableError(
-                f"cannot read {source.name}: {tables.told(error)}", "is the file damaged or cut off?"
+                f"cannot read {source.name}: {tables.reason_of(error)}", "is the file damaged or cut off?"
             ) from None
 
 

@@ -23,7 +23,7 @@ _PIECE = 1 << 20
 _ROWS = 256
 
 
-def told(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of what an exception says."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip() or type(error).__name__).splitlines()[0][:200]
@@ -314,7 +314,7 @@ def parquet_rows(file: BinaryIO, name: str, column: str) -> Iterator[Record]:
         columns = needed(column, table.schema_arrow.names, name)
         yield from _numbered(table.iter_batches(_ROWS, columns=columns, use_threads=False))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UnavailableError(f"{name} is not a readable parquet file: {told(error)}") from None
+        raise UnavailableError(f"{name} is not a readable parquet file: {reason_of(error)}") from None
 
 
 def arrow_rows(file: BinaryIO, name: str, column: str) -> Iterator[Record]:
@@ -331,7 +331,7 @@ def arrow_rows(file: BinaryIO, name: str, column: str) -> Iterator[Record]:
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
         yield from _numbered(batch.select(columns) for batch in batches)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UnavailableError(f"{name} is not a readable arrow file: {told(error)}") from None
+        raise UnavailableError(f"{name} is not a readable arrow file: {reason_of(error)}") from None
 
 
 def _numbered(batches: Iterator[Any]) -> Iterator[Record]:

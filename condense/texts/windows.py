@@ -89,7 +89,7 @@ def windows(
     before, after = added_specials(tokenizer, sample)
     content = length - len(before) - len(after)
     if content < 2:
-        raise UsageError(f"--max-length {length} leaves no room for text", "use at least 8 tokens")
+        raise UsageError(f"--max-length {length} leaves no tokens for text", "use at least 8 tokens")
     reading = _Reading(Cutter(tokenizer, content, bool(before)))
     reading.read(documents, num_texts)
     if not reading.kept:

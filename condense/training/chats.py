@@ -1,7 +1,7 @@
 """A conversation to token ids and labels, in the chat template of a tokenizer.
 
 Templates are code that came with the tokenizer and may raise anything; what a turn spells of the template's control
-tokens is text. A conversation that cannot be used says why.
+tokens is text. A conversation that cannot be used is refused with the reason.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def _rendered(
         )
     bare = text.replace(_OPEN + _CLOSE, "")
     if _in_parts(tokenizer, bare, control, []) != list(tokenizer(bare, add_special_tokens=False)["input_ids"]):
-        raise UnusableError(f"spells a control token, {spelled[0]}, which cannot be told from the template's own")
+        raise UnusableError(
+            f"spells a control token, {spelled[0]}, as the template's own do"
+        )
     return _in_parts(tokenizer, text, control, spelled)
 
 

@@ -49,7 +49,7 @@ class Split:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said of the split, in words."""
+        """Remarks on the split, in words."""
         reasons = ((self.dropped, "as repeats of another one or of the probe text"), (self.empty, "without text"))
         return tuple(f"{_counted(count, 'document')} left out {why}" for count, why in reasons if count)
 

@@ -1,4 +1,4 @@
-"""treat(): one arm beside its control, before / control / treated, and what can be said of the loss.
+"""treat(): one arm beside its control, before / control / treated, and the effect of the loss.
 
 A trial of one arm that keeps the model of the first seed and has a record and a page of its own. Everything lives in
 `OUT.work/` until it is finished.

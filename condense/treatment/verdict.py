@@ -116,7 +116,7 @@ def _seen(plan: Plan, effect: Effect) -> str:
 def _why(plan: Plan, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId) -> str:
     one = effect.seeds == 1
     if verdict == "no-control":
-        return "Without a control arm nothing here tells the loss from more training."
+        return "Without a control arm the loss cannot be separated from more training."
     if verdict == "inconclusive":
         return open_because(effect.deep["mean_cosine"], effect.words["mean_cosine"])
     if verdict == "too-small-to-count":
@@ -157,7 +157,7 @@ def _moved(plan: Plan, arms: Mapping[str, Arm]) -> bool | None:
 
 
 def _next_command(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId) -> str:
-    """The command that would tell more or do better; a larger coefficient only where the penalty was too small."""
+    """The command that would decide more or do better; a larger coefficient only where the penalty was too small."""
     if verdict == "no-control":
         return again(output="with-control/")
     if plan.coefficient == 0:

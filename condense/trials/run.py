@@ -210,7 +210,7 @@ def assembled(plan: TrialPlan, runs: Runs, *, command: str, output: str, timing:
 
 
 def _result(spec: ArmSpec, plan: TrialPlan, found: Runs, control: Mapping[int, Run]) -> ArmResult:
-    """All that the trial says of one arm, but for its ranks."""
+    """The results of one arm, but for its ranks."""
     remedy, before, runs = remedy_of(spec), found.before, found.arms[spec.name]
     made = ArmResult(
         spec=spec,

@@ -1,6 +1,6 @@
 """The orchestration that `treat` and `trial` share: prepared once, then every arm under every seed.
 
-    prepare    text → rows and windows, what a step takes, the plan is announced, room on the disk is checked
+    prepare    text → rows and windows, what a step takes, the plan is announced, space on the disk is checked
     before     the model as it came is measured
     runs       seed by seed every arm: trained from the source weights, saved, reloaded, measured, marked as finished
 
@@ -76,7 +76,7 @@ _MEASURING = 0.45  # of a forward and backward pass: what measuring the same tok
 
 @dataclass(frozen=True)
 class Watch:
-    """What a caller is told while arms are trained; every callback may be left out.
+    """Callbacks while arms are trained; every callback may be left out.
 
     on_plan(plan, schedule, overhead) before anything is trained; on_run(arm, seed, done, total) before each run, with
     total 0 for the model as it came; on_note for what went wrong without an end to the whole.

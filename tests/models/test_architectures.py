@@ -467,8 +467,8 @@ GEMMA3N = {
 DEEPSEEK4 = {**MAIN, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
 WHISPER = {**BART, "max_source_positions": 64, "max_target_positions": POSITIONS, "num_mel_bins": 8}
 REFUSED = {
-    "gemma3n": ("Gemma3nForCausalLM", "Gemma3nTextConfig", GEMMA3N, r"hands on \(4, 1, 40, 32\), not one"),
-    "deepseek-v4": ("DeepseekV4ForCausalLM", "DeepseekV4Config", DEEPSEEK4, r"hands on \(1, 40, 4, 32\), not one"),
+    "gemma3n": ("Gemma3nForCausalLM", "Gemma3nTextConfig", GEMMA3N, r"returns \(4, 1, 40, 32\), not one"),
+    "deepseek-v4": ("DeepseekV4ForCausalLM", "DeepseekV4Config", DEEPSEEK4, r"returns \(1, 40, 4, 32\), not one"),
     "xlnet": ("XLNetLMHeadModel", "XLNetConfig",
               {"vocab_size": VOCABULARY, "d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 48}, "none of the sites"),
     "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER, "does not run on token ids alone"),

@@ -53,7 +53,7 @@ def looks(comparison: Comparison) -> dict[str, Look]:
         return {
             m.name: Look(called(m), f"t{round(i * (RAMP - 1) / last)}", DASHES[i % 2]) for i, m in enumerate(members)
         }
-    marked = len(members) <= len(INKS)  # marks on more lines could not be told apart
+    marked = len(members) <= len(INKS)  # marks on more lines could not be distinguished
     made = {}
     for i, member in enumerate(members):
         dash = DASHES[(i + i // len(INKS)) % len(DASHES)]
@@ -329,7 +329,7 @@ def heat_panels(comparison: Comparison) -> list[Panels]:
 
 
 def _few_ticks(axis: Axis) -> Axis:
-    """The ticks that a narrow chart has room for: the first, the last block, the output."""
+    """The ticks that fit a narrow chart: the first, the last block, the output."""
     last = max((i for i, tick in enumerate(axis.ticks) if tick and tick not in ("emb.", "out")), default=None)
     kept = tuple(tick if tick in ("emb.", "out") or i == last else "" for i, tick in enumerate(axis.ticks))
     return replace(axis, ticks=kept)

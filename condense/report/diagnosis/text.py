@@ -239,7 +239,7 @@ def show_lesson(diagnosis: Diagnosis, sick: Sick, count: str, console: Console) 
 
 
 def _site_rows(sites: Sequence[SiteReading], console: Console) -> RichTable:
-    """The layer table; metrics that are shown where there is room follow as far as the width allows."""
+    """The layer table; further metrics follow as far as the width allows."""
     plain, labels = not speaks_unicode(console), max((len(site.label) for site in sites), default=0)
     left = console.width - _FIXED - labels
     more = []

@@ -66,7 +66,7 @@ def trial_markdown(trial: Trial) -> str:
 
 
 def _arms_markdown(trial: Trial) -> list[str]:
-    """The arms beside each other, each against the control, and what has to be said beneath."""
+    """The arms beside each other, each against the control, and notes below."""
     cosine, rank, quality = map(title_of, keys(trial))
     head = ["arm", "parameters added", "time per step ÷ control", "peak memory ÷ control"]
     head += [f"{cosine} (Δ vs control, 95 % CI)", f"{rank} (Δ)", f"{quality} (Δ)", "verdict"]
@@ -313,7 +313,7 @@ def _terminal_measure(cell: Cell) -> RenderableType:
 
 
 def _beneath(trial: Trial, table: Sequence[Row]) -> list[str]:
-    """What has to be said under the table: arms without numbers, caveats, ranks, doses."""
+    """Notes below the table: arms without numbers, caveats, ranks, doses."""
     lines = [f"{row.name} {row.status}: {row.reason}" for row in table if row.reason and not row.measures]
     lines += [f"{row.name}: {row.reason}" for row in table if row.reason and row.measures]
     lines += [f"† {name}: {why}" for name, why in caveats(trial)]
