@@ -40,6 +40,7 @@ REQUIRED = {
     "typer": "0.26",
     "packaging": "24.0",
     "psutil": "5.9",
+    "threadpoolctl": "3.0",
 }
 # Package: (oldest version, what it is for, what installs it).
 OPTIONAL = {

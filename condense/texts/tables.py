@@ -80,7 +80,7 @@ def _lines(stream: TextIO, name: str) -> Iterator[Record]:
             except json.JSONDecodeError:
                 raise UnavailableError(f"{name}, line {number}, is not JSON") from None
             except (ValueError, RecursionError) as error:
-                raise UnavailableError(f"{name}, line {number}, cannot be read: {told(error)}") from None
+                raise UnavailableError(f"{name}, line {number}, cannot be read: {reason_of(error)}") from None
             yield number, record
 
 

@@ -145,7 +145,7 @@ def test_lengths(tokenizers: Tokenizers) -> None:
     with pytest.raises(UsageError, match="128 positions"):
         windows(tokenizer, max_length=129, positions=128)
     for length in (-5, 0, 1, 3):
-        with pytest.raises(UsageError, match="room"):
+        with pytest.raises(UsageError, match="tokens for text"):
             windows(tokenizers["words"], max_length=length)
 
 
