@@ -90,9 +90,7 @@ def _rendered(
         )
     bare = text.replace(_OPEN + _CLOSE, "")
     if _in_parts(tokenizer, bare, control, []) != list(tokenizer(bare, add_special_tokens=False)["input_ids"]):
-        raise UnusableError(
-            f"spells a control token, {spelled[0]}, as the template's own do"
-        )
+        raise UnusableError(f"spells a control token, {spelled[0]}, as the template's own do")
     return _in_parts(tokenizer, text, control, spelled)
 
 

@@ -130,9 +130,7 @@ def answer(treatment: Treatment) -> Answer:
     covers = f"The intervals cover {verdict.covers or 'documents'}"
     good = verdict.id == "dispersed" and all(finding.severity == "good" for finding in verdict.findings[:1])
     level = "ok" if good else LEVELS.get(verdict.id, "none")
-    covers += (
-        "" if against == "control" else "; without a control arm the loss cannot be separated from more training"
-    )
+    covers += "" if against == "control" else "; without a control arm the loss cannot be separated from more training"
     return Answer(
         level=level,
         icon="info" if level == "none" and verdict.id in ("dispersed", "too-small-to-count") else level,
