@@ -47,6 +47,8 @@ def merged(model: Any, folder: Path, vocabulary: int) -> Any:
     UnavailableError where PEFT is missing, the adapter does not fit, or merging changes what the model computes.
     """
     config, header = check_adapter(folder), _header(folder)
+    if config.get("peft_type") is None:
+        raise UnavailableError(f"adapter_config.json in {folder} names no kind of adapter (peft_type)")
     _resize(model, config, header, vocabulary)
     ids, part = _probe(model, config), _part(model, header)
     wrapped = _wrapped(part, folder)

@@ -178,8 +178,6 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     """Read adapter_config.json; UnavailableError for a kind of adapter or an option that cannot be merged."""
     config = read_config(folder, "adapter_config.json")
     kind = config.get("peft_type")
-    if kind is None and "base_model_name_or_path" in config:
-        raise UnavailableError(f"adapter_config.json in {folder} names no kind of adapter (peft_type)")
     asked = next((f"with {key}" for key in _OUTSIDE if config.get(key)), None)
     if kind is not None and kind not in _MERGEABLE:
         asked = f"of type {kind}"
