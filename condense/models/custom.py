@@ -46,7 +46,8 @@ def output_head(model: Any) -> nn.Module | None:
 
 
 def _vocabulary(model: Any) -> int:
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    config = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     rows = getattr(config, "vocab_size", None) or getattr(config, "n_vocab", None)
     return rows if isinstance(rows, int) else 0
 
