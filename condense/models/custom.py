@@ -46,7 +46,7 @@ def output_head(model: Any) -> nn.Module | None:
 
 
 def _vocabulary(model: Any) -> int:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     rows = getattr(config, "vocab_size", None) or getattr(config, "n_vocab", None)
     return rows if isinstance(rows, int) else 0
