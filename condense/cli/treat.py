@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -17,9 +18,14 @@ from condense.records.options import OUTPUT, Flag, ModelOptions, RunOptions, Tex
 from condense.records.plans import Plan
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from condense.records.plans import Schedule, TrialPlan
     from condense.records.treatment import Overhead, Power, Treatment
 
+    ShowPlan = Callable[[TrialPlan, Schedule, Overhead, Console], None]
+
+Result = TypeVar("Result")
 Output = Flag("Becomes the treated checkpoint.", OUTPUT, ("--output", "-o"), metavar="DIR")
 PushToHub = Flag("Upload the result to this repository.", OUTPUT)
 Trained = Without("dtype", "device_map", "seed")
@@ -61,34 +67,37 @@ def _train(
 ) -> Treatment | None:
     """Run the treatment with bars on stderr; None for a dry run."""
     from condense.report.treatment.text import show_plan
-    from condense.training.loop import InterruptedRunError
     from condense.treatment.run import treat
-    from condense.trials.runs import Watch
     from condense.trials.verdict import power_before
+
+    def show(plan: TrialPlan, schedule: Schedule, overhead: Overhead, screen: Console) -> None:
+        power = power_before(plan.seeds, 1, _spread_before(output))
+        show_plan(plan.training, schedule, overhead, screen, power)
+
+    start = partial(treat, model, text, output, plan, text_column=column, options=options)
+    return run_training(start, show, run, f"{output}.work")
+
+
+def run_training(start: Callable[..., Result], show: ShowPlan, run: RunOptions, kept_in: str) -> Result:
+    """Start `treat` or `trial` with bars on stderr; a signal ends the command and names where the work is kept.
+
+    show: prints the plan once it is known, on the given console; not with --quiet, but for a dry run.
+    """
+    from condense.training.loop import InterruptedRunError
+    from condense.trials.runs import Watch
 
     try:
         with run_progress() as (screen, on_phase, on_run, on_text, on_step):
 
             def on_plan(plan: TrialPlan, schedule: Schedule, overhead: Overhead) -> None:
                 if not MANNER.quiet or run.dry_run:
-                    power = power_before(plan.seeds, 1, _spread_before(output))
-                    show_plan(plan.training, schedule, overhead, screen, power)
+                    show(plan, schedule, overhead, screen)
 
-            return treat(
-                model,
-                text,
-                output,
-                plan,
-                text_column=column,
-                resume=run.resume,
-                force=run.force,
-                dry_run=run.dry_run,
-                command=command_line(),
-                watch=Watch(on_plan, on_phase, on_run, on_text, on_step, say),
-                options=options,
-            )
+            watch = Watch(on_plan, on_phase, on_run, on_text, on_step, say)
+            repeated = {"resume": run.resume, "force": run.force, "dry_run": run.dry_run}
+            return start(**repeated, command=command_line(), watch=watch)
     except InterruptedRunError as stopped:
-        say(f"interrupted; what was done is in {output}.work: run again with --resume to go on")
+        say(f"interrupted; what was done is in {kept_in}: run again with --resume to go on")
         raise typer.Exit(stopped.code) from None
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from condense.cli.console import INTERNAL, MANNER, command_line, console, quieten_libraries, run_progress, say
+from condense.cli.console import INTERNAL, console, quieten_libraries, say
 from condense.cli.groups import Without, command
 from condense.cli.measure import Model, go_offline, training_text
-from condense.cli.treat import Trained, refuse_processes
+from condense.cli.treat import Trained, refuse_processes, run_training
 from condense.errors import UnavailableError, UsageError
 from condense.records.options import ARMS, OUTPUT, Flag, ModelOptions, RunOptions, TextOptions
 from condense.records.plans import Plan, Schedule, TrialPlan
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from condense.records.treatment import Overhead, Power
     from condense.records.trial import Trial
 
@@ -75,35 +78,15 @@ def _train(
 ) -> Trial | None:
     """Run the trial with bars on stderr; None for a dry run."""
     from condense.report.trial.text import show_trial_plan
-    from condense.training.loop import InterruptedRunError
     from condense.trials.run import trial
-    from condense.trials.runs import Watch
     from condense.trials.verdict import power_before
 
-    try:
-        with run_progress() as (screen, on_phase, on_run, on_text, on_step):
+    def show(plan: TrialPlan, schedule: Schedule, overhead: Overhead, screen: Console) -> None:
+        power = power_before(plan.seeds, max(1, len(plan.arms) - 1), _spread_before(output))
+        show_trial_plan(plan, schedule, {}, schedule.seconds, screen, power)
 
-            def on_plan(plan: TrialPlan, schedule: Schedule, overhead: Overhead) -> None:
-                if not MANNER.quiet or run.dry_run:
-                    power = power_before(plan.seeds, max(1, len(plan.arms) - 1), _spread_before(output))
-                    show_trial_plan(plan, schedule, {}, schedule.seconds, screen, power)
-
-            return trial(
-                model,
-                text,
-                output,
-                plan,
-                text_column=column,
-                resume=run.resume,
-                force=run.force,
-                dry_run=run.dry_run,
-                command=command_line(),
-                watch=Watch(on_plan, on_phase, on_run, on_text, on_step, say),
-                options=options,
-            )
-    except InterruptedRunError as stopped:
-        say(f"interrupted; what was done is in {output}: run again with --resume to go on")
-        raise typer.Exit(stopped.code) from None
+    start = partial(trial, model, text, output, plan, text_column=column, options=options)
+    return run_training(start, show, run, str(output))
 
 
 def _spread_before(output: Path) -> list[tuple[str, Mapping[str, Power]]]:
