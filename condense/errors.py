@@ -50,6 +50,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     said = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
     if isinstance(error, MemoryError) or "(os error 12)" in text:  # as Rust extensions report it
         return True
+    if isinstance(error, ImportError):
+        return "failed to map segment" in text or "cannot allocate memory" in text  # a library that was not loaded
     return isinstance(error, RuntimeError) and any(part in text for part in said)
 
 
@@ -59,6 +61,8 @@ def system_failure(error: BaseException) -> CondenseError | None:
     if is_out_of_memory(error) or number == errno.ENOMEM:
         return RunError("out of memory", "lower --batch-size or --max-length, or use --dtype bfloat16 or --device cpu")
     said = str(error).lower()
+    if isinstance(error, RuntimeError) and "can't start new thread" in said:
+        return RunError("the system lets no more threads start", "free memory, or raise the limit (ulimit -u)")
     if number in (errno.ENOSPC, errno.EDQUOT) or "no space left on device" in said or "disk quota exceeded" in said:
         return RunError(f"disk full{_of_file(error)}", "free some space and run again")
     if number in (errno.EIO, errno.EMFILE, errno.ENFILE):

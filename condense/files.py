@@ -193,6 +193,8 @@ def flush(paths: Iterable[Path]) -> None:
 def _write_error(path: Path, error: OSError) -> Exception:
     import errno
 
+    if error.errno == errno.EFBIG:
+        return RunError(f"{path} grew beyond what is allowed", "raise the limit (ulimit -f)")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(f"disk full while writing {path}", "free some space and run again")
     return UsageError(f"cannot write {path}: {error.strerror or error}", "choose another place")

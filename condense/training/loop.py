@@ -48,6 +48,7 @@ from condense.records.treatment import Curve
 from condense.training.chats import IGNORED
 from condense.training.interventions import Intervention, Regulariser, adapted
 from condense.training.rows import Rows
+from condense.training.trackers import RunName, tracked
 
 MANIFEST = "condense_complete.json"
 MASK_RATE = 0.15
@@ -72,7 +73,9 @@ class Trained:
     details: tuple[str, ...] = ()
 
 
-def arguments(plan: Plan, schedule: Schedule, folder: Path, device: torch.device) -> TrainingArguments:
+def arguments(
+    plan: Plan, schedule: Schedule, folder: Path, device: torch.device, name: RunName | None = None
+) -> TrainingArguments:
     """Trainer's settings for a plan; ValueErrors of Trainer (an unknown optimizer, say) become UsageError."""
     bf16 = plan.precision == "bf16" or (plan.precision == "auto" and device.type == "cuda")
     try:
@@ -97,6 +100,8 @@ def arguments(plan: Plan, schedule: Schedule, folder: Path, device: torch.device
             logging_steps=1,
             logging_nan_inf_filter=False,
             report_to=plan.report_to,
+            run_name=name and str(name),
+            project=name.group if name else "condense",
             save_strategy="steps" if plan.save_steps else "no",
             save_steps=plan.save_steps or 500,
             save_total_limit=2,
@@ -120,6 +125,7 @@ def train(
     masked: bool,
     resume: bool = False,
     on_step: OnStep | None = None,
+    name: RunName | None = None,
 ) -> Trained:
     """Train a model in place on rows, by cross-entropy and what the arm's intervention adds.
 
@@ -129,7 +135,7 @@ def train(
     log, callbacks = _Log(on_step, schedule.steps), intervention.callbacks()
     trainer = _ArmTrainer(
         model=model,
-        args=arguments(plan, schedule, folder, next(model.parameters()).device),
+        args=arguments(plan, schedule, folder, next(model.parameters()).device, name),
         train_dataset=rows,
         data_collator=collator(tokenizer, masked, plan.seed),
         processing_class=tokenizer,
@@ -141,7 +147,7 @@ def train(
         if type(callback).__name__ == "PrinterCallback":
             trainer.remove_callback(callback)
     started = time.perf_counter()
-    with stop, intervention.hooks(model):
+    with stop, tracked(name), intervention.hooks(model):
         _run(trainer, last_complete(folder) if resume else None)
     if stop.code is not None:
         raise InterruptedRunError(stop.code)
@@ -161,6 +167,7 @@ def train_arm(
     masked: bool,
     resume: bool = False,
     on_step: OnStep | None = None,
+    name: RunName | None = None,
 ) -> Trained:
     """Train a freshly opened checkpoint and save it in `folder/model`, beside its training checkpoints.
 
@@ -168,10 +175,8 @@ def train_arm(
     """
     torch.manual_seed(plan.seed)
     model: Any = adapted(source.model, plan) if plan.use_peft else source.model
-    trained = train(
-        model, source.tokenizer, rows, plan, schedule, intervention=acts, folder=folder, masked=masked, resume=resume,
-        on_step=on_step,
-    )  # fmt: skip
+    more: Any = {"masked": masked, "resume": resume, "on_step": on_step, "name": name}
+    trained = train(model, source.tokenizer, rows, plan, schedule, intervention=acts, folder=folder, **more)
     save_model(model, source, folder / "model", merge=plan.merge_adapter, adapter=folder / "adapter")
     del model
     gc.collect()

@@ -32,6 +32,7 @@ from condense.training.rows import (
     split,
     validation_windows,
 )
+from condense.training.trackers import refuse_trackers
 
 MAX_TOKENS = 2_000_000
 TOKENS_PER_STEP = 131_072
@@ -82,8 +83,6 @@ def refuse_settings(
     UsageError for blocks that the model does not have, more seeds than there are, an optimizer, a learning-rate
     schedule or a tracker that Trainer does not know; UnavailableError for a tracker that is not installed.
     """
-    from transformers.integrations import get_reporting_integration_callbacks
-
     for name, acts in arms.items():
         try:
             config = acts().dispersion
@@ -94,13 +93,7 @@ def refuse_settings(
     if plan.seed + plan.seeds - 1 > MAX_SEED:
         raise UsageError(f"--seed {plan.seed} leaves no room for {plan.seeds} seeds", f"the last one is {MAX_SEED}")
     arguments(plan, schedule, Path("runs"), next(opened.model.parameters()).device)
-    try:
-        for tracker in get_reporting_integration_callbacks(plan.report_to):
-            tracker()
-    except ValueError as error:
-        raise UsageError(f"--report-to: {first_line(error)}", "name one of them, or none") from None
-    except (RuntimeError, ImportError) as error:
-        raise UnavailableError(f"--report-to {plan.report_to}: {first_line(error)}", "install it") from None
+    refuse_trackers(plan.report_to)
 
 
 def refuse_untrainable(name: str, opened: Checkpoint) -> None:

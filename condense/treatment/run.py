@@ -27,7 +27,9 @@ from condense.folders import (
     MARK,
     Mark,
     clear,
+    describe,
     is_empty,
+    names_in,
     publish,
     read_mark,
     refuse_foreign,
@@ -103,6 +105,7 @@ def treat(
         keeps=lambda spec, seed: spec == treated and seed == plan.seed,
         title=lambda spec, seed: f"{model} ({spec.name}{'' if seed == plan.seed else f', seed {seed}'})",
         begins=lambda: _begin(work, resume),
+        name=target.name,
         also=_write_cloud,
         text_column=text_column,
         resume=resume,
@@ -122,7 +125,7 @@ def treat(
         if treatment is None:
             runs = run_arms(job)
             treatment = _assembled(plan, str(model), str(output), runs, command, time.perf_counter() - started)
-            _publish(treatment, runs.arms["treated"][plan.seed], work, target, job.fingerprint)
+            _publish(treatment, runs, work, target, job.fingerprint)
         _clear(work)
     _remove_empty(work, watch)
     return treatment
@@ -180,13 +183,9 @@ def _try_out(work: Path, target: Path) -> None:
 
 def _refuse_small_output(job: Job, work: Path, target: Path) -> None:
     """RunError where OUT is on a disk of its own that the finished model would not fit on."""
-    if job.opened is not None and _is_other_disk(work, target):
+    if job.opened is not None and target.exists() and target.stat().st_dev != work.stat().st_dev:
         one = disk_needed(job.opened, replace(job.asked.plan.training, save_steps=None), 1, 0)
         refuse_small_disk(target / "model", one)  # what is in OUT already counts for nothing: it is replaced at the end
-
-
-def _is_other_disk(work: Path, target: Path) -> bool:
-    return target.exists() and target.stat().st_dev != work.stat().st_dev
 
 
 def _begin(work: Path, resume: bool) -> None:
@@ -224,10 +223,11 @@ def _published(target: Path, fingerprint: str, *, force: bool) -> Treatment | No
     raise UsageError(f"{target} holds another treatment", "choose another --output, or pass --force to replace it")
 
 
-def _publish(treatment: Treatment, run: Run, work: Path, target: Path, fingerprint: str) -> None:
-    """Complete the treated model with card, JSON and reports, and put it in the place of OUT."""
+def _publish(treatment: Treatment, runs: Runs, work: Path, target: Path, fingerprint: str) -> None:
+    """Complete the treated model with card, JSON, reports and the logs of all arms, and put it in the place of OUT."""
     from condense.report.treatment.text import model_card, treatment_markdown
 
+    run = runs.arms["treated"][treatment.plan.seed]
     step = read_step(run.folder, TRAINED, fingerprint)
     if step is None:
         raise RunError(f"{run.folder / 'model'} is not what was saved", "run again with --resume to make it again")
@@ -239,8 +239,20 @@ def _publish(treatment: Treatment, run: Run, work: Path, target: Path, fingerpri
     }
     linked = {name.removeprefix("model/"): run.folder / name for name in step.files}
     files = {name.removeprefix("model/"): file for name, file in step.files.items()}
+    for name, file in _logs(runs).items():
+        linked[name], files[name] = file, describe(file.parent, [file.name])[file.name]
     stage(work / STAGED, Mark(KIND, fingerprint, files), linked, written)
     publish(work / STAGED, target)
+
+
+def _logs(runs: Runs) -> dict[str, Path]:
+    """The event files that trackers wrote, by their names in OUT: runs/ARM-seed-N/…, where the hub shows them too."""
+    folders = {
+        f"{name}-seed-{seed}": run.folder / "runs"
+        for name, by_seed in runs.arms.items()
+        for seed, run in by_seed.items()
+    }
+    return {f"runs/{arm}/{name}": folder / name for arm, folder in folders.items() for name in names_in(folder)}
 
 
 # --- the record ----------------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ def trial(
         keeps=lambda spec, seed: plan.keep_models,
         title=lambda spec, seed: f"{model} ({spec.name}, seed {seed})",
         begins=lambda: _begin(target, resume),
+        name=target.name,
         all_costs=True,
         lenient=True,
         text_column=text_column,

@@ -4,8 +4,7 @@
     before     the model as it came is measured
     runs       seed by seed every arm: trained from the source weights, saved, reloaded, measured, marked as finished
 
-A run lies in `FOLDER/ARM/seed-N`; what is finished and sound is never repeated. What is measured is the saved and
-reloaded file.
+A run lies in `FOLDER/ARM/seed-N`; what is finished and sound is never repeated. Saved and reloaded files are measured.
 """
 
 from __future__ import annotations
@@ -51,6 +50,7 @@ from condense.training.prepare import (
 )
 from condense.training.remedies import remedy_of
 from condense.training.rows import Rows
+from condense.training.trackers import RunName
 from condense.trials.folder import (
     FAILED,
     MEASURED,
@@ -100,7 +100,7 @@ class Request:
     lenient    whether a run that fails is written down and the next one begun.
     keeps      whether the model of an arm under a seed is kept once it is measured.
     begins     called when nothing can be refused any more: clears what an earlier run left, unless it is resumed.
-    title      what a model is called in the records.
+    title      what a model is called in the records; name: what trackers call all of it.
     also       what else is made of a measured model, written into its run's folder.
     """
 
@@ -112,6 +112,7 @@ class Request:
     keeps: Callable[[ArmSpec, int], bool]
     title: Callable[[ArmSpec, int], str]
     begins: Callable[[], None]
+    name: str = "condense"
     rounds: int = 1
     all_costs: bool = False
     lenient: bool = False
@@ -365,6 +366,7 @@ def _train_and_measure(job: Job, spec: ArmSpec, seed: int, folder: Path, device:
             masked=job.texts.masked,
             resume=asked.resume,
             on_step=asked.watch.on_step,
+            name=RunName(f"{spec.name} seed {seed}", asked.name),
         )
         del source
         gc.collect()

@@ -394,6 +394,8 @@ def test_mutated_runs_never_crash(diagnosed: Callable[[str], Any]) -> None:
         (OSError(122, "Disk quota exceeded"), RunError),
         (OSError(5, "Input/output error"), RunError),
         (OSError(27, "File too large"), RunError),
+        (ImportError("libscipy.so: failed to map segment from shared object"), RunError),
+        (RuntimeError("can't start new thread"), RunError),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), RunError),
         (Exception("Error while serializing: I/O error: No space left on device (os error 28)"), RunError),
         (Exception("I/O error: Cannot allocate memory (os error 12)"), RunError),

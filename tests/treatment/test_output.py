@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
 from typer.testing import CliRunner
 
 from condense.cli.app import app
@@ -400,7 +401,13 @@ def test_a_disk_that_the_model_would_not_fit_on_is_refused_before_training(
 
     out.mkdir()
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    monkeypatch.setattr(treatment_run, "_is_other_disk", lambda work, target: True)
+    stat = Path.stat
+
+    def on_its_own(self: Path, **more: Any) -> Any:
+        found = stat(self, **more)
+        return os.stat_result((*found[:2], found.st_dev + 1, *found[3:])) if self == out else found
+
+    monkeypatch.setattr(Path, "stat", on_its_own)
     monkeypatch.setattr("condense.trials.runs.train_arm", lambda *given, **more: pytest.fail("it was trained"))
     with pytest.raises(RunError, match=rf"not enough disk in {out}: 5\.\d MB needed, 1\.0 MB free"):
         treat(tiny("llama"), TEXTS, out, PLAN, device="cpu")
@@ -496,3 +503,39 @@ def test_a_tracker_that_is_not_installed_is_told_first(
     monkeypatch.setattr("transformers.integrations.get_reporting_integration_callbacks", lambda names: [missing])
     with pytest.raises(UnavailableError, match="--report-to wandb: WandbCallback requires wandb"):
         treat(tiny("llama"), TEXTS, tmp_path / "out", replace(PLAN, report_to="wandb"), dry_run=True, device="cpu")
+
+
+# --- logs ----------------------------------------------------------------------------------------------
+
+
+def test_event_files_of_every_arm_are_kept(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    plan = replace(PLAN, report_to="tensorboard", max_steps=1)
+    for force in (False, True):
+        treat(tiny("llama"), TEXTS, tmp_path / "out", plan, force=force, device="cpu")
+        assert weights(tmp_path / "out") and [path.name for path in tmp_path.iterdir()] == ["out"]
+        logs = [name for name in names_in(tmp_path / "out") if name.startswith("runs/")]
+        assert {name.split("/")[1] for name in logs} == {"control-seed-0", "treated-seed-0"} and len(logs) == 2
+
+
+def test_trackers_name_runs_and_group_them(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each arm is a run of its own: W&B would log the second arm into the run of the first."""
+    seen: list[tuple[Any, ...]] = []
+    wandb = SimpleNamespace(run=None)
+    wandb.finish = lambda: setattr(wandb, "run", None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+
+    class Tracker(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            wandb.run = wandb.run or args.run_name
+            seen.append((wandb.run, args.project, os.environ["WANDB_RUN_GROUP"], os.environ["MLFLOW_TAGS"]))
+
+    integrations = "transformers.integrations.integration_utils.INTEGRATION_TO_CALLBACK"
+    monkeypatch.setattr(integrations, {"wandb": Tracker})
+    plan = replace(PLAN, report_to="wandb", max_steps=1, seeds=2, seed=3)
+    treat(tiny("llama"), TEXTS, tmp_path / "mine", plan, device="cpu")
+    arms = [f"mine {arm} seed {seed}" for seed in (3, 4) for arm in ("control", "treated")]
+    assert seen == [(arm, "mine", "mine", '{"condense": "mine"}') for arm in arms]
+    assert wandb.run is None and "WANDB_RUN_GROUP" not in os.environ
