@@ -307,7 +307,12 @@ def push(folder: Path, repo: str, token: str | None) -> None:
 @contextlib.contextmanager
 def _explained(repo: str) -> Iterator[None]:
     """Turn the hub client's failures into one line each that says what to do; its lines on retries are not shown."""
+    from huggingface_hub.utils import get_session
     from huggingface_hub.utils import logging as client
+
+    hooks = get_session().event_hooks["request"]
+    if _limit_seconds not in hooks:
+        hooks.append(_limit_seconds)
 
     level = client.get_verbosity()
     if level > logging.DEBUG:
@@ -321,6 +326,14 @@ def _explained(repo: str) -> Iterator[None]:
         raise system_failure(error) or explain(error, repo) from error
     finally:
         client.set_verbosity(level)
+
+
+def _limit_seconds(request: Any) -> None:
+    """Give a request that the client would wait for without end (the list of files) the time of the others."""
+    if request.method in ("GET", "HEAD"):
+        limits = request.extensions.get("timeout", {})
+        names = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {name: limits.get(name) or _SECONDS for name in names}
 
 
 def explain(error: Exception, repo: str) -> CondenseError:

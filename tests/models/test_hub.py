@@ -285,6 +285,22 @@ def test_an_outage_without_a_copy_is_one_line(server: Hub, caplog: pytest.LogCap
     assert not caplog.records
 
 
+@pytest.mark.parametrize("pattern", ["GET /api/models/org/tiny$", "GET .*/tree/"])
+def test_a_hub_that_falls_silent_is_not_waited_for(server: Hub, pattern: str) -> None:
+    """Whichever request it is that gets no answer; the client itself has no limit for the list of files."""
+    from huggingface_hub.utils import get_session
+
+    with hub._explained(REPO):
+        hooks = get_session().event_hooks["request"]
+    limits: list[dict[str, float]] = []
+    hooks.append(lambda request: limits.append(request.extensions["timeout"]))
+    server.fail(pattern, seconds=1.0)
+    began = time.monotonic()
+    assert isinstance(refused("cannot reach the hub"), HubOutageError)
+    assert time.monotonic() - began < 30
+    assert limits and all(0 < seconds <= 10 for each in limits for seconds in each.values())
+
+
 @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 500}, {"cut": 5000}, {"status": 429}])
 def test_a_download_that_breaks_never_takes_an_older_commit(
     server: Hub, tiny: Callable[[str], Path], fault: dict[str, Any], caplog: pytest.LogCaptureFixture
