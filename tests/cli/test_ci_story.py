@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,11 +15,15 @@ from condense.records.plans import Plan
 from condense.records.treatment import Treatment
 from condense.texts.documents import Document, probe
 from condense.treatment.run import treat
+from tests.models import test_hub
+from tests.models.test_hub import REPO
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
     pytest.mark.timeout(600),  # three trainings before the first test
 ]
+server = test_hub.server
+SAVED = Path(__file__).parents[1] / "saved"
 SHAPE = ["--num-texts", "16", "--max-length", "64", "--device", "cpu"]
 
 
@@ -95,6 +100,50 @@ def test_months_later_a_newer_condense_keeps_the_baseline_and_accepts_the_next()
     accepted = condense("check", "later/diagnosis.json", "--accept", "old.json")
     assert accepted.exit_code == 0
     assert Path("old.json").read_bytes() == Path("later/diagnosis.json").read_bytes()
+
+
+def test_the_whole_story_from_a_hub(models, server, tiny, tmp_path, monkeypatch):
+    """Baseline, good release, condensed release, outage with and without a copy, months later: the same commands."""
+    from huggingface_hub import constants
+
+    monkeypatch.chdir(tmp_path)
+    gate = ["analyze", REPO, *SHAPE, "--force", "--check", "--baseline", "baseline.json", "-o"]
+
+    server.add(REPO, models / "release")
+    assert condense("analyze", REPO, *SHAPE, "-o", "first").exit_code == 0
+    accepted = condense("check", "first/diagnosis.json", "--accept", "baseline.json")
+    assert accepted.exit_code == 0 and Path("baseline.json").read_bytes() == Path("first/diagnosis.json").read_bytes()
+
+    server.add(REPO, models / "condensed")
+    bad = condense(*gate, "bad")
+    assert bad.exit_code == 1 and "FAIL deep.mean_cosine" in bad.stdout, bad.output
+
+    good = server.add(REPO, models / "retrained")
+    done = condense(*gate, "good")
+    assert done.exit_code == 0 and done.stdout.endswith("passed: 2 passed\n"), done.output
+    assert Diagnosis.from_json(Path("good/diagnosis.json")).model.revision == good
+
+    server.fail(status=503)
+    away = condense(*gate, "away", "--refresh")
+    assert away.exit_code == 0 and away.stdout.endswith("passed: 2 passed\n"), away.output
+    assert "answers 503" in away.stderr and "going on with the copy in" in away.stderr
+    assert Diagnosis.from_json(Path("away/diagnosis.json")).model.revision == good
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    lost = condense("-q", *gate, "lost")
+    assert lost.exit_code == 3 and not Path("lost/diagnosis.json").exists()
+    assert len(lost.stderr.splitlines()) == 2 and "answers 503" in lost.stderr and lost.stdout == ""
+
+    server.faults.clear()
+    later = ["analyze", REPO, "--num-texts", "8", "--max-length", "64", "--device", "cpu", "--force", "-o", "later"]
+    older = [("deep.update_ratio <= baseline + 1", 5), ("deep.mean_cosine <= baseline + 1", 0)]
+    older += [("bits_per_byte >= baseline - 0.01", 1)]
+    for assertion, code in older:  # a baseline of an older release: only what it did not have is not run
+        shutil.copy(SAVED / "diagnosis-metrics-2.json", "old.json")
+        done = condense(*later, "--baseline", "old.json", "--assert", assertion)
+        assert done.exit_code == code, done.output
+    assert condense(*later, "--baseline", str(SAVED / "diagnosis-0.1.0.json")).exit_code == 5, "none of it is known"
+    assert condense("check", "later/diagnosis.json", "--accept", "old.json").exit_code == 0
+    assert condense("check", "later/diagnosis.json", "--baseline", "old.json").exit_code == 0
 
 
 def test_the_treatment_itself_fails_on_its_verdict():
