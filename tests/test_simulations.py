@@ -14,7 +14,17 @@ import scipy.stats
 
 from condense.comparison.differences import difference_of, estimate_of, mean_of
 from condense.comparison.verdict import cone_word, quality_word
-from condense.intervals import Spread, difference, jackknife, over_documents, over_seeds, ratio_over_documents
+from condense.diagnosis.twin import compare_with_twins
+from condense.intervals import (
+    Spread,
+    difference,
+    document_weights,
+    jackknife,
+    over_documents,
+    over_seeds,
+    ratio_over_documents,
+    stretch,
+)
 from condense.records.base import Estimate
 
 SIZES = {
@@ -245,3 +255,74 @@ def test_noise_hardly_ever_gets_a_word_in_many_trials(seeds: int, noise: str) ->
     print(f"words from noise, {noise} vary, {seeds} seeds: {np.mean(strict):.4f}; at .05 an arm {np.mean(loose):.4f}")
     assert np.mean(strict) <= 0.055
     assert noise != "seeds" or np.mean(loose) >= 0.1
+
+
+# --- how often a word on the edge looks certain --------------------------------------------------------
+
+
+def certain(count: int, draws: int, *, stretched: bool = True) -> float:
+    """Share of draws of `count` documents in which a band's edge, where the truth is, is on one side in ≥ 95 %.
+
+    Fresh resamples for every 200 draws.
+    """
+    rng, sure = np.random.default_rng(count), 0
+    factor = stretch(list(range(count))) if stretched else 1.0
+    for part in range(0, draws, 200):
+        values = rng.normal(size=(count, 200))
+        deviations = document_weights(list(range(count)), part, 1000) @ values / count - values.mean(0)
+        above = (values.mean(0) + factor * deviations > 0).mean(0)
+        sure += int((above >= 0.95).sum())
+    return sure / draws
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 32])
+def test_a_word_on_the_edge_seldom_looks_certain(count: int) -> None:
+    assert certain(count, 2000) <= 0.065
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3, 4, 8, 16, 32])
+def test_a_word_on_the_edge_seldom_looks_certain_in_many_draws(count: int) -> None:
+    shares = certain(count, 20_000), certain(count, 20_000, stretched=False)
+    print(f"certain on the edge, {count} documents: {shares[0]:.4f}; without the stretch {shares[1]:.4f}")
+    assert shares[0] <= 0.055
+
+
+# --- how often an untrained model is told from its kind --------------------------------------------------
+
+
+def told_from_its_kind(draws: int, between: float, within: float, *, itself: bool = True) -> float:
+    """Share of untrained models that are called more or less condensed than three initialisations of their kind.
+
+    itself: whether the model counts as one draw too, as it does in condense.
+    """
+    rng = np.random.default_rng(3)
+    text = 0.036 * correlated(rng, draws, EIGHT, NORMAL)[:, None]
+    own = np.stack([correlated(rng, draws, EIGHT, NORMAL) for _ in range(4)], 1)
+    values = 0.85 + text + between * rng.normal(size=(draws, 4, 1)) + within * own
+    differences = values[:, 0] - values[:, 1:].mean(1)
+    over = ratios(differences, np.ones_like(differences), EIGHT)
+    spread = values[:, 1:].mean(2).var(1, ddof=1) * (1 + 1 / 3 if itself else 1 / 3)
+    many = Many(over.values, [*over.parts, (spread, 2.0)])
+    return float(((np.abs(many.values) > many.half()) & (np.abs(many.values) >= 0.01)).mean())
+
+
+def test_the_twins_interval_is_condenses() -> None:
+    rng, documents = np.random.default_rng(0), documents_of(EIGHT).tolist()
+    windows = rng.normal(0.8, 0.02, (4, 32)) + rng.normal(0, 0.02, (4, 1))
+    own, *twins = (Estimate(float(row.mean()), per_text=tuple(row)) for row in windows)
+    made = compare_with_twins(own, twins, documents)
+    differences = windows[0] - windows[1:].mean(0)
+    over = ratios(differences[None], np.ones((1, 32)), EIGHT)
+    many = Many(over.values, [*over.parts, (windows[1:].mean(1).var(ddof=1)[None] * 4 / 3, 2.0)])
+    assert made is not None and made.difference.value == pytest.approx(many.values[0])
+    assert (made.difference.high or 0) - (made.difference.value or 0) == pytest.approx(many.half()[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("between", "within"), [(0.03, 0.01), (0.03, 0.08), (0.01, 0.03)])
+def test_an_untrained_model_is_seldom_told_from_its_kind(between: float, within: float) -> None:
+    share = told_from_its_kind(20_000, between, within)
+    loose = told_from_its_kind(20_000, between, within, itself=False)
+    print(f"told from its kind, SD {between} and {within}: {share:.4f}; were it no draw itself {loose:.4f}")
+    assert share <= 0.055
