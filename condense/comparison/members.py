@@ -1,4 +1,4 @@
-"""What is to be compared: models, saved runs, the checkpoints of a training run, the revisions of a hub id.
+"""What is to be compared: models, saved runs, the checkpoints of a run, revisions of a hub id, what is in memory.
 
 Standard library only: names and JSON are read here, no model is opened.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from condense.errors import CondenseError, UnavailableError, UsageError, as_condense_error
 from condense.files import expanded
@@ -30,7 +30,7 @@ class Candidate:
     """One thing to compare: a model to be measured, or a diagnosis that was saved.
 
     `place` is what `load` takes, or the file; `probe` is another reading of a treatment's arm, on the probe text;
-    `error` is why it cannot be read, and it is left out then.
+    `error` is why it cannot be read, and it is left out then; `live` is a model in memory.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Candidate:
     diagnosis: Diagnosis | None = None
     probe: Diagnosis | None = None
     error: CondenseError | None = None
+    live: Any = None
 
 
 def find(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) -> list[Candidate]:
@@ -261,3 +262,48 @@ def _names(candidate: Candidate) -> tuple[str, ...]:
     if candidate.probe is not None:  # an arm keeps its name
         return own, own, *(f"{own} ({tail})" for tail in tails)
     return own.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or own, own, *tails
+
+
+# --- in memory -------------------------------------------------------------------------------------------
+
+
+def candidates_of(runs: Sequence[Any], revisions: Sequence[str]) -> list[Candidate]:
+    """The candidates of names and files, or of what is in memory: errors as those of `find`; ValueError for both."""
+    named = [run for run in runs if isinstance(run, str | Path)]
+    if len(named) == len(runs):
+        return find(named, revisions)
+    if named:
+        raise ValueError("give what is in memory (diagnoses, checkpoints, modules), or names and files, not both")
+    if len(runs) < 2:
+        raise ValueError("compare needs two or more")
+    return _numbered([_in_memory(run, number) for number, run in enumerate(runs, 1)])
+
+
+def _in_memory(run: Any, number: int) -> Candidate:
+    """A diagnosis, or a model with or without its tokenizer; ValueError for anything else."""
+    if isinstance(run, Diagnosis):
+        step = step_of(run.model.id)
+        step = step_of(run.model.revision or "") if step is None else step
+        return Candidate(run.model.id, f"diagnosis {number}", step, diagnosis=run)
+    info = getattr(run, "info", None)
+    if info is not None and hasattr(run, "tokenizer"):
+        return Candidate(info.id, "in memory", live=run)
+    if not callable(getattr(run, "named_modules", None)):
+        raise ValueError(f"{type(run).__name__} is no name, diagnosis, checkpoint or module")
+    named = getattr(getattr(run, "config", None), "name_or_path", "")
+    return Candidate(named or type(getattr(run, "module", run)).__name__, "in memory", live=run)
+
+
+def without_names(candidate: Candidate) -> Candidate:
+    """The same without names of documents and paths of texts."""
+    if candidate.diagnosis is None:
+        return candidate
+    corpus = candidate.diagnosis.corpus.without_names()
+    return replace(candidate, diagnosis=replace(candidate.diagnosis, corpus=corpus, command=""))
+
+
+def _numbered(found: list[Candidate]) -> list[Candidate]:
+    names = [candidate.name for candidate in found]
+    if len(set(names)) == len(names):
+        return found
+    return [replace(candidate, name=f"{candidate.name} ({place})") for place, candidate in enumerate(found, 1)]

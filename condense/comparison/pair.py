@@ -21,7 +21,7 @@ from torch import Tensor
 from condense import geometry
 from condense.comparison.same import Reading, SiteKey, WindowReading
 from condense.diagnosis.forward import kept_positions, spectral_positions
-from condense.diagnosis.quality import Scorer, make_scorer, mask_positions
+from condense.diagnosis.quality import Scorer, logits_of, make_scorer, mask_positions
 from condense.errors import RunError, UnavailableError, as_condense_error, is_out_of_memory
 from condense.files import cache_folder
 from condense.geometry import SPECTRAL_TOKENS
@@ -32,6 +32,7 @@ from condense.models.layers import (
     find_stacks,
     forward_pass,
     input_device,
+    last_state,
     run,
     specials_of,
     watching,
@@ -91,6 +92,7 @@ class LiveModel:
             states[(site.stack, site.name, index)] = hidden[0].detach().float().cpu()
 
         whole = self.objective == "causal" and self.scorer.head is None and self.scored is None
+        whole = whole and self.stacks[0].called is None  # else the stack gives logits too
         with contextlib.ExitStack() as hooks:
             for stack in self.stacks:
                 hooks.enter_context(watching(stack, receive))
@@ -110,15 +112,16 @@ class LiveModel:
             masked[0, chosen] = int(self.scorer.mask_token_id or 0)
             with forward_pass(self.model):
                 output = self.model(input_ids=masked)
-            logits = output.prediction_logits if hasattr(output, "prediction_logits") else output.logits
+            logits = logits_of(output, masked)
             yield from torch.split(logits[0, chosen], _BLOCK)
             return
         chosen = torch.nonzero(~special[1:]).flatten().to(ids.device)
         if self.scorer.head is None:
-            yield from torch.split(output.logits[0].index_select(0, chosen.to(output.logits.device)), _BLOCK)
+            logits = logits_of(output, ids)[0]
+            yield from torch.split(logits.index_select(0, chosen.to(logits.device)), _BLOCK)
             return
         for positions in torch.split(chosen, _BLOCK):
-            states = output.last_hidden_state[0]
+            states = last_state(output)[0]
             yield self.scorer.head(states.index_select(0, positions.to(states.device)))
 
 

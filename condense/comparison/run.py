@@ -10,7 +10,7 @@ import contextlib
 import functools
 import gc
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from condense.comparison import trajectory as run_findings
 from condense.comparison import verdict as model_findings
 from condense.comparison.comparability import caveats, refuse_incomparable
 from condense.comparison.differences import effect_of, same_windows
-from condense.comparison.members import Candidate, find, run_of, step_of
+from condense.comparison.members import Candidate, candidates_of, run_of, without_names
 from condense.comparison.same import Reading, not_compared, same_of, shape_of, with_same
 from condense.comparison.trajectory import peak_of, scale_of
 from condense.errors import CondenseError, as_condense_error, is_panic
@@ -33,10 +33,13 @@ from condense.records.treatment import Effect, Word
 from condense.version import __version__
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from condense.models.checkpoint import Checkpoint
     from condense.texts.windows import Windows
 
 BINS = 100
+PROBE_TOKENS = 64  # on which it is seen what a module in memory is made of
 OnNote = Callable[[str], None]
 
 
@@ -73,9 +76,10 @@ class Opener(Protocol):
 
 @takes(ModelOptions)
 def compare(
-    *runs: str | Path | Diagnosis,
+    *runs: str | Path | Diagnosis | Checkpoint | nn.Module,
     revisions: Sequence[str] = (),
     text: str | Path | None = None,
+    windows: Windows | None = None,
     settings: CompareOptions | None = None,
     force: bool = False,
     command: str = "",
@@ -87,9 +91,11 @@ def compare(
 ) -> Comparison:
     """Put models side by side, each against the first, paired by text where the windows are the same.
 
-    runs: saved runs (.json), diagnoses in memory, models (hub id, folder, adapter, .gguf), or one folder of
-    checkpoints; revisions: of one hub id. text, settings: how models without a diagnosis are measured (the probe
-    text; as the saved runs were); options: how models are opened, as for `load`, as an object or as keywords.
+    runs: saved runs (.json), models (hub id, folder, adapter, .gguf), or one folder of checkpoints; or what is in
+    memory: diagnoses, checkpoints of `load`, modules of any class. revisions: of one hub id. text, settings: how
+    models without a diagnosis are measured (the probe text; as the saved runs were); windows: the tokens that models
+    in memory are measured on, which a module without a tokenizer needs. options: how models are opened, as for
+    `load`, as an object or as keywords.
     force: compare although protocol or corpus differ, with that caveat. measure: your own way from a candidate to
     its diagnosis; on_note(line) is called for members that failed; no_text: keep names of documents and paths of
     texts of saved runs out of the record.
@@ -100,20 +106,25 @@ def compare(
     A member that cannot be measured is left out and named in `failures`; with fewer than two left its error is
     raised. UsageError for runs that cannot be compared, naming the settings that differ.
     """
-    candidates = _candidates(runs, revisions)
+    candidates = candidates_of(runs, revisions)
+    if windows is None and measure is None:
+        for candidate in candidates:
+            if candidate.live is not None and getattr(candidate.live, "tokenizer", None) is None:
+                raise ValueError(f"{candidate.name} has no tokenizer: give windows=condense.windows(ids)")
     if no_text:
-        candidates = [_without_names(candidate) for candidate in candidates]
+        candidates = [without_names(candidate) for candidate in candidates]
     known = [candidate.diagnosis for candidate in candidates if candidate.diagnosis is not None]
     if not force and len(known) > 1:  # before any work
         refuse_incomparable({c.name: c.diagnosis for c in candidates if c.diagnosis is not None})
     wanted = completed(settings or CompareOptions(), known)
-    measuring = measure or _Measuring(text, ModelOptions.of(options, fields))
-    measured, failures = _measured(candidates, measuring, wanted, on_note)
-    found = {candidate.name: diagnosis for candidate, diagnosis in measured}
-    if not force:
-        refuse_incomparable(found)
-    run = run_of(candidates) if len(candidates) > 2 or len(runs) == 1 else None
-    same = _same(measured, measuring, wanted, on_note) if run is None else {}
+    measuring = measure or _Measuring(text, ModelOptions.of(options, fields), windows)
+    with _evaluating(candidates):
+        measured, failures = _measured(candidates, measuring, wanted, on_note)
+        found = {candidate.name: diagnosis for candidate, diagnosis in measured}
+        if not force:
+            refuse_incomparable(found)
+        run = run_of(candidates) if len(candidates) > 2 or len(runs) == 1 else None
+        same = _same(measured, measuring, wanted, on_note) if run is None else {}
     return assembled(
         found,
         steps={c.name: c.step for c, _ in measured},
@@ -182,33 +193,19 @@ def assembled(
 # --- from arguments to diagnoses ---------------------------------------------------------------------------
 
 
-def _candidates(runs: Sequence[str | Path | Diagnosis], revisions: Sequence[str]) -> list[Candidate]:
-    if not any(isinstance(run, Diagnosis) for run in runs):
-        return find([run for run in runs if not isinstance(run, Diagnosis)], revisions)
-    found: list[Candidate] = []
-    for number, run in enumerate(runs, 1):
-        if not isinstance(run, Diagnosis):
-            raise ValueError("give diagnoses, or names and files, not both")
-        step = step_of(run.model.id)
-        step = step_of(run.model.revision or "") if step is None else step
-        found.append(Candidate(run.model.id, f"diagnosis {number}", step, diagnosis=run))
-    if len(found) < 2:
-        raise ValueError("compare needs two or more")
-    return _numbered(found)
-
-
-def _without_names(candidate: Candidate) -> Candidate:
-    if candidate.diagnosis is None:
-        return candidate
-    corpus = candidate.diagnosis.corpus.without_names()
-    return replace(candidate, diagnosis=replace(candidate.diagnosis, corpus=corpus, command=""))
-
-
-def _numbered(found: list[Candidate]) -> list[Candidate]:
-    names = [candidate.name for candidate in found]
-    if len(set(names)) == len(names):
-        return found
-    return [replace(candidate, name=f"{candidate.name} ({place})") for place, candidate in enumerate(found, 1)]
+@contextlib.contextmanager
+def _evaluating(candidates: Sequence[Candidate]) -> Iterator[None]:
+    """Models in memory in evaluation mode; each of their parts is put back as it was."""
+    live = [candidate.live for candidate in candidates if candidate.live is not None]
+    models = [one if hasattr(one, "named_modules") else one.model for one in live]
+    modes = [(part, part.training) for model in models for part in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _measured(
@@ -279,10 +276,10 @@ def _same(
 
 
 class _Measuring:
-    """Measure a candidate from its name alone, as `load`, `windows` and `analyze` do by default."""
+    """Measure a candidate from its name, or as it is in memory, as `load`, `windows` and `analyze` do by default."""
 
-    def __init__(self, text: str | Path | None, options: ModelOptions) -> None:
-        self._text, self._options = text, options
+    def __init__(self, text: str | Path | None, options: ModelOptions, given: Windows | None = None) -> None:
+        self._text, self._options, self._given = text, options, given
 
     def __call__(self, candidate: Candidate, settings: CompareOptions, place: tuple[int, int]) -> Diagnosis:
         from condense.diagnosis.run import analyze
@@ -296,15 +293,12 @@ class _Measuring:
 
     def open(self, candidate: Candidate, settings: CompareOptions) -> tuple[Checkpoint, Callable[[], Windows]]:
         """The model, and how to cut its windows."""
-        from condense.models.checkpoint import load
         from condense.texts.windows import windows
 
-        checkpoint = load(
-            candidate.place,
-            self._options,
-            revision=candidate.revision or self._options.revision,
-            tokenizer=self._options.tokenizer or candidate.tokenizer,
-        )
+        checkpoint = self._checkpoint(candidate)
+        given = self._given
+        if candidate.live is not None and given is not None:
+            return checkpoint, lambda: given
         cut = functools.partial(
             windows,
             checkpoint.tokenizer,
@@ -315,6 +309,21 @@ class _Measuring:
             seed=settings.seed or 0,
         )
         return checkpoint, cut
+
+    def _checkpoint(self, candidate: Candidate) -> Checkpoint:
+        from condense.models.checkpoint import Checkpoint, checkpoint_of, load
+
+        if isinstance(candidate.live, Checkpoint):
+            return candidate.live
+        if candidate.live is not None:
+            assert self._given is not None  # or it was refused before any work
+            return checkpoint_of(candidate.live, self._given.ids[:1, :PROBE_TOKENS])
+        return load(
+            candidate.place,
+            self._options,
+            revision=candidate.revision or self._options.revision,
+            tokenizer=self._options.tokenizer or candidate.tokenizer,
+        )
 
 
 # --- from diagnoses to members -----------------------------------------------------------------------------

@@ -84,10 +84,10 @@ class Scorer:
             masked = ids.clone()
             masked[chosen] = int(self.mask_token_id or 0)
             with forward_pass(self.model):
-                logits = _logits(self.model(input_ids=masked.unsqueeze(0)), masked.unsqueeze(0))[0, chosen]
+                logits = logits_of(self.model(input_ids=masked.unsqueeze(0)), masked.unsqueeze(0))[0, chosen]
             return Score(float(_nats(logits, ids[chosen], torch.ones_like(chosen, dtype=torch.bool))), len(chosen))
         with forward_pass(self.model):
-            logits = _logits(self.model(input_ids=ids.unsqueeze(0)), ids.unsqueeze(0))[0, :-1]
+            logits = logits_of(self.model(input_ids=ids.unsqueeze(0)), ids.unsqueeze(0))[0, :-1]
         nats = torch.zeros((), dtype=torch.float64)
         for start in range(0, len(logits), _BLOCK):
             span = slice(start + 1, start + 1 + _BLOCK)
@@ -103,7 +103,7 @@ def mask_positions(special: Tensor, seed: int, index: int) -> Tensor:
     return ordinary[torch.randperm(len(ordinary), generator=generator)[:count]].sort().values
 
 
-def _logits(output: Any, ids: Tensor) -> Tensor:
+def logits_of(output: Any, ids: Tensor) -> Tensor:
     """Logits (B, S, V) over the vocabulary; a pre-training head (BERT's) has another beside them."""
     found = output.prediction_logits if hasattr(output, "prediction_logits") else logits_in(output, ids)
     if found is None:
@@ -164,7 +164,7 @@ def make_scorer(
     ids = windows.ids[:1, :PROBE_TOKENS].to(input_device(model))
     states = last_state(run(model, stacks, ids))
     with forward_pass(model):
-        expected = _logits(model(input_ids=ids), ids).float()
+        expected = logits_of(model(input_ids=ids), ids).float()
     try:
         agrees = head is not None and torch.allclose(head(states).float(), expected, rtol=1e-4, atol=1e-4)
     except (RuntimeError, TypeError):

@@ -1,5 +1,6 @@
 """Members side by side: differences, caveats, refusals, the peak of a run; from saved runs and from models."""
 
+import copy
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import Result
 
+import condense as condense_package
 from condense.cli.console import MANNER
 from condense.comparison.comparability import caveats, differing_settings, refuse_incomparable
 from condense.comparison.differences import difference
@@ -24,6 +27,7 @@ from condense.records.comparison import Comparison
 from condense.records.diagnosis import Diagnosis
 from condense.records.options import CompareOptions
 from condense.records.treatment import Arm, Treatment
+from tests.models.test_adapt import NanoGPT
 from tests.models.test_bad_input import assert_refused, condense
 from tests.moved import in_documents
 from tests.moved import moved as moved_by_window
@@ -401,6 +405,56 @@ def test_python_measures_too(tiny: Callable[[str], Path]) -> None:
     found = compare(tiny("gpt2"), tiny("qwen2"), settings=CompareOptions(num_texts=4, max_length=32))
     assert found.reference.corpus.texts == 4 and found.reference.corpus.length == 32
     assert found.members[1].difference is not None and found.members[1].difference.paired
+
+
+# --- in memory -------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_in_memory(opened: Callable[[str], Any], tiny: Callable[[str], Path]) -> None:
+    """As the same models by name, and each stays in the mode that it was in."""
+    llama, qwen = opened("llama"), opened("qwen3")
+    llama.model.train()
+    options = CompareOptions(num_texts=3, max_length=32)
+    try:
+        found = compare(llama, qwen, settings=options)
+        assert llama.model.training and not qwen.model.training
+    finally:
+        llama.model.eval()
+    named = compare(tiny("llama"), tiny("qwen3"), settings=options, device="cpu")
+    assert [member.source for member in found.members] == ["in memory", "in memory"]
+    for ours, theirs in zip(found.members, named.members, strict=True):
+        assert ours.deep["mean_cosine"].value == theirs.deep["mean_cosine"].value
+        assert ours.model.weights_sha256 == theirs.model.weights_sha256
+
+
+def test_modules_in_memory(opened: Callable[[str], Any]) -> None:
+    """Of any class, on token ids; a module and a changed copy of it are read token by token."""
+    torch.manual_seed(0)
+    module, ids = NanoGPT(), torch.randint(0, 61, (4000,))
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(1.5)
+    windows = condense_package.windows(ids, num_texts=4, max_length=32)
+    found = compare(module, other, windows=windows)
+    assert [member.name for member in found.members] == ["NanoGPT (1)", "NanoGPT (2)"] and found.kind == "pair"
+    second = found.members[1]
+    assert second.difference is not None and second.difference.deep["mean_cosine"].value == 0.0
+    assert second.same is not None and second.same.word not in ("identical", "not compared") and module.training
+    assert compare(module, condense_package.analyze(module, windows), windows=windows).members[1].difference is not None
+    transformer = opened("gpt2").model
+    ours = compare(transformer, copy.deepcopy(transformer), windows=windows)
+    assert ours.members[1].same is not None and ours.members[1].same.word == "identical"
+
+
+def test_what_is_in_memory_has_to_be_whole(opened: Callable[[str], Any], llama: Diagnosis) -> None:
+    with pytest.raises(ValueError, match="not both"):
+        compare(opened("llama"), "llama")
+    with pytest.raises(ValueError, match="int is no name, diagnosis, checkpoint or module"):
+        compare(llama, 5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="two or more"):
+        compare(NanoGPT())
+    with pytest.raises(ValueError, match=r"NanoGPT \(1\) has no tokenizer: give windows=condense.windows"):
+        compare(NanoGPT(), NanoGPT())
 
 
 # --- bad input -------------------------------------------------------------------------------------------------
