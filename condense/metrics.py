@@ -276,6 +276,47 @@ _POOLED = (
 POOLED: dict[str, Metric] = {metric.key.removeprefix("pooled."): metric for metric in _POOLED}
 """One vector per text: one row per key of `pooled.mean`, `pooled.last` and `pooled.cls`."""
 
+_MATRIX = (
+    Metric(
+        "matrix.mean_cosine", "mean cosine of rows", "cosine", -1, 1, "high",
+        "How alike the directions of two rows of an embedding matrix are on average.",
+        "(‖Σu‖² − V)/(V(V−1)) over all rows", "Gao et al. 2019, arXiv:1907.12009",
+        group="Embedding matrix", head="mean cosine", digits=4,
+    ),
+    Metric(
+        "matrix.mean_shift", "mean shift of rows", "ratio", 0, 1, "high",
+        "How far the rows are moved in common: the length of their mean over their root mean square length.",
+        "‖mean row‖/rms ‖row‖", "Coupled Adam 2025, arXiv:2502.08441",
+        group="Embedding matrix", head="mean shift",
+    ),
+    Metric(
+        "matrix.effective_rank", "effective rank of rows", "dimensions", 1, None, "low",
+        "How many directions the rows use once their common direction is taken away.",
+        "exp H(σ/Σσ), σ singular values of the centred unit rows", "Roy & Vetterli 2007, EUSIPCO",
+        group="Embedding matrix", head="effective rank", digits=1,
+    ),
+    Metric(
+        "matrix.dimension", "dimension of rows", "dimensions", 0, None, "low",
+        "Number of directions that share the variance of the unit rows evenly.",
+        "(tr Σ)²/tr(Σ²) of the centred unit rows, by U-statistics", "Chun et al. 2026, arXiv:2509.26560",
+        group="Embedding matrix", head="dimension", digits=1,
+    ),
+    *(
+        Metric(
+            f"matrix.norm_q{q}", f"row length, {q} % quantile", "weight", 0, None, None,
+            f"{q} % of the rows are shorter than this.", "exact quantile of ‖row‖", "definition of condense",
+            group="Embedding matrix", head=f"length {int(q)} %",
+        )
+        for q in ("05", "50", "95")
+    ),
+    Metric(
+        "matrix.untrained_share", "rows never trained", "share", 0, 1, None,
+        "Share of the rows that are zero, equal to another row, or as the initialisation drew them.",
+        "(zero or duplicate or initial)/V", "Land & Bartolo 2024, arXiv:2405.05417, for why they matter",
+        group="Embedding matrix", head="never trained", digits=4,
+    ),
+)  # fmt: skip
+
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _TABLE}
 """Geometry: one row per key of `sites[].metrics` and `deep`."""
 
@@ -284,6 +325,9 @@ QUALITY: dict[str, Metric] = {metric.key: metric for metric in _QUALITY}
 
 PAIR: dict[str, Metric] = {metric.key: metric for metric in _PAIR}
 """Two live models on the same tokens: one row per number of `members[].same` in a comparison."""
+
+MATRIX: dict[str, Metric] = {metric.key: metric for metric in _MATRIX}
+"""Embedding and unembedding matrices: one row per number of `matrices`, there without the prefix."""
 
 UPDATES: tuple[str, ...] = ("update_ratio", "update_cosine")
 """What a block does to the states it receives: at blocks only."""
@@ -300,6 +344,6 @@ SINK_FACTOR = 20.0
 VERSIONS: dict[str, int] = {
     **dict.fromkeys(METRICS, 2),  # 2: sinks are found by their norm and left out; deep is a mean over blocks
     **dict.fromkeys((*UPDATES, "mean_cosine_distinct", "dimension", "dimension_share", *QUALITY), 1),
-    **{metric.key: 1 for metric in _POOLED},
+    **{metric.key: 1 for metric in (*_POOLED, *_MATRIX)},
 }
 """The version of each number's definition: two runs compare in a key where its versions agree."""

@@ -20,6 +20,7 @@ from condense.cli.measure import (
     locate_model,
     show_and_write,
     show_dry_run,
+    weighed,
 )
 from condense.cli.outputs import plan_outputs
 from condense.records.options import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from condense.diagnosis.distributed import Ranks
 
 DryRun = Flag("Say what would run, be downloaded, take time and memory; do nothing.", RUN)
+WeightsOnly = Flag("Look at the embedding and unembedding matrices alone: no text, no forward pass.", RUN)
 ExpectWorld = Flag("Fail unless torchrun started N processes.", RUN, metavar="N", at_least=1)
 Check = Flag("Hold the run against the gate, as condense check does; 1 if it fails, 5 if undecided.", GATE)
 
@@ -52,6 +54,7 @@ def analyze(
     *,
     dry_run: Annotated[bool, DryRun] = False,
     expect_world: Annotated[int | None, ExpectWorld] = None,
+    weights_only: Annotated[bool, WeightsOnly] = False,
     check: Annotated[bool, Check] = False,
     gate: Annotated[GateOptions, Only("baseline", "asserted")],
 ) -> None:
@@ -64,10 +67,14 @@ def analyze(
         show_dry_run(model, options, corpus, measure, outputs=outputs.paths(), ranks=ranks, no_text=files.no_text)
         return
     located = locate_model(model, replace(options, device=_device(options.device)))
-    windows = cut_windows(located, corpus, measure, no_text=files.no_text)
-    if held:
-        held.refuse_unlike(conditions_of(located, windows, measure))
-    diagnosis = diagnosed(located, windows, measure, command_line(no_text=files.no_text), ranks=ranks)
+    line = command_line(no_text=files.no_text)
+    if weights_only:
+        diagnosis = weighed(located, line)
+    else:
+        windows = cut_windows(located, corpus, measure, no_text=files.no_text)
+        if held:
+            held.refuse_unlike(conditions_of(located, windows, measure))
+        diagnosis = diagnosed(located, windows, measure, line, ranks=ranks)
     if ranks is None or ranks.is_first:
         show_and_write(diagnosis, outputs)
         if held:

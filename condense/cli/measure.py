@@ -192,6 +192,17 @@ def _read_and_measure(wanted: Wanted, command: str, *, resumable: bool, ranks: R
         )
 
 
+def weighed(located: Located, command: str) -> Diagnosis:
+    """The diagnosis of the weights alone."""
+    from condense.diagnosis.run import analyze_weights
+    from condense.models.checkpoint import read
+
+    with working(f"loading {located.name}"):
+        checkpoint = read(located)
+    with working("looking at its matrices"):
+        return analyze_weights(checkpoint, command)
+
+
 def show_and_write(diagnosis: Diagnosis, outputs: Outputs) -> None:
     """A diagnosis on the terminal, then in its files."""
     from condense.report.diagnosis.text import show_diagnosis

@@ -174,6 +174,8 @@ def _saved(path: Path) -> list[Candidate]:
     kind = data["schema"]
     if kind == DIAGNOSIS_SCHEMA:
         diagnosis = _read(Diagnosis, path, data)
+        if not diagnosis.sites:
+            raise UsageError(f"{path} is of the weights alone", "compare runs on a text, or the models themselves")
         step = step_of(path.name)
         if step is None:
             step = step_of(diagnosis.model.id)

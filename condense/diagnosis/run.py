@@ -12,7 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from condense import geometry
 from condense.diagnosis.distributed import ALONE, Ranks, together
 from condense.diagnosis.findings import judge
 from condense.diagnosis.forward import OnNote, TextReading, ids_of, kept_positions, read_texts, token_counts
+from condense.diagnosis.matrices import matrices_of, matrix_finding
 from condense.diagnosis.pooled import pooled_view
 from condense.diagnosis.quality import MASK_RATE, Scorer, counting_loss, make_scorer, summarise
 from condense.diagnosis.resume import Journal, open_journal, resumed
@@ -42,7 +43,22 @@ from condense.models.layers import (
     input_device,
     specials_of,
 )
-from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis, Quality, SinkAnatomy, StackSummary, TokenCounts
+from condense.records.base import Estimate
+from condense.records.diagnosis import (
+    DIAGNOSIS_SCHEMA,
+    NO_CORPUS,
+    WEIGHTS_ONLY,
+    Diagnosis,
+    Kendall,
+    Paper,
+    Quality,
+    SinkAnatomy,
+    Spearman,
+    StackSummary,
+    TokenCounts,
+    Trend,
+    Verdict,
+)
 from condense.records.options import MeasureOptions
 from condense.texts.windows import Windows, check_ids
 from condense.version import __version__
@@ -107,7 +123,34 @@ def analyze(
             module.training = training
     for finished in journals:
         finished.remove()
-    return diagnosis
+    return replace(diagnosis, matrices=matrices_of(checkpoint))
+
+
+def analyze_weights(checkpoint: Checkpoint, command: str = "") -> Diagnosis:
+    """What can be said of a checkpoint without running it: `matrices`, and neither corpus nor sites nor a verdict."""
+    nothing, readings = Estimate(None, reason=WEIGHTS_ONLY), matrices_of(checkpoint)
+    trend = Trend(Spearman(None, None), Kendall(None, None))
+    found = (matrix_finding(checkpoint.info.id, readings),)
+    return Diagnosis(
+        schema=DIAGNOSIS_SCHEMA,
+        condense=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        model=checkpoint.info,
+        corpus=NO_CORPUS,
+        protocol={"hash": "weights only", "dtype": checkpoint.info.dtype, "versions": VERSIONS},
+        environment=environment(checkpoint.model),
+        timing={},
+        quality=Quality(nothing, nothing, nothing, label="not measured"),
+        sites=(),
+        deep=dict.fromkeys(METRICS, nothing),
+        trend=trend,
+        paper=Paper((), trend.spearman, trend.kendall),
+        verdict=Verdict(
+            "undefined", "undefined", "undefined", "undefined", (), asdict(BANDS), found, reason=WEIGHTS_ONLY
+        ),
+        matrices=readings,
+    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args
 
 from condense.diagnosis.verdict import COLLAPSE, COMMON, CONTEXT, NOT, ROGUE, SINK
 from condense.errors import UsageError
-from condense.metrics import METRICS, POOLED, POOLINGS, QUALITY
+from condense.metrics import MATRIX, METRICS, POOLED, POOLINGS, QUALITY
+from condense.records.diagnosis import MATRICES
 from condense.records.treatment import VerdictId
 
 Level = Literal["warn", "error"]
@@ -23,7 +24,7 @@ BoundKind = Literal["max", "min", "max_increase", "max_decrease", "is", "not"]
 
 STACKS = ("encoder", "decoder")
 SITES = ("deep", "any-block", "block", "embedding", "output")
-SCOPES = (*SITES, "quality", "pooled", "verdict", "same")
+SCOPES = (*SITES, "quality", "pooled", *MATRICES, "verdict", "same")
 SAME = ("word", "from_block", "kl", "top1")
 """What a comparison of live models says of each member against the first."""
 POOLED_NUMBERS = tuple(f"{pooling}.{key}" for pooling in POOLINGS for key in POOLED)
@@ -135,7 +136,7 @@ def parse_target(text: str) -> Target:
     if scope not in SCOPES:
         known = [*SCOPES, *STACKS, *QUALITY, *METRICS]
         raise unknown(f"scope {scope!r} in {text!r}", scope, known, f"scopes: {', '.join(SCOPES)}")
-    if stack and scope in ("quality", "pooled", "same"):
+    if stack and scope in ("quality", "pooled", "same", *MATRICES):
         raise UsageError(f"{text!r}: {scope} is the whole model's", "leave the stack out")
     index = _index(parts.pop(0) if parts else "", text) if scope == "block" else None
     metric = ".".join(parts).replace("-", "_")
@@ -154,6 +155,8 @@ def _metrics_of(scope: str, stack: str | None) -> tuple[str, ...]:
         return tuple(name for name in WORDS if name != "word" and not (stack and name == "id"))
     if scope == "same":
         return SAME
+    if scope in MATRICES:
+        return (*(key.partition(".")[2] for key in MATRIX), RATIOS[0])
     return (*METRICS, *(ratio for ratio in RATIOS if ratio not in POOLED_RATIOS))
 
 

@@ -14,7 +14,7 @@ from condense.errors import UsageError
 from condense.gate.assertions import RATIOS, Target
 from condense.intervals import ALPHA, coverage_note, jackknife, over_documents
 from condense.records.base import Again, Estimate
-from condense.records.diagnosis import Diagnosis, SiteReading
+from condense.records.diagnosis import MATRICES, Diagnosis, SiteReading
 from condense.records.treatment import Treatment
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class _Place:
 def key_of(target: Target) -> str:
     """The number that a target is of, whose definition has a version: a rank's share of its null is the rank."""
     key = target.metric.removesuffix(".null_ratio")
+    if target.scope in MATRICES:
+        return f"matrix.{key}"
     return f"pooled.{key.partition('.')[2]}" if target.scope == "pooled" else key
 
 
@@ -134,6 +136,8 @@ def _undefined_before(run: Diagnosis, baseline: Diagnosis, target: Target) -> st
 
 def _missing(run: Diagnosis, target: Target) -> str | None:
     """Why a run cannot have the target at all."""
+    if target.scope in MATRICES:
+        return None if target.scope in run.matrices else f"{run.model.id} has no {target.scope}, or it was not measured"
     if target.stack and target.stack not in {site.stack for site in run.sites}:
         return f"the model has no {target.stack} stack"
     if target.scope in ("quality", "pooled", "verdict", "same") or _sites(run, target):
@@ -145,6 +149,9 @@ def _places(run: Diagnosis, target: Target) -> list[_Place]:
     if target.scope == "quality":
         of: Estimate = getattr(run.quality, target.metric)
         return [_Place(0, "on the same windows", of)]
+    if target.scope in MATRICES:
+        own = run.matrices[target.scope].metrics[target.metric.removesuffix(".null_ratio")]
+        return [_Place(0, "all rows", own)]
     if target.scope == "pooled":
         return [_Place(0, "one vector per text", _pooled(run, target))]
     key, sites = key_of(target), _sites(run, target)
@@ -192,6 +199,10 @@ def _ratio(of: Estimate) -> Estimate:
 def _difference(run: Diagnosis, baseline: Diagnosis, target: Target, place: _Place, other: _Place) -> Estimate:
     from condense.comparison.differences import Pairing
 
+    if target.scope in MATRICES:  # no sample of anything
+        known = place.estimate.value is not None and other.estimate.value is not None
+        change = (place.estimate.value or 0.0) - (other.estimate.value or 0.0) if known else None
+        return Estimate(change, change, change, reason=None if known else "undefined in one of the two")
     pairing = Pairing.of({0: run}, {0: baseline})
     if target.scope == "quality":
         spread = pairing.quality(target.metric)

@@ -26,7 +26,7 @@ from condense.gate.readings import (
     refuse_missing,
 )
 from condense.intervals import NO_DOCUMENTS, coverage_note
-from condense.records.diagnosis import CorpusInfo, Diagnosis, ModelInfo, Verdict
+from condense.records.diagnosis import MATRICES, WEIGHTS_ONLY, CorpusInfo, Diagnosis, ModelInfo, Verdict
 from condense.records.treatment import Treatment
 
 Outcome = Literal["fail", "warn", "inconclusive", "not-run", "pass"]
@@ -186,7 +186,8 @@ def evaluate(
         quality = "bits_per_byte" if scored else "loss"
         assertions = default_gate(base is not None, quality, isinstance(run, Treatment))
     for assertion in assertions:
-        refuse_missing(subject, assertion.target)
+        if subject.sites:  # without, everything but the matrices is not run
+            refuse_missing(subject, assertion.target)
     notes = _notes(subject, base, assertions, force)
     results = [_result(run, subject, base, assertion, names) for assertion in dict.fromkeys(assertions)]
     ordered = tuple(sorted(results, key=lambda result: OUTCOMES.index(result.outcome)))
@@ -194,7 +195,7 @@ def evaluate(
 
 
 def _notes(subject: Diagnosis, base: Diagnosis | None, assertions: Sequence[Assertion], force: bool) -> tuple[str, ...]:
-    note = coverage_note(subject.corpus.documents)
+    note = coverage_note(subject.corpus.documents) if subject.sites else ""
     notes = [f"intervals: {note}"] if note and note != NO_DOCUMENTS else []
     if not any(assertion.level == "error" for assertion in assertions):
         notes.append("nothing here can fail: no assertion is at level error")
@@ -243,6 +244,8 @@ def _result(
 ) -> Result:
     if assertion.target.scope == "same":
         result = Result(assertion, "not-run", Reading(""), reason="only a comparison of live models has it")
+    elif not subject.sites and assertion.target.scope not in MATRICES:
+        result = Result(assertion, "not-run", Reading(""), reason=WEIGHTS_ONLY)
     elif assertion.target.scope == "verdict":
         result = _word_result(run, subject, assertion)
     elif assertion.bound.relative and base is None:

@@ -3,7 +3,8 @@ r"""How condensed is a cloud of vectors? Pure functions on states (..., n, d).
 Legend: n token states of one text at one site, d dimensions, x_i a row, u_i = x_i/‖x_i‖,
 s = Σ u_i, c_ij = u_i·u_j. One function per key of `condense.metrics.METRICS`, named as the key, in `cosine`
 (pairs of rows), `spectrum` (ranks and dimension) and `rows` (lengths and variance); all work in float64
-and reduce the last two axes. `correspondence` has what takes two readings of the same tokens.
+and reduce the last two axes. `correspondence` has what takes two readings of the same tokens, `matrix` the rows of
+an embedding matrix.
 `measure` gives them all for one text from one Gram matrix, in float32
 with float64 sums, as the streaming analysis needs it, and leaves sinks out.
 
@@ -46,6 +47,7 @@ from condense.geometry.cosine import (
     top_dimension_share,
     top_dimensions,
 )
+from condense.geometry.matrix import MatrixNumbers, matrix_null, measure_matrix
 from condense.geometry.measure import Measurement, measure, same_pairs
 from condense.geometry.rows import (
     median_norm,
@@ -73,6 +75,7 @@ __all__ = [
     "SINK_FACTOR",
     "SPECTRAL_TOKENS",
     "TOP",
+    "MatrixNumbers",
     "Measurement",
     "block_updates",
     "corresponding_cosine",
@@ -97,10 +100,12 @@ __all__ = [
     "entropy_rank",
     "gaussian_null",
     "histogram",
+    "matrix_null",
     "mean_cosine",
     "mean_cosine_distinct",
     "mean_cosine_without_top_dimensions",
     "measure",
+    "measure_matrix",
     "median_norm",
     "paper_mean_cosine",
     "participation_ratio",

@@ -219,14 +219,49 @@ class CorpusInfo:
     bos: bool | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def is_absent(self) -> bool:
+        """Whether there is no text at all, which is null in JSON."""
+        return self.texts == 0
+
     def without_names(self) -> CorpusInfo:
         """The same without the source's path and with numbers for the names of windows."""
         return replace(self, source="not told", windows=tuple(f"text {index}" for index in range(len(self.windows))))
 
 
+NO_CORPUS = CorpusInfo("no text", "", "", 0, 0, 0, 0, 0, ())
+"""What a diagnosis of the weights alone has for its texts."""
+WEIGHTS_ONLY = "measured with --weights-only: nothing was run on a text"
+MATRICES = ("embedding-matrix", "unembedding-matrix")
+
+
+@dataclass(frozen=True)
+class MatrixReading:
+    """The rows of an embedding or unembedding matrix; both have one reading where they are `tied`.
+
+    metrics: the keys of `condense.metrics.MATRIX` without their prefix, each of the whole matrix: bounds are the value.
+    zero, duplicate, initial: rows that were never trained, by how that shows (initial is null where the config does not
+    say how rows are drawn). spectrum: variances of the centred unit rows along their principal directions, over their
+    mean, at evenly spaced ranks; spectrum_null: of Gaussian rows.
+    """
+
+    rows: int
+    width: int
+    tied: bool
+    metrics: Mapping[str, Estimate]
+    zero: int
+    duplicate: int
+    initial: int | None
+    spectrum: tuple[float, ...]
+    spectrum_null: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class Diagnosis(Saved):
-    """What `analyze` found: a reading per site, the depth summary, quality, and a verdict in words."""
+    """What `analyze` found: a reading per site, the depth summary, quality, and a verdict in words.
+
+    Of the weights alone (`--weights-only`): no corpus, no sites, `matrices` and an undefined verdict.
+    """
 
     SCHEMA: ClassVar[str] = DIAGNOSIS_SCHEMA
 
@@ -249,12 +284,15 @@ class Diagnosis(Saved):
     twin: Diagnosis | None = None
     tokens: TokenCounts | None = None
     sinks: tuple[SinkAnatomy, ...] = ()
+    matrices: Mapping[str, MatrixReading] = field(default_factory=dict)
     pooled: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 
     @classmethod
     def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
         """A run that does not say which windows are of one document, without its intervals: they were too narrow."""
         corpus = data.get("corpus")
+        if corpus is None and "corpus" in data:
+            return {**data, "corpus": {**vars(NO_CORPUS), "windows": [], "documents": [], "notes": []}}
         known = isinstance(corpus, Mapping) and corpus.get("documents")
         measured = ("quality", "sites", "deep", "stacks")
         return data if known else {**data, **{key: _without_bounds(data[key]) for key in measured if key in data}}
@@ -271,7 +309,7 @@ class Diagnosis(Saved):
     @property
     def main_stack(self) -> str:
         """The stack that `deep`, `trend` and `verdict` are of: the last one, the decoder where there are two."""
-        return self.sites[-1].stack
+        return self.sites[-1].stack if self.sites else ""
 
     def deep_of(self, stack: str | None = None) -> Mapping[str, Estimate]:
         """The depth summary of a stack, of the main one without a name; KeyError if there is no such stack."""
@@ -282,11 +320,14 @@ class Diagnosis(Saved):
         return self.verdict if stack in (None, self.main_stack) else self.stacks[str(stack)].verdict
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the layer table as plain rows: site, stack, index, depth, each metric with its interval."""
+        """Return the layer table as plain rows: site, stack, index, depth, each metric with its interval.
+
+        The matrices of embedding and unembedding come last, each as a site of its name.
+        """
         rows = [_site_row(site) for site in self.sites]
         output = next((row for row in rows if row["site"] == "output"), {})
         output |= _pooled_columns(self.pooled)
-        return rows
+        return [*rows, *(_matrix_row(name, reading) for name, reading in self.matrices.items())]
 
 
 def with_every_metric(own: Mapping[str, Estimate], version: str) -> Mapping[str, Estimate]:
@@ -316,6 +357,17 @@ def _pooled_columns(pooled: Mapping[str, Mapping[str, Estimate]]) -> dict[str, A
                 row[f"{column}_low"], row[f"{column}_high"] = estimate.low, estimate.high
             if estimate.null_ratio is not None:
                 row[f"{column}_null_ratio"] = estimate.null_ratio
+    return row
+
+
+def _matrix_row(name: str, reading: MatrixReading) -> dict[str, Any]:
+    """A matrix as a row; `tied`, `rows` and what is not a metric of states have columns of their own."""
+    row: dict[str, Any] = {"site": name, "stack": "", "index": 0, "depth": "", "tied": reading.tied}
+    row["rows"] = reading.rows
+    for key, estimate in reading.metrics.items():
+        row[key] = estimate.value
+        if estimate.null_ratio is not None:
+            row[f"{key}_null_ratio"] = estimate.null_ratio
     return row
 
 

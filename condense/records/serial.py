@@ -30,6 +30,8 @@ T = TypeVar("T")
 def encode(value: object) -> Any:
     """Turn a record into JSON values; fields left at a default of None are omitted."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if getattr(value, "is_absent", False):
+            return None
         fields = dataclasses.fields(value)
         pairs = ((field, getattr(value, field.name)) for field in fields)
         return {f.name: encode(v) for f, v in pairs if not (v is None and f.default is None)}
@@ -222,7 +224,8 @@ def _schema(kind: Any, records: dict[str, Any]) -> dict[str, Any]:
     if isinstance(origin, type) and issubclass(origin, Mapping) and args[0] is str:
         return {"type": "object", "additionalProperties": _schema(args[1], records)}
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _reference(kind, records)
+        reference = _reference(kind, records)
+        return {"anyOf": [reference, {"type": "null"}]} if hasattr(kind, "is_absent") else reference
     raise TypeError(f"no JSON form for {kind!r}")
 
 

@@ -192,6 +192,8 @@ def model_name(name: str) -> str:
 
 def corpus_line(corpus: CorpusInfo) -> str:
     """What was measured on: how many windows of how many documents, how long, of what, and how they begin."""
+    if corpus.is_absent:
+        return "the weights alone, no text"
     few = f" ({corpus.requested} asked for)" if corpus.texts < corpus.requested else ""
     documents = len(set(corpus.documents))
     unit = f"{plural(corpus.texts, 'window')}{few}" + (f" from {plural(documents, 'document')}" if documents else "")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from condense.metrics import METRICS, QUALITY
+from condense.metrics import MATRIX, METRICS, QUALITY
 from condense.records.base import Estimate, PlotlyJs
 from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 from condense.report.depth import StackView, stack_views
 from condense.report.diagnosis.figures import figures, left_out_figures
+from condense.report.diagnosis.matrices import CAUTION, matrix_figures, matrix_table
 from condense.report.diagnosis.text import left_out_rows, pooled_table
 from condense.report.glossary import glossary
 from condense.report.html import render
@@ -48,7 +49,7 @@ def diagnosis_page(diagnosis: Diagnosis, *, plotlyjs: PlotlyJs = "inline") -> st
     stacks: list[dict[str, Any]] = [
         {
             "view": view,
-            "answer": answer(view, several=several),
+            "answer": answer(view, several=several) if diagnosis.sites else weights_answer(diagnosis),
             "figures": figures(view, f"chart-{index}"),
             "left_out": left_out_rows(diagnosis, view),
             "left_out_figures": left_out_figures(view, f"chart-{index}", tokens=index == 0),
@@ -56,23 +57,29 @@ def diagnosis_page(diagnosis: Diagnosis, *, plotlyjs: PlotlyJs = "inline") -> st
         }
         for index, view in enumerate(views)
     ]
+    spectra = matrix_figures(diagnosis)
     return render(
         head(diagnosis),
-        [figure for stack in stacks for figure in (*stack["figures"], *stack["left_out_figures"])],
+        [*(figure for stack in stacks for figure in (*stack["figures"], *stack["left_out_figures"])), *spectra],
         plotlyjs,
         command=diagnosis.command,
         provenance=provenance(diagnosis),
-        glossary=glossary(),
+        glossary=glossary("Embedding matrices", list(MATRIX.values())) if diagnosis.matrices else glossary(),
         stacks=stacks,
         several=several,
         quality=quality(diagnosis),
         pooled=pooled_table(diagnosis),
+        matrices=matrix_table(diagnosis),
+        spectra=spectra,
+        caution=CAUTION,
+        measured=bool(diagnosis.sites),
         windows=diagnosis.corpus.windows,
     )
 
 
 def head(diagnosis: Diagnosis) -> Head:
     """The top of the page."""
+    own = ("matrices", "Embedding and unembedding")
     sections = (
         ("verdict", "Verdict"),
         ("findings", "Findings"),
@@ -80,7 +87,10 @@ def head(diagnosis: Diagnosis) -> Head:
         ("depth-0", "Over depth"),
         ("tokens-0", "Tokens and sinks"),
         ("layers-0", "Every layer"),
+        *((own,) if diagnosis.matrices else ()),
     )
+    if not diagnosis.sites:
+        sections = (("verdict", "What was found"), own)
     return Head(
         kind="diagnosis",
         about="diagnosis of embedding geometry",
@@ -112,6 +122,12 @@ def answer(view: StackView, *, several: bool = False) -> Answer:
         aside="; ".join(part for part in (f"the {view.name}" if several else "", verdict.reason or "") if part),
         numbers=False,
     )
+
+
+def weights_answer(diagnosis: Diagnosis) -> Answer:
+    """What stands at the top where nothing was run on a text."""
+    found, reason = diagnosis.verdict.findings[0], diagnosis.verdict.reason or ""
+    return Answer("none", "info", "Weights only", found, (), "Geometry is not quality.", aside=reason)
 
 
 def _edges(view: StackView, *names: str) -> list[float]:

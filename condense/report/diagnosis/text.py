@@ -11,6 +11,7 @@ from condense.metrics import METRICS, POOLED
 from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 from condense.report.console import bar, new_table, say, show_panel, show_table, speaks_unicode
 from condense.report.depth import StackView, stack_views
+from condense.report.diagnosis.matrices import CAUTION, matrix_lines, matrix_table
 from condense.report.escape import for_code, for_markdown
 from condense.report.tables import Column, Table, markdown_rows, markdown_table, shown, value_cell
 from condense.report.text import (
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     """The report as Markdown, fit for a README, a model card or a CI summary."""
     lines = [*markdown_head(diagnosis.condense, diagnosis.model.id), for_markdown(subject(diagnosis)), ""]
+    if not diagnosis.sites:
+        lines += [*markdown_findings(diagnosis.verdict.findings), *_matrices(diagnosis)]
+        return "\n".join([*lines, *folded("Provenance", _provenance(diagnosis))])
     lines += _verdict(diagnosis.verdict)
     for name, stack in diagnosis.stacks.items():
         lines += [f"## {for_markdown(name)} stack", "", *_verdict(stack.verdict)]
@@ -58,7 +62,12 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     lines += (
         folded("One vector per text", [*markdown_table(pooled), "", for_markdown(pooled.note)]) if pooled.rows else []
     )
+    lines += folded("Embedding and unembedding", _matrices(diagnosis)) if diagnosis.matrices else []
     return "\n".join([*lines, *folded("Provenance", _provenance(diagnosis))])
+
+
+def _matrices(diagnosis: Diagnosis) -> list[str]:
+    return [*markdown_table(matrix_table(diagnosis)), "", for_markdown(CAUTION), ""]
 
 
 def _verdict(verdict: Verdict) -> list[str]:
@@ -189,13 +198,16 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     """Print a diagnosis: what was measured, the layer table, quality, the verdict and the next command."""
     say(console, diagnosis.model.id, style="bold")
     say(console, subject(diagnosis), "")
+    if not diagnosis.sites:
+        show_panel(console, "Weights only", "", diagnosis.verdict.findings)
+        return
     stacks = list(dict.fromkeys(site.stack for site in diagnosis.sites))
     for name in stacks:
         if len(stacks) > 1:
             say(console, f"{name} stack", style="bold")
         show_table(console, _site_rows([site for site in diagnosis.sites if site.stack == name], console))
     say(console, "0 is spread, 1 is one direction; % is of what random directions of the same shape have.", "")
-    say(console, *quality_lines(diagnosis), *pooled_lines(diagnosis))
+    say(console, *quality_lines(diagnosis), *pooled_lines(diagnosis), *matrix_lines(diagnosis))
     if diagnosis.twin is not None:
         say(console, _twin_lines(diagnosis, diagnosis.twin))
     say(console, "")

@@ -1,0 +1,126 @@
+"""The embedding and unembedding matrices of a model: what their rows look like, without a forward pass."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condense.geometry import MatrixNumbers, matrix_null, measure_matrix
+from condense.metrics import MATRIX
+from condense.models.checkpoint import Checkpoint
+from condense.records.base import Estimate, Finding
+from condense.records.diagnosis import MATRICES, MatrixReading
+
+EVIDENCE = "Gao et al. 2019, arXiv:1907.12009; Coupled Adam 2025, arXiv:2502.08441; arXiv:2602.20433"
+
+
+def matrices_of(checkpoint: Checkpoint) -> dict[str, MatrixReading]:
+    """The readings by name, `embedding-matrix` and `unembedding-matrix`; without one that the model does not have.
+
+    A matrix that is offloaded, quantised or not finite is left out.
+    """
+    model: Any = checkpoint.model
+    found: dict[str, MatrixReading] = {}
+    std = _initial_std(model)
+    weights = {
+        MATRICES[0]: _weight(model, "get_input_embeddings"),
+        MATRICES[1]: None if checkpoint.head_missing else _weight(model, "get_output_embeddings"),
+    }
+    first, second = weights.values()
+    tied = first is not None and second is not None and _same(first, second)
+    for name, weight in weights.items():
+        if weight is None:
+            continue
+        if tied and name == MATRICES[1]:
+            found[name] = found[MATRICES[0]]
+            continue
+        try:
+            found[name] = _reading(weight, measure_matrix(weight, std), tied=tied)
+        except ValueError:  # not finite: the states will not be either
+            continue
+    return found
+
+
+def _weight(model: Any, getter: str) -> Tensor | None:
+    try:
+        weight = getattr(getattr(model, getter)(), "weight", None)
+    except (AttributeError, NotImplementedError):
+        return None
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        return None
+    return weight if weight.device.type != "meta" and min(weight.shape) > 1 else None
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    if first.data_ptr() == second.data_ptr():
+        return True
+    return first.shape == second.shape and bool(torch.equal(first, second.to(first.device)))
+
+
+def _initial_std(model: Any) -> float | None:
+    """The deviation that the config draws the embedding with, if it says so."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    found = (getattr(config, key, None) for key in ("initializer_range", "init_std"))
+    return next((float(std) for std in found if isinstance(std, float) and std > 0), None)
+
+
+def _reading(weight: Tensor, numbers: MatrixNumbers, *, tied: bool) -> MatrixReading:
+    rows, width = weight.shape
+    null_rank, null_spectrum = matrix_null(rows, width)
+    nulls = {"effective_rank": null_rank, "dimension": float(min(rows - 1, width))}
+    metrics = {key: _exact(value, nulls.get(key)) for key, value in numbers.values.items()}
+    return MatrixReading(
+        rows=rows,
+        width=width,
+        tied=tied,
+        metrics={key.partition(".")[2]: metrics[key.partition(".")[2]] for key in MATRIX},
+        zero=numbers.zero,
+        duplicate=numbers.duplicate,
+        initial=numbers.initial,
+        spectrum=numbers.spectrum,
+        spectrum_null=null_spectrum,
+    )
+
+
+def _exact(value: float, null: float | None) -> Estimate:
+    """A number of the whole matrix, which is no sample of anything: the interval is the number itself."""
+    if not math.isfinite(value):
+        return Estimate(None, reason="undefined: fewer than two rows that vary")
+    return Estimate(value, value, value, null=null, null_ratio=None if not null else value / null)
+
+
+def matrix_finding(model: str, readings: Mapping[str, MatrixReading]) -> Finding:
+    """What the matrices look like, and how far that may be read."""
+    said = "; ".join(f"{name.replace('-', ' ')} {words_of(one)}" for name, one in readings.items())
+    if len(readings) == 2 and readings[MATRICES[0]].tied:
+        said = f"tied matrices {words_of(readings[MATRICES[0]])}"
+    return Finding(
+        id="matrices",
+        severity="info",
+        title="Embedding and unembedding, from the weights alone" if readings else "There is no dense embedding matrix",
+        seen=said or "offloaded and quantised matrices, and models that read no token ids, have none",
+        why="A common shift of the rows was held against a model (Gao 2019), and removed with a small gain (Coupled "
+        "Adam). Over 108 models the geometry of this matrix reflects batch size and weight decay and does not predict "
+        "performance (arXiv:2602.20433). States need a text.",
+        next=f"condense analyze {shlex.quote(model)} -o report/",
+        source=EVIDENCE,
+    )
+
+
+def words_of(reading: MatrixReading) -> str:
+    """A matrix in one line."""
+    values = {key: of.value for key, of in reading.metrics.items()}
+    rank = reading.metrics["effective_rank"]
+    parts = [f"{reading.rows:,} × {reading.width:,}"]
+    for key, name in (("mean_cosine", "mean cosine"), ("mean_shift", "mean shift")):
+        parts += [f"{name} {value:.3f}"] if (value := values[key]) is not None else []
+    if rank.value is not None and rank.null_ratio is not None:
+        parts.append(f"effective rank {rank.value:.0f} ({100 * rank.null_ratio:.0f} % of random)")
+    if share := values["untrained_share"]:
+        parts.append(f"{100 * share:.3g} % of the rows never trained")
+    return ", ".join(parts)
