@@ -220,8 +220,8 @@ def numbers_of(same: Same) -> str:
 _WHERE = {
     "embedding": "What block 1 receives differs already: look at the embedding, tied weights, added tokens, its scale.",
     "output": "All blocks agree: look at the final norm.",
-    "prediction": "No state leaves rounding. What differs is in the head (tied weights that one of the two has apart, its "
-    "scale), or too small for a cosine to show.",
+    "prediction": "No state leaves rounding. What differs is in the head (its scale, tied weights that only one "
+    "of the two has), or too small for a cosine to show.",
 }
 
 
