@@ -275,7 +275,8 @@ def _family_title(first: Member, others: Sequence[Member]) -> str:
     words = {member.name: _family_word(member) for member in others}
     up, down = ([n for n, word in words.items() if word == way] for way in ("more condensed", "more spread"))
     if up and down:
-        return f"Against {first.name}, {len(up)} of {len(words)} are more condensed and {len(down)} less"
+        title = f"Against {first.name}, {len(up)} of {len(words)} are more condensed and {len(down)} less"
+        return f"{title}{_other_changes(others)}"
     if not up and not down:
         small = set(words.values()) == {"smaller than what counts"}
         start = (
@@ -286,21 +287,29 @@ def _family_title(first: Member, others: Sequence[Member]) -> str:
     who = moved[0] + " is" if len(moved) == 1 else f"{len(moved)} of {len(words)} are"
     rest = [word for word in words.values() if word not in ("more condensed", "more spread")]
     added = ", the others differ by less than what counts" if set(rest) == {"smaller than what counts"} else ""
-    return f"{who} {way} condensed than {first.name}{added if len(moved) == 1 else ''}"
+    title = f"{who} {way} condensed than {first.name}{added if len(moved) == 1 else ''}"
+    return f"{title}{_other_changes(others, moved[0] if len(moved) == 1 and not added else '')}"
 
 
-def _other_changes(others: Sequence[Member]) -> str:
-    """What changed of members whose mean cosine did not: their quality, the cone without three dimensions."""
+def _other_changes(others: Sequence[Member], subject: str = "") -> str:
+    """What else changed: quality, the cone without three dimensions; subject: whom the sentence is about already."""
     lost = [member.name for member in others if word_of(member, "quality").word == "worse"]
-    rose = [member.name for member in others if word_of(member, WITHOUT_TOP).word == "more condensed"]
-    parts = [f"{_listed(lost)} predict{'s' * (len(lost) == 1)} the texts worse"] if lost else []
-    verb = "is" if len(rose) == 1 else "are"
-    parts += [f"{_listed(rose)} {verb} more condensed without each text’s top three dimensions"] if rose else []
+    rose = [
+        member.name
+        for member in others
+        if word_of(member, WITHOUT_TOP).word == "more condensed" and _family_word(member) != "more condensed"
+    ]
+    changes = (
+        (lost, f"predict{'s' * (len(lost) == 1)} the texts worse"),
+        (rose, f"{'is' if len(rose) == 1 else 'are'} more condensed without each text’s top three dimensions"),
+    )
+    parts = [words if who == [subject] else f"{_listed(who)} {words}" for who, words in changes if who]
     return f", but {' and '.join(parts)}" if parts else ""
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    shown = [*names[:3], f"{len(names) - 3} more"] if len(names) > 3 else names
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
 def _size(members: Sequence[Member]) -> list[Finding]:

@@ -541,6 +541,24 @@ def test_a_run_that_opens_while_it_unlearns_is_no_good_news(llama: Diagnosis) ->
     assert ends(0.0, noise=0.5).severity == "info"
 
 
+def test_a_family_s_headline_names_what_was_lost(llama: Diagnosis) -> None:
+    """Rounding that lowers the cosine and ruins the predictions is not told as "less condensed" alone."""
+    top = "mean_cosine_without_top_dimensions"
+
+    def title(**members: Diagnosis) -> str:
+        runs = {"a": llama, **members}
+        return assembled(runs, steps=dict.fromkeys(runs), places={n: n for n in runs}).findings[0].title
+
+    same, ruined = llama, moved_by_window(llama, -0.05, keys=("mean_cosine",), bits=0.5)
+    inner = moved_by_window(ruined, 0.05, keys=(top,))
+    assert title(b=inner, c=same) == (
+        "b is less condensed than a, the others differ by less than what counts, but b predicts the texts worse and b "
+        "is more condensed without each text’s top three dimensions"
+    )
+    both = title(b=ruined, c=moved_by_window(llama, 0.05, bits=0.5))
+    assert both == "Against a, 1 of 2 are more condensed and 1 less, but b and c predict the texts worse"
+
+
 def test_a_damaged_saved_run_of_a_trajectory_is_left_out(llama: Diagnosis, tmp_path: Path) -> None:
     for step in (1, 2, 10):
         saved(moved(llama, step / 100, f"run/checkpoint-{step}"), tmp_path / "runs" / f"step{step}.json")
