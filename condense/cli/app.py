@@ -13,7 +13,7 @@ from condense.cli import settings
 from condense.cli.analyze import analyze
 from condense.cli.check import check
 from condense.cli.compare import compare
-from condense.cli.console import INTERNAL, MANNER, give_up_stdout, reported, say
+from condense.cli.console import INTERNAL, MANNER, explain, give_up_stdout, reported, say
 from condense.cli.demo import demo
 from condense.cli.doctor import doctor
 from condense.cli.groups import flags_of
@@ -90,6 +90,8 @@ def main() -> None:
         code = end.code
     except OSError as error:  # of --help and --version, which write without a command around them
         give_up_stdout(error)
+    except Exception as error:  # of the parser itself, which loads libraries too: memory may run out there
+        code = explain(error)
     try:
         sys.stdout.flush()
     except OSError as error:

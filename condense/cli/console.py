@@ -138,14 +138,15 @@ def reported() -> Iterator[None]:
             raise
         if MANNER.debug:
             say(traceback.format_exc().rstrip())
-        raise typer.Exit(_explain(error)) from None
+        raise typer.Exit(explain(error)) from None
     if MANNER.stdout_error:
         reason, MANNER.stdout_error = MANNER.stdout_error, ""
         say(f"condense: cannot show the results on stdout: {reason}")
         raise typer.Exit(INTERNAL)
 
 
-def _explain(error: BaseException) -> int:
+def explain(error: BaseException) -> int:
+    """Say a failure in one line, or two with what to do about it; returns its exit code."""
     told = as_condense_error(error)
     if MANNER.rank and told.shared:
         return told.exit_code

@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 from condense.cli import console
-from condense.cli.app import app
+from condense.cli.app import app, main
 from condense.cli.console import MANNER, Guarded, command_line, redacted, say
 from condense.errors import RunError, UnavailableError, UsageError, system_failure
 from condense.files import is_special, write_text
@@ -427,6 +427,20 @@ def test_memory_and_disk_are_4_while_a_model_is_opened(
     monkeypatch.setattr(place, fail)
     result = condense("analyze", tiny("llama"), *FAST, "--no-cache")
     assert result.exit_code == 4 and len(result.stderr.splitlines()) <= 2, result.output
+
+
+def test_memory_that_runs_out_while_a_command_line_is_parsed_is_4(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parser loads libraries of its own, outside of any command."""
+
+    def parse() -> None:
+        raise ImportError("/lib/_pydantic_core.so: failed to map segment from shared object")
+
+    monkeypatch.setattr("condense.cli.app.app", parse)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 4 and capsys.readouterr().err.startswith("condense: out of memory")
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(122, "Quota"), MemoryError()])
