@@ -68,7 +68,7 @@ class Mark:
 
 def read_mark(folder: Path) -> Mark | None:
     """What `.condense.json` of a folder says; None where there is none, or none that can be read."""
-    data = json_or_none(folder / MARK)
+    data = None if (folder / MARK).is_symlink() else json_or_none(folder / MARK)
     try:
         if data["schema"] != SCHEMA:
             return None
@@ -202,6 +202,8 @@ def refuse_foreign(folder: Path, names: Collection[str]) -> None:
     if not mark.kind:
         names = (*names, MARK)
     foreign = [name for name in names if os.path.lexists(folder / name) and not mark.owns(folder, name)]
+    parents = {parent for name in names for parent in PurePosixPath(name).parents}
+    foreign += [str(parent) for parent in parents if str(parent) != "." and (folder / parent).is_symlink()]
     if foreign:
         raise UsageError(
             f"{folder / foreign[0]} was not written by condense, or was changed since",

@@ -157,6 +157,18 @@ def test_a_mark_that_cannot_be_read_owns_nothing(text: str, tmp_path: Path) -> N
         refuse_foreign(tmp_path, [])
 
 
+def test_a_folder_that_is_a_link_is_not_published_into(tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    out.mkdir()
+    mine.mkdir()
+    (out / "runs").symlink_to(mine)
+    with pytest.raises(UsageError, match="runs was not written by condense"):
+        refuse_foreign(out, ["runs/control-seed-0/events"])
+    (tmp_path / "mark").write_text('{"schema": "condense.folder/1", "kind": "treatment"}')
+    (out / MARK).symlink_to(tmp_path / "mark")
+    assert read_mark(out) is None
+
+
 def test_a_pipe_is_no_mark_and_no_file(tmp_path: Path) -> None:
     """Opening one would wait for ever."""
     os.mkfifo(tmp_path / MARK)

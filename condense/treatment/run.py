@@ -52,7 +52,7 @@ from condense.texts.windows import Windows
 from condense.training.costs import ROUNDS
 from condense.training.prepare import disk_needed, refuse_small_disk
 from condense.treatment.verdict import assess
-from condense.trials.folder import TRAINED, Run, Runs, clear_runs, read_step
+from condense.trials.folder import TRAINED, Run, Runs, clear_runs, read_step, refuse_links
 from condense.trials.runs import Job, Request, Watch, prepare, run_arms
 from condense.version import __version__
 
@@ -190,6 +190,7 @@ def _refuse_small_output(job: Job, work: Path, target: Path) -> None:
 
 def _begin(work: Path, resume: bool) -> None:
     """Mark the folder as condense's, and clear the work of an earlier run that is not resumed."""
+    refuse_links(work)
     write_mark(work, Mark("work"))
     if not resume:
         _remove_runs(work)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from condense.errors import UsageError
 from condense.files import flush, json_or_none, write_text
 from condense.folders import File, changed, describe, names_in, remove_unfinished
 from condense.records.base import Estimate
@@ -79,6 +80,18 @@ class Runs:
 
 
 # --- steps ---------------------------------------------------------------------------------------------
+
+
+def refuse_links(folder: Path) -> None:
+    """UsageError for a link where runs would write: what it points to is somebody else's."""
+    places = [folder, *(folder / name for name in SHARED), *(path for path in folder.glob("*") if path.is_dir())]
+    for run in (folder / "before", *folder.glob("*/seed-*")):
+        places += [run, *run.rglob("*")]
+    linked = next((path for path in places if path.is_symlink()), None)
+    if linked is not None:
+        raise UsageError(
+            f"{linked} is a link, which condense does not make", "move it away, or choose another --output"
+        )
 
 
 def begin(folder: Path, fingerprint: str) -> None:

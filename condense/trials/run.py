@@ -39,7 +39,7 @@ from condense.texts.documents import Document
 from condense.training.remedies import remedy_of
 from condense.trials.doses import dose_responses
 from condense.trials.effects import MEASURES, arm_effect, compare_pairs, rank_arms, reference_of
-from condense.trials.folder import Run, Runs, clear_runs, names_made
+from condense.trials.folder import Run, Runs, clear_runs, names_made, refuse_links
 from condense.trials.runs import Request, Watch, prepare, run_arms
 from condense.trials.verdict import arm_verdict, trial_findings, unranked
 from condense.version import __version__
@@ -141,6 +141,7 @@ def _begin(target: Path, resume: bool) -> None:
     The mark is there from before the first file is removed until after the last one is written, so that whatever a
     kill leaves is known to be condense's.
     """
+    refuse_links(target / ARMS)
     mark = read_mark(target)
     if mark is None:
         mark = Mark(KIND)

@@ -236,6 +236,34 @@ def test_what_is_damaged_is_made_again(
     assert resumed(tiny("llama"), tmp_path) == straight
 
 
+LINKED = [
+    "before", "before/run.json", "fingerprint.json", "control", "control/seed-0/trained.json", f"{TREATED}/model",
+    f"{TREATED}/model/config.json", "final", ".condense.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_nothing_is_written_through_a_link(
+    name: str, tiny: Callable[[str], Path], nearly: Path, tmp_path: Path
+) -> None:
+    """A link among the files of a run leads to something of the user's."""
+    work, mine = Path(shutil.copytree(nearly, tmp_path / "out.work")), tmp_path / "mine"
+    place = work / name
+    if place.is_dir() or name == "final":
+        mine.mkdir()
+        (mine / "run.json").write_text("mine")
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        mine.write_text("mine")
+        place.unlink()
+    place.symlink_to(mine)
+    with pytest.raises(UsageError, match="is a link, which condense does not make|was not made by condense"):
+        treat(tiny("llama"), TEXTS, tmp_path / "out", PLAN, resume=True, device="cpu")
+    left = names_in(mine) if mine.is_dir() else ["run.json"]
+    assert left == ["run.json"] and (mine / "run.json" if mine.is_dir() else mine).read_text() == "mine"
+    assert place.is_symlink() and not (tmp_path / "out").exists()
+
+
 def test_nothing_is_trained_again_without_need(
     tiny: Callable[[str], Path], nearly: Path, straight: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
