@@ -68,7 +68,7 @@ class Mark:
 
 def read_mark(folder: Path) -> Mark | None:
     """What `.condense.json` of a folder says; None where there is none, or none that can be read."""
-    data = None if (folder / MARK).is_symlink() else json_or_none(folder / MARK)
+    data: Any = None if (folder / MARK).is_symlink() else json_or_none(folder / MARK)
     try:
         if data["schema"] != SCHEMA:
             return None
