@@ -230,6 +230,8 @@ def _order(ranks: Mapping[str, Rank]) -> str:
 
 # --- power ---------------------------------------------------------------------------------------------
 
+_OPEN = ("inconclusive", "not shown to be held")
+
 
 def _power(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> list[Finding]:
     """What these seeds could have shown, by the arm that varies most; the quoted spread where none is known."""
@@ -243,7 +245,8 @@ def _power(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> list[Fin
             continue
         name, worst = max(own, key=lambda pair: pair[1].shown or 0.0)
         lines.append(power_words(worst, name))
-        most, text = max(most, worst.seeds_needed or 0), text or worst.reason is not None
+        if any(arm.effect.words[key].word in _OPEN for arm, _ in known if arm.effect):
+            most, text = max(most, worst.seeds_needed or 0), text or worst.reason is not None
     shown = [effect.shown for arm in arms for effect in arm.task_effects if effect.shown is not None]
     if shown:
         lines.append(f"task scores: a difference of {max(shown):.2g}")

@@ -248,6 +248,15 @@ def test_the_headline_names_arms_whose_quality_changed_without_the_cone():
     assert better.title == "No arm is shown to spread the representation; e predicts the texts better"
 
 
+def test_what_is_decided_asks_for_no_more_seeds():
+    spread = Power("mean_cosine", 3, 0.05, 0.01, 0.001, 3.0, 0.04, 0.01, 12)
+
+    def advice(cosine):
+        return found([arm("d=1", replace(effect(cosine), power={"mean_cosine": spread}), 1.0)])["power"].next
+
+    assert "--seeds 12" in advice(UNCLEAR) and "--seeds 12" not in advice(SMALL)
+
+
 def test_a_dose_that_rescaled_three_dimensions_is_no_good_news():
     rescaled = replace(arm("d=1", effect(FALL), 1.0), opened="three dimensions rescaled")
     dose = found([rescaled])["dose"]
