@@ -113,12 +113,15 @@ def _model_class(located: Located) -> Any:
     import transformers
 
     own = not type(located.config).__module__.startswith("transformers.models.")
-    if own and (reference := code_of(located.base, _HEADS)) is not None:
+    head = next((name for name in _HEADS if own and code_of(located.base, (name,)) is not None), None)
+    if head is not None:
+        reference = str(code_of(located.base, (head,)))
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
         kind = get_class_from_dynamic_module(reference, str(located.base.path), local_files_only=True)
         if not issubclass(kind, transformers.PreTrainedModel):
             raise UnavailableError(f"{reference} (auto_map) is no PreTrainedModel", "load it yourself: condense.adapt")
+        kind.register_for_auto_class(head)  # so that its code is saved with it
         return kind
     for name in located.config.architectures or ():
         found = getattr(transformers, name, None)

@@ -151,10 +151,27 @@ def needed(
         pickles = fnmatch.filter(names, "pytorch_model*.bin*")
         found |= set(whole or listed or (pickles if chosen.allow_pickle else []))
     if chosen.weights and not any(name.endswith(WEIGHTS) for name in found):
-        raise UnavailableError(f"{repo} has no safetensors weights", PICKLE_HINT)
+        raise _no_weights(repo, names)
     if not found:
         raise UnavailableError(f"{repo} holds no config and no tokenizer", "is it a model of transformers?")
     return sorted(found)
+
+
+def _no_weights(repo: str, names: Sequence[str]) -> UnavailableError:
+    """The error for a repository without weights in safetensors, by what it holds instead."""
+    ggufs = sorted(name for name in names if name.lower().endswith(".gguf"))
+    if ggufs:
+        return UnavailableError(
+            f"{repo} has no safetensors weights, it holds {len(ggufs)} .gguf file{'s' * (len(ggufs) != 1)}",
+            f"fetch one and name it: hf download {repo} {ggufs[0]} --local-dir . && condense analyze ./{ggufs[0]}",
+        )
+    others = sorted(name for name in names if name.endswith((".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".nemo")))
+    if others and not any(name.endswith(".bin") for name in names):
+        return UnavailableError(
+            f"{repo} has no safetensors weights, it holds {others[0]}",
+            f"fetch it, and see what it is: hf download {repo} --local-dir DIR && condense analyze DIR",
+        )
+    return UnavailableError(f"{repo} has no safetensors weights", PICKLE_HINT)
 
 
 def repository_of(file: Path) -> str | None:

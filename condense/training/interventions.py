@@ -79,6 +79,11 @@ def forward_backward(model: Any, inputs: dict[str, Tensor], intervention: Interv
             disperser = around.enter_context(Disperser(model, **vars(replace(config, schedule="constant"))))
         with forward_pass(model):
             loss = model(**inputs).loss
+        if loss is None:
+            raise UnavailableError(
+                f"{type(unwrapped(model)).__name__} gives no loss where it is given labels: it cannot be trained here",
+                "train it in a loop of your own: condense.Disperser",
+            )
         if disperser is not None:
             loss = loss + disperser.penalty()
         if intervention.regulariser is not None:

@@ -35,7 +35,7 @@ SHARED = ("costs.json", "fingerprint.json")
 _MADE = re.compile(
     r"(trained|run|failed|begun|validation|probe|tasks)\.json|cloud\.safetensors|\.[^/]*\.tmp|runs/.*"
     r"|(model|adapter|checkpoint-\d+|tmp-checkpoint-\d+)/"
-    r"(.*\.(safetensors|json|jinja|model|bin|pt|pth|tmp)|.*(merges|vocab)\.txt|README\.md)"
+    r"(.*\.(safetensors|json|jinja|model|bin|pt|pth|py|tmp)|.*(merges|vocab)\.txt|README\.md)"
 )
 
 

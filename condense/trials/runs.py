@@ -374,7 +374,7 @@ def _train_and_measure(job: Job, spec: ArmSpec, seed: int, folder: Path, device:
         drop_checkpoints(folder)
     else:
         trained, details = step.trained, step.details
-    current = checkpoints.load(folder / "model", device=device)
+    current = checkpoints.load(folder / "model", device=device, trust_remote_code=asked.options.trust_remote_code)
     _measure(job, spec, current, folder, asked.title(spec, seed))
     finish_step(folder, MEASURED, job.fingerprint, (trained, (*details, *trained.details)))
     if not asked.keeps(spec, seed):

@@ -13,6 +13,9 @@ from safetensors.torch import save_file
 import condense
 from condense.errors import UnavailableError
 from condense.models.locate import _POSITION_TABLE
+from condense.texts.documents import probe
+from tests.models.test_bad_input import assert_refused
+from tests.models.test_bad_input import condense as command
 
 HEAD = """
 import torch
@@ -320,3 +323,32 @@ def test_a_tokenizer_of_its_own_code_needs_no_file_of_a_known_name(custom: Calla
     text = condense.windows(checkpoint.tokenizer, ["déjà vu, " * 20], num_texts=1, max_length=12)
     assert bytes(text.ids[0].tolist()) == "déjà vu, d".encode() and found.corpus.texts == 3
     assert windows.ids.max() < 256
+
+
+LOSS = """logits = self.readout(x)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutput(loss=loss, logits=logits)"""
+
+
+def test_a_custom_class_is_trained_and_saved_with_its_code(custom: Callable[..., Path], tmp_path: Path) -> None:
+    code = body().replace("return CausalLMOutput(logits=self.readout(x))", LOSS)
+    folder, text = custom(code), tmp_path / "text.txt"
+    text.write_text("\n\n".join(document.text for document in probe()[:4]) + " And something more than the probe.")
+    options = ["--text", text, "--max-steps", "1", "--max-length", "48", "--num-texts", "4", "--device", "cpu"]
+    result = command("treat", folder, "-o", tmp_path / "out", *options, "--trust-remote-code")
+    assert result.exit_code == 0 and not (tmp_path / "out.work").exists(), result.output
+    found, before = (
+        condense.load(path, device="cpu", trust_remote_code=True).model for path in (tmp_path / "out", folder)
+    )
+    assert type(found).__name__ == "Thing"
+    assert any(not torch.equal(a, b) for a, b in zip(found.parameters(), before.parameters(), strict=True))
+
+
+def test_a_custom_class_that_gives_no_loss_cannot_be_trained(custom: Callable[..., Path], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(document.text for document in probe()[:4]) + " And something more than the probe.")
+    options = ["--text", text, "--max-steps", "1", "--max-length", "48", "--num-texts", "4", "--device", "cpu"]
+    result = command("treat", custom(body()), "-o", tmp_path / "out", *options, "--trust-remote-code")
+    assert_refused(result, 3, "Thing gives no loss where it is given labels", "condense.Disperser")

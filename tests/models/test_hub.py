@@ -403,3 +403,22 @@ def test_the_process_of_a_user(server: Hub, tmp_path: Path) -> None:
         offline = command(server.url, cache, "analyze", REPO, "--json", tmp_path / "off.json", *words, **variables)
         assert offline.returncode == 0, offline.stderr
         assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("names", "line", "hint"),
+    [
+        (["README.md", "b-Q4_K_M.gguf", "a-Q8_0.gguf"], "it holds 2 .gguf files", "hf download org/x a-Q8_0.gguf "),
+        (["config.json", "consolidated.00.pth"], "it holds consolidated.00.pth", "hf download org/x --local-dir DIR"),
+        (
+            ["config.json", "pytorch_model.bin", "flax_model.msgpack"],
+            "org/x has no safetensors weights",
+            "--allow-pickle",
+        ),
+        (["config.json"], "org/x has no safetensors weights", "--allow-pickle"),
+    ],
+)
+def test_a_repository_without_weights_says_what_it_holds(names: list[str], line: str, hint: str) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        needed("org/x", names)
+    assert line in str(caught.value) and hint in caught.value.hint
