@@ -70,6 +70,12 @@ def precision_of(bf16: bool | None) -> Literal["auto", "bf16", "fp32"]:
     return "auto" if bf16 is None else "bf16" if bf16 else "fp32"
 
 
+FULL_RATE = 5e-5
+"""Learning rate of full training: the published recipe's (Liu et al. 2026, arXiv:2602.00217)."""
+LORA_RATE = 2e-4
+"""Learning rate of LoRA adapters: that of the LoRA paper on GPT-2 (Hu et al. 2021, arXiv:2106.09685, table 11)."""
+
+
 @dataclass(frozen=True)
 class Plan(Options):
     """Everything that decides a treatment. Optimizer settings are the published recipe's; its budget is not.
@@ -104,7 +110,10 @@ class Plan(Options):
     max_length: Annotated[
         int | None, Flag("Tokens per row. Default: min(1024, positions).", TRAINING, at_least=8, settings="found")
     ] = None
-    learning_rate: Annotated[float, Flag("Peak learning rate.", TRAINING, above=0, settings="found")] = 5e-5
+    learning_rate: Annotated[
+        float | None,
+        Flag("Peak learning rate. Default: 5e-5, of LoRA adapters 2e-4.", TRAINING, above=0, settings="found"),
+    ] = None
     lr_scheduler: Annotated[str, Flag("Any schedule Trainer knows by name.", TRAINING)] = "cosine"
     warmup: Annotated[
         float, Flag("Share of the steps (below 1) or number of steps.", TRAINING, at_least=0, settings="found")
@@ -180,7 +189,8 @@ class Plan(Options):
     ] = 1
 
     def __post_init__(self) -> None:
-        """UsageError for values that mean nothing."""
+        """Fill in the learning rate; UsageError for values that mean nothing."""
+        object.__setattr__(self, "learning_rate", self.peak_rate)
         super().__post_init__()
         try:
             schedule_factor(self.coefficient_schedule, 0.0)
@@ -191,12 +201,28 @@ class Plan(Options):
         if not self.eval_tasks and (self.eval_limit is not None or self.include_path is not None):
             raise UsageError("--eval-limit and --include-path belong to tasks", "name some with --eval-tasks")
 
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate, or the default of what is trained."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return LORA_RATE if self.use_peft else FULL_RATE
+
+    @property
+    def tuned(self) -> str:
+        """What of the model is trained, in words; empty for all of it."""
+        if not self.use_peft:
+            return ""
+        targets = "all linear modules" if self.lora_target_modules == "all-linear" else self.lora_target_modules
+        return f"LoRA of rank {self.lora_r}, alpha {self.lora_alpha}, dropout {self.lora_dropout:g} on {targets}"
+
 
 @dataclass(frozen=True)
 class Schedule:
     """What a plan comes to on a given text: rows, steps and tokens, and an estimate of time and disk.
 
-    `notes` says in words what of the text was left out, and why.
+    `notes` says in words what of the text was left out, and why; `adapter` which modules LoRA adapts and how many
+    parameters that trains, empty without it.
     """
 
     rows: int
@@ -215,6 +241,7 @@ class Schedule:
     seconds: float | None = None
     memory_bytes: int | None = None
     notes: tuple[str, ...] = ()
+    adapter: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ which arm uses which is in condense/training/remedies.py.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -92,11 +93,14 @@ def forward_backward(model: Any, inputs: dict[str, Tensor], intervention: Interv
 
 
 def adapted(model: Any, plan: Plan) -> Any:
-    """The model with LoRA adapters; only they are trained."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise UnavailableError("--use-peft needs the package peft", "pip install 'condense-lm[peft]'") from None
+    """The model with LoRA adapters; only they are trained.
+
+    UnavailableError without the package peft, UsageError where the target modules are not there.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UnavailableError("--use-peft needs the package peft", "pip install 'condense-lm[peft]'")
+    from peft import LoraConfig, get_peft_model
+
     targets: Any = plan.lora_target_modules
     targets = targets if targets == "all-linear" else targets.split(",")
     config = LoraConfig(
@@ -105,9 +109,34 @@ def adapted(model: Any, plan: Plan) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
+        linear = {name.rpartition(".")[2]: None for name, part in model.named_modules() if isinstance(part, nn.Linear)}
         raise UsageError(
-            f"LoRA cannot be applied: {str(error).splitlines()[0][:200]}", "see --lora-target-modules"
+            f"LoRA cannot be applied: {str(error).splitlines()[0][:200]}",
+            f"choose --lora-target-modules of {', '.join(linear) or 'another model: this one has no linear modules'}",
         ) from None
+
+
+@contextmanager
+def as_trained(model: Any, plan: Plan) -> Iterator[tuple[Any, int, str]]:
+    """The model as a plan trains it, how many parameters that trains, and which modules adapters are in, in words.
+
+    LoRA adapters are fresh ones, and are taken off again.
+    """
+    if not plan.use_peft:
+        yield model, sum(parameter.numel() for parameter in model.parameters()), ""
+        return
+    was = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with torch.random.fork_rng(devices=[]):
+        tuned = adapted(model, plan)
+    trained, every = tuned.get_nb_trainable_parameters()
+    modules = ", ".join(sorted(tuned.peft_config["default"].target_modules))
+    try:
+        yield tuned, trained, f"{modules}: {trained:,} parameters are trained beside {every - trained:,}"
+    finally:
+        tuned.unload()
+        vars(model).pop("peft_config", None)
+        for parameter, required in was:
+            parameter.requires_grad_(required)
 
 
 # --- around training --------------------------------------------------------------------------------

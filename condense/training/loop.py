@@ -84,7 +84,7 @@ def arguments(
             max_steps=schedule.steps,
             per_device_train_batch_size=schedule.batch_size,
             gradient_accumulation_steps=schedule.accumulation,
-            learning_rate=plan.learning_rate,
+            learning_rate=plan.peak_rate,
             lr_scheduler_type=plan.lr_scheduler,
             warmup_steps=plan.warmup if plan.warmup >= 1 else max(0, round(plan.warmup * schedule.steps)),
             weight_decay=plan.weight_decay,

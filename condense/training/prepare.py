@@ -219,10 +219,12 @@ def _bytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def training_memory(plan: Plan, opened: Checkpoint, peak: int) -> int | None:
-    """Bytes that training takes: the peak of a forward and backward pass, and gradients and two moments on top."""
-    states = 0 if plan.use_peft else 3 * 4 * opened.info.parameters  # float32
-    return peak + states if peak else None
+def training_memory(trained: int, peaks: Mapping[str, int]) -> int | None:
+    """Bytes that training takes: the peak of a forward and backward pass, and what is kept of each trained parameter.
+
+    That is a gradient and Adam's two moments, in float32. peaks: of the arms that were timed; None without any.
+    """
+    return max(peaks.values()) + 3 * 4 * trained if peaks else None
 
 
 def first_batch(tokenizer: Any, rows: Rows, schedule: Schedule, masked: bool, seed: int) -> dict[str, Tensor]:

@@ -107,7 +107,7 @@ def longer_training(plan: Plan, steps: int, moved: bool | None, again: Again, **
     moved: whether training alone changed the control by more than what counts; steps: those that were taken.
     """
     if moved is False:
-        return again(output="higher-rate/", learning_rate=f"{rounded(3 * plan.learning_rate):g}", **more)
+        return again(output="higher-rate/", learning_rate=f"{rounded(3 * plan.peak_rate):g}", **more)
     return again(output="longer/", max_steps=str(4 * max(1, steps)), **more)
 
 

@@ -36,7 +36,7 @@ from condense.records.trial import StepCost
 from condense.texts.windows import Windows
 from condense.training.arm_names import slug
 from condense.training.costs import Costed, Pass, interleaved, overhead_of, step_costs
-from condense.training.interventions import adapted
+from condense.training.interventions import adapted, as_trained
 from condense.training.loop import InterruptedRunError, OnStep, train_arm
 from condense.training.prepare import (
     Prepared,
@@ -270,23 +270,23 @@ def _estimate(job: Job, opened: Checkpoint) -> None:
     asked.watch.on_phase("timing a step")
     batch = job.batch(opened.tokenizer, texts.rows)
     acts = {name: remedy_of(spec).acts(spec, asked.plan.training) for name, spec in asked.timed.items()}
-    spent = interleaved({name: Pass(opened.model, batch, act) for name, act in acts.items()}, asked.rounds)
+    with as_trained(opened.model, asked.plan.training) as (model, trained, adapter):
+        spent = interleaved({name: Pass(model, batch, act) for name, act in acts.items()}, asked.rounds)
     job.overhead = overhead_of(spent)
-    steps = job.overhead.seconds_per_step
+    todo, steps = job.todo(), job.overhead.seconds_per_step
     control = next(iter(steps.values()))
-    todo = job.todo()
     training = sum(steps.get(spec.name, control) for _, spec in todo) * schedule.steps * schedule.accumulation
     tokens = texts.validation.ids.numel() + texts.probe.ids.numel()
     measuring = control / (schedule.row_length * schedule.batch_size) * _MEASURING * tokens
     kept = [asked.keeps(spec, seed) for seed in job.seeds for spec in asked.plan.arms]
-    peak = max(job.overhead.peak_memory_bytes.values(), default=0)
-    schedule = replace(
+    estimated = replace(
         schedule,
         seconds=training + measuring * (len(todo) + 1),
-        memory_bytes=training_memory(asked.plan.training, opened, peak),
+        memory_bytes=training_memory(trained, job.overhead.peak_memory_bytes),
         disk_bytes=disk_needed(opened, asked.plan.training, min(len(kept), sum(kept) + 1), len(kept) + 1),
+        adapter=adapter,
     )
-    job.texts = replace(texts, schedule=schedule)
+    job.texts = replace(texts, schedule=estimated)
 
 
 def _all_costs(job: Job, opened: Checkpoint) -> tuple[dict[str, StepCost], dict[str, str]]:

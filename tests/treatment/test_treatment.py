@@ -1,5 +1,6 @@
 """treat from end to end on tiny models: the folder it leaves, the report, resume, and what it refuses."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from condense.models import checkpoint as checkpoints
 from condense.records.plans import Plan
 from condense.records.treatment import Power, Treatment
 from condense.texts.documents import Document
+from condense.training.interventions import as_trained
 from condense.treatment.run import treat
 from condense.trials.runs import Watch
 from condense.trials.verdict import power_before
@@ -148,6 +150,10 @@ def test_lora_is_merged_and_masked_models_are_trained(tiny, texts, tmp_path):
     found = treat(tiny("qwen2"), texts, tmp_path / "lora", plan, device="cpu")
     assert found.arms["treated"].validation.model.architecture == "Qwen2ForCausalLM"
     assert (tmp_path / "lora" / "adapter" / "adapter_config.json").exists()
+    card, page = ((tmp_path / "lora" / name).read_text() for name in ("README.md", "report.html"))
+    words = "LoRA of rank 16, alpha 32, dropout 0.05 on all linear modules"
+    assert words in card and words in page and words in found.to_markdown().replace("\\", "")
+    assert "v\\_proj" in card and f"of {tiny('qwen2')}".rpartition("/")[2].replace("_", "\\_") in card
     masked = treat(tiny("bert"), texts, tmp_path / "bert", replace(PLAN, max_steps=3), device="cpu")
     assert masked.effect.quality["bits_per_byte"].value is None
     assert masked.arms["treated"].validation.quality.loss.value is not None
@@ -206,6 +212,52 @@ BAD = [{"seeds": 0}, {"tau": 0.0}, {"max_tokens": 1}, {"learning_rate": -1.0}, {
 def test_plans_that_mean_nothing(bad):
     with pytest.raises(UsageError):
         Plan(**bad)
+
+
+def planned(model, texts, out, plan):
+    """The schedule of a dry run."""
+    told = []
+    watch = Watch(on_plan=lambda plan, schedule, overhead: told.append(schedule))
+    assert treat(model, texts, out, plan, device="cpu", dry_run=True, watch=watch) is None and not out.exists()
+    return told[0]
+
+
+def test_lora_is_planned_as_lora(tiny, texts, tmp_path):
+    full = planned(tiny("llama"), texts, tmp_path / "full", PLAN)
+    lora = planned(tiny("llama"), texts, tmp_path / "lora", replace(PLAN, use_peft=True, lora_target_modules="q_proj"))
+    assert (
+        full.adapter == "" and lora.adapter.startswith("q_proj: ") and "parameters are trained beside" in lora.adapter
+    )
+    assert lora.seconds > 0 and lora.memory_bytes > 0
+
+
+def test_adapters_have_a_learning_rate_of_their_own():
+    assert Plan().learning_rate == 5e-5 and Plan(use_peft=True).learning_rate == 2e-4
+    assert Plan(use_peft=True, learning_rate=1e-3).peak_rate == 1e-3
+    assert replace(Plan(learning_rate=3e-5), use_peft=True).learning_rate == 3e-5
+
+
+def test_lora_that_cannot_be_is_refused_before_anything_runs(tiny, texts, tmp_path, monkeypatch):
+    wrong = replace(PLAN, use_peft=True, lora_target_modules="query,value")
+    with pytest.raises(UsageError, match="query") as refused:
+        planned(tiny("llama"), texts, tmp_path / "out", wrong)
+    assert "q_proj" in str(refused.value.hint)
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "peft" else found(name, *more))
+    with pytest.raises(UnavailableError, match="needs the package peft"):
+        planned(tiny("llama"), texts, tmp_path / "out", replace(PLAN, use_peft=True))
+
+
+def test_fresh_adapters_are_taken_off_again(tiny):
+    model = checkpoints.load(tiny("llama"), device="cpu").model
+    ids, names = torch.arange(12)[None], [name for name, _ in model.named_modules()]
+    before, state = model(input_ids=ids).logits, torch.get_rng_state()
+    with as_trained(model, Plan(use_peft=True, lora_target_modules="q_proj,v_proj")) as (tuned, trained, words):
+        assert trained == sum(part.numel() for part in tuned.parameters() if part.requires_grad) > 0
+        assert words.startswith("q_proj, v_proj: ")
+    assert [name for name, _ in model.named_modules()] == names and torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(model(input_ids=ids).logits, before) and all(part.requires_grad for part in model.parameters())
+    assert not hasattr(model, "peft_config")
 
 
 def test_dry_run_writes_nothing(tiny, texts, tmp_path):

@@ -116,7 +116,7 @@ def treated_with(treatment: Treatment) -> str:
     plan, schedule = treatment.plan, treatment.schedule
     layers = LAYERS.get(plan.layers, f"layers {plan.layers}")
     where = "hidden states 1 to L, the last one normed" if plan.paper_sites else layers
-    tuned = f", LoRA of rank {plan.lora_r}" if plan.use_peft else ""
+    tuned = f", {plan.tuned}" if plan.use_peft else ""
     steps = f"{plural(schedule.steps, 'step')} of {thousands(schedule.tokens_per_step)} tokens"
     return f"the {plan.loss} loss at coefficient {plan.coefficient:g} on {where}{tuned}; {steps} per arm"
 

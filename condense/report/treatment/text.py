@@ -170,6 +170,7 @@ def treatment_markdown(treatment: Treatment) -> str:
                 f"{'packed' if schedule.packed else 'one document each'}",
                 f"- training text `{for_code(schedule.train_sha256)}`",
                 f"- validation text `{for_code(schedule.validation_sha256)}`",
+                *([f"- {for_markdown(_adapter(treatment))}"] if treatment.plan.use_peft else []),
                 *(f"- {for_markdown(note)}" for note in schedule.notes),
             ],
         ),
@@ -239,7 +240,8 @@ def model_card(treatment: Treatment) -> str:
         "",
         f"- loss: {plan.loss}, coefficient {plan.coefficient:g}, layers {for_markdown(plan.layers)}",
         f"- training: {schedule.steps} steps of {schedule.tokens_per_step} tokens, learning rate "
-        f"{plan.learning_rate:g}, seed {plan.seed}",
+        f"{plan.peak_rate:g}, seed {plan.seed}",
+        *([f"- adapter, merged into the weights: {for_markdown(_adapter(treatment))}"] if plan.use_peft else []),
         f"- training text sha256: `{for_code(schedule.train_sha256)}` ({schedule.train_documents} documents)",
         f"- validation text sha256: `{for_code(schedule.validation_sha256)}` "
         f"({schedule.validation_documents} documents)",
@@ -253,6 +255,12 @@ def model_card(treatment: Treatment) -> str:
         "The whole report is in `report.html`, its data in `condense.json`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _adapter(treatment: Treatment) -> str:
+    """The adapter of a treatment in one line: rank, targets, what it trains, of which model."""
+    parts = [treatment.plan.tuned, treatment.schedule.adapter, f"of {treatment.model}"]
+    return "; ".join(part for part in parts if part)
 
 
 # --- on the terminal -------------------------------------------------------------------------------------
@@ -269,10 +277,11 @@ def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Conso
         f"plan: {schedule.steps} steps of {schedule.tokens_per_step:,} tokens ({schedule.train_tokens:,} tokens) "
         f"for each arm: {arms}",
         f"loss: {plan.loss} at coefficient {plan.coefficient:g} on layers {plan.layers}; learning rate "
-        f"{plan.learning_rate:g}, {plan.lr_scheduler}, {_seeds_planned(plan)}",
+        f"{plan.peak_rate:g}, {plan.lr_scheduler}, {_seeds_planned(plan)}",
         f"text: {schedule.train_documents} training and {schedule.validation_documents} validation documents; "
         f"{schedule.rows} rows of {schedule.row_length} tokens, {'packed' if schedule.packed else 'one document each'}",
         *schedule.notes,
+        *([f"training: {plan.tuned}; {schedule.adapter}"] if plan.use_peft else []),
         cost_line(overhead),
         f"estimate: {in_words(schedule.seconds)} in all, {gigabytes(schedule.memory_bytes)} memory, "
         f"{gigabytes(schedule.disk_bytes)} disk",

@@ -178,6 +178,7 @@ def _provenance(trial: Trial) -> list[str]:
         "created": trial.created,
         "condense": trial.condense,
         "weights sha256": trial.model.weights_sha256 or "not known",
+        "adapter": "; ".join(part for part in (trial.plan.training.tuned, trial.schedule.adapter) if part),
         "left out of the text": "; ".join(trial.schedule.notes),
         "training text sha256": trial.schedule.train_sha256,
         "validation text sha256": trial.schedule.validation_sha256,
@@ -229,6 +230,7 @@ def show_trial_plan(
         f"text: {schedule.train_documents} training and {schedule.validation_documents} validation documents; "
         f"{schedule.rows} rows of {schedule.row_length} tokens, {'packed' if schedule.packed else 'one document each'}",
         *schedule.notes,
+        *([f"training: {plan.training.tuned}; {schedule.adapter}"] if plan.training.use_peft else []),
     )
     console.print(_plan_table(plan, costs))
     if plan.training.eval_tasks:
