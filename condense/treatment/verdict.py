@@ -126,7 +126,7 @@ def _why(plan: Plan, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId
             "The two runs differ in the loss alone, yet two runs that differ in their seed alone differ too: with one "
             "seed nothing says by how much."
         )
-    if verdict == "condensed-further":
+    if verdict == "condensed-further" and effect.seeds >= MIN_SEEDS:
         return "The loss, or its interplay with training, narrowed the cone: see the training curves."
     cause = f"The control was trained under the same {effect.seeds} seeds"
     if effect.seeds >= MIN_SEEDS:

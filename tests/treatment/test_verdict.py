@@ -162,6 +162,11 @@ def test_advice_on_the_penalty_does_not_contradict_the_result(run):
     )
 
 
+def test_two_seeds_name_no_cause_for_a_rise_either(run):
+    two, three = (assess(Plan(), "m", arms_of(run), effect_with(run, RISE, HELD, RISE, seeds=n)) for n in (2, 3))
+    assert "narrowed the cone" in three.findings[0].why and "narrowed the cone" not in two.findings[0].why
+
+
 def test_a_cone_that_narrowed_is_called_so(run):
     titles = [f.title for f in assess(Plan(), "m", arms_of(run), effect_with(run, RISE, HELD, RISE)).findings]
     assert "The cone narrowed, with and without the three strongest dimensions" in titles
