@@ -128,6 +128,8 @@ HOSTILE = {
     "a new baseline in check-args": {"check-args": "--accept base.json"},
     "a quote that is not closed": {"args": "--num-texts '8"},
     "a quote that is not closed in check-args": {"check-args": '--assert "deep.mean_cosine <= 1'},
+    "an empty value in args": {"args": '--text-column "" --no-cache'},
+    "an empty value at the end of args": {"args": '--num-texts 8 --text ""'},
     "an output of several lines": {"output": "a\noutcome=passed"},
     "no output": {"output": ""},
     "no model": {"model": ""},
