@@ -204,10 +204,8 @@ def _seen(facts: Facts) -> str:
     parts = [f"over the deepest half of the blocks {pairs} have a mean cosine of {_with_interval(mean, scope)}"]
     if inputs.mean_cosine_without_top_dimensions is not None:
         dimensions = ", ".join(map(str, facts.top_dimensions))
-        parts.append(
-            f"{inputs.mean_cosine_without_top_dimensions:.2f} without each text's three strongest dimensions"
-            + (f" (mostly {dimensions})" if dimensions else "")
-        )
+        words = f"{inputs.mean_cosine_without_top_dimensions:.2f} without each text's three strongest dimensions"
+        parts.append(f"{words} (mostly {dimensions})" if dimensions else words)
     if inputs.cross_text_cosine is not None:
         parts.append(f"{inputs.cross_text_cosine:.2f} between tokens of different documents")
     else:

@@ -63,10 +63,7 @@ def dequantise(model: Gguf, folder: Path) -> str | None:
         _save_as_read(model, folder)
         return save_tokenizer_of(model, folder)
     if kind not in _MODEL_TYPES:
-        raise UnavailableError(
-            f"{name} is of architecture {kind}, whose conversion is not verified",
-            _ORIGINAL,
-        )
+        raise UnavailableError(f"{name} is of architecture {kind}, whose conversion is not verified", _ORIGINAL)
     config = _config(model)
     network = _empty(config)
     names = _names(network, model)
@@ -214,10 +211,7 @@ def _particular(model: Gguf, own: Mapping[str, Any], values: dict[str, Any]) -> 
         values["use_bias"] = has("attn_q.bias")
     if kind == "falcon":
         if own.get("attention.head_count_kv") != 1 or has("attn_norm_2.weight"):
-            raise UnavailableError(
-                f"{model.parts[0].name} is a Falcon with several heads of keys",
-                _ORIGINAL,
-            )
+            raise UnavailableError(f"{model.parts[0].name} is a Falcon with several heads of keys", _ORIGINAL)
         values |= {"multi_query": True, "new_decoder_architecture": False, "parallel_attn": True, "alibi": False}
         values["bias"] = values.pop("attention_bias")
         del values["head_dim"]

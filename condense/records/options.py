@@ -304,8 +304,7 @@ class CompareOptions(Options):
         ),
     ] = 0.005
     one_at_a_time: Annotated[
-        bool,
-        Flag("Never hold two models in memory: keep what the first one predicts on the disk meanwhile.", RUN),
+        bool, Flag("Never hold two models in memory: keep what the first one predicts on the disk meanwhile.", RUN)
     ] = False
 
 
@@ -358,14 +357,11 @@ class GateOptions(Options):
     strict: Annotated[
         bool,
         Flag(
-            "Fail unless everything passed: warnings, open results and what did not run count.",
-            GATE,
-            settings="found",
+            "Fail unless everything passed: warnings, open results and what did not run count.", GATE, settings="found"
         ),
     ] = False
     inconclusive: Annotated[
-        Literal["warn", "fail"],
-        Flag("What an interval that reaches over the bound counts as.", GATE, settings="found"),
+        Literal["warn", "fail"], Flag("What an interval that reaches over the bound counts as.", GATE, settings="found")
     ] = "warn"
     not_run: Annotated[
         Literal["fail", "warn", "ignore"],

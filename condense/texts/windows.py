@@ -74,8 +74,8 @@ def windows(
     model or the documents cannot give, UnavailableError for text that cannot be read.
 
     Token ids may be given in place of both: `windows(ids)` or `windows(None, ids)` with one row of whole numbers (a
-    list, a tensor, an array or memory map such as nanoGPT's `val.bin`), or several, one per document. Those of
-    `special_ids` count as special tokens. Bits per byte are null then: the text is not known.
+    list, a tensor, an array or memory map such as nanoGPT's `val.bin`), or one per document. `special_ids` count as
+    special tokens. Bits per byte are null then: the text is not known.
     """
     if num_texts < 1:
         raise UsageError(f"--num-texts {num_texts} asks for no text", "use 8 or more")
@@ -87,8 +87,7 @@ def windows(
         raise ValueError("windows() needs a tokenizer, or token ids in place of text")
     sample, documents = _first_text(documents_of(text, text_column, stream=True))
     before, after = added_specials(tokenizer, sample)
-    content = length - len(before) - len(after)
-    if content < 2:
+    if (content := length - len(before) - len(after)) < 2:
         raise UsageError(f"--max-length {length} leaves no tokens for text", "use at least 8 tokens")
     reading = _Reading(Cutter(tokenizer, content, bool(before)))
     reading.read(documents, num_texts)

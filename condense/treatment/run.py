@@ -85,22 +85,20 @@ def treat(
 
     model: as for `load`, with its options as an object or as keywords; text: a path or documents; output: the
     folder that becomes the treated checkpoint with README.md, condense.json, report.html and report.md. With
-    `plan.seeds` above 1 both arms are trained under every seed; the checkpoint is that of the first. Returns None for
-    a dry run. UsageError for an output that is not empty, UnavailableError for a model or text that cannot be used,
-    RunError for a run that failed; `training.InterruptedRunError` after a signal, with a checkpoint saved.
+    `plan.seeds` above 1 both arms are trained under every seed; the checkpoint is that of the first. None for a dry
+    run. UsageError for an output that is not empty, UnavailableError for a model or text that cannot be used, RunError
+    for a run that failed; `training.InterruptedRunError` after a signal, with a checkpoint saved.
     """
     plan, watch, started = plan or Plan(), watch or Watch(), time.perf_counter()
-    target = resolved(output)
-    work = work_folder(target)
+    work = work_folder(target := resolved(output))
     _check_output(target, work, model, resume=resume, force=force)
     treated = ArmSpec("treated", "dispersion", plan.loss, plan.layers, plan.coefficient)
-    timed = replace(treated, coefficient=abs(plan.coefficient) or 0.1)
     request = Request(
         model=str(model),
         text=text,
         plan=TrialPlan((CONTROL, treated) if plan.control else (treated,), plan.seeds, plan),
         folder=work,
-        timed={"control": CONTROL, "treated": timed},
+        timed={"control": CONTROL, "treated": replace(treated, coefficient=abs(plan.coefficient) or 0.1)},
         rounds=ROUNDS,
         keeps=lambda spec, seed: spec == treated and seed == plan.seed,
         title=lambda spec, seed: f"{model} ({spec.name}{'' if seed == plan.seed else f', seed {seed}'})",
@@ -382,9 +380,7 @@ def drawn_block(blocks: int) -> int:
     return max(1, round(0.75 * blocks))
 
 
-def project(
-    clouds: Mapping[str, Tensor],
-) -> tuple[dict[str, tuple[tuple[float, ...], ...]], tuple[float, ...]]:
+def project(clouds: Mapping[str, Tensor]) -> tuple[dict[str, tuple[tuple[float, ...], ...]], tuple[float, ...]]:
     """Two principal axes of all clouds together, not centred per arm: coordinates per arm, variance shares."""
     from sklearn.decomposition import PCA
 

@@ -241,9 +241,9 @@ def _ranking(trial: Trial, key: str) -> Ranking:
         here = [name for name, rank in ranks.items() if rank.place == at_rank]
         ties = [tuple(other for other in ranks[name].tied_with if other not in here) for name in here]
         places.append((at_rank, tuple(zip(here, ties, strict=True))))
-    without = [(arm.spec.name, _unplaced(arm)) for arm in trial.arms if arm.effect is None or key not in arm.ranks]
-    reference = trial.control.spec.name
-    return Ranking(key, title_of(key), tuple(places), tuple(pair for pair in without if pair[0] != reference))
+    out = [arm for arm in trial.arms if arm is not trial.control and (arm.effect is None or key not in arm.ranks)]
+    others = tuple((arm.spec.name, _unplaced(arm)) for arm in out)
+    return Ranking(key, title_of(key), tuple(places), others)
 
 
 def placed(name: str, ties: tuple[str, ...]) -> str:
