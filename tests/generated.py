@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from condense.records.atlas import AtlasModel
 from condense.records.base import Saved
 from condense.records.comparison import Comparison
 from condense.records.diagnosis import Diagnosis
@@ -68,9 +69,12 @@ SAVED: dict[str, type[Saved]] = {
 }
 """Every kind of saved run by the name of its schema file, condense/data/NAME.schema.json."""
 
+SCHEMAS: dict[str, type[Saved]] = {**SAVED, "atlas": AtlasModel}
+"""Those, and what is saved but has no page."""
+
 FILES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "cli.md": cli_markdown,
-    **{ROOT / "condense" / "data" / f"{name}.schema.json": partial(run_schema, kind) for name, kind in SAVED.items()},
+    **{ROOT / "condense" / "data" / f"{name}.schema.json": partial(run_schema, kind) for name, kind in SCHEMAS.items()},
 }
 
 

@@ -200,6 +200,7 @@ LIGHT = [
     ["check", "RUN"], ["check", "RUN", "--baseline", "RUN", "--junit", "OUT"],
     ["compare", "--help"], ["compare", "RUN", "RUN"],
     ["compare", "RUN", "RUN", "--html", "OUT.html", "--md", "OUT", "--csv", "OUT.csv", "--json", "OUT.json"],
+    ["atlas"], ["atlas", "add", "RUN"],
     ["report", "COMPARISON"], ["report", "COMPARISON", "--html", "OUT.html"],
 ]  # fmt: skip
 

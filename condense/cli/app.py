@@ -11,6 +11,7 @@ import typer
 
 from condense.cli import settings
 from condense.cli.analyze import analyze
+from condense.cli.atlas import atlas
 from condense.cli.check import check
 from condense.cli.compare import compare
 from condense.cli.console import INTERNAL, MANNER, explain, give_up_stdout, reported, say
@@ -33,7 +34,7 @@ app = typer.Typer(
         "token_normalize_func": lambda token: token.replace("_", "-"),
     },
 )
-COMMANDS = (analyze, treat, trial, compare, check, report, demo, settings.init, doctor)
+COMMANDS = (analyze, treat, trial, compare, check, report, atlas, demo, settings.init, doctor)
 for run in COMMANDS:
     app.command(run.__name__)(run)
 

@@ -73,7 +73,7 @@ def compare(
     output: Annotated[Path | None, Output] = None,
     files: OutputOptions,
     force: Annotated[bool, Force] = False,
-    measure: Annotated[MeasureOptions, Without("num_texts", "max_length", "seed", "random_twin")],
+    measure: Annotated[MeasureOptions, Without("num_texts", "max_length", "seed", "random_twin", "halves")],
 ) -> None:
     """Put models side by side on the same texts: curves, differences with intervals, trends, a run over its steps."""
     from condense.comparison.run import compare as compare_runs

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from condense.comparison.atlas import Standing
 from condense.metrics import SINK_FACTOR
+from condense.records.base import Estimate
 from condense.report.charts import Axis, Chart, Figure, Look, Series, Shade, Values
 from condense.report.depth import (
     StackView,
@@ -21,16 +23,20 @@ from condense.report.depth import (
 from condense.report.text import NOTHING, WITHOUT_TOP, number, percent
 
 BAR_INKS = ("accent", "warm", "leaf", "plum")
+ATLAS_DASHES = ("solid", "dot", "longdash", "dashdot")
 TWIN = Look("random twin: same shape, random weights", "quiet", "dash")
 
 
-def figures(view: StackView, prefix: str) -> list[Figure]:
-    """The figures of one stack; `prefix` makes their ids unique on the page."""
+def figures(view: StackView, prefix: str, standing: Standing | None = None) -> list[Figure]:
+    """The figures of one stack; `prefix` makes their ids unique on the page.
+
+    standing: where the model stands in the atlas, whose curves are drawn behind its own.
+    """
     if not view.blocks:
         return []
     axis, deepest = depth_axis(view.sites), deepest_half(view.sites)
     return [
-        _cone_figure(view, f"{prefix}-cosine", axis, deepest),
+        _cone_figure(view, f"{prefix}-cosine", axis, deepest, standing),
         _histogram(view, f"{prefix}-histogram", axis),
         _dimensions(view, f"{prefix}-dimensions", axis),
         _rank_figure(view, f"{prefix}-rank", axis, deepest),
@@ -75,18 +81,32 @@ def _extreme(values: Values, choose: Callable[[list[tuple[float, int]]], tuple[f
     return -choose(defined)[1] if defined else None
 
 
-def _cone_figure(view: StackView, chart: str, axis: Axis, deepest: Shade | None) -> Figure:
+def _atlas(view: StackView, standing: Standing | None) -> list[Series]:
+    """The mean cosine of the atlas's models nearest in size, at the relative depth of this model's sites."""
+    if standing is None:
+        return []
+    series = []
+    for other, dash in zip(standing.nearest, ATLAS_DASHES, strict=False):
+        values = [None if site.site == "output" else other.at("mean_cosine", site.depth) for site in view.sites]
+        look = Look(f"atlas: {other.name}", "quiet", dash)
+        series.append(look.curve([Estimate(value) for value in values], bands=False, width=1.2))
+    return series
+
+
+def _cone_figure(view: StackView, chart: str, axis: Axis, deepest: Shade | None, standing: Standing | None) -> Figure:
     words = {"cone_moderate": "moderate", "cone_high": "high", "cone_severe": "severe"}
     edges = tuple((view.verdict.bands[key], word) for key, word in words.items() if key in view.verdict.bands)
     sink = Look("with the sink token kept", "plum", "dot")
     series = (
+        *_atlas(view, standing),
         *_twin(view, "mean_cosine"),
         _depth_curve(view, "mean_cosine_with_sink", sink, bands=False, width=5),
         _depth_curve(view, WITHOUT_TOP, Look("without each text’s top 3 dimensions", "warm", "longdash", "diamond")),
         _depth_curve(view, "mean_cosine", Look("mean cosine", "accent", symbol="circle")),
     )
     drawn = overlay("mean_cosine", axis, series, chart_id=chart, shade=deepest, edges=edges, height=420)
-    return Figure(drawn, "How alike are two tokens of one text?", _cone_words(view))
+    said = _cone_words(view) + (f" The model is {standing.words}." if standing else "")
+    return Figure(drawn, "How alike are two tokens of one text?", said)
 
 
 def _cone_words(view: StackView) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from condense.comparison.atlas import standing
 from condense.metrics import MATRIX, METRICS, QUALITY
 from condense.records.base import Estimate, PlotlyJs
 from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
@@ -50,7 +51,7 @@ def diagnosis_page(diagnosis: Diagnosis, *, plotlyjs: PlotlyJs = "inline") -> st
         {
             "view": view,
             "answer": answer(view, several=several) if diagnosis.sites else weights_answer(diagnosis),
-            "figures": figures(view, f"chart-{index}"),
+            "figures": figures(view, f"chart-{index}", None if index else standing(diagnosis)),
             "left_out": left_out_rows(diagnosis, view),
             "left_out_figures": left_out_figures(view, f"chart-{index}", tokens=index == 0),
             "table": layer_table(view, several=several),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from condense.comparison.atlas import standing
 from condense.metrics import METRICS, POOLED
 from condense.records.diagnosis import Diagnosis, SiteReading, Verdict
 from condense.report.console import bar, new_table, say, show_panel, show_table, speaks_unicode
@@ -48,6 +49,8 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
         lines += [*markdown_findings(diagnosis.verdict.findings), *_matrices(diagnosis)]
         return "\n".join([*lines, *folded("Provenance", _provenance(diagnosis))])
     lines += _verdict(diagnosis.verdict)
+    place = standing(diagnosis)
+    lines += [f"The model is {for_markdown(place.words)} (`condense atlas`).", ""] if place else []
     for name, stack in diagnosis.stacks.items():
         lines += [f"## {for_markdown(name)} stack", "", *_verdict(stack.verdict)]
     for view in stack_views(diagnosis):
@@ -210,6 +213,9 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     say(console, *quality_lines(diagnosis), *pooled_lines(diagnosis), *matrix_lines(diagnosis))
     if diagnosis.twin is not None:
         say(console, _twin_lines(diagnosis, diagnosis.twin))
+    place = standing(diagnosis)
+    if place is not None:
+        say(console, f"{sentence(place.words)} (condense atlas)")
     say(console, "")
     for name, stack in diagnosis.stacks.items():
         _show_verdict(console, stack.verdict, f"{name}: ")
