@@ -317,6 +317,22 @@ _MATRIX = (
     ),
 )  # fmt: skip
 
+_LENS = (
+    Metric(
+        "lens.cross_entropy", "logit lens: cross-entropy", "nats/token", 0, None, None,
+        "Loss of what the head would predict from the state after a block; at the last block the model's own.",
+        "−mean log p(next token), p the head on the normed state", "nostalgebraist 2020; Belrose et al. 2023, "
+        "arXiv:2303.08112",
+        group="Logit lens", head="cross-entropy", digits=2,
+    ),
+    Metric(
+        "lens.kl", "logit lens: KL", "nats/token", 0, None, None,
+        "How far that prediction is from the model's final one; 0 at the last block.",
+        "mean Σ p·log(p/q), p the final prediction, q the lens", "Belrose et al. 2023, arXiv:2303.08112",
+        group="Logit lens", head="KL", digits=3,
+    ),
+)  # fmt: skip
+
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _TABLE}
 """Geometry: one row per key of `sites[].metrics` and `deep`."""
 
@@ -328,6 +344,9 @@ PAIR: dict[str, Metric] = {metric.key: metric for metric in _PAIR}
 
 MATRIX: dict[str, Metric] = {metric.key: metric for metric in _MATRIX}
 """Embedding and unembedding matrices: one row per number of `matrices`, there without the prefix."""
+
+LENS: dict[str, Metric] = {metric.key: metric for metric in _LENS}
+"""The logit lens: at every site but the output, with `--lens`."""
 
 UPDATES: tuple[str, ...] = ("update_ratio", "update_cosine")
 """What a block does to the states it receives: at blocks only."""
@@ -344,6 +363,6 @@ SINK_FACTOR = 20.0
 VERSIONS: dict[str, int] = {
     **dict.fromkeys(METRICS, 2),  # 2: sinks are found by their norm and left out; deep is a mean over blocks
     **dict.fromkeys((*UPDATES, "mean_cosine_distinct", "dimension", "dimension_share", *QUALITY), 1),
-    **{metric.key: 1 for metric in (*_POOLED, *_MATRIX)},
+    **{metric.key: 1 for metric in (*_POOLED, *_MATRIX, *_LENS)},
 }
 """The version of each number's definition: two runs compare in a key where its versions agree."""

@@ -37,8 +37,9 @@ LOADS: dict[str, set[str]] = {
         "models/checks.py", "models/custom.py", "models/dequantise.py", "models/layers.py", "models/locate.py",
         "models/tokenizer.py",
         "dispersion/*", "diagnosis/cache.py", "diagnosis/distributed.py", "diagnosis/forward.py",
-        "diagnosis/matrices.py", "diagnosis/pooled.py", "diagnosis/quality.py", "diagnosis/resume.py",
-        "diagnosis/run.py", "diagnosis/summary.py", "diagnosis/twin.py", "comparison/pair.py", *HEAVY_TRAINING,
+        "diagnosis/lens.py", "diagnosis/matrices.py", "diagnosis/pooled.py", "diagnosis/quality.py",
+        "diagnosis/resume.py", "diagnosis/run.py", "diagnosis/summary.py", "diagnosis/twin.py",
+        "comparison/pair.py", *HEAVY_TRAINING,
         "trials/folder.py", "trials/run.py", "trials/runs.py", "treatment/*",
     },
     "transformers": {

@@ -157,7 +157,9 @@ def diagnosed(
     from condense.diagnosis.cache import Wanted, keep, recall
     from condense.diagnosis.distributed import ALONE, together
 
-    wanted = Wanted(located, windows, measure.batch_size, measure.seed, measure.random_twin, measure.halves)
+    wanted = Wanted(
+        located, windows, measure.batch_size, measure.seed, measure.random_twin, measure.halves, measure.lens
+    )
     ranks, cached = ranks or ALONE, not measure.no_cache
     with together(ranks):
         kept = recall(wanted, command=command, ranks=ranks) if cached and not measure.refresh else None
@@ -186,6 +188,7 @@ def _read_and_measure(wanted: Wanted, command: str, *, resumable: bool, ranks: R
             seed=wanted.seed,
             twin=wanted.twin,
             halves=wanted.halves,
+            lens=wanted.lens,
             command=command,
             on_text=on_text,
             on_note=say_first,
@@ -274,7 +277,7 @@ def _load(options: ModelOptions, measure: MeasureOptions, shape: Shape, device: 
     batch = measure.batch_size or (1 if device == "cpu" else 8)
     twin = measure.random_twin
     load = Load(measure.num_texts, length, batch, options.dtype, twin=twin, processes=processes)
-    return replace(load, halves=measure.halves)
+    return replace(load, halves=measure.halves, lens=measure.lens)
 
 
 def _model_lines(model: str, source: Source, load: Load, text: str) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from condense.errors import UnavailableError, UsageError, first_line
 from condense.files import is_special, write_text
-from condense.metrics import MATRIX, METRICS, POOLED, POOLINGS
+from condense.metrics import LENS, MATRIX, METRICS, POOLED, POOLINGS, QUALITY
 from condense.records.base import PlotlyJs, Saved
 from condense.records.options import OutputOptions
 
@@ -145,9 +145,7 @@ _MOST = 1 << 30  # bytes of a run that is looked into
 _POOLED_COLUMNS = {f"pooled.{pooling}.{key}" for pooling in POOLINGS for key in POOLED}
 _MATRIX_COLUMNS = {key.partition(".")[2] for key in MATRIX} | {"tied", "rows"}
 _SAME_COLUMNS = {"same_word", "same_from_block", "same_from", "same_kl", "same_top1"}
-_FIELDS = (
-    frozenset(METRICS) | {"loss", "perplexity", "bits_per_byte"} | _POOLED_COLUMNS | _MATRIX_COLUMNS | _SAME_COLUMNS
-)
+_FIELDS = frozenset((*METRICS, *LENS, *QUALITY)) | _POOLED_COLUMNS | _MATRIX_COLUMNS | _SAME_COLUMNS
 _NUMBER = re.compile(r"(.+?)(_(effect|difference))?(_low|_high|_null_ratio)?")
 _LAYERS = ("site", "stack", "index", "depth")
 # The first columns of each table of condense, and those that may follow beside its numbers.

@@ -29,6 +29,6 @@ def idle_finding(facts: Facts) -> Finding | None:
         "what they receive (update ratio, mean over tokens)",
         why="Where blocks write little, states stay as they were: a cosine that does not fall over depth is then an "
         "unchanged one, no condensation by these blocks. Such blocks can often be left out at a small loss.",
-        next=facts.closer_look(),
+        next=facts.command("analyze", "--lens -o report/"),
         source=CURSE,
     )

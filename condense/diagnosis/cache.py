@@ -64,6 +64,7 @@ class Wanted:
     seed: int = 0
     twin: bool = False
     halves: bool = False
+    lens: bool = False
     spectral_tokens: int = SPECTRAL_TOKENS
     bands: Bands = BANDS
 
@@ -138,6 +139,7 @@ def _key(wanted: Wanted, processes: int) -> bytes | None:
         "bands": asdict(wanted.bands),
         "twin": wanted.twin,
         "halves": wanted.halves,
+        "lens": wanted.lens,
         "batch": f"{batch} of {processes}" if batch > 1 else "1",  # one at a time, ranks change no bit
         "device": [located.device, options.device_map, *_arithmetic(located.device)],
         "packages": _versions(),

@@ -67,6 +67,7 @@ class Load:
     twin: bool = False
     processes: int = 1
     halves: bool = False
+    lens: bool = False
 
 
 def find(model: str, options: ModelOptions) -> Source:
@@ -194,7 +195,8 @@ def seconds(source: Source, load: Load, rate: float) -> float:
     per_text = 2 * shape.parameters * load.length + 4 * shape.blocks * shape.width * load.length**2
     rounds = math.ceil(load.texts / load.processes) * (1 + (_TWINS if load.twin else 0) + load.halves)
     opening = _OPENING + shape.parameters * 4 / _DISK + (15 + shape.parameters / 2e7 if source.copy else 0)
-    return opening + rounds * per_text / (rate * _EFFICIENCY) * _METRICS
+    lens = 2 * shape.vocabulary * shape.width * load.length * (shape.blocks + 1) * min(8, load.texts) * load.lens
+    return opening + (rounds * per_text * _METRICS + lens) / (rate * _EFFICIENCY)
 
 
 def matmul_rate(shape: Shape, load: Load, device: str) -> float:

@@ -23,6 +23,7 @@ from condense import geometry
 from condense.diagnosis.distributed import ALONE, Ranks, together
 from condense.diagnosis.findings import judge
 from condense.diagnosis.forward import OnNote, TextReading, ids_of, kept_positions, read_texts, token_counts
+from condense.diagnosis.lens import with_lens
 from condense.diagnosis.matrices import matrices_of, matrix_finding
 from condense.diagnosis.pooled import pooled_view
 from condense.diagnosis.quality import MASK_RATE, Scorer, counting_loss, make_scorer, summarise
@@ -75,6 +76,7 @@ def analyze(
     seed: int = MeasureOptions.seed,
     twin: bool = MeasureOptions.random_twin,
     halves: bool = MeasureOptions.halves,
+    lens: bool = MeasureOptions.lens,
     bands: Bands = BANDS,
     command: str = "",
     on_text: OnText | None = None,
@@ -86,10 +88,10 @@ def analyze(
 
     checkpoint: from `load`, or a transformers model in memory; windows: from `condense.windows`.
     batch_size: texts per forward pass (None chooses; halved where memory runs out); twin: measure the same
-    architecture with random weights too, three times; halves: embed the halves of each text apart too;
-    on_text(done, total) is called after each text, on_note(line) for what a user should know. journal: keep what is
-    measured in the cache until all is done, and resume from there after a crash; ranks: the processes that share the
-    texts, each of which has to call this.
+    architecture with random weights too, three times; halves: embed the halves of each text apart too; lens: read
+    every block through the model's head too; on_text(done, total) is called after each text, on_note(line) for what a
+    user should know. journal: keep what is measured in the cache until all is done, and resume from there after a
+    crash; ranks: the processes that share the texts, each of which has to call this.
     RunError for non-finite states or too little memory, UnavailableError for an architecture without one
     (B, S, d) residual stream or ids beyond the embedding.
     """
@@ -118,6 +120,8 @@ def analyze(
                 twins.append(_measure(other, windows, replace(settings, halves=False), []))
                 del other  # freed before the next is built
             diagnosis = _measure(checkpoint, windows, settings, twins)
+        if lens and ranks.is_first:
+            diagnosis = with_lens(diagnosis, checkpoint, windows, seed)
     finally:
         for module, training in modes:
             module.training = training

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from condense.diagnosis.verdict import COLLAPSE, COMMON, CONTEXT, NOT, ROGUE, SINK
 from condense.errors import UsageError
-from condense.metrics import MATRIX, METRICS, POOLED, POOLINGS, QUALITY
+from condense.metrics import LENS, MATRIX, METRICS, POOLED, POOLINGS, QUALITY
 from condense.records.diagnosis import MATRICES
 from condense.records.treatment import VerdictId
 
@@ -157,7 +157,7 @@ def _metrics_of(scope: str, stack: str | None) -> tuple[str, ...]:
         return SAME
     if scope in MATRICES:
         return (*(key.partition(".")[2] for key in MATRIX), RATIOS[0])
-    return (*METRICS, *(ratio for ratio in RATIOS if ratio not in POOLED_RATIOS))
+    return (*METRICS, *LENS, *(ratio for ratio in RATIOS if ratio not in POOLED_RATIOS))
 
 
 def _index(text: str, whole: str) -> int:

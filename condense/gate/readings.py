@@ -7,6 +7,7 @@ side by side and share the .05 between them.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -158,9 +159,14 @@ def _places(run: Diagnosis, target: Target) -> list[_Place]:
     prefix = f"{target.stack} " if target.stack else ""
     if target.scope == "deep":
         span = f"{sites[0].index} to {sites[-1].index}" if len(sites) > 1 else f"{sites[0].index}"
-        return [_Place(0, f"{prefix}mean of blocks {span}", run.deep_of(target.stack)[key])]
+        return [_Place(0, f"{prefix}mean of blocks {span}", _number_of(run.deep_of(target.stack), key))]
     numbered = target.scope == "any-block"
-    return [_Place(s.index if numbered else 0, prefix + s.label, s.metrics[key], s) for s in sites]
+    return [_Place(s.index if numbered else 0, prefix + s.label, _number_of(s.metrics, key), s) for s in sites]
+
+
+def _number_of(numbers: Mapping[str, Estimate], key: str) -> Estimate:
+    """A number of a site; of the logit lens only where it was asked for."""
+    return numbers.get(key, Estimate(None, reason="not measured: condense analyze MODEL --lens"))
 
 
 def _pooled(run: Diagnosis, target: Target) -> Estimate:

@@ -43,6 +43,7 @@ def figures(view: StackView, prefix: str, standing: Standing | None = None) -> l
         _relative(view, f"{prefix}-relative", axis),
         _growth(view, f"{prefix}-growth", axis),
         *_updates(view, f"{prefix}-updates", axis, deepest),
+        *_lens(view, f"{prefix}-lens", axis, deepest),
     ]
 
 
@@ -190,6 +191,21 @@ def _updates(view: StackView, chart: str, axis: Axis, deepest: Shade | None) -> 
     top = 1.05 * max(1.0, min(most, 3.0))  # the first block of many models writes many times what it receives
     drawn = Chart(chart, axis, "share of what is received", series, y_range=(0, top), shade=deepest, height=320)
     return [Figure(drawn, "What does each block change?", words)]
+
+
+def _lens(view: StackView, chart: str, axis: Axis, deepest: Shade | None) -> list[Figure]:
+    """What the head would predict from every block; none where the lens was not asked for."""
+    losses = [value for value in _values(view, "lens.cross_entropy") if value is not None]
+    if not losses:
+        return []
+    series = (
+        _depth_curve(view, "lens.kl", Look("KL from the final prediction", "warm", "longdash", "diamond"), 2),
+        _depth_curve(view, "lens.cross_entropy", Look("cross-entropy", "accent", symbol="circle"), 2),
+    )
+    drawn = Chart(chart, axis, "nats per token", series, shade=deepest, height=320)
+    words = f"Read through the model’s head the embedding loses {number(losses[0], 2)} nats per token, the last block "
+    words += f"{number(losses[-1], 2)}: the model’s own loss on these windows."
+    return [Figure(drawn, "Where does the prediction form?", words)]
 
 
 def _growth(view: StackView, chart: str, axis: Axis) -> Figure:

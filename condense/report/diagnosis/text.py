@@ -157,6 +157,21 @@ def pooled_table(diagnosis: Diagnosis) -> Table:
     return Table(tuple(columns), tuple(rows), "At the output", " ".join(said), first="vector")
 
 
+def lens_lines(diagnosis: Diagnosis) -> list[str]:
+    """The logit lens in a line: where the prediction forms; nothing where it was not asked for."""
+    known = [site for site in diagnosis.sites if site.metrics.get("lens.kl", NOTHING).value is not None]
+    if not known:
+        reason = diagnosis.deep.get("lens.kl", NOTHING).reason
+        return [reason] if reason and reason.startswith("no logit lens") else []
+    places = {site.label: site for site in (known[0], known[len(known) // 2], known[-1])}
+    parts = [
+        f"{number(site.metrics['lens.cross_entropy'].value, 2)} (KL {number(site.metrics['lens.kl'].value, 2)}) at "
+        f"{site.label}"
+        for site in places.values()
+    ]
+    return [f"logit lens, nats per token: {', '.join(parts)}"]
+
+
 def pooled_lines(diagnosis: Diagnosis) -> list[str]:
     """The pooled view on the terminal: a line for each vector that a text has."""
     lines = []
@@ -210,7 +225,7 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
             say(console, f"{name} stack", style="bold")
         show_table(console, _site_rows([site for site in diagnosis.sites if site.stack == name], console))
     say(console, "0 is spread, 1 is one direction; % is of what random directions of the same shape have.", "")
-    say(console, *quality_lines(diagnosis), *pooled_lines(diagnosis), *matrix_lines(diagnosis))
+    say(console, *quality_lines(diagnosis), *pooled_lines(diagnosis), *matrix_lines(diagnosis), *lens_lines(diagnosis))
     if diagnosis.twin is not None:
         say(console, _twin_lines(diagnosis, diagnosis.twin))
     place = standing(diagnosis)
