@@ -20,6 +20,7 @@ from condense.errors import UnavailableError, UsageError, first_line
 from condense.files import is_special, write_text
 from condense.metrics import LENS, MATRIX, METRICS, POOLED, POOLINGS, QUALITY
 from condense.records.base import PlotlyJs, Saved
+from condense.records.diagnosis import MATRICES
 from condense.records.options import OutputOptions
 
 NAMES = {"json": "diagnosis.json", "html": "report.html", "md": "report.md", "csv": "layers.csv"}
@@ -143,7 +144,8 @@ def _target(link: Path) -> Path:
 
 _MOST = 1 << 30  # bytes of a run that is looked into
 _POOLED_COLUMNS = {f"pooled.{pooling}.{key}" for pooling in POOLINGS for key in POOLED}
-_MATRIX_COLUMNS = {key.partition(".")[2] for key in MATRIX} | {"tied", "rows"}
+_OF_A_MATRIX = ("tied", "rows", *(key.partition(".")[2] for key in MATRIX))
+_MATRIX_COLUMNS = {f"{name}.{key}" for name in MATRICES for key in _OF_A_MATRIX}
 _SAME_COLUMNS = {"same_word", "same_from_block", "same_from", "same_kl", "same_top1"}
 _FIELDS = frozenset((*METRICS, *LENS, *QUALITY)) | _POOLED_COLUMNS | _MATRIX_COLUMNS | _SAME_COLUMNS
 _NUMBER = re.compile(r"(.+?)(_(effect|difference))?(_low|_high|_null_ratio)?")

@@ -322,12 +322,20 @@ class Diagnosis(Saved):
     def rows(self) -> list[dict[str, Any]]:
         """Return the layer table as plain rows: site, stack, index, depth, each metric with its interval.
 
-        The matrices of embedding and unembedding come last, each as a site of its name.
+        The matrices are columns of the embedding and the output; of the weights alone each is a row.
         """
         rows = [_site_row(site) for site in self.sites]
         output = next((row for row in rows if row["site"] == "output"), {})
         output |= _pooled_columns(self.pooled)
-        return [*rows, *(_matrix_row(name, reading) for name, reading in self.matrices.items())]
+        for name, reading in self.matrices.items():
+            columns = {f"{name}.{key}": value for key, value in _matrix_columns(reading).items()}
+            place = "embedding" if name == MATRICES[0] else "output"
+            own = next((row for row in reversed(rows) if row["site"] == place), None)
+            if own is None:  # of the weights alone
+                own = {"site": name, "stack": "", "index": "", "depth": ""}
+                rows.append(own)
+            own |= columns
+        return rows
 
 
 def with_every_metric(own: Mapping[str, Estimate], version: str) -> Mapping[str, Estimate]:
@@ -360,10 +368,8 @@ def _pooled_columns(pooled: Mapping[str, Mapping[str, Estimate]]) -> dict[str, A
     return row
 
 
-def _matrix_row(name: str, reading: MatrixReading) -> dict[str, Any]:
-    """A matrix as a row; `tied`, `rows` and what is not a metric of states have columns of their own."""
-    row: dict[str, Any] = {"site": name, "stack": "", "index": 0, "depth": "", "tied": reading.tied}
-    row["rows"] = reading.rows
+def _matrix_columns(reading: MatrixReading) -> dict[str, Any]:
+    row: dict[str, Any] = {"tied": reading.tied, "rows": reading.rows}
     for key, estimate in reading.metrics.items():
         row[key] = estimate.value
         if estimate.null_ratio is not None:

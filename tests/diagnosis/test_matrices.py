@@ -111,7 +111,7 @@ def test_matrices_of_a_model(diagnosed: Callable[[str], Diagnosis], opened: Call
     tied = diagnosed("gpt2").matrices
     assert tied[MATRICES[0]].tied and tied[MATRICES[0]] == tied[MATRICES[1]]
     assert Diagnosis.from_json(run.to_json()).matrices == run.matrices
-    assert [row["site"] for row in run.rows()][-2:] == list(MATRICES)
+    assert "unembedding-matrix.mean_shift" in run.rows()[-1] and "embedding-matrix.tied" in run.rows()[0]
 
 
 def test_models_without_a_head_have_one(tiny: Copy, tmp_path: Path) -> None:
