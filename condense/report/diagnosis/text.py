@@ -230,7 +230,7 @@ def show_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
         say(console, _twin_lines(diagnosis, diagnosis.twin))
     place = standing(diagnosis)
     if place is not None:
-        say(console, f"{sentence(place.words)} (condense atlas)")
+        say(console, sentence(f"{place.words} (condense atlas)"))
     say(console, "")
     for name, stack in diagnosis.stacks.items():
         _show_verdict(console, stack.verdict, f"{name}: ")
