@@ -13,7 +13,7 @@ import typer
 from condense.cli.console import command_line, console, counting, say, working
 from condense.cli.groups import Without, command
 from condense.cli.measure import cut_windows, diagnosed, locate_model
-from condense.cli.outputs import plan_outputs
+from condense.cli.outputs import check_file, plan_outputs
 from condense.errors import CondenseError
 from condense.records.options import (
     MODEL,
@@ -114,13 +114,16 @@ class MeasureMembers:
 
     def __call__(self, candidate: Candidate, settings: CompareOptions, position: tuple[int, int]) -> Diagnosis:
         """Open, cut, measure; `position` is which of how many."""
+        path = self._folder / self._file_name(candidate.name) if self._folder else None
+        if path is not None:
+            check_file(path)
         located, measure = self._located(candidate, settings)
         windows = cut_windows(located, self._corpus, measure, no_text=self._no_text)
         title = f"{position[0]} of {position[1]}: {candidate.name}"[:40]
         command = command_line(no_text=self._no_text)
         diagnosis = diagnosed(located, windows, measure, command, title=title)
-        if self._folder is not None:
-            diagnosis.to_json(self._folder / self._file_name(candidate.name))
+        if path is not None:
+            diagnosis.to_json(path)
         return diagnosis
 
     def open(self, candidate: Candidate, settings: CompareOptions) -> tuple[Checkpoint, Callable[[], Windows]]:

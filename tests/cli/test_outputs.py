@@ -1,6 +1,7 @@
 """Where outputs go: odd names and links are found before anything is measured."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,18 @@ def test_force_writes_over_nothing_of_somebody_else(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, command)
     assert refused.exit_code == 2 and "report.md exists and was not written by condense" in refused.output
     assert {(folder / name).read_text() for name in ("thesis.txt", "report.md")} == {"mine"}
+
+
+def test_members_of_a_comparison_are_not_written_over_files_of_somebody_else(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """With --force too, nor through a link; it is told before the member is measured."""
+    members, mine = tmp_path / "out" / "members", tmp_path / "mine.json"
+    members.mkdir(parents=True)
+    mine.write_text("mine")
+    (members / "llama.json").write_text("mine")
+    (members / "gpt2.json").symlink_to(mine)
+    words = ["compare", str(tiny("llama")), str(tiny("gpt2")), "-o", str(tmp_path / "out"), "--force"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and "was not written by condense" in result.stderr, result.output
+    assert mine.read_text() == (members / "llama.json").read_text() == "mine"
