@@ -12,11 +12,8 @@ CURSE = "Sun et al. 2025, arXiv:2502.05795; Men et al. 2024, arXiv:2403.03853"
 
 def idle_finding(facts: Facts) -> Finding | None:
     """Most blocks of the deeper half write less than 5 % of what they receive; None where they do not."""
-    ratios = [
-        (label, value)
-        for label, value in zip(facts.labels, facts.curves["update_ratio"], strict=True)
-        if label.startswith("block")
-    ]
+    curve = facts.curves.get("update_ratio") or [None] * len(facts.labels)
+    ratios = [(label, value) for label, value in zip(facts.labels, curve, strict=True) if label.startswith("block")]
     deep = ratios[len(ratios) // 2 :]
     idle = [(label, value) for label, value in deep if value is not None and value < IDLE]
     if not idle or 2 * len(idle) <= len(deep):

@@ -228,9 +228,7 @@ class Ranking:
 
 def rankings(trial: Trial) -> list[Ranking]:
     """One ranking per measure that any arm was ranked on; none where the trial ranks nothing."""
-    if trial.unranked:
-        return []
-    named = list(dict.fromkeys(key for arm in trial.arms for key in arm.ranks))
+    named = {} if trial.unranked else dict.fromkeys(key for arm in trial.arms for key in arm.ranks)
     return [_ranking(trial, key) for key in named]
 
 
