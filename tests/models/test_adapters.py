@@ -14,8 +14,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import condense
+from condense.diagnosis import estimate
 from condense.errors import UnavailableError
-from condense.models import adapters
+from condense.models import adapters, hub, hub_files
 from condense.texts.documents import probe
 from condense.training.loop import save_model
 from tests.conftest import write_checkpoint
@@ -439,6 +440,31 @@ def test_lora_in_memory_is_measured(opened: Callable[[str], Any], tiny: Copy, tm
     read = condense.analyze(condense.load(tmp_path / "adapter", device="cpu"), windows, spectral_tokens=8)
     assert live.deep["mean_cosine"].value == pytest.approx(read.deep["mean_cosine"].value, abs=1e-5)
     assert live.quality.loss.value == pytest.approx(read.quality.loss.value, abs=1e-5)
+
+
+def test_a_revision_is_the_adapters_and_its_base_has_its_own(
+    bases: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(lora(), bases("llama"), tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    asked: list[str | None] = []
+
+    def fetch(repo: str, options: condense.ModelOptions, selection: Any = None) -> hub.Fetched:
+        asked.append(options.revision)
+        return hub.Fetched(bases("llama"), "c0ffee")
+
+    def cached(repo: str, revision: str | None, *more: Any, **options: Any) -> hub.Fetched:
+        asked.append(revision)
+        return hub.Fetched(bases("llama"), "c0ffee")
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(hub_files, "cached", cached)
+    for own in ("v2", None):
+        settings = {**json.loads(file.read_text()), "base_model_name_or_path": "org/base", "revision": own}
+        file.write_text(json.dumps(settings))
+        condense.load(tmp_path / "adapter", device="cpu", revision="of-the-adapter")
+        estimate.find(str(tmp_path / "adapter"), condense.ModelOptions(revision="of-the-adapter", offline=True))
+    assert asked == ["v2", "v2", None, None]
 
 
 def test_an_adapter_with_its_base_beside_it(bases: Copy, tmp_path: Path) -> None:
