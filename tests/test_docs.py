@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 import condense
-from condense.metrics import METRICS, POOLED, QUALITY
+from condense.metrics import LENS, MATRIX, METRICS, PAIR, POOLED, QUALITY
 from condense.records import serial
 from condense.records.diagnosis import Diagnosis
 from condense.records.serial import schema_of
@@ -129,7 +129,10 @@ def test_shell_commands_exist(block: Block, words: list[str]) -> None:
 # --- words ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", [*METRICS, *QUALITY, *(metric.key for metric in POOLED.values())])
+NUMBERS = (*METRICS, *QUALITY, *PAIR, *MATRIX, *LENS, *(metric.key for metric in POOLED.values()))
+
+
+@pytest.mark.parametrize("key", NUMBERS)
 def test_every_number_is_explained(key: str) -> None:
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert re.search(rf"^\|.*`{key}`.*\|$", text, re.M), f"{key} has no row in docs/metrics.md"

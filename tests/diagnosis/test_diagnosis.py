@@ -21,7 +21,7 @@ from condense.diagnosis.twin import initialisations
 from condense.diagnosis.verdict import Bands
 from condense.errors import RunError, UnavailableError
 from condense.intervals import jackknife, over_documents, ratio_over_documents
-from condense.metrics import METRICS, PER_TEXT, POOLED, QUALITY, VERSIONS
+from condense.metrics import LENS, MATRIX, METRICS, PER_TEXT, POOLED, QUALITY, VERSIONS
 from condense.models.checkpoint import checkpoint_of, load, random_twin
 from condense.models.layers import shifted
 from condense.records.diagnosis import Diagnosis
@@ -382,6 +382,8 @@ def test_protocol_hash_covers_settings_and_not_the_model(opened: Callable[[str],
         *METRICS,
         *QUALITY,
         *(metric.key for metric in POOLED.values()),
+        *MATRIX,
+        *LENS,
     }
     changed = [
         protocol(made(gpt2, length=32), gpt2.info.dtype, 24, 0),
