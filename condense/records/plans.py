@@ -110,6 +110,15 @@ class Plan(Options):
     max_length: Annotated[
         int | None, Flag("Tokens per row. Default: min(1024, positions).", TRAINING, at_least=8, settings="found")
     ] = None
+    eval_length: Annotated[
+        int | None,
+        Flag(
+            "Tokens per measured window, at most those per row. Default: min(512, row), shorter for 8 windows.",
+            TRAINING,
+            at_least=8,
+            settings="found",
+        ),
+    ] = None
     learning_rate: Annotated[
         float | None,
         Flag("Peak learning rate. Default: 5e-5, of LoRA adapters 2e-4.", TRAINING, above=0, settings="found"),

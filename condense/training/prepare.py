@@ -24,6 +24,7 @@ from condense.texts.windows import Windows, documents_of, windows
 from condense.training.interventions import Intervention
 from condense.training.loop import arguments, collator
 from condense.training.rows import (
+    MEASURED_LENGTHS,
     Rows,
     Split,
     keeps_documents_apart,
@@ -70,9 +71,28 @@ def prepare_text(
             f"--max-length {length} is beyond the model's {opened.positions} positions", "use a shorter one"
         )
     rows = training_rows(opened, parts, length, masked, most_tokens(plan, length))
-    validation = validation_windows(opened.tokenizer, parts.validation, plan.num_texts, opened.positions)
-    probe = windows(opened.tokenizer, num_texts=plan.num_texts, positions=opened.positions)
+    validation, probe = measured_windows(opened, parts, plan, rows.length)
     return Prepared(parts, rows, masked, validation, probe, make_schedule(plan, rows, parts, opened))
+
+
+def measured_windows(opened: Checkpoint, parts: Split, plan: Plan, trained: int) -> tuple[Windows, Windows]:
+    """Windows of the validation text and of the probe, never longer than the rows that are `trained` on.
+
+    A position that no row reaches has an embedding that was not trained. UsageError for an --eval-length beyond.
+    """
+    asked, tokenizer, source = plan.eval_length, opened.tokenizer, "validation text"
+    if asked is not None and asked > trained:
+        raise UsageError(
+            f"--eval-length {asked} is longer than the rows of {trained} tokens that are trained on",
+            "use a shorter one, or a longer --max-length",
+        )
+    longest = min(trained, MEASURED_LENGTHS[0])
+    if asked is None:
+        validation = validation_windows(tokenizer, parts.validation, plan.num_texts, longest)
+    else:
+        validation = windows(tokenizer, parts.validation, num_texts=plan.num_texts, max_length=asked, source=source)
+    probe = windows(tokenizer, num_texts=plan.num_texts, max_length=asked or longest)
+    return validation, probe
 
 
 def refuse_settings(

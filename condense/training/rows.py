@@ -151,12 +151,10 @@ def _tail(document: Document) -> tuple[Document, Document]:
     return Document(document.name, text[:cut]), Document(f"{document.name} (tail)", text[cut:].lstrip())
 
 
-def validation_windows(tokenizer: Any, documents: Sequence[Document], count: int, positions: int | None) -> Windows:
-    """Windows of the validation documents, as long as leaves at least 8 of them, at most 512 tokens."""
+def validation_windows(tokenizer: Any, documents: Sequence[Document], count: int, longest: int) -> Windows:
+    """Windows of the validation documents, as long as leaves at least 8 of them: `longest` tokens or fewer."""
     best: Windows | None = None
-    for length in MEASURED_LENGTHS:
-        if positions is not None and length > positions:
-            continue
+    for length in (longest, *(length for length in MEASURED_LENGTHS if length < longest)):
         try:
             found = windows(tokenizer, documents, num_texts=count, max_length=length, source="validation text")
         except UsageError:
@@ -166,7 +164,8 @@ def validation_windows(tokenizer: Any, documents: Sequence[Document], count: int
         if len(found) >= min(8, count):
             return found
     if best is None:
-        raise UsageError("the validation text has no window of 16 tokens", "give more or longer documents")
+        shortest = min(longest, MEASURED_LENGTHS[-1])
+        raise UsageError(f"the validation text has no window of {shortest} tokens", "give more or longer documents")
     return best
 
 

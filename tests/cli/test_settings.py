@@ -100,7 +100,7 @@ def test_the_allow_list_is_this_one() -> None:
     measured = {"num_texts", "max_length", "seed", "batch_size", "dtype", "split", "text_column", "text"}
     trained = {
         "max_tokens", "tau", "min_effect", "quality_tolerance", "train_tokens", "max_steps", "max_length",
-        "learning_rate", "warmup", "weight_decay", "max_grad_norm", "per_device_train_batch_size",
+        "eval_length", "learning_rate", "warmup", "weight_decay", "max_grad_norm", "per_device_train_batch_size",
         "gradient_accumulation_steps", "bf16", "lora_r", "lora_alpha", "lora_dropout", "save_steps", "eval_limit",
         "seed", "num_texts", "split", "text_column", "text", "seeds",
     }  # fmt: skip

@@ -11,7 +11,7 @@ from condense.records.plans import Plan
 from condense.texts.documents import Document, probe
 from condense.training import rows as rows_module
 from condense.training.chats import IGNORED
-from condense.training.prepare import MAX_TOKENS, TOKENS_PER_STEP, most_tokens
+from condense.training.prepare import MAX_TOKENS, TOKENS_PER_STEP, most_tokens, prepare_text
 from condense.training.rows import (
     keeps_documents_apart,
     packed_rows,
@@ -240,8 +240,9 @@ def test_what_was_dropped_is_said():
 def test_validation_windows_shrink_until_there_are_eight(tokenizers):
     tokenizer = tokenizers["bytes"]
     short = [Document(f"d{i}", " ".join(f"w{i}x{j}" for j in range(30))) for i in range(8)]
-    found = validation_windows(tokenizer, tuple(short), 32, positions=None)
+    found = validation_windows(tokenizer, tuple(short), 32, longest=512)
     assert len(found) >= 8 and found.info.length < 512
+    assert validation_windows(tokenizer, tuple(short), 32, longest=48).info.length == 48
 
 
 @pytest.mark.parametrize(("name", "apart"), [("llama", True), ("gpt2", True), ("qwen3", True)])
@@ -356,3 +357,25 @@ def test_a_long_text_is_tokenised_in_pieces(tokenizers, monkeypatch):
     joined = [token for ids, _ in pieces for token in ids]
     assert len(pieces) > 5 and joined[0] == tokenizer.bos_token_id and joined[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(joined) == tokenizer.decode(whole[0]) and joined.count(tokenizer.bos_token_id) == 1
+
+
+# --- how long what is measured is ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "measured"), [(32, None, 32), (48, None, 48), (32, 16, 16), (32, 32, 32), (64, 9, 9)]
+)
+def test_nothing_is_measured_at_positions_that_no_row_reaches(opened, trained, asked, measured):
+    """By default as long as the rows: tiny GPT-2 has more positions, whose embeddings were never trained."""
+    model = opened("gpt2")
+    assert model.positions > 64
+    plan = Plan(max_length=trained, eval_length=asked, num_texts=8, max_steps=1)
+    prepared = prepare_text("gpt2", model, [d.text * 3 for d in documents(30)], "text", plan)
+    assert prepared.rows.length == trained
+    assert (prepared.validation.info.length, prepared.probe.info.length) == (measured, measured)
+
+
+def test_a_measured_length_beyond_the_rows_is_refused(opened):
+    plan = Plan(max_length=32, eval_length=33, max_steps=1)
+    with pytest.raises(UsageError, match="--eval-length 33 is longer than the rows of 32 tokens"):
+        prepare_text("gpt2", opened("gpt2"), [d.text for d in documents(30)], "text", plan)
