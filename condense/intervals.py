@@ -105,17 +105,17 @@ def _quantile(alpha: float, freedom: float) -> float:
         return normal + (normal**3 + normal) / (4 * freedom)
     place, wanted = math.log(normal), math.log(alpha / 2)
     for _ in range(100):
-        tail, density = _log_tail(math.exp(place), freedom)
-        step = (tail - wanted) * math.exp(tail - density - place)
-        place += step
+        tail, density = _log_tail(place, freedom)
+        place += (step := (tail - wanted) * math.exp(tail - density - place))
         if abs(step) < 1e-15:
             break
-    return math.exp(place)
+    return math.exp(place) if place < 350 else math.inf  # whose square is no float
 
 
-def _log_tail(t: float, freedom: float) -> tuple[float, float]:
+def _log_tail(log_t: float, freedom: float) -> tuple[float, float]:
     """Log P(T > t) of Student's t and the logarithm of its density there (Abramowitz & Stegun 26.5, 26.7)."""
-    a, far = freedom / 2, math.log1p(t * t / freedom)
+    a, square = freedom / 2, 2 * log_t - math.log(freedom)
+    far = max(square, 0.0) + math.log1p(math.exp(-abs(square)))  # log(1 + t²/ν), where t² is no float either
     if a > 50:  # a difference of two large logarithms would lose digits
         beta = -0.5 * math.log(a / math.pi) + 1 / (8 * a) - 1 / (192 * a**3) + 1 / (640 * a**5)
     else:

@@ -287,3 +287,15 @@ def test_the_quantile_is_scipys(freedom: float) -> None:
         expected = -scipy.special.stdtrit(freedom, alpha / 2)
         assert _quantile(alpha, freedom) == pytest.approx(expected, rel=1e-8)
     assert _quantile(0.05, math.inf) == pytest.approx(1.959963984540054, rel=1e-14)
+    assert _quantile(1e-300, freedom) > 30, "where scipy says infinite: the p of two parts is looked for from there"
+    assert 0 <= _quantile(1 - 1e-12, freedom) < 1e-11
+
+
+@pytest.mark.parametrize("freedom", [1.0, 1.5, 2.0, 9.0])
+@pytest.mark.parametrize("value", [1e-9, 0.3, 5.0, 1e6, 1e100])
+def test_a_p_of_two_parts_is_found_whatever_the_freedom(freedom: float, value: float) -> None:
+    spread = Spread(value, ((1.0, freedom), (0.25, 3.0)))
+    p = spread.p_value()
+    assert p is not None and 0 <= p <= 1
+    if 1e-250 < p < 1 - 1e-9:
+        assert spread.half_width(p) == pytest.approx(value, rel=1e-6)
