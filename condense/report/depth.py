@@ -14,7 +14,7 @@ from condense.report.text import NOTHING
 
 NULL = "Gaussian null: random directions of the same shape"
 READS = "deepest half: what the verdict reads"
-HEAT_BINS = 100
+HEAT_BINS, MANY_SITES = 100, 60  # half as many bins for more sites, so that a page stays below 2.3 MB
 
 
 class Site(Protocol):
@@ -125,8 +125,11 @@ def pair_shares(sites: Sequence[SiteReading]) -> list[list[float]]:
     columns = []
     for site in sites:
         counts = site.histogram.counts
-        total, step = sum(counts) or 1, max(1, len(counts) // HEAT_BINS)
-        columns.append([round(100 * sum(counts[i : i + step]) / total, 3) for i in range(0, len(counts), step)])
+        total, step = (
+            sum(counts) or 1,
+            max(1, len(counts) // (HEAT_BINS if len(sites) <= MANY_SITES else HEAT_BINS // 2)),
+        )
+        columns.append([round(100 * sum(counts[i : i + step]) / total, 2) for i in range(0, len(counts), step)])
     return columns
 
 

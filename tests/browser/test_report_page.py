@@ -175,7 +175,7 @@ def axe_violations(page: Any) -> list[str]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_opens_without_a_request_an_error_or_an_axe_violation(browser: Any, report: Path, scheme: str) -> None:
     with Opened(browser, report, color_scheme=scheme, viewport={"width": 1280, "height": 900}) as opened:
-        assert opened.page.locator(".js-plotly-plot").count() == 7  # tokens were not counted in this record
+        assert opened.page.locator(".js-plotly-plot").count() == 8  # tokens were not counted in this record
         assert opened.page.locator(".modebar-btn").count() == 0
         assert axe_violations(opened.page) == []
         assert opened.trouble == []
@@ -242,7 +242,7 @@ def test_two_stacks_and_no_scripts(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(diagnosis_page(diagnosis(encoder=True), plotlyjs="none"), encoding="utf-8")
     with Opened(browser, path, wait="svg.sketch", java_script_enabled=False) as opened:
-        assert opened.page.locator("svg.sketch").count() == 14
+        assert opened.page.locator("svg.sketch").count() == 16
         assert opened.page.locator("table.layers").count() == 2
         assert opened.page.locator("h2", has_text="Over depth: the encoder").count() == 1
         assert opened.trouble == []

@@ -82,6 +82,13 @@ def test_no_sinks_and_an_older_run_are_told_apart(run):
     assert "tokens, most common first" not in dict(left_out_rows(untold, stack_views(untold)[0]))
 
 
+def test_many_windows_are_drawn_as_means_of_neighbours(run):
+    many = replace(run, tokens=TokenCounts(tuple(range(100, 200)), (0.0,) * 100))
+    chart = left_out_figures(stack_views(many)[0], "c")[1].chart
+    assert chart.bars[0].name == "distinct tokens, mean of 3 windows" and chart.bars[0].values[:2] == [101.0, 104.0]
+    assert chart.axis.labels[1] == "from window 4 on, mean" and len(chart.bars[0].values) == len(chart.axis.ticks) == 34
+
+
 def test_both_stacks_have_their_sinks(diagnosed):
     made = diagnosed("t5")
     encoder = replace(SINKS, stack="encoder")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from condense.comparison.atlas import Standing
 from condense.metrics import SINK_FACTOR
 from condense.records.base import Estimate
-from condense.report.charts import Axis, Chart, Figure, Look, Series, Shade, Values
+from condense.report.charts import Axis, Chart, Figure, Look, Series, Shade, Values, thinned
 from condense.report.depth import (
     StackView,
     deepest_half,
@@ -22,6 +22,7 @@ from condense.report.depth import (
 )
 from condense.report.text import NOTHING, WITHOUT_TOP, number, percent
 
+MOST_BARS = 40
 BAR_INKS = ("accent", "warm", "leaf", "plum")
 ATLAS_DASHES = ("solid", "dot", "longdash", "dashdot")
 TWIN = Look("random twin: same shape, random weights", "quiet", "dash")
@@ -261,10 +262,13 @@ def _sink_words(view: StackView, values: Values) -> str:
 def _kinds(view: StackView, chart: str) -> Figure:
     """Distinct tokens of each window, as bars."""
     distinct = () if view.tokens is None else view.tokens.distinct
-    labels = tuple(f"window {number}" for number in range(1, len(distinct) + 1))
+    size = max(1, -(-len(distinct) // MOST_BARS))
+    starts, values = range(1, len(distinct) + 1, size), thinned([float(count) for count in distinct], MOST_BARS)
+    labels = tuple(f"window {n}" if size == 1 else f"from window {n} on, mean" for n in starts)
     step = max(1, -(-len(labels) // 8))
-    ticks = tuple(str(index + 1) if index % step == 0 else "" for index in range(len(labels)))
-    bars = (Series("distinct tokens of a window", [float(count) for count in distinct], "leaf", digits=0),)
+    ticks = tuple(str(start) if index % step == 0 else "" for index, start in enumerate(starts))
+    name = "distinct tokens of a window" if size == 1 else f"distinct tokens, mean of {size} windows"
+    bars = (Series(name, values, "leaf", digits=0),)
     drawn = Chart(chart, Axis(labels, ticks, "window"), "tokens", bars=bars, height=320, width=520)
     words = "A text of few kinds of token looks condensed by itself."
     if distinct:
