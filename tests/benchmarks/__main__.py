@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from tests.benchmarks import costs, whole
+from tests.benchmarks import costs, gpu, whole
 
 ROWS = {
     "forward": (costs.forward, "analyze per text over the plain LM forward, interleaved"),
@@ -16,6 +16,7 @@ ROWS = {
     "memory": (whole.memory, "peak memory of whole runs, each in a process of its own"),
     "start": (whole.start, "from the start of the process until measuring begins, second run of the .gguf"),
     "estimate": (whole.estimate, "what --dry-run says against what a run takes"),
+    "gpu": (lambda texts, length: gpu.table(), "a step with each loss, and analyze, on a GPU where there is one"),
     "batches": (costs.batches, "batch of 1 against batch of 4"),
 }
 
@@ -37,7 +38,7 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, {threads} threads, load {load[0]:.1f} {load[1]:.1f} before", flush=True)
     if load[0] > 0.5:
         print("the machine is busy: ratios below are not to be trusted", file=sys.stderr)
-    for name in options.rows or ROWS:
+    for name in options.rows or [name for name in ROWS if name != "gpu" or torch.cuda.is_available()]:
         run, title = ROWS[name]
         print(f"\n{name}: {title}", flush=True)
         for label, value in run(options.texts, options.length):

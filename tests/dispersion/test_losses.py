@@ -555,3 +555,14 @@ def test_nothing_is_kept_without_a_graph() -> None:
     assert not angular(states).requires_grad
     with torch.no_grad():
         assert not angular(states.requires_grad_()).requires_grad
+
+
+def test_the_table_of_costs_on_a_device_has_a_row_for_every_loss(tiny) -> None:
+    from tests.benchmarks import gpu
+
+    rows = dict(gpu.table(str(tiny("llama")), [(2, 16)], [(2, 32)], rounds=1))
+    assert rows["device"] and rows["  host waits per text"]
+    for loss in LOSSES:
+        for tokens in ("whole", "max_tokens 256"):
+            assert float(rows[f"  {loss}, {tokens}"].split()[1].rstrip(",")) > 0
+    assert float(rows["analyze, batch 2, 32 tokens"].rpartition("x ")[2]) > 0
