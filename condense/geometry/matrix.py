@@ -15,7 +15,7 @@ from torch import Tensor
 from condense.geometry.rows import quantile
 
 _ROWS = 2048  # rows that are held in float64 at once
-_POINTS = 96  # of a spectrum that are kept
+_POINTS = 48  # of a spectrum that are kept
 _SEED = 20261127
 _DEVIATIONS = 4.0  # how far a row may be from the initialisation's statistics and still be called untrained
 NORMS = (0.05, 0.5, 0.95)

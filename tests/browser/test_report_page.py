@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 
-from condense.metrics import METRICS
+from condense.metrics import MATRIX, METRICS
 from condense.records.base import Estimate, Finding  # fmt: skip
 from condense.records.diagnosis import (  # fmt: skip
+    MATRICES,
     CorpusInfo,
     Diagnosis,
     Histogram,
     Kendall,
+    MatrixReading,
     ModelInfo,
     Paper,
     Quality,
@@ -263,7 +265,12 @@ def test_sizes_bytes_and_words() -> None:
 
 
 def test_a_deep_model_stays_small() -> None:
-    assert len(diagnosis_page(diagnosis(blocks=80)).encode()) <= 2_300_000
+    record = diagnosis(blocks=80)
+    spectrum = tuple(1.2345678901234567 * 0.9**rank for rank in range(48))
+    numbers = {key.partition(".")[2]: Estimate(0.1234567) for key in MATRIX}
+    matrix = MatrixReading(50_000, 4096, False, numbers, 1, 2, 3, spectrum, spectrum)
+    record = replace(record, matrices=dict.fromkeys(MATRICES, matrix))
+    assert len(diagnosis_page(record).encode()) <= 2_300_000
 
 
 def test_cdn_names_its_hash() -> None:

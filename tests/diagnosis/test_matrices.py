@@ -60,7 +60,7 @@ def test_the_numbers_are_those_of_all_rows(count: int, width: int, shift: float)
         assert values["mean_cosine"] == pytest.approx(geometry.mean_cosine(x).item(), abs=1e-12)
     variances = np.sort(np.linalg.eigvalsh(np.cov(u.T)))[::-1]
     assert found.spectrum[0] == pytest.approx(variances[0] / variances.mean(), rel=1e-9)
-    assert len(found.spectrum) == min(width, 96)
+    assert len(found.spectrum) == min(width, 48)
 
 
 def test_rows_that_were_never_trained_are_counted() -> None:

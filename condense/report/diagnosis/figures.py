@@ -26,6 +26,7 @@ MOST_BARS = 40
 BAR_INKS = ("accent", "warm", "leaf", "plum")
 ATLAS_DASHES = ("solid", "dot", "longdash", "dashdot")
 TWIN = Look("random twin: same shape, random weights", "quiet", "dash")
+MOST_DRAWN = 64
 
 
 def figures(view: StackView, prefix: str, standing: Standing | None = None) -> list[Figure]:
@@ -178,15 +179,12 @@ def _relative(view: StackView, chart: str, axis: Axis) -> Figure:
 
 
 def _updates(view: StackView, chart: str, axis: Axis, deepest: Shade | None) -> list[Figure]:
-    """What each block writes, as a share of what it receives, and how far it turns it; none for older runs."""
+    """What each block writes, as a share of what it receives; none for older runs. The cosine is in the table."""
     values = _values(view, "update_ratio")
     known = [(value, site.label) for value, site in zip(values, view.blocks, strict=True) if value is not None]
-    if not known:
+    if not known or len(values) > MOST_DRAWN:  # a page of a very deep model stays small: the table has it
         return []
-    series = (
-        _depth_curve(view, "update_cosine", Look("cosine of input and output", "warm", "longdash", "diamond")),
-        _depth_curve(view, "update_ratio", Look("update ratio", "accent", symbol="circle")),
-    )
+    series = (_depth_curve(view, "update_ratio", Look("update ratio", "accent", symbol="circle"), bands=False),)
     (least, where), (most, other) = min(known), max(known)
     words = f"A block writes between {number(least, 2)} ({where}) and {number(most, 2)} ({other}) of what it receives."
     top = 1.05 * max(1.0, min(most, 3.0))  # the first block of many models writes many times what it receives

@@ -85,5 +85,5 @@ def matrix_figures(diagnosis: Diagnosis) -> list[Figure]:
 
 
 def _variances(look: Look, spectrum: Sequence[float]) -> Series:
-    at = tuple(index / max(1, len(spectrum) - 1) for index in range(len(spectrum)))
-    return look.curve([Estimate(max(value, 1e-6)) for value in spectrum], 4, width=2.0, at=at)
+    at = tuple(round(index / max(1, len(spectrum) - 1), 3) for index in range(len(spectrum)))
+    return look.curve([Estimate(max(value, 1e-6)) for value in spectrum], 3, width=2.0, at=at)
