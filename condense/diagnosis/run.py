@@ -91,9 +91,8 @@ def analyze(
     architecture with random weights too, three times; halves: embed the halves of each text apart too; lens: read
     every block through the model's head too; on_text(done, total) is called after each text, on_note(line) for what a
     user should know. journal: keep what is measured in the cache until all is done, and resume from there after a
-    crash; ranks: the processes that share the texts, each of which has to call this.
-    RunError for non-finite states or too little memory, UnavailableError for an architecture without one
-    (B, S, d) residual stream or ids beyond the embedding.
+    crash; ranks: the processes that share the texts, each of which has to call this. RunError for non-finite states or
+    too little memory, UnavailableError for an architecture without one (B, S, d) stream or ids beyond the embedding.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = checkpoint_of(checkpoint, windows.ids[:1, :PROBE_TOKENS])

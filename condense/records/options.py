@@ -254,8 +254,7 @@ class MeasureOptions(Options):
         Flag("Embed the two halves of every window apart too: do they find each other? One more forward pass.", RUN),
     ] = False
     lens: Annotated[
-        bool,
-        Flag("The logit lens of every block on up to 8 windows: what would the head predict from it?", RUN),
+        bool, Flag("The logit lens of every block on up to 8 windows: what would the head predict from it?", RUN)
     ] = False
     no_cache: Annotated[
         bool, Flag("Neither use nor keep a diagnosis, nor the texts measured so far, from which a run resumes.", RUN)

@@ -119,8 +119,7 @@ def treat(
     with locked(work):
         job = prepare(request)
         _refuse_small_output(job, work, target)
-        treatment = _published(target, job.fingerprint, force=force) if resume else None
-        if treatment is None:
+        if (treatment := _published(target, job.fingerprint, force=force) if resume else None) is None:
             runs = run_arms(job)
             treatment = _assembled(plan, str(model), str(output), runs, command, time.perf_counter() - started)
             _publish(treatment, runs, work, target, job.fingerprint)
