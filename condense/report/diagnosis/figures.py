@@ -201,7 +201,8 @@ def _lens(view: StackView, chart: str, axis: Axis, deepest: Shade | None) -> lis
         _depth_curve(view, "lens.kl", Look("KL from the final prediction", "warm", "longdash", "diamond"), 2),
         _depth_curve(view, "lens.cross_entropy", Look("cross-entropy", "accent", symbol="circle"), 2),
     )
-    drawn = Chart(chart, axis, "nats per token", series, shade=deepest, height=320)
+    top = 1.1 * max(losses[1:], default=losses[0])  # the embedding of many models is far above, and in the table
+    drawn = Chart(chart, axis, "nats per token", series, y_range=(0.0, top), shade=deepest, height=320)
     words = f"Read through the model’s head the embedding loses {number(losses[0], 2)} nats per token, the last block "
     words += f"{number(losses[-1], 2)}: the model’s own loss on these windows."
     return [Figure(drawn, "Where does the prediction form?", words)]

@@ -39,7 +39,7 @@ def matrix_table(diagnosis: Diagnosis) -> Table:
             cells.append(cell if not key.endswith("untrained_share") else _untrained(reading, of))
         rows.append((name, tuple(cells)))
     note = "Under a rank its share of Gaussian rows of the same number and width."
-    return Table(tuple(columns), tuple(rows), "", note, "matrix")
+    return Table(tuple(columns), tuple(rows), "Each matrix as a whole", note, "matrix")
 
 
 def _untrained(reading: MatrixReading, of: Estimate) -> Cell:
