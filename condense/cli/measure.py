@@ -49,7 +49,7 @@ def go_offline(options: ModelOptions) -> None:
 def locate_model(model: str, options: ModelOptions) -> Located:
     """Find MODEL with a spinner. No weights are read yet."""
     if not model.strip():  # an empty variable of a script, which would mean the working directory
-        raise UsageError("MODEL is empty", "give a hub id, a folder or a file; . is the working directory")
+        raise UnavailableError("MODEL is empty", "give a hub id, a folder or a file; . is the working directory")
     go_offline(options)
     with working(f"looking at {model}"):
         quieten_libraries()

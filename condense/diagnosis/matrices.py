@@ -22,7 +22,7 @@ EVIDENCE = "Gao et al. 2019, arXiv:1907.12009; Coupled Adam 2025, arXiv:2502.084
 def matrices_of(checkpoint: Checkpoint) -> dict[str, MatrixReading]:
     """The readings by name, `embedding-matrix` and `unembedding-matrix`; without one that the model does not have.
 
-    A matrix that is offloaded, quantised or not finite is left out.
+    A matrix that is quantised or not finite is left out.
     """
     model: Any = checkpoint.model
     found: dict[str, MatrixReading] = {}
@@ -47,8 +47,14 @@ def matrices_of(checkpoint: Checkpoint) -> dict[str, MatrixReading]:
 
 
 def _weight(model: Any, getter: str) -> Tensor | None:
+    from accelerate.utils import align_module_device
+
     try:
-        weight = getattr(getattr(model, getter)(), "weight", None)
+        module = getattr(model, getter)()
+        with align_module_device(module):  # a weight that is offloaded is where it runs in here only
+            weight = getattr(module, "weight", None)
+            if weight is not None and hasattr(module, "_hf_hook"):
+                weight = weight.detach().clone()
     except (AttributeError, NotImplementedError):
         return None
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
@@ -103,7 +109,7 @@ def matrix_finding(model: str, readings: Mapping[str, MatrixReading]) -> Finding
         id="matrices",
         severity="info",
         title="Embedding and unembedding, from the weights alone" if readings else "There is no dense embedding matrix",
-        seen=said or "offloaded and quantised matrices, and models that read no token ids, have none",
+        seen=said or "quantised matrices, and models that read no token ids, have none",
         why="A common shift of the rows was held against a model (Gao 2019), and removed with a small gain (Coupled "
         "Adam). Over 108 models the geometry of this matrix reflects batch size and weight decay and does not predict "
         "performance (arXiv:2602.20433). States need a text.",

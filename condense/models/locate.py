@@ -267,7 +267,7 @@ def positions_of(config: Any) -> int | None:
 def longest_input(config: Any, folder: Folder) -> int | None:
     """The longest input that a config allows; where it names none, the rows of the weights' table of positions."""
     limit = positions_of(config)
-    if limit is not None or folder.is_pickle:
+    if limit is not None or folder.is_pickle or hasattr(config.get_text_config(), "patch_size"):  # patches of an image
         return limit
     tables = [
         entry["shape"][-2]

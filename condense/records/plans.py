@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from condense.errors import UsageError
 from condense.records.options import ARMS, CORPUS, LORA, LOSS, MAX_SEED, OUTPUT, TASKS, TRAINING, Flag, Options
@@ -198,8 +198,7 @@ class Plan(Options):
     ] = 1
 
     def __post_init__(self) -> None:
-        """Fill in the learning rate; UsageError for values that mean nothing."""
-        object.__setattr__(self, "learning_rate", self.peak_rate)
+        """UsageError for values that mean nothing."""
         super().__post_init__()
         try:
             schedule_factor(self.coefficient_schedule, 0.0)
@@ -216,6 +215,10 @@ class Plan(Options):
         if self.learning_rate is not None:
             return self.learning_rate
         return LORA_RATE if self.use_peft else FULL_RATE
+
+    def resolved(self) -> Self:
+        """The plan with its learning rate as a number, as a run records it."""
+        return replace(self, learning_rate=self.peak_rate)
 
     @property
     def tuned(self) -> str:

@@ -89,7 +89,7 @@ def treat(
     run. UsageError for an output that is not empty, UnavailableError for a model or text that cannot be used, RunError
     for a run that failed; `training.InterruptedRunError` after a signal, with a checkpoint saved.
     """
-    plan, watch, started = plan or Plan(), watch or Watch(), time.perf_counter()
+    plan, watch, started = (plan or Plan()).resolved(), watch or Watch(), time.perf_counter()
     work = work_folder(target := resolved(output))
     _check_output(target, work, model, resume=resume, force=force)
     treated = ArmSpec("treated", "dispersion", plan.loss, plan.layers, plan.coefficient)

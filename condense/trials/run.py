@@ -74,6 +74,7 @@ def trial(
     """
     target, started = resolved(output), time.perf_counter()
     chosen = replace(ModelOptions.of(options, fields), dtype="float32")
+    plan = replace(plan, training=plan.training.resolved())
     refuse_arms(plan, chosen)
     _check_output(target, resume=resume, force=force)
     request = Request(

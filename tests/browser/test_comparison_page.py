@@ -177,7 +177,9 @@ def test_the_terminal_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> Non
 
     for make in MADE.values():
         made = make()
-        show_comparison(made, Console(width=80, highlight=False, emoji=False, markup=False))
+        show_comparison(
+            made, Console(width=80, force_terminal=True, color_system=None, highlight=False, emoji=False, markup=False)
+        )
         out = capsys.readouterr().out
         assert all(len(line) <= 80 for line in out.splitlines())
         table = out.partition("bits/byte")[2].partition("Δ to the first")[0]
