@@ -42,7 +42,7 @@ from condense.errors import RunError, UnavailableError
 from condense.models.adapt import stream_of
 from condense.models.layers import Site, Stack, find_stacks, path_of
 
-_LOG = logging.getLogger("condense")
+_LOG = logging.getLogger(__name__)
 
 
 class _Pass(TypedDict):

@@ -35,7 +35,7 @@ RISE = 0.2
 """A deep mean cosine this far above the first measurement raises an alarm."""
 SHARE = 0.5
 """A deep effective rank or relative variance below this share of the first measurement raises an alarm."""
-_LOG = logging.getLogger("condense")
+_LOG = logging.getLogger(__name__)
 Probe = list[tuple[Tensor, Tensor]]
 
 

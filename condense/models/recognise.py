@@ -47,7 +47,7 @@ def recognise(path: Path) -> Other | None:
             names = {inner.name for inner in path.iterdir()}
             return next((found for kind in _FOLDERS if (found := kind(path, names)) is not None), None)
         return _file(path) if path.is_file() else None
-    except OSError:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # what is damaged is nothing that is known
         return None
 
 
@@ -105,6 +105,8 @@ def _state_dict(reader: str, path: Path) -> str:
 
 def _is_torch_file(path: Path) -> bool:
     """Whether torch.save wrote a file: a zip archive with a data.pkl, or, before torch 1.6, a bare pickle."""
+    if not path.is_file():  # a pipe or a device, which may never end
+        return False
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
@@ -236,7 +238,8 @@ def _cached_model(path: Path, names: set[str]) -> Other | None:
     if match is None or "snapshots" not in names:
         return None
     return Other(
-        "the hub cache's folder of a model", f"name the model: condense analyze {match[1].replace('--', '/')} --offline"
+        "the hub cache's folder of a model",
+        f"name the model: condense analyze {shlex.quote(match[1].replace('--', '/'))} --offline",
     )
 
 
@@ -246,7 +249,7 @@ def _cache(path: Path, names: set[str]) -> Other | None:
         hub = path / "hub"
         return _cache(hub, {inner.name for inner in hub.iterdir()}) if "hub" in names and hub.is_dir() else None
     more = f" (and {len(models) - 1} others)" if len(models) > 1 else ""
-    return Other("a cache of the hub", f"name a model in it: condense analyze {models[0]} --offline{more}")
+    return Other("a cache of the hub", f"name a model in it: condense analyze {shlex.quote(models[0])} --offline{more}")
 
 
 def _gguf_files(path: Path, names: set[str]) -> Other | None:

@@ -272,7 +272,7 @@ class Kept(Sequence[Document]):
 
     def _write(self, document: Document) -> None:
         assert self._file is not None
-        data = json.dumps([document.name, document.text, document.messages]).encode()
+        data = json.dumps([document.name, document.text, document.messages, document.untrainable]).encode()
         self._file.seek(self._ends[-1])
         self._file.write(data)
         self._ends.append(self._ends[-1] + len(data))
@@ -287,8 +287,9 @@ class Kept(Sequence[Document]):
             return self._held[index]
         start, end = self._ends[index], self._ends[index + 1]
         self._file.seek(start)
-        name, text, turns = json.loads(self._file.read(end - start))
-        return Document(name, text, None if turns is None else tuple((role, said) for role, said in turns))
+        name, text, turns, untrainable = json.loads(self._file.read(end - start))
+        messages = None if turns is None else tuple((role, said) for role, said in turns)
+        return Document(name, text, messages, untrainable=untrainable)
 
     def chosen(self, indices: Iterable[int]) -> Sequence[Document]:
         """Some of the documents, in this order, read when they are asked for."""

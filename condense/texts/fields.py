@@ -44,6 +44,7 @@ _ROLES = {
     "tool_response": "tool",
     "function": "tool",
 }
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 
@@ -52,13 +53,14 @@ class Document:
     """One text with a name that says where it came from (`probe/encyclopaedic-1`, `notes.txt`, `a.jsonl:17`).
 
     A chat record keeps its `messages` (role, content); its text is their contents, a line each. A file that is read
-    in pieces is `long`, and `text` is empty.
+    in pieces is `long`, and `text` is empty. `untrainable` says why it must not be trained on, if so.
     """
 
     name: str
     text: str
     messages: Turns | None = None
     long: LongText | None = None
+    untrainable: str = ""
 
     def __post_init__(self) -> None:
         """Half of a surrogate pair, which no UTF-8 can hold, becomes a question mark; in a name an escape."""
@@ -90,11 +92,13 @@ def document_of(name: str, record: Any, column: str) -> Document:
     if not isinstance(record, Mapping):
         raise UnavailableError(f"{name} holds {type(record).__name__} records, not objects with a text column")
     value = record.get(column)
-    turns = _column_turns(name, column, value)
+    reasons: list[str] = []
+    turns = _column_turns(name, column, value, reasons)
     if turns is None and (value is None or (isinstance(value, str) and not value.strip())):
-        turns = _conversation(name, record)
+        turns = _conversation(name, record, reasons)
     if turns is not None:
-        return Document(name, "\n".join(content for _, content in turns if content), turns)
+        text = "\n".join(content for _, content in turns if content)
+        return Document(name, text, turns, untrainable=next(filter(None, reasons), ""))
     if column not in record:
         raise missing(column, record, name)
     return Document(name, cell_text(value, name, column))
@@ -178,13 +182,13 @@ def _kind(value: Any) -> str:
 # --- conversations -------------------------------------------------------------------------------------------
 
 
-def _column_turns(name: str, column: str, value: Any) -> Turns | None:
+def _column_turns(name: str, column: str, value: Any, reasons: list[str]) -> Turns | None:
     """The turns in the column that was asked for; None where it holds something else."""
     if isinstance(value, str) and (column in CONVERSATIONS or _SPELLED_TURNS.match(value)):
         value = _unspelled(value)
     value = _by_turn(value)
     spoken = isinstance(value, list | tuple) and any(_is_turn(item) for item in value)
-    return tuple(_turns(name, column, value)) if spoken else None
+    return tuple(_turns(name, column, value, reasons)) if spoken else None
 
 
 _SPELLED_TURNS = re.compile(r"\s*\[\s*\{\s*['\"](role|from|speaker|content|value)['\"]\s*:")
@@ -215,15 +219,15 @@ def _is_turn(item: Any) -> bool:
     return isinstance(item, Mapping) and any(key in item for key in _SPEAKERS)
 
 
-def _conversation(name: str, record: Mapping[Any, Any]) -> Turns | None:
+def _conversation(name: str, record: Mapping[Any, Any], reasons: list[str]) -> Turns | None:
     """The conversation that a record holds: a list of turns, or a question and its answer."""
     for column in CONVERSATIONS:
         value = _by_turn(record.get(column))
-        if isinstance(value, str) and (turns := _column_turns(name, column, value)) is not None:
+        if isinstance(value, str) and (turns := _column_turns(name, column, value, reasons)) is not None:
             return (*_system(name, record), *turns)
         if isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
-            return (*_system(name, record), *_turns(name, column, value))
-    return _exchange(name, record)
+            return (*_system(name, record), *_turns(name, column, value, reasons))
+    return _exchange(name, record, reasons)
 
 
 def _system(name: str, record: Mapping[Any, Any]) -> Turns:
@@ -236,7 +240,15 @@ def _system(name: str, record: Mapping[Any, Any]) -> Turns:
     return ()
 
 
-def _turns(name: str, column: str, value: Iterable[Any]) -> Iterator[tuple[str, str]]:
+def _untrainable(turn: Mapping[Any, Any]) -> str:
+    """Why a turn cannot be trained on as it is meant: it has reasoning of its own, which no turn here keeps."""
+    reasoning = next((key for key in _REASONING if isinstance(turn.get(key), str) and turn[key].strip()), None)
+    return f"has {reasoning}, which is not read" if reasoning else ""
+
+
+def _turns(name: str, column: str, value: Iterable[Any], reasons: list[str]) -> Iterator[tuple[str, str]]:
+    """Role and content of each turn; to `reasons` goes why the conversation cannot be trained on, or nothing."""
+    turn, role = {}, ""
     for number, turn in enumerate(value, 1):
         where = f"{name}: turn {number} of {column!r}"
         if not isinstance(turn, Mapping):
@@ -249,10 +261,14 @@ def _turns(name: str, column: str, value: Iterable[Any]) -> Iterator[tuple[str, 
         if said is None and not turn.get("tool_calls") and not turn.get("function_call"):
             raise UsageError(f"{where} has no content (found: {', '.join(map(str, list(turn)[:8]))})")
         content = "" if said is None else cell_text(turn[said], where, said)
-        yield _ROLES.get(speaker.lower(), speaker.lower()), content
+        reasons.append(_untrainable(turn))
+        role = _ROLES.get(speaker.lower(), speaker.lower())
+        yield role, content
+    if role == "assistant" and (turn.get("weight") == 0 or turn.get("train") is False):
+        reasons.append("has an answer that is not to be trained on (weight 0)")
 
 
-def _exchange(name: str, record: Mapping[Any, Any]) -> Turns | None:
+def _exchange(name: str, record: Mapping[Any, Any], reasons: list[str]) -> Turns | None:
     """A question with its answer (Alpaca, Dolly, prompt and completion): texts, or both lists of turns."""
     asked = next((key for key in QUESTIONS if record.get(key) is not None), None)
     answered = next((key for key in ANSWERS if record.get(key) is not None), None)
@@ -262,7 +278,10 @@ def _exchange(name: str, record: Mapping[Any, Any]) -> Turns | None:
         before = record[asked] if isinstance(record[asked], list) else []
         if record[answered][: len(before)] == before:  # the answer repeats its prompt, as in preference data
             before = []
-        return (*_turns(name, asked, before), *_turns(name, answered, record[answered]))
+        return (
+            *_turns(name, asked, before, reasons),
+            *_turns(name, answered, record[answered], reasons),
+        )
     question = cell_text(record[asked], name, asked)
     if asked == "instruction":
         context = next((key for key in CONTEXTS if record.get(key)), None)

@@ -36,6 +36,8 @@ def conversation(tokenizer: Any, document: Document, spelled: list[str]) -> tupl
             "give plain text, or a column of it with --text-column",
         )
     messages = document.messages or ()
+    if document.untrainable:
+        raise UnusableError(document.untrainable)
     if not messages:
         raise UnusableError("has no turn")
     if messages[-1][0] != "assistant":

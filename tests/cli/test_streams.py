@@ -484,3 +484,22 @@ def test_a_traceback_is_shown_without_secrets(capsys: pytest.CaptureFixture[str]
         raise ValueError(f"Illegal header value b'Bearer {SECRET}'")
     shown = capsys.readouterr().err
     assert "Traceback" in shown and "Bearer …" in shown and SECRET not in shown
+
+
+def test_a_disperser_that_is_attached_says_nothing_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is attached once a timed pass; the plan names the loss once."""
+    import logging
+
+    from condense.dispersion import disperser, monitor
+
+    root = logging.getLogger("condense")
+    before, level = list(root.handlers), root.level
+    try:
+        console.show_log()
+        for logger in (disperser._LOG, monitor._LOG):
+            logger.info("attached")
+            logger.warning("a warning")
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    assert capsys.readouterr().err == "a warning\na warning\n"

@@ -293,3 +293,19 @@ def test_a_hint_is_one_that_a_shell_takes(tmp_path: Path) -> None:
     folder = some_files(tmp_path / "a folder; with 'marks'", "model.gguf", "x.gguf")
     *_, named = shlex.split(refused(folder).hint)
     assert named == str(folder / "model.gguf")
+
+
+def test_nothing_is_waited_for_and_no_damaged_archive_crashes(tmp_path: Path) -> None:
+    """A folder with a pipe named ckpt.pt was waited for without end; half an archive was an internal error."""
+    os.mkfifo(tmp_path / "ckpt.pt")
+    assert recognise(tmp_path) is None
+    damaged = tmp_path / "model.pt"
+    damaged.write_bytes(b"PK\x05\x06" + b"\xff" * 16 + b"\0\0")
+    assert recognise(damaged) is None
+
+
+def test_a_name_of_a_cached_model_is_quoted(tmp_path: Path) -> None:
+    (tmp_path / "models--a--b; touch c" / "snapshots").mkdir(parents=True)
+    for path in (tmp_path, tmp_path / "models--a--b; touch c"):
+        found = recognise(path)
+        assert found is not None and "condense analyze 'a/b; touch c' --offline" in found.hint

@@ -8,7 +8,8 @@ import torch
 
 from condense.errors import UnavailableError, UsageError
 from condense.records.plans import Plan
-from condense.texts.documents import Document, probe
+from condense.texts.documents import Document, Kept, probe
+from condense.texts.fields import document_of
 from condense.training import rows as rows_module
 from condense.training.chats import IGNORED
 from condense.training.prepare import MAX_TOKENS, TOKENS_PER_STEP, most_tokens, prepare_text
@@ -176,6 +177,32 @@ def test_a_conversation_that_cannot_be_used_is_named_or_counted(templated, make,
     assert len(rows) == len(make(tokenizer, plain, 64)) > 0
     assert len(rows.notes) == 1 and rows.notes[0].startswith("2 conversations left out: a.jsonl:7 ")
     assert reason in rows.notes[0] and "\n" not in rows.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"weight": 0}, "has an answer that is not to be trained on (weight 0)"),
+        ({"train": False}, "has an answer that is not to be trained on (weight 0)"),
+        ({"reasoning_content": "Snow reflects."}, "has reasoning_content, which is not read"),
+        ({"thinking": "Snow reflects."}, "has thinking, which is not read"),
+        ({"weight": 1, "train": True, "reasoning_content": None, "thinking": " "}, None),
+        ({"weight": None, "train": None}, None),
+    ],
+)
+def test_an_answer_that_is_not_to_be_learned_or_not_read_whole_is_left_out(templated, monkeypatch, keys, reason):
+    """Turns with `weight: 0` were trained on, and reasoning beside the content was dropped without a word."""
+    question, answer = ({"role": role, "content": said, "weight": 0} for role, said in (QUESTION, ANSWER))
+    turns = [question, {**answer, "weight": 1, **keys}]
+    records = {"messages": turns}, {"prompt": [question], "completion": turns[1:]}, {"messages": str(turns)}
+    given = [document_of(f"a.jsonl:{number}", record, "text") for number, record in enumerate(records, 1)]
+    monkeypatch.setattr("condense.texts.documents._IN_MEMORY", 10)
+    kept = Kept()
+    for document in (*documents(4), *given):
+        kept.append(document)
+    rows = padded_rows(templated(CHAT), kept, 128)
+    assert rows.notes == (() if reason is None else (f"3 conversations left out: a.jsonl:1 {reason}",))
+    assert kept[4] == given[0] and given[0].messages == (QUESTION, ANSWER)
 
 
 def test_conversations_without_a_template_are_refused(tokenizers):
