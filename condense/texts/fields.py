@@ -248,7 +248,8 @@ def _untrainable(turn: Mapping[Any, Any]) -> str:
 
 def _turns(name: str, column: str, value: Iterable[Any], reasons: list[str]) -> Iterator[tuple[str, str]]:
     """Role and content of each turn; to `reasons` goes why the conversation cannot be trained on, or nothing."""
-    turn, role = {}, ""
+    turn: Mapping[Any, Any] = {}
+    role = ""
     for number, turn in enumerate(value, 1):
         where = f"{name}: turn {number} of {column!r}"
         if not isinstance(turn, Mapping):
