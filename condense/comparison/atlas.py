@@ -47,7 +47,7 @@ class Standing:
     @property
     def words(self) -> str:
         """One sentence: more condensed than k of n."""
-        more, less, unclear = (self.places.count(place) for place in ("more", "less", "open"))
+        more, less, unclear = (self.places.count(outcome) for outcome in ("more", "less", "open"))
         count = len(self.others)
         models = "1 model" if count == 1 else f"{count} models"
         own = " (this very model is in it, and left out)" if self.itself else ""
@@ -72,7 +72,7 @@ def standing(run: Diagnosis, models: Iterable[AtlasModel] | None = None) -> Stan
     others = [other for other in alike if not _is_same(run, other)]
     if not others:
         return None
-    places = tuple(_place(run, other, len(others)) for other in others)
+    places = tuple(_place_against(run, other, len(others)) for other in others)
     size = max(1, run.model.parameters)
     by_size = sorted(others, key=lambda other: abs(math.log(max(1, other.model.parameters) / size)))
     nearest = tuple(sorted(by_size[:_NEAREST], key=_name))
@@ -92,7 +92,7 @@ def _is_same(run: Diagnosis, other: AtlasModel) -> bool:
     return run.model.weights_sha256 is not None and run.model.weights_sha256 == other.model.weights_sha256
 
 
-def _place(run: Diagnosis, other: AtlasModel, count: int) -> Place:
+def _place_against(run: Diagnosis, other: AtlasModel, count: int) -> Place:
     """Whether the run is more condensed than one of `count` models."""
     from condense import intervals
 
@@ -103,14 +103,14 @@ def _place(run: Diagnosis, other: AtlasModel, count: int) -> Place:
         spread = intervals.over_documents(paired, run.corpus.documents)
     else:
         both = ((mine, run.corpus.documents), (theirs, other.corpus.documents))
-        spread = intervals.difference(*(_spread(estimate, documents) for estimate, documents in both))
+        spread = intervals.difference(*(_spread_of_estimate(estimate, documents) for estimate, documents in both))
     low, high = spread.bounds(intervals.ALPHA / count)
     if spread.value is None or low is None or high is None or low <= 0 <= high or abs(spread.value) < Plan.min_effect:
         return "open"
     return "more" if spread.value > 0 else "less"
 
 
-def _spread(estimate: Estimate, documents: tuple[int, ...]) -> Spread:
+def _spread_of_estimate(estimate: Estimate, documents: tuple[int, ...]) -> Spread:
     from condense import intervals
 
     if estimate.per_text is None or len(estimate.per_text) != len(documents):

@@ -40,17 +40,19 @@ def differing_settings(
     that both have). Neither the model nor its tokenizer counts; with other token ids (`windows_sha256`) the runs are
     comparable, but not text by text.
     """
-    found = []
+    differing = []
     if new.protocol.get("hash") != old.protocol.get("hash"):
         both = dict.fromkeys([*new.protocol, *old.protocol])
         names = [name for name in both if name not in ("hash", "keys", "versions")]
         pairs = [(name, new.protocol.get(name), old.protocol.get(name)) for name in names]
-        found = [f"{name} is {mine} against {theirs}" for name, mine, theirs in pairs if mine != theirs]
-        found = found or ["the protocol's hash differs"]
-    return (*found, *_definitions(new, old, keys), *_texts(new, old))
+        differing = [f"{name} is {mine} against {theirs}" for name, mine, theirs in pairs if mine != theirs]
+        differing = differing or ["the protocol's hash differs"]
+    return (*differing, *_differing_definitions(new, old, keys), *_differing_texts(new, old))
 
 
-def _definitions(new: Diagnosis | Conditions, old: Diagnosis | Conditions, keys: Collection[str] | None) -> list[str]:
+def _differing_definitions(
+    new: Diagnosis | Conditions, old: Diagnosis | Conditions, keys: Collection[str] | None
+) -> list[str]:
     """Numbers that both runs have under definitions of different versions; what one lacks is no difference."""
     mine, theirs = new.protocol.get("versions", {}), old.protocol.get("versions", {})
     return [
@@ -60,7 +62,7 @@ def _definitions(new: Diagnosis | Conditions, old: Diagnosis | Conditions, keys:
     ]
 
 
-def _texts(new: Diagnosis | Conditions, old: Diagnosis | Conditions) -> list[str]:
+def _differing_texts(new: Diagnosis | Conditions, old: Diagnosis | Conditions) -> list[str]:
     """What differs in the texts.
 
     Documents are read until enough of them are long enough, which tokenizers decide differently, so that the hash of
@@ -99,42 +101,42 @@ def caveats(runs: Mapping[str, Diagnosis]) -> list[str]:
     unpaired = [name for name in others if runs[name].corpus.windows_sha256 != first.corpus.windows_sha256]
     if unpaired:
         made.append(
-            f"{_listed(unpaired)}: not the same token windows as {reference} (another tokenizer cuts the text "
+            f"{_first_names(unpaired)}: not the same token windows as {reference} (another tokenizer cuts the text "
             "otherwise), so the intervals are unpaired and wider, a token is not the same thing, and loss and "
             "perplexity are not compared; bits per byte are"
         )
-    made += _shapes(runs, reference, others)
+    made += _model_caveats(runs, reference, others)
     notes = {name: coverage_note(runs[name].corpus.documents) for name in (reference, *others)}
     for note in dict.fromkeys(note for note in notes.values() if note):
         named = [name for name, own in notes.items() if own == note]
-        made.append(f"{_listed(named)}: {note}")
+        made.append(f"{_first_names(named)}: {note}")
     versions = sorted({run.condense for run in runs.values()})
     if len(versions) > 1:
         made.append(f"measured with different versions of condense ({', '.join(versions)})")
     return made
 
 
-def _shapes(runs: Mapping[str, Diagnosis], reference: str, others: Sequence[str]) -> list[str]:
+def _model_caveats(runs: Mapping[str, Diagnosis], reference: str, others: Sequence[str]) -> list[str]:
     """What differs in the models themselves."""
     first, made = runs[reference], []
     deeper = [name for name in others if runs[name].model.blocks != first.model.blocks]
     wider = [name for name in others if runs[name].model.hidden_size != first.model.hidden_size]
     if deeper:
-        made.append(f"{_listed(deeper)}: another number of blocks, so nothing is compared block by block")
+        made.append(f"{_first_names(deeper)}: another number of blocks, so nothing is compared block by block")
     if wider:
         made.append(
-            f"{_listed(wider)}: another width, so effective ranks are read as a share of their own Gaussian null"
+            f"{_first_names(wider)}: another width, so effective ranks are read as a share of their own Gaussian null"
         )
     objectives = {name: runs[name].model.objective for name in (reference, *others)}
     if len(set(objectives.values())) > 1:
-        said = ", ".join(f"{name} {objective}" for name, objective in objectives.items())
-        made.append(f"the models are trained to predict different things ({said}): their quality is not compared")
+        listing = ", ".join(f"{name} {objective}" for name, objective in objectives.items())
+        made.append(f"the models are trained to predict different things ({listing}): their quality is not compared")
     stacked = [name for name in (reference, *others) if runs[name].stacks]
     if stacked:
-        made.append(f"{_listed(stacked)}: only the decoder is compared; the encoder is in the diagnosis")
+        made.append(f"{_first_names(stacked)}: only the decoder is compared; the encoder is in the diagnosis")
     return made
 
 
-def _listed(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

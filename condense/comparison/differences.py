@@ -83,10 +83,10 @@ def same_windows(new: Diagnosis, old: Diagnosis) -> bool:
     return new.corpus.windows_sha256 == old.corpus.windows_sha256
 
 
-def _reading(run: Diagnosis, key: str) -> Estimate:
+def _deep_or_quality(run: Diagnosis, key: str) -> Estimate:
     """A deep metric or a number of quality."""
-    found: Estimate = getattr(run.quality, key) if key in QUALITY else run.deep[key]
-    return found
+    estimate: Estimate = getattr(run.quality, key) if key in QUALITY else run.deep[key]
+    return estimate
 
 
 def estimate_of(spread: Spread) -> Estimate:
@@ -164,12 +164,12 @@ def difference_of(sides: Sequence[tuple[Linear, Linear]], *, paired: bool, docum
     if unknown:
         return Spread(value, (), unknown[0] or _POOLED)
     firsts, seconds = zip(*sides, strict=True)
-    sizes = [{len(_influence(side)) for side in column} for column in (firsts, seconds)]
+    sizes = [{len(_influence_of(side)) for side in column} for column in (firsts, seconds)]
     if max(map(len, sizes)) > 1 or (paired and sizes[0] != sizes[1]):
         return Spread(value, (), _OTHER_WINDOWS)
     if paired:
         defined = _defined([side for pair in sides for side in pair])
-        errors = np.array([_influence(a) - _influence(b) for a, b in sides])[:, defined]
+        errors = np.array([_influence_of(a) - _influence_of(b) for a, b in sides])[:, defined]
         own = np.array(documents or seconds[0].documents)[defined] if documents or seconds[0].documents else ()
         spread = intervals.over_seeds(values[:, None] + defined.sum() * errors, tuple(own))
         return Spread(value, spread.parts, spread.reason)
@@ -189,19 +189,21 @@ def pooled_difference(pairs: Sequence[tuple[Estimate, Estimate]], documents: Seq
     """
     values = [a.value - b.value for a, b in pairs if a.value is not None and b.value is not None]
     if len(values) < len(pairs):
-        reasons = [of.reason for pair in pairs for of in pair if of.value is None]
+        reasons = [estimate.reason for pair in pairs for estimate in pair if estimate.value is None]
         return Spread(None, (), next((reason for reason in reasons if reason), _UNDEFINED))
     value = float(np.mean(values))
     columns = list(zip(*pairs, strict=True))
     if any(
-        len(of.deleted or ()) != len(column[0].deleted or ()) or not of.deleted for column in columns for of in column
+        len(estimate.deleted or ()) != len(column[0].deleted or ()) or not estimate.deleted
+        for column in columns
+        for estimate in column
     ):
         return Spread(value, (), _POOLED)
-    first, second = (np.mean([_numbers(of.deleted) for of in column], axis=0) for column in columns)
+    first, second = (np.mean([_array_with_nan(estimate.deleted) for estimate in column], axis=0) for column in columns)
     if len(documents) == 1:
         spread = intervals.jackknife(value, list(first - second), tuple(documents[0]))
     else:
-        means = [float(np.mean([of.value or 0.0 for of in column])) for column in columns]
+        means = [float(np.mean([estimate.value or 0.0 for estimate in column])) for column in columns]
         sides = [
             intervals.jackknife(mean, list(deleted), tuple(own))
             for mean, deleted, own in zip(means, (first, second), documents, strict=True)
@@ -214,11 +216,11 @@ def pooled_difference(pairs: Sequence[tuple[Estimate, Estimate]], documents: Seq
     return Spread(value, ((float(np.var(values, ddof=1)) / len(values), len(values) - 1.0), *spread.parts))
 
 
-def _numbers(values: Sequence[float | None] | None) -> Floats:
+def _array_with_nan(values: Sequence[float | None] | None) -> Floats:
     return np.array([np.nan if value is None else value for value in values or ()], dtype=np.float64)
 
 
-def _influence(side: Linear) -> Floats:
+def _influence_of(side: Linear) -> Floats:
     if side.influence is None:
         raise ValueError("there is no value per window")
     return side.influence
@@ -233,7 +235,7 @@ def _defined(sides: Sequence[Linear]) -> NDArray[np.bool_]:
 def _averaged(column: Sequence[Linear]) -> Spread:
     """The mean over seeds of one side, with its variance over documents."""
     defined = _defined(column)
-    errors = np.mean([_influence(side) for side in column], axis=0)[defined]
+    errors = np.mean([_influence_of(side) for side in column], axis=0)[defined]
     value = float(np.mean([side.value for side in column]))
     documents = column[0].documents
     own = tuple(np.array(documents)[defined]) if documents else ()
@@ -269,7 +271,7 @@ class Pairing:
 
     def between(self, pairs: Sequence[tuple[Estimate, Estimate]]) -> Spread:
         """New − old of one metric, given as it was measured in each of the runs."""
-        if any(of.deleted is not None for pair in pairs for of in pair):
+        if any(estimate.deleted is not None for pair in pairs for estimate in pair):
             new, old = self.runs[0]
             own, other = new.corpus.documents, old.corpus.documents
             return pooled_difference(pairs, (other,) if self.same_tokens and own == other else (own, other))
@@ -337,8 +339,8 @@ class Pairing:
         if len(self.runs) > 1:
             for key, spread in spreads.items():
                 values = (
-                    [_reading(new, key).value for new, _ in self.runs],
-                    [_reading(old, key).value for _, old in self.runs],
+                    [_deep_or_quality(new, key).value for new, _ in self.runs],
+                    [_deep_or_quality(old, key).value for _, old in self.runs],
                 )
                 known = [a - b for a, b in zip(*values, strict=True) if a is not None and b is not None]
                 made[key] = float(np.std(known, ddof=1)) if spread.value is not None else None

@@ -55,35 +55,35 @@ def find(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) -> list
     if revisions:
         return _revisions(given, revisions)
     if len(given) == 1:
-        found = _of_one(given[0])
-        if len(found) < 2:
+        candidates = _of_one(given[0])
+        if len(candidates) < 2:
             raise UsageError(
                 f"there is nothing to compare {given[0]} with", "name two or more, or a folder of checkpoint-*"
             )
-        return found
-    found = [candidate for argument in given for candidate in _readable(argument)]
-    if len(found) < 2:
+        return candidates
+    candidates = [candidate for argument in given for candidate in _readable(argument)]
+    if len(candidates) < 2:
         raise UsageError("compare needs two or more", "condense compare A B: models, checkpoints or saved runs")
-    _refuse_too_few(found)
-    return _named(_on_one_text(found))
+    _refuse_too_few(candidates)
+    return _with_distinct_names(_on_one_text(candidates))
 
 
 def _readable(argument: str) -> list[Candidate]:
     """The candidates of an argument; one that cannot be read carries its error, so that it does not end the others."""
     try:
-        return _candidates(argument)
+        return _candidates_of_argument(argument)
     except (UnavailableError, OSError) as failure:
-        return [_unreadable(argument, failure)]
+        return [_unreadable_candidate(argument, failure)]
 
 
-def _unreadable(place: str, failure: Exception) -> Candidate:
-    return Candidate(place, place, step_of(place), error=as_condense_error(failure))
+def _unreadable_candidate(source: str, failure: Exception) -> Candidate:
+    return Candidate(source, source, step_of(source), error=as_condense_error(failure))
 
 
-def _refuse_too_few(found: Sequence[Candidate]) -> None:
+def _refuse_too_few(candidates: Sequence[Candidate]) -> None:
     """Raise the first error where fewer than two are left to compare, before any of them is measured."""
-    errors = [candidate.error for candidate in found if candidate.error is not None]
-    if errors and len(found) - len(errors) < 2:
+    errors = [candidate.error for candidate in candidates if candidate.error is not None]
+    if errors and len(candidates) - len(errors) < 2:
         raise errors[0]
 
 
@@ -99,11 +99,11 @@ def run_of(candidates: Sequence[Candidate]) -> str | None:
     steps = [candidate.step for candidate in candidates]
     if None in steps or len(set(steps)) < len(steps):
         return None
-    runs = {_run(candidate) for candidate in candidates}
+    runs = {_training_run(candidate) for candidate in candidates}
     return runs.pop() if len(runs) == 1 else None
 
 
-def _run(candidate: Candidate) -> str:
+def _training_run(candidate: Candidate) -> str:
     measured = candidate.diagnosis.model.id if candidate.diagnosis else candidate.place
     if step_of(measured) is None:  # a revision of a hub id
         return measured
@@ -117,7 +117,7 @@ def _of_one(argument: str) -> list[Candidate]:
     path = expanded(argument)
     if path.is_dir():
         return _run_of_folder(path)
-    return _named(_candidates(argument))
+    return _with_distinct_names(_candidates_of_argument(argument))
 
 
 def _run_of_folder(folder: Path) -> list[Candidate]:
@@ -136,7 +136,7 @@ def _run_of_folder(folder: Path) -> list[Candidate]:
     if not models:
         found = [candidate for _, path in saved for candidate in _readable(str(path))[:1]]
         _refuse_too_few(found)
-        return _named(found)
+        return _with_distinct_names(found)
     parent = str(folder) if inspection.has_tokenizer(folder) else None
     return [
         Candidate(
@@ -149,7 +149,7 @@ def _run_of_folder(folder: Path) -> list[Candidate]:
     ]
 
 
-def _candidates(argument: str) -> list[Candidate]:
+def _candidates_of_argument(argument: str) -> list[Candidate]:
     path = expanded(argument)
     if path.suffix == ".json":
         return _saved(path)
@@ -173,7 +173,7 @@ def _saved(path: Path) -> list[Candidate]:
     data = read_json(path)
     kind = data["schema"]
     if kind == DIAGNOSIS_SCHEMA:
-        diagnosis = _read(Diagnosis, path, data)
+        diagnosis = _run_from_json(Diagnosis, path, data)
         if not diagnosis.sites:
             raise UsageError(f"{path} is of the weights alone", "compare runs on a text, or the models themselves")
         step = step_of(path.name)
@@ -183,7 +183,7 @@ def _saved(path: Path) -> list[Candidate]:
             step = step_of(diagnosis.model.revision or "")
         return [Candidate(diagnosis.model.id, str(path), step, diagnosis=diagnosis)]
     if kind == TREATMENT_SCHEMA:
-        treatment = _read(Treatment, path, data)
+        treatment = _run_from_json(Treatment, path, data)
         return [
             Candidate(name, str(path), diagnosis=arm.validation, probe=arm.probe)
             for name, arm in treatment.arms.items()
@@ -195,7 +195,7 @@ def _saved(path: Path) -> list[Candidate]:
     raise UnavailableError(f"{path} is of an unknown kind ({kind})", "was it written by a newer condense?")
 
 
-def _read(kind: type[Run], path: Path, data: dict[str, object]) -> Run:
+def _run_from_json(kind: type[Run], path: Path, data: dict[str, object]) -> Run:
     try:
         return kind.from_json(data)
     except UnavailableError as error:
@@ -215,23 +215,24 @@ def _revisions(arguments: list[str], revisions: Sequence[str]) -> list[Candidate
         raise UsageError("--revisions names fewer than two", "separate them by commas: step1000,step2000")
     numbers = {name: _NUMBER.search(name) for name in dict.fromkeys(names)}
     steps = {name: int(match.group()) for name, match in numbers.items() if match}
-    found = [Candidate(name, arguments[0], steps.get(name), revision=name) for name in numbers]
-    if len(steps) == len(found) == len(set(steps.values())):
-        return sorted(found, key=lambda candidate: steps[candidate.name])
-    return [replace(candidate, step=None) for candidate in found]
+    checkpoints = [Candidate(name, arguments[0], steps.get(name), revision=name) for name in numbers]
+    if len(steps) == len(checkpoints) == len(set(steps.values())):
+        return sorted(checkpoints, key=lambda candidate: steps[candidate.name])
+    return [replace(candidate, step=None) for candidate in checkpoints]
 
 
-def _on_one_text(found: list[Candidate]) -> list[Candidate]:
+def _on_one_text(candidates: list[Candidate]) -> list[Candidate]:
     """Arms of a treatment were read on two texts: take the probe where the others were measured on it."""
-    others = {c.diagnosis.corpus.sha256 for c in found if c.diagnosis is not None and c.probe is None}
+    others = {c.diagnosis.corpus.sha256 for c in candidates if c.diagnosis is not None and c.probe is None}
     return [
-        replace(c, diagnosis=c.probe) if c.probe is not None and c.probe.corpus.sha256 in others else c for c in found
+        replace(c, diagnosis=c.probe) if c.probe is not None and c.probe.corpus.sha256 in others else c
+        for c in candidates
     ]
 
 
-def _named(found: list[Candidate]) -> list[Candidate]:
+def _with_distinct_names(candidates: list[Candidate]) -> list[Candidate]:
     """Each under a name of its own, no longer than it must be; the checkpoints of one run in the order of steps."""
-    choices = [_names(candidate) for candidate in found]
+    choices = [_possible_names(candidate) for candidate in candidates]
     names = [first for first, *_ in choices]
     for rank in range(len(choices[0])):
         repeated = {name for name in names if names.count(name) > 1}
@@ -239,7 +240,7 @@ def _named(found: list[Candidate]) -> list[Candidate]:
     names = _without_common(names)
     before: dict[str, int] = {}
     named = []
-    for candidate, name in zip(found, names, strict=True):
+    for candidate, name in zip(candidates, names, strict=True):
         before[name] = before.get(name, 0) + 1
         named.append(replace(candidate, name=name if before[name] == 1 else f"{name} ({before[name]})"))
     if len(named) > 2 and run_of(named) is not None:
@@ -257,7 +258,7 @@ def _without_common(names: list[str]) -> list[str]:
     ]
 
 
-def _names(candidate: Candidate) -> tuple[str, ...]:
+def _possible_names(candidate: Candidate) -> tuple[str, ...]:
     """What a candidate may be called, shortest first: all candidates have as many choices."""
     where, own = Path(candidate.place), candidate.name
     tails = where.stem if candidate.diagnosis else where.name, f"{where.parent.name}/{where.name}", str(where)
@@ -278,7 +279,7 @@ def candidates_of(runs: Sequence[Any], revisions: Sequence[str]) -> list[Candida
         raise ValueError("give what is in memory (diagnoses, checkpoints, modules), or names and files, not both")
     if len(runs) < 2:
         raise ValueError("compare needs two or more")
-    return _numbered([_in_memory(run, number) for number, run in enumerate(runs, 1)])
+    return _number_repeated_names([_in_memory(run, number) for number, run in enumerate(runs, 1)])
 
 
 def _in_memory(run: Any, number: int) -> Candidate:
@@ -304,8 +305,8 @@ def without_names(candidate: Candidate) -> Candidate:
     return replace(candidate, diagnosis=replace(candidate.diagnosis, corpus=corpus, command=""))
 
 
-def _numbered(found: list[Candidate]) -> list[Candidate]:
-    names = [candidate.name for candidate in found]
+def _number_repeated_names(candidates: list[Candidate]) -> list[Candidate]:
+    names = [candidate.name for candidate in candidates]
     if len(set(names)) == len(names):
-        return found
-    return [replace(candidate, name=f"{candidate.name} ({place})") for place, candidate in enumerate(found, 1)]
+        return candidates
+    return [replace(candidate, name=f"{candidate.name} ({number})") for number, candidate in enumerate(candidates, 1)]

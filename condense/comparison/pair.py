@@ -180,11 +180,11 @@ def read_pair(first: Source, other: LiveModel, on_text: OnText) -> Reading:
     return Reading(tuple(windows), "; ".join(reasons) or None)
 
 
-def _predictions(one: Window, two: Window) -> tuple[float, int, int]:
+def _predictions(first_window: Window, other_window: Window) -> tuple[float, int, int]:
     """Sum of KL over the predicted positions, how many agree in their most likely token, how many there are."""
     nats, agree, count = 0.0, 0, 0
     with torch.inference_mode():
-        for mine, theirs in zip(one.logits, two.logits, strict=False):
+        for mine, theirs in zip(first_window.logits, other_window.logits, strict=False):
             apart, alike = geometry.divergences(mine.to(theirs.device), theirs)
             if not bool(torch.isfinite(apart).all()):
                 raise RunError("predictions of the two models are not finite", "are the weights damaged?")
@@ -193,24 +193,26 @@ def _predictions(one: Window, two: Window) -> tuple[float, int, int]:
     return nats, agree, count
 
 
-def _states(one: Window, two: Window, other: LiveModel, index: int) -> dict[SiteKey, tuple[float, ...]]:
+def _states(
+    first_window: Window, other_window: Window, other: LiveModel, index: int
+) -> dict[SiteKey, tuple[float, ...]]:
     """Per site that corresponds: the mean cosine of corresponding states, and the three parts of the CKA."""
-    found = {}
-    for key in one.states:
-        if key[1] == "block" and one.states.keys() != two.states.keys():
+    readings = {}
+    for key in first_window.states:
+        if key[1] == "block" and first_window.states.keys() != other_window.states.keys():
             continue  # models of other depths
         stack = next(stack for stack in other.stacks if stack.name == key[0])
-        x, y = one.states[key], two.states[key]
+        x, y = first_window.states[key], other_window.states[key]
         kept = kept_positions(specials_of(stack, other.stacks, other.windows.special))[index]
         try:
             kept = kept & ~geometry.sinks(x, kept) & ~geometry.sinks(y, kept)
             chosen = spectral_positions(kept, SPECTRAL_TOKENS, other.seed, index)
             same_width = x.shape == y.shape
             cosine = float(geometry.corresponding_cosine(x[kept], y[kept])) if same_width else math.nan
-            found[key] = (cosine, *map(float, geometry.debiased_hsic(x[chosen], y[chosen])))
+            readings[key] = (cosine, *map(float, geometry.debiased_hsic(x[chosen], y[chosen])))
         except ValueError as error:
             raise RunError(f"text {index} at {key[1]} {key[2]}: {error}", "are the weights damaged?") from None
-    return found
+    return readings
 
 
 def read_beside(
@@ -244,16 +246,16 @@ def read_beside(
             return dict.fromkeys((other.name for other in others), str(as_condense_error(failure)))
         for other in others:
             try:
-                readings[other.name] = _beside(source, other, windows, objective, opener, settings)
+                readings[other.name] = _read_beside(source, other, windows, objective, opener, settings)
             except Exception as failure:  # one pair never ends the comparison
-                readings[other.name] = _why(failure, settings)
+                readings[other.name] = _failure_words(failure, settings)
                 if on_note is not None:
                     on_note(f"{other.name} is not compared token by token: {readings[other.name]}")
             give_back()
     return readings
 
 
-def _beside(
+def _read_beside(
     source: Source, other: Candidate, windows: Windows, objective: str, opener: Opener, settings: CompareOptions
 ) -> Reading:
     checkpoint, _ = opener.open(other, settings)
@@ -263,7 +265,7 @@ def _beside(
         return read_pair(source, LiveModel(checkpoint, windows, settings.seed or 0), on_text)
 
 
-def _why(failure: Exception, settings: CompareOptions) -> str:
+def _failure_words(failure: Exception, settings: CompareOptions) -> str:
     if is_out_of_memory(failure) and not settings.one_at_a_time:
         return "there is no memory for two models: --one-at-a-time needs it for one"
     return str(as_condense_error(failure))

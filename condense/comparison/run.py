@@ -118,15 +118,15 @@ def compare(
         refuse_incomparable({c.name: c.diagnosis for c in candidates if c.diagnosis is not None})
     wanted = completed(settings or CompareOptions(), known)
     measuring = measure or _Measuring(text, ModelOptions.of(options, fields), windows)
-    with _evaluating(candidates):
+    with _in_evaluation_mode(candidates):
         measured, failures = _measured(candidates, measuring, wanted, on_note)
-        found = {candidate.name: diagnosis for candidate, diagnosis in measured}
+        diagnoses = {candidate.name: diagnosis for candidate, diagnosis in measured}
         if not force:
-            refuse_incomparable(found)
+            refuse_incomparable(diagnoses)
         run = run_of(candidates) if len(candidates) > 2 or len(runs) == 1 else None
-        same = _same(measured, measuring, wanted, on_note) if run is None else {}
+        same = _same_by_name(measured, measuring, wanted, on_note) if run is None else {}
     return assembled(
-        found,
+        diagnoses,
         steps={c.name: c.step for c, _ in measured},
         places={c.name: c.place for c, _ in measured},
         run=run,
@@ -158,7 +158,7 @@ def assembled(
                 diagnosis,
                 places[name],
                 steps[name] if run is not None else None,
-                None if name == reference else _effect(diagnosis, runs[reference], reference, len(runs) - 1),
+                None if name == reference else _effect_against(diagnosis, runs[reference], reference, len(runs) - 1),
             ),
             same=(same or {}).get(name),
         )
@@ -194,10 +194,10 @@ def assembled(
 
 
 @contextlib.contextmanager
-def _evaluating(candidates: Sequence[Candidate]) -> Iterator[None]:
+def _in_evaluation_mode(candidates: Sequence[Candidate]) -> Iterator[None]:
     """Models in memory in evaluation mode; each of their parts is put back as it was."""
     live = [candidate.live for candidate in candidates if candidate.live is not None]
-    models = [one if hasattr(one, "named_modules") else one.model for one in live]
+    models = [module if hasattr(module, "named_modules") else module.model for module in live]
     modes = [(part, part.training) for model in models for part in model.modules()]
     for model in models:
         model.eval()
@@ -212,7 +212,7 @@ def _measured(
     candidates: Sequence[Candidate], measure: Measure, settings: CompareOptions, on_note: OnNote | None
 ) -> tuple[list[tuple[Candidate, Diagnosis]], list[Failure]]:
     """The diagnoses in order, and what failed; the length of the first that is measured holds for all."""
-    found: list[tuple[Candidate, Diagnosis]] = []
+    measured: list[tuple[Candidate, Diagnosis]] = []
     failures: list[Failure] = []
     last: CondenseError | None = None
     for number, candidate in enumerate(candidates, 1):
@@ -220,7 +220,7 @@ def _measured(
             if candidate.error is not None:
                 raise candidate.error
             diagnosis = candidate.diagnosis or measure(candidate, settings, (number, len(candidates)))
-            found.append((candidate, diagnosis))
+            measured.append((candidate, diagnosis))
             settings = completed(settings, [diagnosis])
         except BaseException as failure:  # one bad member never ends the others
             if not isinstance(failure, Exception) and not is_panic(failure):
@@ -231,9 +231,9 @@ def _measured(
                 on_note(f"{candidate.name} is left out: {error}")
         if candidate.diagnosis is None:
             _give_back()
-    if last is not None and len(found) < 2:
+    if last is not None and len(measured) < 2:
         raise last
-    return found, failures
+    return measured, failures
 
 
 def _give_back() -> None:
@@ -244,7 +244,7 @@ def _give_back() -> None:
         torch.cuda.empty_cache()
 
 
-def _same(
+def _same_by_name(
     measured: Sequence[tuple[Candidate, Diagnosis]],
     measuring: Measure,
     settings: CompareOptions,
@@ -329,22 +329,22 @@ class _Measuring:
 # --- from diagnoses to members -----------------------------------------------------------------------------
 
 
-def _member(name: str, run: Diagnosis, place: str, step: int | None, effect: Effect | None) -> Member:
+def _member(name: str, run: Diagnosis, source: str, step: int | None, effect: Effect | None) -> Member:
     return Member(
         name=name,
-        source=place,
+        source=source,
         model=run.model,
         corpus=replace(run.corpus, windows=()),
         protocol_hash=str(run.protocol.get("hash", "")),
         condense=run.condense,
         sites=tuple(_site(site) for site in run.sites if site.stack == run.sites[-1].stack),
-        deep={key: _bare(of) for key, of in run.deep.items()},
+        deep={key: _without_samples(estimate) for key, estimate in run.deep.items()},
         trend=run.trend,
         paper=run.paper,
         quality=Quality(
-            _bare(run.quality.loss),
-            _bare(run.quality.perplexity),
-            _bare(run.quality.bits_per_byte),
+            _without_samples(run.quality.loss),
+            _without_samples(run.quality.perplexity),
+            _without_samples(run.quality.bits_per_byte),
             label=run.quality.label,
         ),
         verdict=run.verdict,
@@ -357,22 +357,22 @@ def _site(site: SiteReading) -> SiteReading:
     counts = site.histogram.counts
     width = max(1, len(counts) // BINS)
     merged = tuple(sum(counts[start : start + width]) for start in range(0, len(counts), width))
-    kept = {key: _bare(site.metrics[key]) for key in CURVES if key in site.metrics}
+    kept = {key: _without_samples(site.metrics[key]) for key in CURVES if key in site.metrics}
     return replace(site, metrics=kept, top_dimensions=(), histogram=Histogram(merged))
 
 
-def _bare(of: Estimate) -> Estimate:
-    return replace(of, per_text=None, deleted=None)
+def _without_samples(estimate: Estimate) -> Estimate:
+    return replace(estimate, per_text=None, deleted=None)
 
 
-def _effect(run: Diagnosis, first: Diagnosis, reference: str, compared: int) -> Effect:
+def _effect_against(run: Diagnosis, first: Diagnosis, reference: str, compared: int) -> Effect:
     """A member − the reference, without what cannot be a difference: see `caveats`.
 
     compared: how many members are judged against the reference, over which .05 is divided for a word.
     """
     effect = effect_of({0: run}, {0: first}, reference, compared=compared, site_keys=CURVES, trained=False)
-    deep = {key: _bare(of) for key, of in effect.deep.items()}
-    quality = {key: _bare(of) for key, of in effect.quality.items()}
+    deep = {key: _without_samples(estimate) for key, estimate in effect.deep.items()}
+    quality = {key: _without_samples(estimate) for key, estimate in effect.quality.items()}
     words = dict(effect.words)
     if run.model.hidden_size != first.model.hidden_size:
         for key in ("effective_rank", "entropy_rank", "effective_rank_with_sink"):

@@ -6,14 +6,13 @@ Kullback–Leibler divergence lies below what is tolerated; different where all 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from condense import intervals
-from condense.comparison.verdict import Bounds, Severity, analyze_again, word_of
+from condense.comparison.verdict import Bounds, Severity, analyze_again, quoted_id, word_of
 from condense.intervals import ALPHA, Floats
 from condense.records.base import Estimate, Finding
 from condense.records.comparison import Kind, Member, Same, SameSite, SameWord
@@ -87,14 +86,14 @@ def same_of(
         alike = intervals.ratio_over_documents(agree, counts, documents)
         shares = tuple((agree / np.maximum(counts, 1)).tolist())
         top1 = Estimate(alike.value, *alike.clipped(0.0, 1.0), shares, reason=alike.reason)
-    sites = _sites(reading, documents)
+    sites = _site_estimates(reading, documents)
     rounding = ROUNDING.get(first.model.dtype, ROUNDING["float32"])
     block, site = _first_difference(sites, rounding, kl)
     loss = first.quality.loss.value
     limit = None if loss is None else tolerance * loss
     made = Same(
         against=against,
-        word=_word(site, kl, strict, limit),
+        word=_sameness_word(site, kl, strict, limit),
         from_block=block,
         from_site=site,
         kl=kl,
@@ -108,7 +107,7 @@ def same_of(
     return made if other.corpus.windows_sha256 == first.corpus.windows_sha256 else _other_tokenizer(made)
 
 
-def _word(site: str | None, kl: Estimate, strict: Bounds, limit: float | None) -> SameWord:
+def _sameness_word(site: str | None, kl: Estimate, strict: Bounds, limit: float | None) -> SameWord:
     if site is None:
         return "identical"
     low, high = strict
@@ -127,7 +126,7 @@ def _other_tokenizer(made: Same) -> Same:
     return not_compared(made.against, reason)
 
 
-def _sites(reading: Reading, documents: Sequence[int]) -> tuple[SameSite, ...]:
+def _site_estimates(reading: Reading, documents: Sequence[int]) -> tuple[SameSite, ...]:
     made = []
     for key in reading.windows[0].sites:
         cosines, *moments = np.array([window.sites[key] for window in reading.windows], dtype=np.float64).T
@@ -145,12 +144,12 @@ def _cka(moments: Sequence[Floats], documents: Sequence[int]) -> Estimate:
     Nguyen et al. 2021, arXiv:2010.15327, for the means over batches.
     """
     known = np.isfinite(moments).all(axis=0)
-    both, one, other = (np.where(known, moment, np.nan) for moment in moments)
-    means = [float(np.nanmean(moment)) if known.any() else 0.0 for moment in (both, one, other)]
+    cross, own, other = (np.where(known, moment, np.nan) for moment in moments)
+    means = [float(np.nanmean(moment)) if known.any() else 0.0 for moment in (cross, own, other)]
     if means[1] <= 0 or means[2] <= 0:
         return Estimate(None, reason="the states do not vary over tokens")
     value = means[0] / (means[1] * means[2]) ** 0.5
-    errors = both / (means[1] * means[2]) ** 0.5 - value * (one / means[1] + other / means[2]) / 2
+    errors = cross / (means[1] * means[2]) ** 0.5 - value * (own / means[1] + other / means[2]) / 2
     spread = intervals.over_documents(value + errors, documents)
     return Estimate(value, *spread.clipped(-1.0, 1.0), reason=spread.reason)
 
@@ -229,16 +228,16 @@ def _pair_finding(first: Member, other: Member, same: Same | None) -> Finding:
     if same is None:
         raise ValueError("these two were not compared token by token")
     a, b = first.name, other.name
-    more = f"condense compare {_quoted(first)} {_quoted(other)} --num-texts {4 * other.corpus.texts}"
+    more = f"condense compare {quoted_id(first)} {quoted_id(other)} --num-texts {4 * other.corpus.texts}"
     if same.from_site == "tokenizer":
         title = f"{b} reads the text with another tokenizer than {a}"
         why = f"On the same token ids the two are {same.weights}: the weights are {a}’s, and the tokenizer is not."
-        step = f"condense analyze {_quoted(other)} --tokenizer {_quoted(first)}"
+        step = f"condense analyze {quoted_id(other)} --tokenizer {quoted_id(first)}"
         return Finding("same-tokenizer", "warning", title, numbers_of(same), why, step, KL_SOURCE)
     place = same.from_site or ""
     where = _WHERE.get(place, f"The states part at {place}: what differs is in it, or acts in every block from it on.")
     key, severity, title, why = _PAIR[same.word]
-    names = {"a": a, "b": b, "place": _from(place), "where": where}
+    names = {"a": a, "b": b, "place": _site_words(place), "where": where}
     step = more if key == "same-open" else analyze_again(other)
     return Finding(key, severity, title.format(**names), numbers_of(same), why.format(**names), step, KL_SOURCE)
 
@@ -271,23 +270,23 @@ _PAIR: Mapping[str, tuple[str, Severity, str, str]] = {
 }
 
 
-def _from(place: str) -> str:
-    return f"the {place}" if place in ("embedding", "output", "prediction") else place
+def _site_words(site: str) -> str:
+    return f"the {site}" if site in ("embedding", "output", "prediction") else site
 
 
 def _family_finding(first: Member, others: Sequence[Member]) -> Finding:
     """Which of several is safe to use in place of the first: the smallest that is equivalent."""
     safe = [other for other in others if other.same is not None and other.same.word in SAFE]
-    counts = "; ".join(f"{other.name} is {_short(other.same)}" for other in others[:8])
+    counts = "; ".join(f"{other.name} is {_word_with_numbers(other.same)}" for other in others[:8])
     severity: Severity = "good" if safe else "warning"
     limit = next((other.same.tolerated for other in others if other.same and other.same.tolerated is not None), None)
     share = "" if limit is None else f", {limit:.3g} nats per token"
     why = f"Equivalent: the whole interval of the KL to the first lies below what is tolerated of its loss{share}."
-    step = analyze_again(min(safe, key=_size)) if safe else analyze_again(others[0])
-    return Finding("same-smallest", severity, _family_title(first, others, safe), counts, why, step, KL_SOURCE)
+    step = analyze_again(min(safe, key=_weights_size)) if safe else analyze_again(others[0])
+    return Finding("same-smallest", severity, _equivalents_title(first, others, safe), counts, why, step, KL_SOURCE)
 
 
-def _short(same: Same | None) -> str:
+def _word_with_numbers(same: Same | None) -> str:
     """The word of a member with its KL and agreement."""
     if same is None or same.kl.value is None or same.top1.value is None:
         return same.word if same else "not compared"
@@ -295,10 +294,10 @@ def _short(same: Same | None) -> str:
     return f"{same.word} (KL {same.kl.value:.3g}{high}; the same top token in {100 * same.top1.value:.1f} %)"
 
 
-def _family_title(first: Member, others: Sequence[Member], safe: Sequence[Member]) -> str:
+def _equivalents_title(first: Member, others: Sequence[Member], safe: Sequence[Member]) -> str:
     if not safe:
         return f"None of the {len(others)} is shown to be equivalent to {first.name}"
-    smallest = min(safe, key=_size)
+    smallest = min(safe, key=_weights_size)
     size, whole = smallest.model.weights_bytes, first.model.weights_bytes
     if size is None or any(other.model.weights_bytes is None for other in safe):
         names = ", ".join(other.name for other in safe[:3])
@@ -307,7 +306,7 @@ def _family_title(first: Member, others: Sequence[Member], safe: Sequence[Member
     return f"{smallest.name} is the smallest that is equivalent to {first.name}{instead}"
 
 
-def _size(member: Member) -> tuple[float, str]:
+def _weights_size(member: Member) -> tuple[float, str]:
     size = member.model.weights_bytes
     return (float("inf") if size is None else float(size), member.name)
 
@@ -317,7 +316,3 @@ def _in_bytes(size: int) -> str:
         if size >= unit:
             return f"{size / unit:.3g} {name}"
     return f"{size / 1e3:.0f} kB"
-
-
-def _quoted(member: Member) -> str:
-    return shlex.quote(member.model.id)

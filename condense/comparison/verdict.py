@@ -99,19 +99,19 @@ def _excludes_zero(bounds: Bounds) -> bool:
 def findings(kind: Kind, members: Sequence[Member]) -> tuple[Finding, ...]:
     """The findings of a comparison of models, the main one first; `trajectory.findings` has those of a run."""
     if kind == "pair":
-        return (_pair(members[0], members[1]), *_three_dimensions(members[1]), *_quality_change(members[0], members[1]))
+        return (_pair_finding(*members), *_three_dimensions(members[1]), *_quality_change(*members))
     several = len({(m.model.architecture, m.model.parameters) for m in members}) > 1
-    return (_family(members), *_size(members), *([_scope()] if several else []))
+    return (_family(members), *_size_finding(members), *([_scope_finding()] if several else []))
 
 
 # --- two -------------------------------------------------------------------------------------------------
 
 
-def _pair(first: Member, other: Member) -> Finding:
+def _pair_finding(first: Member, other: Member) -> Finding:
     change, word = change_of(other, "mean_cosine"), word_of(other, "mean_cosine")
     seen = (
-        f"deep mean cosine {number(first.deep['mean_cosine'], 3)} → {number(other.deep['mean_cosine'], 3)}, "
-        f"difference {signed(change, 4)} (counts from {LEAST:g}); effective rank {_rank(first)} → {_rank(other)}"
+        f"deep mean cosine {number(first.deep['mean_cosine'], 3)} → {number(other.deep['mean_cosine'], 3)}, difference "
+        f"{signed(change, 4)} (counts from {LEAST:g}); effective rank {_rank_words(first)} → {_rank_words(other)}"
     )
     if other.difference is not None and not other.difference.paired and word.word in ("more spread", "more condensed"):
         return _other_windows(first, other, seen)
@@ -142,7 +142,7 @@ def _pair(first: Member, other: Member) -> Finding:
             open_because(change, word),
         ),
     }[word.word]
-    more = f"condense compare {_quoted(first)} {_quoted(other)} --num-texts {4 * other.corpus.texts}"
+    more = f"condense compare {quoted_id(first)} {quoted_id(other)} --num-texts {4 * other.corpus.texts}"
     step = more if word.word == "inconclusive" else analyze_again(other)
     return Finding(key, _severity(severity), title, seen, why, step, CONVENTION)
 
@@ -303,16 +303,16 @@ def _other_changes(others: Sequence[Member], subject: str = "") -> str:
         (lost, f"predict{'s' * (len(lost) == 1)} the texts worse"),
         (rose, f"{'is' if len(rose) == 1 else 'are'} more condensed without each text’s top three dimensions"),
     )
-    parts = [words if who == [subject] else f"{_listed(who)} {words}" for who, words in changes if who]
+    parts = [words if who == [subject] else f"{_listed_names(who)} {words}" for who, words in changes if who]
     return f", but {' and '.join(parts)}" if parts else ""
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed_names(names: Sequence[str]) -> str:
     shown = [*names[:3], f"{len(names) - 3} more"] if len(names) > 3 else names
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
-def _size(members: Sequence[Member]) -> list[Finding]:
+def _size_finding(members: Sequence[Member]) -> list[Finding]:
     """The published statement about size, beside what is seen here."""
     own = [m for m in members if m.model.architecture == members[0].model.architecture]
     sized = sorted((m for m in own if m.trend.spearman.rho is not None), key=lambda m: (m.model.parameters, m.name))
@@ -337,7 +337,7 @@ def _size(members: Sequence[Member]) -> list[Finding]:
     ]
 
 
-def _scope() -> Finding:
+def _scope_finding() -> Finding:
     return Finding(
         "scope",
         "info",
@@ -376,24 +376,25 @@ def _size_of_model(member: Member) -> str:
     return f"{count / 1e6:.3g} M" if count >= 1e6 else f"{count:,}"
 
 
-def _quoted(member: Member) -> str:
+def quoted_id(member: Member) -> str:
+    """The id of a member's model, quoted for a shell."""
     return shlex.quote(member.model.id)
 
 
-def _rank(member: Member) -> str:
+def _rank_words(member: Member) -> str:
     rank = member.deep["effective_rank"]
     share = "" if rank.null_ratio is None else f" ({100 * rank.null_ratio:.0f} % of random)"
     return number(rank, 1) + share
 
 
-def number(of: Estimate, digits: int) -> str:
+def number(estimate: Estimate, digits: int) -> str:
     """A value with fixed digits."""
-    return "undefined" if of.value is None else f"{of.value:.{digits}f}"
+    return "undefined" if estimate.value is None else f"{estimate.value:.{digits}f}"
 
 
-def signed(of: Estimate, digits: int = 4) -> str:
+def signed(diff: Estimate, digits: int = 4) -> str:
     """A difference with its sign and interval, in plain characters."""
-    if of.value is None:
+    if diff.value is None:
         return "undefined"
-    interval = "" if of.low is None or of.high is None else f" [{of.low:+.{digits}f}, {of.high:+.{digits}f}]"
-    return f"{of.value:+.{digits}f}{interval}"
+    interval = "" if diff.low is None or diff.high is None else f" [{diff.low:+.{digits}f}, {diff.high:+.{digits}f}]"
+    return f"{diff.value:+.{digits}f}{interval}"

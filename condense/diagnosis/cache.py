@@ -75,8 +75,8 @@ def recall(wanted: Wanted, *, command: str = "", ranks: Ranks = ALONE) -> Diagno
     Under several ranks each of them has to call this: the first looks, and all get what it found.
     """
     with together(ranks):
-        path = _path(wanted, ranks.size) if ranks.is_first else None
-        kept: Diagnosis | None = ranks.told(None if path is None else _read(path))
+        path = _cache_file(wanted, ranks.size) if ranks.is_first else None
+        kept: Diagnosis | None = ranks.told(None if path is None else _read_diagnosis(path))
     if kept is None:
         return None
     twin = None if kept.twin is None else replace(kept.twin, command=command)
@@ -89,7 +89,7 @@ def keep(wanted: Wanted, diagnosis: Diagnosis, *, ranks: Ranks = ALONE) -> None:
     A cache is a help, never a reason to fail: where it cannot be written, nothing is kept. Nor is anything
     kept of weights that were written since they were hashed, or of code that came with the checkpoint.
     """
-    path = _path(wanted, ranks.size)
+    path = _cache_file(wanted, ranks.size)
     if path is None or not ranks.is_first or wanted.located.has_changed():
         return
     with contextlib.suppress(CondenseError, OSError, UnicodeError):  # a file may have a name that is no text
@@ -98,12 +98,12 @@ def keep(wanted: Wanted, diagnosis: Diagnosis, *, ranks: Ranks = ALONE) -> None:
         write_text(path, f"{_HEAD}{sha256(text)}\n{text}")
 
 
-def _path(wanted: Wanted, processes: int) -> Path | None:
+def _cache_file(wanted: Wanted, processes: int) -> Path | None:
     key = _key(wanted, processes)
     return None if key is None else cache_root() / FOLDER / f"{sha256(key)}.txt"
 
 
-def _read(path: Path) -> Diagnosis | None:
+def _read_diagnosis(path: Path) -> Diagnosis | None:
     """The diagnosis in a file of the cache, or None where it is missing or not whole."""
     try:
         head, _, text = path.read_text(encoding="utf-8").partition("\n")

@@ -48,7 +48,7 @@ class Ranks:
         for start in range(0, total, self.size):
             part: bytes | CondenseError = b""
             if start + self.rank < total:
-                part = self._next(readings)
+                part = self._encode_next(readings)
             parts: list[Any] = [None] * self.size
             try:
                 dist.all_gather_object(parts, part)
@@ -73,7 +73,7 @@ class Ranks:
             raise RunError("another process of this run is gone", "its own message is above") from error
         return values[0]
 
-    def _next(self, readings: Iterator[TextReading]) -> bytes | CondenseError:
+    def _encode_next(self, readings: Iterator[TextReading]) -> bytes | CondenseError:
         try:
             return encode(next(readings))
         except CondenseError as error:

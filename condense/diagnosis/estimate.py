@@ -123,12 +123,12 @@ def shape(
     """Sizes from a config.json, with the tensors of the safetensors headers or the bytes on disk where known."""
     inner = config.get("text_config")
     text = {**config, **inner} if isinstance(inner, Mapping) else dict(config)
-    width = _first(text, "hidden_size", "n_embd", "d_model") or 0
-    blocks = _first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers") or 0
+    width = _first_positive(text, "hidden_size", "n_embd", "d_model") or 0
+    blocks = _first_positive(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers") or 0
     if config.get("is_encoder_decoder"):
-        blocks += _first(text, "decoder_layers", "num_decoder_layers", "num_layers") or 0
-    ff = _first(text, "intermediate_size", "n_inner", "d_ff", "ffn_dim", "encoder_ffn_dim") or 4 * width
-    vocabulary = _first(text, "vocab_size") or 0
+        blocks += _first_positive(text, "decoder_layers", "num_decoder_layers", "num_layers") or 0
+    ff = _first_positive(text, "intermediate_size", "n_inner", "d_ff", "ffn_dim", "encoder_ffn_dim") or 4 * width
+    vocabulary = _first_positive(text, "vocab_size") or 0
     dtype = str(text.get("dtype") or text.get("torch_dtype") or "float32")
     if headers is not None:
         parameters = sum(math.prod(entry["shape"]) for entry in headers)
@@ -138,7 +138,7 @@ def shape(
         parameters = stored // _NAMES.get(dtype, 4)
     else:
         parameters = blocks * (4 * width**2 + 3 * width * ff) + vocabulary * width
-    positions = _first(text, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    positions = _first_positive(text, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
     return Shape(name, parameters, stored, width, ff, blocks, vocabulary, positions, dtype)
 
 
@@ -155,7 +155,7 @@ def _gguf_shape(model: gguf.Gguf, name: str) -> Shape:
     return shape(config, name, headers=[{"shape": t.shape, "dtype": "F32"} for t in model.tensors.values()])
 
 
-def _first(config: Mapping[str, Any], *keys: str) -> int | None:
+def _first_positive(config: Mapping[str, Any], *keys: str) -> int | None:
     return next((value for key in keys if isinstance(value := config.get(key), int) and value > 0), None)
 
 
@@ -164,16 +164,16 @@ def peak_bytes(source: Source, load: Load, *, libraries: float) -> float:
 
     Weights of another type than asked for are counted twice: as mapped from disk and as converted.
     """
-    shape, size = source.shape, _NAMES.get(_dtype(source.shape, load), 4)
+    shape, size = source.shape, _NAMES.get(_dtype_of_load(source.shape, load), 4)
     weights = float(shape.parameters * size * (2 if load.twin else 1))
-    if _dtype(shape, load) != shape.stored_dtype:
+    if _dtype_of_load(shape, load) != shape.stored_dtype:
         weights += shape.stored
     if source.copy:
         weights = max(weights, _CONVERSION * 4 * shape.parameters)
     return libraries + _LIBRARIES + weights + _working(shape, load, size)
 
 
-def _dtype(shape: Shape, load: Load) -> str:
+def _dtype_of_load(shape: Shape, load: Load) -> str:
     return shape.stored_dtype if load.dtype == "auto" else load.dtype
 
 
@@ -203,7 +203,7 @@ def matmul_rate(shape: Shape, load: Load, device: str) -> float:
     """Operations per second of a matrix product of the model's own sizes on a device; takes a moment."""
     import torch
 
-    kind = getattr(torch, _dtype(shape, load), torch.float32)
+    kind = getattr(torch, _dtype_of_load(shape, load), torch.float32)
     left = torch.ones(max(load.batch * load.length, 1), max(shape.width, 1), dtype=kind, device=device)
     right = torch.ones(max(shape.width, 1), max(shape.inner, 1), dtype=kind, device=device)
     operations, best = 2 * left.shape[0] * left.shape[1] * right.shape[1], math.inf

@@ -66,19 +66,20 @@ def judge(facts: Facts, bands: Bands = BANDS) -> Verdict:
 
 
 def _findings(facts: Facts, labels: Labels, verdict: Verdict, bands: Bands) -> list[Finding]:
+    undefined = labels.attribution == UNDEFINED
     made = [
-        _main(facts, labels, bands) if labels.attribution != UNDEFINED else _undefined(facts, verdict.reason or ""),
-        _repetition(facts) if facts.repeats else None,
+        _no_verdict(facts, verdict.reason or "") if undefined else _attribution(facts, labels, bands),
+        _repetition_finding(facts) if facts.repeats else None,
         sink_finding(facts, labels, bands),
         idle_finding(facts),
-        _rank(facts, labels),
+        _rank_finding(facts, labels),
         _not_read(facts) if facts.cannot_read else None,
-        _twin(facts),
-        _borderline(facts, verdict) if verdict.borderline else None,
-        _documents(facts),
-        _contrastive(facts) if facts.contrastive else None,
-        _large(facts) if facts.parameters > BILLION else None,
-        _quality(facts, labels),
+        _twin_finding(facts),
+        _borderline_finding(facts, verdict) if verdict.borderline else None,
+        _documents_finding(facts),
+        _contrastive_finding(facts) if facts.contrastive else None,
+        _large_finding(facts) if facts.parameters > BILLION else None,
+        _quality_finding(facts, labels),
     ]
     return [finding for finding in made if finding is not None]
 
@@ -163,7 +164,7 @@ _MODERATE_COMMON = replace(
 )
 
 
-def _main(facts: Facts, labels: Labels, bands: Bands) -> Finding:
+def _attribution(facts: Facts, labels: Labels, bands: Bands) -> Finding:
     words = _WORDS[labels.attribution]
     if labels.attribution == NOT and labels.cone == "moderate":
         words = _MODERATE_COMMON if is_common(facts.inputs, bands) else _MODERATE
@@ -173,14 +174,14 @@ def _main(facts: Facts, labels: Labels, bands: Bands) -> Finding:
         id=labels.attribution.replace(" ", "-"),
         severity="severe" if labels.level == "severe" else words.severity,
         title=words.title.format(cone=labels.cone),
-        seen=_seen(facts),
+        seen=_main_evidence(facts),
         why=words.why,
         next=words.then(facts),
         source=words.source,
     )
 
 
-def _undefined(facts: Facts, reason: str) -> Finding:
+def _no_verdict(facts: Facts, reason: str) -> Finding:
     few = facts.too_few_tokens is not None
     return Finding(
         id="undefined",
@@ -195,7 +196,7 @@ def _undefined(facts: Facts, reason: str) -> Finding:
     )
 
 
-def _seen(facts: Facts) -> str:
+def _main_evidence(facts: Facts) -> str:
     """The numbers behind the main finding, for any attribution."""
     inputs = facts.inputs
     pairs = "two different tokens of a text" if facts.repeats else "two tokens of a text"
@@ -228,7 +229,7 @@ def _with_interval(estimate: Estimate, scope: str = "") -> str:
 # --- what else was seen -----------------------------------------------------------------------------
 
 
-def _repetition(facts: Facts) -> Finding:
+def _repetition_finding(facts: Facts) -> Finding:
     every, distinct = facts.value("mean_cosine") or 0.0, facts.value("mean_cosine_distinct") or 0.0
     return Finding(
         id="repetition",
@@ -244,7 +245,7 @@ def _repetition(facts: Facts) -> Finding:
     )
 
 
-def _rank(facts: Facts, labels: Labels) -> Finding | None:
+def _rank_finding(facts: Facts, labels: Labels) -> Finding | None:
     estimate = facts.deep.get("effective_rank")
     if labels.rank not in ("reduced", "low") or labels.attribution == COLLAPSE or estimate is None:
         return None
@@ -279,7 +280,7 @@ def _not_read(facts: Facts) -> Finding:
     )
 
 
-def _twin(facts: Facts) -> Finding | None:
+def _twin_finding(facts: Facts) -> Finding | None:
     twin = facts.twin
     if twin is None or twin.difference.value is None:
         return None
@@ -312,7 +313,7 @@ def _twin(facts: Facts) -> Finding | None:
 # --- how sure, and advice ---------------------------------------------------------------------------
 
 
-def _borderline(facts: Facts, verdict: Verdict) -> Finding:
+def _borderline_finding(facts: Facts, verdict: Verdict) -> Finding:
     return Finding(
         id="borderline",
         severity="info",
@@ -325,7 +326,7 @@ def _borderline(facts: Facts, verdict: Verdict) -> Finding:
     )
 
 
-def _documents(facts: Facts) -> Finding | None:
+def _documents_finding(facts: Facts) -> Finding | None:
     if facts.text.documents >= 3:
         return None
     titles = {0: "It is not known which windows are of one document", 1: "All windows are of one document"}
@@ -347,7 +348,7 @@ def _documents(facts: Facts) -> Finding | None:
     )
 
 
-def _contrastive(facts: Facts) -> Finding:
+def _contrastive_finding(facts: Facts) -> Finding:
     return Finding(
         id="contrastive",
         severity="info",
@@ -359,7 +360,7 @@ def _contrastive(facts: Facts) -> Finding:
     )
 
 
-def _large(facts: Facts) -> Finding:
+def _large_finding(facts: Facts) -> Finding:
     return Finding(
         id="large-model",
         severity="info",
@@ -371,7 +372,7 @@ def _large(facts: Facts) -> Finding:
     )
 
 
-def _quality(facts: Facts, labels: Labels) -> Finding:
+def _quality_finding(facts: Facts, labels: Labels) -> Finding:
     quality = facts.quality
     bits = None if quality is None else quality.bits_per_byte.value
     loss = None if quality is None else quality.loss.value

@@ -191,7 +191,7 @@ class _Reader:
                 received[site.stack] = states.clone()  # a block may write over what it was given
             known = zip(chosen[site.stack], same[site.stack], strict=True)
             for reading, own, token_ids, more in zip(readings, states, ids, known, strict=True):
-                waiting.add(reading, own, functools.partial(self._measure, site, reading.index, *more))
+                waiting.add(reading, own, functools.partial(self._measure_site, site, reading.index, *more))
                 if site.name == "output" and site.stack == self.stacks[0].name:
                     keep = self.keeps[site.stack][reading.index]
                     reading.pooled = pool(own, keep, bool(self.windows.special[reading.index][0]))
@@ -245,7 +245,7 @@ class _Reader:
         for number, reading in enumerate(readings):
             reading.halves = torch.stack(vectors[2 * number : 2 * number + 2])
 
-    def _measure(self, site: Site, index: int, spectral: Tensor, same: Tensor, states: Tensor) -> Measurement:
+    def _measure_site(self, site: Site, index: int, spectral: Tensor, same: Tensor, states: Tensor) -> Measurement:
         ids, keep = self.ids[site.stack][index], self.keeps[site.stack][index]
         wanted = site.name == "block" and site.index > site.blocks // 2  # the cross-text cosine of the deepest half
         shared = self.shared.unsqueeze(1) == ids if wanted and len(self.shared) else None

@@ -48,7 +48,7 @@ def with_lens(diagnosis: Diagnosis, checkpoint: Checkpoint, windows: Windows, se
     labels = [site.label for site in diagnosis.sites if site.site != "output"]
     table = torch.full((len(_KEYS), len(labels), count), math.nan, dtype=torch.float64)
     for index in chosen:
-        table[:, :, index] = _read(model, stacks[-1], scorer, norm, windows, index)
+        table[:, :, index] = _lens_values(model, stacks[-1], scorer, norm, windows, index)
     return _recorded(diagnosis, labels, table)
 
 
@@ -75,7 +75,9 @@ def _recorded(diagnosis: Diagnosis, labels: list[str], table: Tensor) -> Diagnos
 
 
 @torch.inference_mode()
-def _read(model: Any, stack: Stack, scorer: Scorer, norm: nn.Module | None, windows: Windows, index: int) -> Tensor:
+def _lens_values(
+    model: Any, stack: Stack, scorer: Scorer, norm: nn.Module | None, windows: Windows, index: int
+) -> Tensor:
     """Cross-entropy and KL from the final prediction at each site but the output, (2, sites), means over tokens."""
     ids = windows.ids[index : index + 1].to(input_device(model))
     states: list[Tensor] = []

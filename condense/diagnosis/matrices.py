@@ -25,28 +25,28 @@ def matrices_of(checkpoint: Checkpoint) -> dict[str, MatrixReading]:
     A matrix that is quantised or not finite is left out.
     """
     model: Any = checkpoint.model
-    found: dict[str, MatrixReading] = {}
+    readings: dict[str, MatrixReading] = {}
     std = _initial_std(model)
     weights = {
-        MATRICES[0]: _weight(model, "get_input_embeddings"),
-        MATRICES[1]: None if checkpoint.head_missing else _weight(model, "get_output_embeddings"),
+        MATRICES[0]: _weight_of(model, "get_input_embeddings"),
+        MATRICES[1]: None if checkpoint.head_missing else _weight_of(model, "get_output_embeddings"),
     }
     first, second = weights.values()
-    tied = first is not None and second is not None and _same(first, second)
+    tied = first is not None and second is not None and _is_same_matrix(first, second)
     for name, weight in weights.items():
         if weight is None:
             continue
         if tied and name == MATRICES[1]:
-            found[name] = found[MATRICES[0]]
+            readings[name] = readings[MATRICES[0]]
             continue
         try:
-            found[name] = _reading(weight, measure_matrix(weight, std), tied=tied)
+            readings[name] = _matrix_reading(weight, measure_matrix(weight, std), tied=tied)
         except ValueError:  # not finite: the states will not be either
             continue
-    return found
+    return readings
 
 
-def _weight(model: Any, getter: str) -> Tensor | None:
+def _weight_of(model: Any, getter: str) -> Tensor | None:
     from accelerate.utils import align_module_device
 
     try:
@@ -62,7 +62,7 @@ def _weight(model: Any, getter: str) -> Tensor | None:
     return weight if weight.device.type != "meta" and min(weight.shape) > 1 else None
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
+def _is_same_matrix(first: Tensor, second: Tensor) -> bool:
     if first.data_ptr() == second.data_ptr():
         return True
     return first.shape == second.shape and bool(torch.equal(first, second.to(first.device)))
@@ -75,7 +75,7 @@ def _initial_std(model: Any) -> float | None:
     return next((float(std) for std in found if isinstance(std, float) and std > 0), None)
 
 
-def _reading(weight: Tensor, numbers: MatrixNumbers, *, tied: bool) -> MatrixReading:
+def _matrix_reading(weight: Tensor, numbers: MatrixNumbers, *, tied: bool) -> MatrixReading:
     rows, width = weight.shape
     null_rank, null_spectrum = matrix_null(rows, width)
     nulls = {"effective_rank": null_rank, "dimension": float(min(rows - 1, width))}
@@ -102,14 +102,14 @@ def _exact(value: float, null: float | None) -> Estimate:
 
 def matrix_finding(model: str, readings: Mapping[str, MatrixReading]) -> Finding:
     """What the matrices look like, and how far that may be read."""
-    said = "; ".join(f"{name.replace('-', ' ')} {words_of(one)}" for name, one in readings.items())
+    summary = "; ".join(f"{name.replace('-', ' ')} {words_of(reading)}" for name, reading in readings.items())
     if len(readings) == 2 and readings[MATRICES[0]].tied:
-        said = f"tied matrices {words_of(readings[MATRICES[0]])}"
+        summary = f"tied matrices {words_of(readings[MATRICES[0]])}"
     return Finding(
         id="matrices",
         severity="info",
         title="Embedding and unembedding, from the weights alone" if readings else "There is no dense embedding matrix",
-        seen=said or "quantised matrices, and models that read no token ids, have none",
+        seen=summary or "quantised matrices, and models that read no token ids, have none",
         why="A common shift of the rows was held against a model (Gao 2019), and removed with a small gain (Coupled "
         "Adam). Over 108 models the geometry of this matrix reflects batch size and weight decay and does not predict "
         "performance (arXiv:2602.20433). States need a text.",
@@ -120,7 +120,7 @@ def matrix_finding(model: str, readings: Mapping[str, MatrixReading]) -> Finding
 
 def words_of(reading: MatrixReading) -> str:
     """A matrix in one line."""
-    values = {key: of.value for key, of in reading.metrics.items()}
+    values = {key: estimate.value for key, estimate in reading.metrics.items()}
     rank = reading.metrics["effective_rank"]
     parts = [f"{reading.rows:,} × {reading.width:,}"]
     for key, name in (("mean_cosine", "mean cosine"), ("mean_shift", "mean shift")):

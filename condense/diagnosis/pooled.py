@@ -91,19 +91,19 @@ def pooled_view(
     view = {}
     for number, name in enumerate(POOLINGS):
         rows = table[:, number]
-        reason = _undefined(name, rows)
+        reason = _undefined_reason(name, rows)
         if reason is not None:
             view[name] = {key: Estimate(None, reason=reason) for key in POOLED}
             continue
         view[name] = {
-            "cosine": _cosine(rows, documents),
-            **_spectral(rows, documents),
-            "halves_found": _found(None if both is None else both[:, :, number], documents),
+            "cosine": _cross_text_cosine(rows, documents),
+            **_spectral_estimates(rows, documents),
+            "halves_found": _halves_found(None if both is None else both[:, :, number], documents),
         }
     return view
 
 
-def _undefined(name: str, rows: Tensor) -> str | None:
+def _undefined_reason(name: str, rows: Tensor) -> str | None:
     """Why a pooling has no numbers."""
     if not bool(torch.isfinite(rows).all()):
         return NO_CLS if name == "cls" else "a text has no such vector"
@@ -115,11 +115,11 @@ def _undefined(name: str, rows: Tensor) -> str | None:
 # --- between texts -----------------------------------------------------------------------------------
 
 
-def _cosine(rows: Tensor, documents: Sequence[int]) -> Estimate:
+def _cross_text_cosine(rows: Tensor, documents: Sequence[int]) -> Estimate:
     """The mean cosine of the vectors of two windows of different documents, with a delete-a-document jackknife."""
     if len(set(documents)) < 2:
         return Estimate(None, reason=ONE_DOCUMENT)
-    groups = _groups(documents, len(rows))
+    groups = _jackknife_groups(documents, len(rows))
     index = torch.from_numpy(np.unique(np.asarray(documents), return_inverse=True)[1])
     count = int(index.max()) + 1
     sums = torch.zeros(count, rows.shape[1], dtype=torch.float64).index_add_(0, index, rows)
@@ -132,15 +132,15 @@ def _cosine(rows: Tensor, documents: Sequence[int]) -> Estimate:
         between = float(total.square().sum() - sums[chosen].square().sum())
         return min(1.0, max(-1.0, between / pairs)) if pairs > 0 else float("nan")
 
-    return _estimate("cosine", cosine, groups, documents)
+    return _jackknife_estimate("cosine", cosine, groups, documents)
 
 
-def _spectral(rows: Tensor, documents: Sequence[int]) -> dict[str, Estimate]:
+def _spectral_estimates(rows: Tensor, documents: Sequence[int]) -> dict[str, Estimate]:
     """Dimension and effective rank of the vectors as a cloud, each window a row."""
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).round().astype(int))
     units = rows[torch.from_numpy(chosen)]
     gram, own = units @ units.T, tuple(np.asarray(documents)[chosen].tolist()) if documents else ()
-    groups = _groups(own, len(units))
+    groups = _jackknife_groups(own, len(units))
 
     def part(kept: NDArray[np.bool_]) -> Tensor | None:
         """The centred Gram matrix of the windows that are kept; None where they differ by rounding only."""
@@ -158,8 +158,8 @@ def _spectral(rows: Tensor, documents: Sequence[int]) -> dict[str, Estimate]:
         return float("nan") if middle is None else rank("effective_rank", middle)
 
     made = {
-        "dimension": _estimate("dimension", dimension, groups, own),
-        "effective_rank": _estimate("effective_rank", effective_rank, groups, own),
+        "dimension": _jackknife_estimate("dimension", dimension, groups, own),
+        "effective_rank": _jackknife_estimate("effective_rank", effective_rank, groups, own),
     }
     null = gaussian_null("effective_rank", len(units), units.shape[1])
     value = made["effective_rank"].value
@@ -168,7 +168,7 @@ def _spectral(rows: Tensor, documents: Sequence[int]) -> dict[str, Estimate]:
     return made
 
 
-def _groups(documents: Sequence[int], windows: int) -> NDArray[np.int64]:
+def _jackknife_groups(documents: Sequence[int], windows: int) -> NDArray[np.int64]:
     """What is left out at a time for each window: its document, or several together; with one document the window."""
     index = np.unique(np.asarray(documents or range(windows)), return_inverse=True)[1]
     if index.max(initial=0) == 0:
@@ -177,7 +177,7 @@ def _groups(documents: Sequence[int], windows: int) -> NDArray[np.int64]:
     return (index * min(GROUPS, count) // count).astype(np.int64)
 
 
-def _estimate(
+def _jackknife_estimate(
     key: str, statistic: Callable[[NDArray[np.bool_]], float], groups: NDArray[np.int64], documents: Sequence[int]
 ) -> Estimate:
     """A statistic of all windows, with its value without each group of them."""
@@ -198,7 +198,7 @@ def _bounded(key: str, spread: Spread) -> Estimate:
 # --- do halves find each other -----------------------------------------------------------------------
 
 
-def _found(halves: Tensor | None, documents: Sequence[int]) -> Estimate:
+def _halves_found(halves: Tensor | None, documents: Sequence[int]) -> Estimate:
     """How often a half's nearest vector among the other halves of all texts is the other half of its own text.
 
     halves (N, 2, d). A window counts ½ for each direction; a tie between k nearest counts 1/k. `null` is chance, 1/N.

@@ -276,8 +276,8 @@ def score_passage(checkpoint: Checkpoint, context: str, text: str) -> tuple[floa
     With nothing before it the text follows an EOS. ValueError where there is none either: nothing predicts it then.
     """
     tokenizer: Any = checkpoint.tokenizer
-    before = [*added_specials(tokenizer, context + text)[0], *_ids(tokenizer, context)]
-    wanted = _ids(tokenizer, text)
+    before = [*added_specials(tokenizer, context + text)[0], *_ids_without_specials(tokenizer, context)]
+    wanted = _ids_without_specials(tokenizer, text)
     if not before and tokenizer.eos_token_id is None:
         raise ValueError("nothing stands before the first token, so nothing predicts it")
     before = before or [tokenizer.eos_token_id]
@@ -293,6 +293,6 @@ def score_passage(checkpoint: Checkpoint, context: str, text: str) -> tuple[floa
     return float(nats), len(wanted)
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def _ids_without_specials(tokenizer: Any, text: str) -> list[int]:
     coded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
     return list(coded["input_ids"])

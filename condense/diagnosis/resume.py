@@ -79,7 +79,7 @@ class Journal:
     def read(self, index: int) -> TextReading | None:
         """The reading of a text, or None where there is no complete record of it."""
         try:
-            data = self._path(index).read_bytes()
+            data = self._record_file(index).read_bytes()
         except OSError:
             return None
         head, payload = data[: len(_MAGIC) + 32], data[len(_MAGIC) + 32 :]
@@ -93,7 +93,7 @@ class Journal:
         if not self._writing:
             return
         payload = encode(reading)
-        path = self._path(reading.index)
+        path = self._record_file(reading.index)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             temporary.write_bytes(_MAGIC + hashlib.sha256(payload).digest() + payload)
@@ -105,13 +105,13 @@ class Journal:
 
     def known(self, total: int) -> set[int]:
         """Which of the texts 0..total−1 have a complete record."""
-        return {index for index in range(total) if self._path(index).exists() and self.read(index) is not None}
+        return {index for index in range(total) if self._record_file(index).exists() and self.read(index) is not None}
 
     def remove(self) -> None:
         """Forget the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _path(self, index: int) -> Path:
+    def _record_file(self, index: int) -> Path:
         return self.folder / f"{index:08d}.bin"
 
 

@@ -116,9 +116,9 @@ def analyze(
         with together(ranks):
             twins = []
             for other in initialisations(checkpoint, seed) if twin else ():
-                twins.append(_measure(other, windows, replace(settings, halves=False), []))
+                twins.append(_measure_checkpoint(other, windows, replace(settings, halves=False), []))
                 del other  # freed before the next is built
-            diagnosis = _measure(checkpoint, windows, settings, twins)
+            diagnosis = _measure_checkpoint(checkpoint, windows, settings, twins)
         if lens and ranks.is_first:
             diagnosis = with_lens(diagnosis, checkpoint, windows, seed)
     finally:
@@ -133,7 +133,7 @@ def analyze_weights(checkpoint: Checkpoint, command: str = "") -> Diagnosis:
     """What can be said of a checkpoint without running it: `matrices`, and neither corpus nor sites nor a verdict."""
     nothing, readings = Estimate(None, reason=WEIGHTS_ONLY), matrices_of(checkpoint)
     trend = Trend(Spearman(None, None), Kendall(None, None))
-    found = (matrix_finding(checkpoint.info.id, readings),)
+    findings = (matrix_finding(checkpoint.info.id, readings),)
     return Diagnosis(
         schema=DIAGNOSIS_SCHEMA,
         condense=__version__,
@@ -150,7 +150,7 @@ def analyze_weights(checkpoint: Checkpoint, command: str = "") -> Diagnosis:
         trend=trend,
         paper=Paper((), trend.spearman, trend.kendall),
         verdict=Verdict(
-            "undefined", "undefined", "undefined", "undefined", (), asdict(BANDS), found, reason=WEIGHTS_ONLY
+            "undefined", "undefined", "undefined", "undefined", (), asdict(BANDS), findings, reason=WEIGHTS_ONLY
         ),
         matrices=readings,
     )
@@ -172,7 +172,9 @@ class _Settings:
     halves: bool = False
 
 
-def _measure(checkpoint: Checkpoint, windows: Windows, settings: _Settings, twins: list[Diagnosis]) -> Diagnosis:
+def _measure_checkpoint(
+    checkpoint: Checkpoint, windows: Windows, settings: _Settings, twins: list[Diagnosis]
+) -> Diagnosis:
     model, seed, started = checkpoint.model, settings.seed, time.perf_counter()
     check_ids(windows.ids, embedding_rows(model))
     stacks = find_stacks(model)
@@ -296,7 +298,7 @@ class _Judging:
             parameters=info.parameters,
             contrastive=info.contrastive,
             objective=info.objective,
-            text=self._text(),
+            text=self._text_facts(),
             inputs=depth.inputs(),
             draws=depth.draws(),
             repeats=depth.repeats_itself,
@@ -311,7 +313,7 @@ class _Judging:
         )
         return StackSummary(facts.deep, facts.trend, paper(own), judge(facts, self.settings.bands))
 
-    def _text(self) -> Text:
+    def _text_facts(self) -> Text:
         windows, tokenizer = self.windows, self.checkpoint.tokenizer
         vocabulary = self.checkpoint.info.vocabulary_size or embedding_rows(self.checkpoint.model)
         if tokenizer is not None:

@@ -101,7 +101,10 @@ class SiteTally:
     @cached_property
     def repeats_itself(self) -> bool:
         """Whether the same tokens of a text make the mean cosine larger by more than `REPETITION`."""
-        return bool(_mean(self.values["mean_cosine"]) - _mean(self.values["mean_cosine_distinct"]) > REPETITION)
+        return bool(
+            _mean_of_defined(self.values["mean_cosine"]) - _mean_of_defined(self.values["mean_cosine_distinct"])
+            > REPETITION
+        )
 
     def table(self, key: str) -> Floats:
         """A metric of each window, (N,), NaN where undefined; of `dimension*` the contribution to the ratio."""
@@ -150,7 +153,7 @@ class SiteTally:
         """The cross-text cosine without each document in turn."""
         count = len(self._sums)
         left = torch.ones(count, count, dtype=torch.float64) - torch.eye(count, dtype=torch.float64)
-        return [_number(value) for value in geometry.cross_cosines(*self.products, left).tolist()]
+        return [_finite_or_none(value) for value in geometry.cross_cosines(*self.products, left).tolist()]
 
     def reading(self) -> SiteReading:
         """The record of this site."""
@@ -173,7 +176,7 @@ class SiteTally:
     def _estimate(self, key: str) -> Estimate:
         if key == "cross_text_cosine":
             whole = torch.ones(1, len(self._sums), dtype=torch.float64)
-            value = _number(float(geometry.cross_cosines(*self.products, whole)))
+            value = _finite_or_none(float(geometry.cross_cosines(*self.products, whole)))
             return pooled(value, self.without_each_document(), self.documents, key)
         table = self.table(key)
         nulls = self.null_table(key) if key in SPECTRAL else None
@@ -198,8 +201,11 @@ def estimated(spread: Spread, key: str, per_text: Floats | None = None, nulls: F
     null = ratio = None
     if nulls is not None and per_text is not None and np.isfinite(per_text).any():
         known = np.isfinite(per_text)
-        null, ratio = _number(_mean(nulls[known])), _number(_mean(per_text[known] / nulls[known]))
-    values = None if per_text is None else tuple(_number(value) for value in per_text.tolist())
+        null, ratio = (
+            _finite_or_none(_mean_of_defined(nulls[known])),
+            _finite_or_none(_mean_of_defined(per_text[known] / nulls[known])),
+        )
+    values = None if per_text is None else tuple(_finite_or_none(value) for value in per_text.tolist())
     return Estimate(spread.value, low, high, values, null, ratio, reason)
 
 
@@ -233,11 +239,14 @@ class DepthSummary:
     @cached_property
     def repeats_itself(self) -> bool:
         """Whether the same tokens of a text make the deep mean cosine larger by more than `REPETITION`."""
-        return bool(_mean(self.table("mean_cosine")) - _mean(self.table("mean_cosine_distinct")) > REPETITION)
+        return bool(
+            _mean_of_defined(self.table("mean_cosine")) - _mean_of_defined(self.table("mean_cosine_distinct"))
+            > REPETITION
+        )
 
     def inputs(self) -> Inputs:
         """What the verdict's rules read; over pairs of different tokens where the text repeats itself."""
-        return Inputs(*map(_number, self._from_weights(np.ones((1, len(self.half[0]))))[0].tolist()))
+        return Inputs(*map(_finite_or_none, self._from_weights(np.ones((1, len(self.half[0]))))[0].tolist()))
 
     def draws(self) -> list[Inputs]:
         """The same on seeded resamples of the documents, each deviation stretched; empty without documents.
@@ -252,7 +261,7 @@ class DepthSummary:
         drawn = self._from_weights(document_weights(self.documents, self.seed))
         deviations = np.where(np.isfinite(drawn), drawn - estimate, 0.0)
         rows = (estimate + stretch(self.documents) * deviations).tolist()
-        return [Inputs(*map(_number, row)) for row in rows]
+        return [Inputs(*map(_finite_or_none, row)) for row in rows]
 
     def dimensions(self) -> list[int]:
         """The coordinates that add most to the mean cosine, strongest first."""
@@ -272,12 +281,12 @@ class DepthSummary:
             self.table("effective_rank_with_sink"),
         ]
         means = weighted_means(np.stack(columns, axis=1), weights)
-        return np.insert(means, 3, self._cross(weights), axis=1)
+        return np.insert(means, 3, self._cross_cosines(weights), axis=1)
 
     def _extra(self, key: str) -> Floats:
         return _mean_over_blocks([np.array(tally.extra[key]) for tally in self.half])
 
-    def _cross(self, weights: Floats) -> Floats:
+    def _cross_cosines(self, weights: Floats) -> Floats:
         """The deep cross-text cosine where each window's document is taken so many times, (R,)."""
         first = np.unique(np.array(self.documents or range(weights.shape[1])), return_index=True)[1]
         documents = torch.from_numpy(np.ascontiguousarray(weights[:, np.sort(first)]))
@@ -290,14 +299,14 @@ class DepthSummary:
         if key == "cross_text_cosine":
             whole = [tally.estimates[key].value for tally in self.half]
             value = None if None in whole else float(np.mean([v for v in whole if v is not None]))
-            deleted = _mean_over_blocks([_floats(tally.without_each_document()) for tally in self.half])
-            return pooled(value, [_number(v) for v in deleted.tolist()], self.documents, key)
+            deleted = _mean_over_blocks([_floats_with_nan(tally.without_each_document()) for tally in self.half])
+            return pooled(value, [_finite_or_none(v) for v in deleted.tolist()], self.documents, key)
         table = self.table(key)
         nulls = _mean_over_blocks([tally.null_table(key) for tally in self.half]) if key in SPECTRAL else None
         estimate = estimated(over_documents(table, self.documents), key, table, nulls)
         if nulls is None or estimate.null_ratio is None:
             return estimate
-        return replace(estimate, null_ratio=_number(_mean(self.null_ratios(key))))
+        return replace(estimate, null_ratio=_finite_or_none(_mean_of_defined(self.null_ratios(key))))
 
 
 def trend(tallies: Sequence[SiteTally]) -> Trend:
@@ -338,15 +347,15 @@ def _add_to(sums: dict[int, Tensor], key: int, value: Tensor) -> None:
     sums[key] = value.clone() if key not in sums else sums[key].add_(value)
 
 
-def _number(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _floats(values: Sequence[float | None]) -> Floats:
+def _floats_with_nan(values: Sequence[float | None]) -> Floats:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _mean(values: Sequence[float] | Floats) -> float:
+def _mean_of_defined(values: Sequence[float] | Floats) -> float:
     """Mean of the defined values, NaN where there is none; of equal values it is that value."""
     known = np.array([value for value in values if math.isfinite(value)])
     if not len(known):

@@ -42,7 +42,7 @@ def compare_with_twins(
     values = [twin.value for twin in twins if twin.value is not None]
     if own.value is None or len(values) < len(twins) or len(values) < 2:
         return None
-    differences = _floats(own.per_text) - np.mean([_floats(twin.per_text) for twin in twins], axis=0)
+    differences = _floats_or_nan(own.per_text) - np.mean([_floats_or_nan(twin.per_text) for twin in twins], axis=0)
     over_windows = over_documents(differences, documents)
     count, variance = len(values), float(np.var(values, ddof=1))
     initial = (variance * (1 + 1 / count), count - 1.0)
@@ -111,15 +111,15 @@ def _mean_estimate(key: str, estimates: Sequence[Estimate], documents: Sequence[
         return undefined
     per_text, low, high = None, None, None
     if all(estimate.per_text is not None for estimate in estimates):
-        table = np.mean([_floats(estimate.per_text) for estimate in estimates], axis=0)
+        table = np.mean([_floats_or_nan(estimate.per_text) for estimate in estimates], axis=0)
         per_text = tuple(value if np.isfinite(value) else None for value in table.tolist())
         if documents is not None:
             low, high = over_documents(table, documents).clipped(METRICS[key].low, METRICS[key].high)
     nulls, ratios = [e.null for e in estimates], [e.null_ratio for e in estimates]
     if documents is not None and all(estimate.deleted for estimate in estimates):
-        without = np.mean([_floats(estimate.deleted) for estimate in estimates], axis=0)
-        return pooled(_mean(values), [v if np.isfinite(v) else None for v in without.tolist()], documents, key)
-    return Estimate(_mean(values), low, high, per_text, _mean(nulls), _mean(ratios))
+        without = np.mean([_floats_or_nan(estimate.deleted) for estimate in estimates], axis=0)
+        return pooled(_mean_of_all(values), [v if np.isfinite(v) else None for v in without.tolist()], documents, key)
+    return Estimate(_mean_of_all(values), low, high, per_text, _mean_of_all(nulls), _mean_of_all(ratios))
 
 
 def _mean_quality(qualities: Sequence[Quality]) -> Quality:
@@ -133,10 +133,10 @@ def _mean_quality(qualities: Sequence[Quality]) -> Quality:
     )
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
-def _floats(values: Sequence[float | None] | None) -> np.ndarray:
+def _floats_or_nan(values: Sequence[float | None] | None) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values or ()], dtype=np.float64)
