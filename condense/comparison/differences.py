@@ -352,7 +352,7 @@ class Pairing:
             return {}
         named = {name: words[name] for name in ("mean_cosine", "quality")}
         made = {name: power_of(spreads[word.key], word, len(self.runs)) for name, word in named.items()}
-        return {name: found for name, found in made.items() if found is not None}
+        return {name: power for name, power in made.items() if power is not None}
 
 
 def power_of(spread: Spread, word: Word, seeds: int) -> Power | None:

@@ -134,9 +134,9 @@ def _run_of_folder(folder: Path) -> list[Candidate]:
             f"{folder} holds no checkpoints", "expected folders such as checkpoint-500 or step1000, or saved runs"
         )
     if not models:
-        found = [candidate for _, path in saved for candidate in _readable(str(path))[:1]]
-        _refuse_too_few(found)
-        return _with_distinct_names(found)
+        candidates = [candidate for _, path in saved for candidate in _readable(str(path))[:1]]
+        _refuse_too_few(candidates)
+        return _with_distinct_names(candidates)
     parent = str(folder) if inspection.has_tokenizer(folder) else None
     return [
         Candidate(

@@ -196,7 +196,7 @@ def _loss(scores: Sequence[Score], documents: Sequence[int]) -> Estimate:
     return Estimate(spread.value, *spread.clipped(0.0), per_text, reason=spread.reason)
 
 
-def _ratio(scores: Sequence[Score], sizes: Sequence[int | None], documents: Sequence[int]) -> Estimate:
+def _bits_per_byte_of(scores: Sequence[Score], sizes: Sequence[int | None], documents: Sequence[int]) -> Estimate:
     """Bits over bytes of all windows, with the interval of a ratio over documents; the windows' own ratios."""
     bits = np.array([score.nats for score in scores]) / math.log(2)
     bytes_of = np.array([size or 0 for size in sizes], dtype=np.float64)
@@ -229,7 +229,7 @@ def _bits_per_byte(scorer: Scorer, scores: list[Score], windows: Windows) -> Est
         return Estimate(None, reason="a pseudo-likelihood on masked tokens does not code the text")
     if any(size is None or size == 0 for size in windows.predicted_bytes):
         return Estimate(None, reason="the tokenizer gives no offsets into the text")
-    return _ratio(scores, windows.predicted_bytes, windows.info.documents)
+    return _bits_per_byte_of(scores, windows.predicted_bytes, windows.info.documents)
 
 
 def counting_loss(tokens: Sequence[int], vocabulary: int) -> float:
@@ -263,7 +263,7 @@ def rescored(quality: Quality, checkpoint: Checkpoint, reference: Windows, seed:
         quality,
         loss=loss,
         perplexity=perplexity(loss),
-        bits_per_byte=_ratio(scores, reference.predicted_bytes, documents),
+        bits_per_byte=_bits_per_byte_of(scores, reference.predicted_bytes, documents),
         predicted_tokens=tuple(score.tokens for score in scores),
         predicted_bytes=tuple(size or 0 for size in reference.predicted_bytes),
     )

@@ -203,7 +203,7 @@ def _parse_table(name: str, table: Any) -> list[Assertion]:
 def _bound(target: Target, kind: Any, value: Any, where: str, strict: bool = False) -> Bound:
     """A bound that fits its target; UsageError where a number meets a word."""
     if target.is_word:
-        return Bound(kind, words=_words(target, kind, value, where))
+        return Bound(kind, words=_limit_words(target, kind, value, where))
     if kind in ("is", "not"):
         raise UsageError(f"{where}: a measured number is never exactly another", "use max, min or a change")
     percent = isinstance(value, str) and value.strip().endswith("%")
@@ -211,10 +211,10 @@ def _bound(target: Target, kind: Any, value: Any, where: str, strict: bool = Fal
         raise UsageError(f"{where}: {kind} = {value!r} has nothing to be a share of", "percent is for changes")
     if kind.startswith("max_") and target.metric in RATIOS:
         raise UsageError(f"{where}: changes are taken of the rank itself", f"use {target.metric.partition('.')[0]}")
-    return Bound(kind, _number(value, where), percent=percent, strict=strict)
+    return Bound(kind, _limit_number(value, where), percent=percent, strict=strict)
 
 
-def _number(value: Any, where: str) -> float:
+def _limit_number(value: Any, where: str) -> float:
     try:
         if isinstance(value, bool):
             raise ValueError
@@ -226,7 +226,7 @@ def _number(value: Any, where: str) -> float:
     return number
 
 
-def _words(target: Target, kind: str, value: Any, where: str) -> tuple[str, ...]:
+def _limit_words(target: Target, kind: str, value: Any, where: str) -> tuple[str, ...]:
     known, ordered = WORDS[target.metric], target.metric in ORDERED
     if kind.startswith("max_") or (kind in ("max", "min") and not ordered):
         fitting = "max, min, is or not" if ordered else "is or not"

@@ -40,7 +40,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _LocatedEstimate:
     """Where a target's number is: `key` names a place, in the run and in the baseline alike."""
 
     key: int
@@ -59,7 +59,7 @@ def key_of(target: Target) -> str:
 
 def refuse_missing(run: Diagnosis, target: Target) -> None:
     """UsageError for a target that the model cannot have, whatever was measured: a misspelt one must not pass."""
-    if missing := _missing(run, target):
+    if missing := _missing_reason(run, target):
         count = len(_blocks(run, target))
         hint = f"its blocks are block.1 to block.{count}, or block.-1 to block.-{count}" if target.index else ""
         raise UsageError(f"there is no {target.name}: {missing}", hint or "see the targets in docs/ci.md")
@@ -67,17 +67,19 @@ def refuse_missing(run: Diagnosis, target: Target) -> None:
 
 def absolute(run: Diagnosis, target: Target) -> tuple[Reading, ...]:
     """The target's number at every place that it names: one, or all blocks for `any-block`."""
-    if missing := _missing(run, target):
+    if missing := _missing_reason(run, target):
         return (Reading("", reason=missing),)
     readings = []
-    for place in _places(run, target):
-        own = _at_level(run, target, place.estimate) if target.scope == "any-block" else place.estimate
-        own = _ratio(own) if target.metric in RATIOS else own
-        readings.append(_reading(place.where, own, own.value, None, run))
+    for located in _located_estimates(run, target):
+        own = _at_level(run, target, located.estimate) if target.scope == "any-block" else located.estimate
+        own = _share_of_null(own) if target.metric in RATIOS else own
+        readings.append(_reading_of_estimate(located.where, own, own.value, None, run))
     return tuple(readings)
 
 
-def _reading(where: str, own: Estimate, current: float | None, reference: float | None, run: Diagnosis) -> Reading:
+def _reading_of_estimate(
+    where: str, own: Estimate, current: float | None, reference: float | None, run: Diagnosis
+) -> Reading:
     """A reading of an estimate; a number without an interval says why it has none."""
     reason = None
     if own.value is None:
@@ -106,21 +108,23 @@ def _alpha(run: Diagnosis, target: Target) -> float:
 
 def change(run: Diagnosis, baseline: Diagnosis, target: Target) -> tuple[Reading, ...]:
     """Run − baseline of the target's number at every place that it names, paired by text where that is possible."""
-    if missing := _missing(run, target):
+    if missing := _missing_reason(run, target):
         return (Reading("", reason=missing),)
-    if missing := _missing(baseline, target):
+    if missing := _missing_reason(baseline, target):
         return (Reading("", reason=f"in the baseline, {missing}"),)
     if reason := _undefined_before(run, baseline, target):
         return (Reading("", reason=reason),)
-    others = {place.key: place for place in _places(baseline, target)}
+    others = {located.key: located for located in _located_estimates(baseline, target)}
     readings = []
-    for place in _places(run, target):
-        other = others.get(place.key)
+    for located in _located_estimates(run, target):
+        other = others.get(located.key)
         if other is None:
-            readings.append(Reading(place.where, current=place.estimate.value, reason="the baseline has no such block"))
+            readings.append(
+                Reading(located.where, current=located.estimate.value, reason="the baseline has no such block")
+            )
             continue
-        change = _difference(run, baseline, target, place, other)
-        readings.append(_reading(place.where, change, place.estimate.value, other.estimate.value, run))
+        change = _difference_to_baseline(run, baseline, target, located, other)
+        readings.append(_reading_of_estimate(located.where, change, located.estimate.value, other.estimate.value, run))
     return tuple(readings)
 
 
@@ -135,33 +139,35 @@ def _undefined_before(run: Diagnosis, baseline: Diagnosis, target: Target) -> st
     return ""
 
 
-def _missing(run: Diagnosis, target: Target) -> str | None:
+def _missing_reason(run: Diagnosis, target: Target) -> str | None:
     """Why a run cannot have the target at all."""
     if target.scope in MATRICES:
         return None if target.scope in run.matrices else f"{run.model.id} has no {target.scope}, or it was not measured"
     if target.stack and target.stack not in {site.stack for site in run.sites}:
         return f"the model has no {target.stack} stack"
-    if target.scope in ("quality", "pooled", "verdict", "same") or _sites(run, target):
+    if target.scope in ("quality", "pooled", "verdict", "same") or _target_sites(run, target):
         return None
     return f"the model has {len(_blocks(run, target))} blocks" if target.index else f"there is no {target.scope}"
 
 
-def _places(run: Diagnosis, target: Target) -> list[_Place]:
+def _located_estimates(run: Diagnosis, target: Target) -> list[_LocatedEstimate]:
     if target.scope == "quality":
-        of: Estimate = getattr(run.quality, target.metric)
-        return [_Place(0, "on the same windows", of)]
+        estimate: Estimate = getattr(run.quality, target.metric)
+        return [_LocatedEstimate(0, "on the same windows", estimate)]
     if target.scope in MATRICES:
         own = run.matrices[target.scope].metrics[target.metric.removesuffix(".null_ratio")]
-        return [_Place(0, "all rows", own)]
+        return [_LocatedEstimate(0, "all rows", own)]
     if target.scope == "pooled":
-        return [_Place(0, "one vector per text", _pooled(run, target))]
-    key, sites = key_of(target), _sites(run, target)
+        return [_LocatedEstimate(0, "one vector per text", _pooled(run, target))]
+    key, sites = key_of(target), _target_sites(run, target)
     prefix = f"{target.stack} " if target.stack else ""
     if target.scope == "deep":
         span = f"{sites[0].index} to {sites[-1].index}" if len(sites) > 1 else f"{sites[0].index}"
-        return [_Place(0, f"{prefix}mean of blocks {span}", _number_of(run.deep_of(target.stack), key))]
+        return [_LocatedEstimate(0, f"{prefix}mean of blocks {span}", _number_of(run.deep_of(target.stack), key))]
     numbered = target.scope == "any-block"
-    return [_Place(s.index if numbered else 0, prefix + s.label, _number_of(s.metrics, key), s) for s in sites]
+    return [
+        _LocatedEstimate(s.index if numbered else 0, prefix + s.label, _number_of(s.metrics, key), s) for s in sites
+    ]
 
 
 def _number_of(numbers: Mapping[str, Estimate], key: str) -> Estimate:
@@ -181,7 +187,7 @@ def _blocks(run: Diagnosis, target: Target) -> list[SiteReading]:
     return [site for site in run.sites if site.stack == stack and site.site == "block"]
 
 
-def _sites(run: Diagnosis, target: Target) -> list[SiteReading]:
+def _target_sites(run: Diagnosis, target: Target) -> list[SiteReading]:
     blocks, stack = _blocks(run, target), target.stack or run.main_stack
     if target.scope == "deep":
         return [site for site in blocks if site.index > len(blocks) // 2]
@@ -193,31 +199,33 @@ def _sites(run: Diagnosis, target: Target) -> list[SiteReading]:
     return [site for site in run.sites if site.stack == stack and site.site == target.scope]
 
 
-def _ratio(of: Estimate) -> Estimate:
+def _share_of_null(rank: Estimate) -> Estimate:
     """A rank as a share of its null."""
-    if of.null_ratio is None or not of.null:
-        return Estimate(None, reason=of.reason or "it has no null")
-    ratio, value = of.null_ratio, of.value or 0.0  # the mean of the windows' own ratios, whose nulls may differ
-    low, high = (None if bound is None else ratio + (bound - value) / of.null for bound in (of.low, of.high))
+    if rank.null_ratio is None or not rank.null:
+        return Estimate(None, reason=rank.reason or "it has no null")
+    ratio, value = rank.null_ratio, rank.value or 0.0  # the mean of the windows' own ratios, whose nulls may differ
+    low, high = (None if bound is None else ratio + (bound - value) / rank.null for bound in (rank.low, rank.high))
     return Estimate(ratio, low, high)
 
 
-def _difference(run: Diagnosis, baseline: Diagnosis, target: Target, place: _Place, other: _Place) -> Estimate:
+def _difference_to_baseline(
+    run: Diagnosis, baseline: Diagnosis, target: Target, located: _LocatedEstimate, other: _LocatedEstimate
+) -> Estimate:
     from condense.comparison.differences import Pairing
 
     if target.scope in MATRICES:  # no sample of anything
-        known = place.estimate.value is not None and other.estimate.value is not None
-        change = (place.estimate.value or 0.0) - (other.estimate.value or 0.0) if known else None
+        known = located.estimate.value is not None and other.estimate.value is not None
+        change = (located.estimate.value or 0.0) - (other.estimate.value or 0.0) if known else None
         return Estimate(change, change, change, reason=None if known else "undefined in one of the two")
     pairing = Pairing.of({0: run}, {0: baseline})
     if target.scope == "quality":
         spread = pairing.quality(target.metric)
     elif target.scope == "pooled":
-        spread = pairing.between([(place.estimate, other.estimate)])
-    elif place.site is None or other.site is None:
+        spread = pairing.between([(located.estimate, other.estimate)])
+    elif located.site is None or other.site is None:
         spread = pairing.deep(target.metric, target.stack)
     else:
-        spread = pairing.between([(place.estimate, other.estimate)])
+        spread = pairing.between([(located.estimate, other.estimate)])
     low, high = spread.bounds(_alpha(run, target))
     return Estimate(spread.value, low, high, reason=spread.reason)
 

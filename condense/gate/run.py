@@ -188,13 +188,15 @@ def evaluate(
     for assertion in assertions:
         if subject.sites:  # without, everything but the matrices is not run
             refuse_missing(subject, assertion.target)
-    notes = _notes(subject, base, assertions, force)
-    results = [_result(run, subject, base, assertion, names) for assertion in dict.fromkeys(assertions)]
+    notes = _gate_notes(subject, base, assertions, force)
+    results = [_assertion_result(run, subject, base, assertion, names) for assertion in dict.fromkeys(assertions)]
     ordered = tuple(sorted(results, key=lambda result: OUTCOMES.index(result.outcome)))
     return Gate(subject.model.id, subject, names.run, ordered, policy or Policy(), names.baseline, notes)
 
 
-def _notes(subject: Diagnosis, base: Diagnosis | None, assertions: Sequence[Assertion], force: bool) -> tuple[str, ...]:
+def _gate_notes(
+    subject: Diagnosis, base: Diagnosis | None, assertions: Sequence[Assertion], force: bool
+) -> tuple[str, ...]:
     note = coverage_note(subject.corpus.documents) if subject.sites else ""
     notes = [f"intervals: {note}"] if note and note != NO_DOCUMENTS else []
     if not any(assertion.level == "error" for assertion in assertions):
@@ -239,7 +241,7 @@ def unlike_settings(
     return differing_settings(subject, base, keys)
 
 
-def _result(
+def _assertion_result(
     run: Diagnosis | Treatment, subject: Diagnosis, base: Diagnosis | None, assertion: Assertion, names: Names
 ) -> Result:
     if assertion.target.scope == "same":
@@ -282,13 +284,13 @@ def judged(reading: Reading, assertion: Assertion) -> Result:
     """What comes of a number with its interval."""
     if reading.value is None:
         return Result(assertion, "not-run", reading, reason=reading.reason or "undefined")
-    limit = _limit(assertion.bound, reading)
+    limit = _resolved_limit(assertion.bound, reading)
     if limit is None:
         return Result(assertion, "not-run", reading, reason="the baseline is 0, and nothing is a share of it")
     if reading.low is None or reading.high is None:
         outcome: Outcome = "not-run" if reading.reason == NO_DOCUMENTS else "inconclusive"
         return Result(assertion, outcome, reading, limit, reason=reading.reason or "there is no interval")
-    ends = {_keeps(end, limit, assertion.bound) for end in (reading.low, reading.high)}
+    ends = {_is_within(end, limit, assertion.bound) for end in (reading.low, reading.high)}
     if ends == {True}:
         return Result(assertion, "pass", reading, limit)
     if ends == {False}:
@@ -296,7 +298,7 @@ def judged(reading: Reading, assertion: Assertion) -> Result:
     return Result(assertion, "inconclusive", reading, limit, reason="the interval reaches over the bound")
 
 
-def _limit(bound: Bound, reading: Reading) -> float | None:
+def _resolved_limit(bound: Bound, reading: Reading) -> float | None:
     """The bound in the metric's unit, on the value (max, min) or on the change; None for a share of nothing."""
     size = bound.limit
     if bound.percent:
@@ -306,7 +308,7 @@ def _limit(bound: Bound, reading: Reading) -> float | None:
     return -size if bound.kind == "max_decrease" else size
 
 
-def _keeps(value: float, limit: float, bound: Bound) -> bool:
+def _is_within(value: float, limit: float, bound: Bound) -> bool:
     if value == limit:
         return not bound.strict
     return value < limit if bound.upper else value > limit
@@ -324,7 +326,7 @@ def _word_result(run: Diagnosis | Treatment, subject: Diagnosis, assertion: Asse
     target = assertion.target
     if target.metric == "id":
         return _treatment_result(run, assertion)
-    verdict, where = subject.verdict_of(target.stack), _ground(subject, target)
+    verdict, where = subject.verdict_of(target.stack), _number_behind_word(subject, target)
     word: str = getattr(verdict, target.metric)
     if not subject.corpus.documents:
         return Result(assertion, "not-run", where, words=(word,), reason=NO_DOCUMENTS)
@@ -344,7 +346,7 @@ def _word_result(run: Diagnosis | Treatment, subject: Diagnosis, assertion: Asse
     return Result(assertion, "inconclusive", where, words=words, reason=reason)
 
 
-def _ground(subject: Diagnosis, target: Target) -> Reading:
+def _number_behind_word(subject: Diagnosis, target: Target) -> Reading:
     """The number that a word of the verdict rests on most."""
     ranks = target.metric == "rank"
     number = Target("deep", "effective_rank.null_ratio" if ranks else "mean_cosine", stack=target.stack)
@@ -356,14 +358,14 @@ def _ground(subject: Diagnosis, target: Target) -> Reading:
 def _treatment_result(run: Diagnosis | Treatment, assertion: Assertion) -> Result:
     if isinstance(run, Diagnosis):
         return Result(assertion, "not-run", Reading(""), reason="only a treatment has this verdict")
-    found, where = run.verdict.id, Reading("treated against control")
+    verdict, where = run.verdict.id, Reading("treated against control")
     if run.verdict.covers == NO_DOCUMENTS:
-        return Result(assertion, "not-run", where, words=(found,), reason=NO_DOCUMENTS)
-    if found in ("inconclusive", "no-control") and found not in assertion.bound.words:
-        why = "the treatment has no control arm" if found == "no-control" else "the treatment itself was inconclusive"
-        return Result(assertion, "inconclusive", where, words=(found,), reason=why)
-    fits = keeps_word(found, assertion)
-    return Result(assertion, "pass" if fits else violation(assertion), where, words=(found,))
+        return Result(assertion, "not-run", where, words=(verdict,), reason=NO_DOCUMENTS)
+    if verdict in ("inconclusive", "no-control") and verdict not in assertion.bound.words:
+        why = "the treatment has no control arm" if verdict == "no-control" else "the treatment itself was inconclusive"
+        return Result(assertion, "inconclusive", where, words=(verdict,), reason=why)
+    fits = keeps_word(verdict, assertion)
+    return Result(assertion, "pass" if fits else violation(assertion), where, words=(verdict,))
 
 
 def keeps_word(word: str, assertion: Assertion) -> bool:

@@ -51,7 +51,7 @@ def evaluate_comparison(
                 f"{assertion.target.name} is not read of a comparison",
                 "targets: same.word, same.kl, same.top1, same.from_block; the runs in members/ have the others",
             )
-    results = [_worst(comparison, assertion, names) for assertion in dict.fromkeys(assertions)]
+    results = [_worst_member_result(comparison, assertion, names) for assertion in dict.fromkeys(assertions)]
     ordered = tuple(sorted(results, key=lambda result: OUTCOMES.index(result.outcome)))
     note = coverage_note(first.corpus.documents)
     notes = [f"intervals: {note}"] if note else []
@@ -61,13 +61,13 @@ def evaluate_comparison(
     return Gate(first.model.id, subject, names.run, ordered, policy or Policy(), "", tuple(notes))
 
 
-def _worst(comparison: Comparison, assertion: Assertion, names: Names) -> Result:
-    results = [_result(comparison, member, assertion) for member in comparison.members[1:]]
+def _worst_member_result(comparison: Comparison, assertion: Assertion, names: Names) -> Result:
+    results = [_member_result(comparison, member, assertion) for member in comparison.members[1:]]
     worst = min(results, key=lambda result: OUTCOMES.index(result.outcome))
-    return replace(worst, next=_next(comparison, worst, names))
+    return replace(worst, next=_next_command(comparison, worst, names))
 
 
-def _next(comparison: Comparison, result: Result, names: Names) -> str:
+def _next_command(comparison: Comparison, result: Result, names: Names) -> str:
     models = " ".join(shlex.quote(member.source) for member in comparison.members)
     if result.outcome == "inconclusive":
         return f"condense compare {models} --num-texts {4 * comparison.reference.corpus.texts}"
@@ -76,21 +76,21 @@ def _next(comparison: Comparison, result: Result, names: Names) -> str:
     return "" if result.outcome == "pass" else f"condense report {shlex.quote(names.run)}"
 
 
-def _result(comparison: Comparison, member: Member, assertion: Assertion) -> Result:
+def _member_result(comparison: Comparison, member: Member, assertion: Assertion) -> Result:
     same, where = member.same, f"{member.name} against {comparison.reference.name}"
     if same is None or same.word == "not compared":
         reason = (same.reason if same else None) or NOT_READ
         return Result(assertion, "not-run", Reading(where), reason=reason)
     if assertion.target.metric == "word":
-        return _word_result(same, assertion, where)
+        return _same_word_result(same, assertion, where)
     if assertion.target.metric == "from_block":
         first = float(member.blocks + 1 if same.from_block is None else same.from_block)
         return judged(Reading(where, first, first, first, first), assertion)
     own = same.kl if assertion.target.metric == "kl" else same.top1
-    return judged(_reading(own, same, comparison, where), assertion)
+    return judged(_reading_of_member(own, same, comparison, where), assertion)
 
 
-def _reading(own: Estimate, same: Same, comparison: Comparison, where: str) -> Reading:
+def _reading_of_member(own: Estimate, same: Same, comparison: Comparison, where: str) -> Reading:
     """The number with its interval, at the level of all that are compared where there are several."""
     low, high = own.low, own.high
     if own.per_text is not None and low is not None and len(comparison.members) > 2:
@@ -99,12 +99,12 @@ def _reading(own: Estimate, same: Same, comparison: Comparison, where: str) -> R
     return Reading(where, own.value, low, high, own.value, reason=reason)
 
 
-def _word_result(same: Same, assertion: Assertion, where: str) -> Result:
+def _same_word_result(same: Same, assertion: Assertion, where: str) -> Result:
     reading = Reading(where)
     if keeps_word(same.word, assertion):
         return Result(assertion, "pass", reading, words=(same.word,))
     if same.word == ORDERED["word"][2]:
         reason = "the interval of the KL reaches over what is tolerated, or there is none"
         return Result(assertion, "inconclusive", reading, words=(same.word,), reason=reason)
-    place = f"from {same.from_site} on" if same.from_site else ""
-    return Result(assertion, violation(assertion), reading, words=(same.word,), reason=f"{where}: {place}")
+    site = f"from {same.from_site} on" if same.from_site else ""
+    return Result(assertion, violation(assertion), reading, words=(same.word,), reason=f"{where}: {site}")

@@ -18,13 +18,15 @@ def corresponding_cosines(x: Tensor, y: Tensor) -> Tensor:
 
     NaN where neither has a direction; 0 where one of the two has none.
     """
-    first, second = _pair(x, y)
+    first, second = _checked_pair(x, y)
     if first.shape != second.shape:
         raise ValueError(f"rows of {tuple(first.shape)} and {tuple(second.shape)} do not correspond")
-    one, other = has_direction(first), has_direction(second)
-    cosines = functional.cosine_similarity(first / _length(first), second / _length(second), dim=-1, eps=0.0)
-    cosines = torch.where(one & other, cosines.clamp(-1, 1), 0.0)
-    return torch.where(one | other, cosines, torch.nan)
+    in_first, in_second = has_direction(first), has_direction(second)
+    cosines = functional.cosine_similarity(
+        first / _lengths_or_one(first), second / _lengths_or_one(second), dim=-1, eps=0.0
+    )
+    cosines = torch.where(in_first & in_second, cosines.clamp(-1, 1), 0.0)
+    return torch.where(in_first | in_second, cosines, torch.nan)
 
 
 def corresponding_cosine(x: Tensor, y: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ def update_ratio(x: Tensor, y: Tensor) -> Tensor:
     (n, d) twice -> (), ≥ 0; rows without a direction in x are left out, NaN without any. 0: the block changes nothing.
     Sun et al. 2025, arXiv:2502.05795, who relate it to depth.
     """
-    first, second = _pair(x, y)
+    first, second = _checked_pair(x, y)
     known = has_direction(first)
     ratios: Tensor = (second - first)[known].norm(dim=-1) / first[known].norm(dim=-1)
     return ratios.mean()
@@ -82,12 +84,12 @@ def debiased_hsic(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     diagonals. Unbiased, so that it can be averaged over texts; NaN for n < 4. The rows are scaled to a mean square
     length of 1, which no CKA depends on. Song et al. 2012, JMLR 13.
     """
-    first, second = _pair(x, y)
+    first, second = _checked_pair(x, y)
     n = len(first)
     if n < 4 or len(second) != n:
         nothing = first.new_full((), torch.nan)
         return nothing, nothing, nothing
-    k, l = (_gram(rows) for rows in (first, second))  # noqa: E741  as in the formula
+    k, l = (_gram_without_diagonal(rows) for rows in (first, second))  # noqa: E741  as in the formula
     return _hsic(k, l, n), _hsic(k, k, n), _hsic(l, l, n)
 
 
@@ -114,19 +116,19 @@ def divergences(logits: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return terms.sum(-1).clamp_min(0.0), p.argmax(-1) == q.argmax(-1)
 
 
-def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _checked_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     first, second = checked_states(x), checked_states(y)
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
         raise ValueError(f"rows of {tuple(x.shape)} and {tuple(y.shape)} do not correspond")
     return first, second
 
 
-def _length(x: Tensor) -> Tensor:
+def _lengths_or_one(x: Tensor) -> Tensor:
     lengths = x.norm(dim=-1, keepdim=True)
     return torch.where(lengths > 0, lengths, 1.0)
 
 
-def _gram(x: Tensor) -> Tensor:
+def _gram_without_diagonal(x: Tensor) -> Tensor:
     """The Gram matrix without its diagonal, of rows scaled to a mean square length of 1."""
     largest = x.abs().max()
     scaled = x / torch.where(largest > 0, largest, 1.0)

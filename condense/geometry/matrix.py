@@ -63,7 +63,7 @@ def measure_matrix(weight: Tensor, initial_std: float | None = None) -> MatrixNu
     rms = lengths.square().mean().sqrt()
     zero = lengths <= 1e-6 * rms
     n = int((lengths > 0).sum())
-    values, variances, basis = _spectral(units, moment, n)
+    values, variances, basis = _spectral_metrics(units, moment, n)
     values["mean_shift"] = float(total.norm() / rows / rms) if rms > 0 else float("nan")
     values |= {f"norm_q{round(100 * q):02d}": float(quantile(lengths, q)) for q in NORMS}
     twins = _duplicates(weight, zero)
@@ -71,10 +71,10 @@ def measure_matrix(weight: Tensor, initial_std: float | None = None) -> MatrixNu
     untrained = zero | twins if fresh is None else zero | twins | fresh
     values["untrained_share"] = float(untrained.double().mean())
     initial = None if fresh is None else int((fresh & ~twins).sum())
-    return MatrixNumbers(values, _points(variances), int(zero.sum()), int(twins.sum()), initial)
+    return MatrixNumbers(values, _spectrum_points(variances), int(zero.sum()), int(twins.sum()), initial)
 
 
-def _spectral(units: Tensor, moment: Tensor, n: int) -> tuple[dict[str, float], Tensor, Tensor]:
+def _spectral_metrics(units: Tensor, moment: Tensor, n: int) -> tuple[dict[str, float], Tensor, Tensor]:
     """Metrics of the n unit rows from their sum and second moment; the variances, largest first, with directions."""
     mean = units / max(1, n)
     scatter = moment - n * mean.outer(mean)
@@ -102,7 +102,7 @@ def _entropy_of(weights: Tensor) -> float:
     return float(torch.exp(-torch.special.xlogy(p, p).sum()))
 
 
-def _points(variances: Tensor) -> tuple[float, ...]:
+def _spectrum_points(variances: Tensor) -> tuple[float, ...]:
     """Variances over their mean at evenly spaced ranks, the first and the last among them."""
     mean = variances.mean()
     ranks = torch.linspace(0, len(variances) - 1, min(_POINTS, len(variances))).round().long()
@@ -114,8 +114,8 @@ def _duplicates(weight: Tensor, zero: Tensor) -> Tensor:
     rows = weight.detach().cpu().contiguous().view(torch.uint8).numpy()
     keys = [hash(row.tobytes()) for row in rows]
     often = Counter(keys)
-    found = torch.tensor([often[key] > 1 for key in keys])
-    return found & ~zero
+    repeated = torch.tensor([often[key] > 1 for key in keys])
+    return repeated & ~zero
 
 
 def _initial(weight: Tensor, lengths: Tensor, std: float, basis: Tensor) -> Tensor:
@@ -154,5 +154,5 @@ def matrix_null(rows: int, width: int) -> tuple[float, tuple[float, ...]]:
         factor += torch.diag((free * bent.clamp_min(0) ** 3).sqrt())  # chi by Wilson & Hilferty 1931
         eigenvalues = torch.linalg.eigvalsh(factor @ factor.T).clamp_min(0.0).flip(0)
         ranks.append(_entropy_of(eigenvalues.sqrt()))
-        spectra.append(torch.tensor(_points(eigenvalues)))
+        spectra.append(torch.tensor(_spectrum_points(eigenvalues)))
     return sum(ranks) / len(ranks), tuple(torch.stack(spectra).mean(0).tolist())

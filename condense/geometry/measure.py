@@ -141,7 +141,7 @@ class _Text:
             "mean_cosine": mean,
             "mean_cosine_distinct": _distinct(square, n, cosines),
             "top_dimension_share": share_of_mean(top.values.sum(), mean),
-            **self._without(top.indices, same, cosines),
+            **self._without_top(top.indices, same, cosines),
             **self._with_sink(everyone, others, cosines),
             **self._length_values(raw),
             **pairs,
@@ -185,7 +185,7 @@ class _Text:
         counted = members.to(self.counted.device) & self.counted
         return torch.cat([(counted * self.inverse) @ self.wide, counted.sum(1, keepdim=True).double()], dim=1)
 
-    def _without(self, top: Tensor, same: Tensor, cosines: Tensor) -> dict[str, Tensor]:
+    def _without_top(self, top: Tensor, same: Tensor, cosines: Tensor) -> dict[str, Tensor]:
         """Mean cosine of the rows that count with the coordinates `top` zeroed, over all and over distinct pairs."""
         whole, largest = self.lengths.square(), self.wide.index_select(1, top)
         rest = whole - largest.square().sum(1)

@@ -119,5 +119,5 @@ def sink_positions(lengths: Tensor, counted: Tensor, factor: float = SINK_FACTOR
     """The same from the lengths (n,) of all positions and those that the median is taken over, (n,) bool."""
     if not bool(counted.any()):
         return torch.zeros_like(counted)
-    found: Tensor = lengths > factor * quantile(lengths[counted], 0.5)
-    return found
+    is_sink: Tensor = lengths > factor * quantile(lengths[counted], 0.5)
+    return is_sink

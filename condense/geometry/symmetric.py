@@ -85,10 +85,10 @@ def _of_tridiagonal(diagonal: Floats, beside: Floats, noise: float = 0.0) -> Flo
 
 def _call(name: str, *arguments: bytes | int | NDArray[Any] | ctypes._SimpleCData[Any]) -> None:
     """Run a routine, every argument passed by reference."""
-    _routine(name)(*(_reference(argument) for argument in arguments))
+    _routine(name)(*(_by_reference(argument) for argument in arguments))
 
 
-def _reference(argument: bytes | int | NDArray[Any] | ctypes._SimpleCData[Any]) -> Any:
+def _by_reference(argument: bytes | int | NDArray[Any] | ctypes._SimpleCData[Any]) -> Any:
     if isinstance(argument, bytes):
         return ctypes.c_char_p(argument)
     if isinstance(argument, np.ndarray):

@@ -55,7 +55,9 @@ def adapt(
     inner = bare(module)
     chosen = find_blocks(inner) if blocks is None else _named_blocks(inner, blocks)
     parts = {"embedding": embedding, "final_norm": final_norm, "head": head}
-    return Adapted(module, chosen, {name: _at(inner, part) for name, part in parts.items() if part is not None}, input)
+    return Adapted(
+        module, chosen, {name: _submodule(inner, part) for name, part in parts.items() if part is not None}, input
+    )
 
 
 def bare(module: nn.Module) -> nn.Module:
@@ -82,11 +84,11 @@ def is_transformers(module: nn.Module) -> bool:
 def find_blocks(module: nn.Module) -> Blocks:
     """The one list of modules that can be the blocks. UnavailableError, with the candidates, where it is not one."""
     candidates, depths = candidate_blocks(module), named_depths(module)
-    fitting = [one for one in candidates if len(one.modules) in depths] if depths else candidates
+    fitting = [candidate for candidate in candidates if len(candidate.modules) in depths] if depths else candidates
     if len(fitting) == 1:
         return fitting[0]
     name = type(module).__name__
-    listed = ", ".join(str(one) for one in candidates[:_MOST_LISTED]) or "none"
+    listed = ", ".join(str(candidate) for candidate in candidates[:_MOST_LISTED]) or "none"
     more = f" and {len(candidates) - _MOST_LISTED} more" if len(candidates) > _MOST_LISTED else ""
     if len(fitting) > 1:
         said = f" (depth {', '.join(map(str, sorted(depths)))})" if depths else ""
@@ -109,13 +111,13 @@ def candidate_blocks(module: nn.Module) -> list[Blocks]:
     for path, part in module.named_modules():
         if id(part) in inside or not isinstance(part, nn.ModuleList | nn.ModuleDict | nn.Sequential):
             continue
-        for modules in _groups(part):
+        for modules in _block_lists_in(part):
             candidates.append(Blocks(path, modules))
-            inside.update(id(below) for one in modules for below in one.modules())
+            inside.update(id(below) for entry in modules for below in entry.modules())
     return candidates
 
 
-def _groups(part: nn.Module) -> list[tuple[nn.Module, ...]]:
+def _block_lists_in(part: nn.Module) -> list[tuple[nn.Module, ...]]:
     """The entries of a list; of a Sequential or a dictionary those of one class that have parts of their own."""
     children = tuple(part.children())
     if isinstance(part, nn.ModuleList):
@@ -131,15 +133,15 @@ def named_depths(module: nn.Module) -> set[int]:
     """The numbers of blocks that the module, its configs or those of its direct parts name."""
     holders: list[Any] = [module, *module.children()]
     holders += [getattr(one, name, None) for one in (module, *module.children()) for name in _CONFIG_NAMES]
-    values = [_value(holder, name) for holder in holders for name in DEPTH_NAMES]
+    values = [_value_of(holder, name) for holder in holders for name in DEPTH_NAMES]
     return {value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0}
 
 
-def _value(holder: Any, name: str) -> Any:
+def _value_of(holder: Any, name: str) -> Any:
     return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
 
 
-def _at(module: nn.Module, part: str | nn.Module) -> nn.Module:
+def _submodule(module: nn.Module, part: str | nn.Module) -> nn.Module:
     if isinstance(part, nn.Module):
         return part
     try:
@@ -151,11 +153,11 @@ def _at(module: nn.Module, part: str | nn.Module) -> nn.Module:
 
 def _named_blocks(module: nn.Module, blocks: str | Sequence[str | nn.Module]) -> Blocks:
     if not isinstance(blocks, str):
-        modules = tuple(_at(module, one) for one in blocks)
+        modules = tuple(_submodule(module, block) for block in blocks)
         path = blocks[0].rpartition(".")[0] if blocks and isinstance(blocks[0], str) else "the modules given"
     else:
-        part, path = _at(module, blocks), blocks
-        groups = _groups(part)
+        part, path = _submodule(module, blocks), blocks
+        groups = _block_lists_in(part)
         if len(groups) > 1:
             listed = ", ".join(str(Blocks(path, group)) for group in groups)
             raise ValueError(f"{blocks!r} holds several kinds of modules: {listed}; give the blocks as a list of paths")
@@ -274,13 +276,13 @@ class Adapted(nn.Module):
         modes = [(part, part.training) for part in self.modules()]
         self.eval()
         try:
-            self._look(ids)
+            self._detect_parts(ids)
         finally:
             for part, training in modes:
                 part.training = training
 
-    def _look(self, ids: Tensor) -> None:
-        with _called(bare(self.module), self.blocks) as calls:
+    def _detect_parts(self, ids: Tensor) -> None:
+        with _recorded_calls(bare(self.module), self.blocks) as calls:
             output = self.call(ids)
         parts = self._parts
         last = max((i for i, call in enumerate(calls) if call.is_block), default=-1)
@@ -300,17 +302,17 @@ class Adapted(nn.Module):
         heads = [c.module for c in after if isinstance(c.module, nn.Linear) and c.module.out_features >= max(rows, 2)]
         parts.head = parts.head or (heads[-1] if heads else None)
         parts.known = True
-        parts.causal = self._is_causal(ids)
+        parts.causal = self._is_causal_on(ids)
         parts.missing = self._why_no_score(ids, output)
 
-    def _is_causal(self, ids: Tensor) -> bool:
+    def _is_causal_on(self, ids: Tensor) -> bool:
         others = ids[ids != ids[0, -1]]
         if len(others) == 0:
             return True  # one token, repeated: nothing to see
         changed = ids.clone()
         changed[:, -1] = others[0]
-        one, other = (self(input_ids=both).last_hidden_state[:, :-1].float() for both in (ids, changed))
-        return bool((one - other).abs().max() <= 1e-4 * (one.abs().max() + 1e-12))
+        before, after = (self(input_ids=both).last_hidden_state[:, :-1].float() for both in (ids, changed))
+        return bool((before - after).abs().max() <= 1e-4 * (before.abs().max() + 1e-12))
 
     def _why_no_score(self, ids: Tensor, output: Any) -> str | None:
         if not self._parts.causal:
@@ -341,7 +343,7 @@ class _Call:
 
 
 @contextlib.contextmanager
-def _called(module: nn.Module, blocks: Blocks) -> Iterator[list[_Call]]:
+def _recorded_calls(module: nn.Module, blocks: Blocks) -> Iterator[list[_Call]]:
     """The calls of blocks and of the leaves outside of them, in order, while the module runs."""
     calls: list[_Call] = []
     own = {id(block) for block in blocks.modules}

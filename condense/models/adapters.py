@@ -35,7 +35,7 @@ def head_of(folder: Path, model: Any) -> str | None:
     kind = check_adapter(folder).get("task_type")
     if kind in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"):
         return f"the adapter was trained with a head of its own ({kind})"
-    if _part(model, _header(folder)) is not model:
+    if _adapted_part(model, _adapter_header(folder)) is not model:
         return "the adapter was trained on the model without its head"
     return None
 
@@ -46,12 +46,12 @@ def merged(model: Any, folder: Path, vocabulary: int) -> Any:
     vocabulary: the number of tokens of the adapter's tokenizer, for adapters with tokens that their base lacks.
     UnavailableError where PEFT is missing, the adapter does not fit, or merging changes what the model computes.
     """
-    config, header = check_adapter(folder), _header(folder)
+    config, header = check_adapter(folder), _adapter_header(folder)
     if config.get("peft_type") is None:
         raise UnavailableError(f"adapter_config.json in {folder} names no kind of adapter (peft_type)")
     _resize(model, config, header, vocabulary)
-    ids, part = _probe(model, config), _part(model, header)
-    wrapped = _wrapped(part, folder)
+    ids, part = _probe_ids(model, config), _adapted_part(model, header)
+    wrapped = _wrap_in_adapter(part, folder)
     _refuse_astray(wrapped, set(header))
     expected = _outputs(wrapped, ids)
     ties = _untie(wrapped)
@@ -90,7 +90,7 @@ def merged_after_training(model: Any, keep: Path | None = None) -> Any:
     return model.merge_and_unload()
 
 
-def _header(folder: Path) -> dict[str, Any]:
+def _adapter_header(folder: Path) -> dict[str, Any]:
     file = folder / WEIGHTS
     if not file.exists():
         raise UnavailableError(f"no {file.name} in {folder}", "ask its author for safetensors")
@@ -103,7 +103,7 @@ def _header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def _part(model: Any, header: Mapping[str, Any]) -> Any:
+def _adapted_part(model: Any, header: Mapping[str, Any]) -> Any:
     """What the adapter was made for: the model, or the model without its head, by the names of its weights."""
     first = {key.removeprefix("base_model.model.").partition(".")[0] for key in header}
     children = dict(model.named_children())
@@ -111,7 +111,7 @@ def _part(model: Any, header: Mapping[str, Any]) -> Any:
     return inner if first.isdisjoint(children) and not first.isdisjoint(dict(inner.named_children())) else model
 
 
-def _wrapped(model: Any, folder: Path) -> Any:
+def _wrap_in_adapter(model: Any, folder: Path) -> Any:
     try:
         from peft import PeftModel
     except ImportError:
@@ -166,7 +166,7 @@ def refuse_unmeasurable_adapter(model: nn.Module) -> None:
 
 def _resize(model: Any, config: Mapping[str, Any], header: Mapping[str, Any], vocabulary: int) -> None:
     """Give the base the rows that the adapter was trained with; UnavailableError where new ones would be random."""
-    rows, whole = _rows(model, header)
+    rows, whole = _vocabulary_sizes(model, header)
     tokens = _token_indices(config)
     old = embedding_rows(model)
     if not rows and tokens and max(tokens) >= old:
@@ -185,7 +185,7 @@ def _resize(model: Any, config: Mapping[str, Any], header: Mapping[str, Any], vo
     model.resize_token_embeddings(new, mean_resizing=False)
 
 
-def _rows(model: Any, header: Mapping[str, Any]) -> tuple[set[int], set[str]]:
+def _vocabulary_sizes(model: Any, header: Mapping[str, Any]) -> tuple[set[int], set[str]]:
     """The vocabulary sizes in the adapter's weights, and which of the embeddings it holds whole."""
     ends = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
     names = {end: name for name, module in model.named_modules() for end, own in ends.items() if module is own}
@@ -260,7 +260,7 @@ def _configs(model: Any) -> list[Any]:
 # --- the same numbers -------------------------------------------------------------------------------
 
 
-def _probe(model: Any, config: Mapping[str, Any]) -> Tensor:
+def _probe_ids(model: Any, config: Mapping[str, Any]) -> Tensor:
     """Token ids (N, S) to try both models on: random ones, the last rows, and those that the adapter trains."""
     rows, generator = embedding_rows(model), torch.Generator().manual_seed(0)
     chosen = torch.randint(0, rows, (_PROBES, _PROBE_TOKENS), generator=generator)
@@ -275,14 +275,14 @@ def _outputs(model: Any, ids: Tensor) -> Tensor:
     with forward_pass(model):
         output = model(input_ids=ids, **more)
     for key in ("logits", "prediction_logits", "last_hidden_state"):
-        if isinstance(found := getattr(output, key, None), Tensor):
-            return found
+        if isinstance(states := getattr(output, key, None), Tensor):
+            return states
     raise UnavailableError(f"{type(model).__name__} gives no output that a merged adapter could be checked against")
 
 
-def _refuse_changed(expected: Tensor, found: Tensor, kind: str) -> None:
+def _refuse_changed(expected: Tensor, merged: Tensor, kind: str) -> None:
     scale = float(expected.float().abs().max()) + 1e-30
-    off = float((found.to(expected.device).float() - expected.float()).abs().max()) / scale
+    off = float((merged.to(expected.device).float() - expected.float()).abs().max()) / scale
     if not off <= _TOLERANCE:
         raise UnavailableError(
             f"this adapter of type {kind} gives other numbers when it is merged into the weights (by {off:.1e})",

@@ -70,7 +70,7 @@ def read(located: Located) -> Checkpoint:
         if located.adapter:
             head_missing = head_missing or head_of(located.adapter, model)
             model = in_dtype(merged(model, located.adapter, len(located.tokenizer)), DTYPES[located.dtype])
-    model = _placed(model, located)
+    model = _move_to_device(model, located)
     model.name_or_path = model.config.name_or_path = located.name  # what cards name: never a folder of the cache
     info = _info(model, located, (*notes, *located.notes))
     if located.has_changed():  # or the hash would be of other bytes than the numbers
@@ -124,9 +124,9 @@ def _model_class(located: Located) -> Any:
         kind.register_for_auto_class(head)  # so that its code is saved with it
         return kind
     for name in located.config.architectures or ():
-        found = getattr(transformers, name, None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
+        named = getattr(transformers, name, None)
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named
     if own:
         raise UnavailableError(f"auto_map of {located.base.path.name} names no class of a model", "it needs AutoModel")
     return transformers.AutoModel
@@ -158,7 +158,7 @@ def _from_pretrained(
         else:
             with contextlib.ExitStack() as files:
                 model, problems = kind.from_pretrained(
-                    None, config=config, state_dict=_weights(folder, files), dtype=dtype, output_loading_info=True
+                    None, config=config, state_dict=_all_weights(folder, files), dtype=dtype, output_loading_info=True
                 )
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
@@ -171,7 +171,7 @@ def _from_pretrained(
     return model.eval(), {key: sorted(problems.get(key, ())) for key in ("missing_keys", "unexpected_keys")}
 
 
-def _weights(folder: Folder, files: contextlib.ExitStack) -> dict[str, Any]:
+def _all_weights(folder: Folder, files: contextlib.ExitStack) -> dict[str, Any]:
     """All tensors of a folder's weights by name; those of safetensors are read when they are used."""
     from safetensors import safe_open
 
@@ -234,7 +234,7 @@ def in_dtype(model: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def _placed(model: Any, located: Located) -> Any:
+def _move_to_device(model: Any, located: Located) -> Any:
     if located.options.device_map:
         return model
     try:

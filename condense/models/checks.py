@@ -217,7 +217,7 @@ def self_check(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> None
     with contextlib.ExitStack() as hooks:
         for stack in stacks:
             hooks.enter_context(watching(stack, lambda site, states: seen[site.stack].append(states.clone())))
-        output = _tried(model, stacks, ids[:1, :PROBE_TOKENS])
+        output = _run_with_hidden_states(model, stacks, ids[:1, :PROBE_TOKENS])
     for stack in stacks:
         states = seen[stack.name]
         _check_finite(stack, states)
@@ -229,10 +229,10 @@ def self_check(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> None
                 continue
         if not theirs and is_custom(unwrapped(model)) and _gives_its_logits(model, ids[:1, :PROBE_TOKENS], states[-1]):
             continue
-        _compare(stack, states, theirs)
+        _compare_states(stack, states, theirs)
 
 
-def _tried(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> Any:
+def _run_with_hidden_states(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> Any:
     """A forward pass that asks for hidden states; a custom class may not know the word."""
     try:
         return run(model, stacks, ids, output_hidden_states=True)
@@ -270,31 +270,31 @@ def _gives_its_logits(model: nn.Module, ids: Tensor, last: Tensor) -> bool:
 
 
 def _check_finite(stack: Stack, states: list[Tensor]) -> None:
-    for site, found in zip(stack.sites(), states, strict=False):
-        if not bool(torch.isfinite(found).all()):
+    for site, state in zip(stack.sites(), states, strict=False):
+        if not bool(torch.isfinite(state).all()):
             raise RunError(f"text 0 at {site.label} ({stack.name}): states are not finite", OVERFLOW)
 
 
-def _compare(stack: Stack, ours: list[Tensor], theirs: Any) -> None:
+def _compare_states(stack: Stack, ours: list[Tensor], theirs: Any) -> None:
     name = type(stack.root).__name__
     if not theirs:
         raise UnavailableError(f"{name} reports no hidden states to check the sites against")
     *inner, last = theirs
-    places = iter(ours[:-1])
+    candidates = iter(ours[:-1])
     for index, state in enumerate(inner):
-        if not any(_same(state, mine) for mine in places):
+        if not any(_is_same_state(state, mine) for mine in candidates):
             raise UnavailableError(
                 f"hidden state {index} of {name} is none of the sites that were found",
                 "this architecture is not supported; nothing was measured",
             )
-    if not (_same(last, ours[-1]) or _same(last, ours[-2])):
+    if not (_is_same_state(last, ours[-1]) or _is_same_state(last, ours[-2])):
         raise UnavailableError(
             f"the last hidden state of {name} is neither its output nor its last block",
             "this architecture is not supported; nothing was measured",
         )
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _is_same_state(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     scale = float(b.abs().max()) + 1e-30

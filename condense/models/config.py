@@ -60,8 +60,8 @@ def build(folder: Folder, *, trust_remote_code: bool = False, device: str = "cpu
 def code_of(folder: Folder, names: tuple[str, ...]) -> str | None:
     """The first reference in `auto_map` under one of the names; UnavailableError if it is in another repository."""
     listed = folder.config.get("auto_map")
-    found = next((listed[name] for name in names if listed.get(name)), None) if isinstance(listed, dict) else None
-    reference = found[0] if isinstance(found, list) and found else found
+    entry = next((listed[name] for name in names if listed.get(name)), None) if isinstance(listed, dict) else None
+    reference = entry[0] if isinstance(entry, list) and entry else entry
     if isinstance(reference, str) and "--" in reference:
         raise UnavailableError(
             f"the code of {folder.path.name} is in another repository ({reference})",
@@ -82,7 +82,7 @@ def honoured(config: Mapping[str, Any], kind: Any) -> dict[str, Any]:
             inner = _part_class(parts[key], value)
             kept[key] = honoured(value, inner) if inner is not None else value
         elif key in ("dtype", "torch_dtype"):
-            kept[key] = _dtype(key, value)
+            kept[key] = _dtype_of_key(key, value)
         elif not texts:
             kept[key] = value
         elif key in known:
@@ -95,7 +95,7 @@ def honoured(config: Mapping[str, Any], kind: Any) -> dict[str, Any]:
     return kept
 
 
-def _dtype(key: str, value: Any) -> Any:
+def _dtype_of_key(key: str, value: Any) -> Any:
     """A type of weights as transformers reads it; None for "auto". UnavailableError for what is none."""
     import torch
 

@@ -66,7 +66,7 @@ def dequantise(model: Gguf, folder: Path) -> str | None:
         raise UnavailableError(f"{name} is of architecture {kind}, whose conversion is not verified", _ORIGINAL)
     config = _config(model)
     network = _empty(config)
-    names = _names(network, model)
+    names = _tensor_names(network, model)
     state, unused = _state(model, config, names)
     if unused:
         raise UnavailableError(
@@ -123,26 +123,26 @@ def _rope(model: Gguf, own: Mapping[str, Any], values: dict[str, Any]) -> set[st
     theta = values.pop("rope_theta", 10_000.0)  # llama.cpp's default
     if model.architecture in _WITHOUT_ROPE:
         return set()
-    found: dict[str, Any] = {"rope_type": "default", "rope_theta": float(theta)}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(theta)}
     width = values.get("head_dim")
     turned = own.get("rope.dimension_count", width)
     if width and turned != width:
-        found["partial_rotary_factor"] = turned / width
+        rope["partial_rotary_factor"] = turned / width
     kind = own.get(
         "rope.scaling.type", "linear" if "rope.scaling.factor" in own or "rope.scale_linear" in own else "none"
     )
     factor = own.get("rope.scaling.factor", own.get("rope.scale_linear"))
     original = own.get("rope.scaling.original_context_length")
     if kind == "linear" and factor not in (None, 0.0, 1.0):
-        found |= {"rope_type": "linear", "factor": float(factor)}
+        rope |= {"rope_type": "linear", "factor": float(factor)}
     elif kind == "yarn":
-        found |= {"rope_type": "yarn", "factor": float(factor), "original_max_position_embeddings": original}
+        rope |= {"rope_type": "yarn", "factor": float(factor), "original_max_position_embeddings": original}
         if (scale := own.get("rope.scaling.attn_factor", 1.0)) != 1.0:
-            found["attention_factor"] = scale * (0.1 * np.log(factor) + 1)
+            rope["attention_factor"] = scale * (0.1 * np.log(factor) + 1)
     elif kind not in ("none", "linear", "longrope"):
         raise UnavailableError(f"{model.parts[0].name} scales its positions by {kind!r}", _ORIGINAL)
-    found |= _rope_factors(model, own, values, original)
-    values["rope_parameters"] = found
+    rope |= _rope_factors(model, own, values, original)
+    values["rope_parameters"] = rope
     return {f"rope.scaling.{key}" for key in ("type", "factor", "original_context_length", "attn_factor")} | {
         "rope.scale_linear",
         "rope.freq_base",
@@ -153,7 +153,7 @@ def _rope_factors(model: Gguf, own: Mapping[str, Any], values: dict[str, Any], o
     """Frequencies divided one by one: `rope_freqs` (Llama 3.1 and later), `rope_factors_*` (Phi 3)."""
     longest = int(own.get("context_length", 0))
     if "rope_freqs.weight" in model.tensors:
-        factors = _values(model.tensors["rope_freqs.weight"])
+        factors = _float32_values(model.tensors["rope_freqs.weight"])
         if np.allclose(factors, 1):
             return {}
         llama = {"rope_type": "llama3", "factor": float(factors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -169,8 +169,8 @@ def _rope_factors(model: Gguf, own: Mapping[str, Any], values: dict[str, Any], o
         values["original_max_position_embeddings"] = original
         return {
             "rope_type": "longrope",
-            "long_factor": _values(model.tensors["rope_factors_long.weight"]).tolist(),
-            "short_factor": _values(model.tensors["rope_factors_short.weight"]).tolist(),
+            "long_factor": _float32_values(model.tensors["rope_factors_long.weight"]).tolist(),
+            "short_factor": _float32_values(model.tensors["rope_factors_short.weight"]).tolist(),
             "attention_factor": float(own.get("rope.scaling.attn_factor", 1.0)),
             "original_max_position_embeddings": original,
         }
@@ -300,26 +300,26 @@ def _processor(model: Gguf, config: Any) -> Any:
     return TENSOR_PROCESSORS.get(model.architecture, TensorProcessor)(config=values)
 
 
-def _names(network: Any, model: Gguf) -> dict[str, str]:
+def _tensor_names(network: Any, model: Gguf) -> dict[str, str]:
     """From the names of a file's tensors to those of the model's."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
     known = get_tensor_name_map(kinds[model.architecture], network.config.num_hidden_layers)
     processor = _processor(model, network.config)
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in network.state_dict():
         stem, dot, end = name.rpartition(".")
         stem, suffix = (stem, f"{dot}{end}") if end in ("weight", "bias") else (name, "")
         own = known.get_name(stem) or known.get_name(stem.removeprefix(f"{network.base_model_prefix}."))
         if own is None:
-            processor.perform_fallback_tensor_mapping(found, suffix, "", name)
+            processor.perform_fallback_tensor_mapping(names, suffix, "", name)
         else:
-            found[f"{own}{suffix}"] = name
-    return found
+            names[f"{own}{suffix}"] = name
+    return names
 
 
-def _values(tensor: Tensor) -> Any:
+def _float32_values(tensor: Tensor) -> Any:
     """A tensor's values in float32, in torch's order of dimensions."""
     from gguf import GGMLQuantizationType, dequantize
     from gguf.quants import quant_shape_to_byte_shape
@@ -340,10 +340,10 @@ def _state(model: Gguf, config: Any, names: Mapping[str, str]) -> tuple[dict[str
     processor = _processor(model, config)
     state: dict[str, Any] = {}
     unused = []
-    for tensor in _listed(model):
+    for tensor in _weight_tensors(model):
         try:
             done = processor.process(
-                weights=_values(tensor),
+                weights=_float32_values(tensor),
                 name=tensor.name,
                 tensor_key_mapping=names,
                 parsed_parameters={"tensors": state},
@@ -360,7 +360,7 @@ def _state(model: Gguf, config: Any, names: Mapping[str, str]) -> tuple[dict[str
     return state, unused
 
 
-def _listed(model: Gguf) -> Iterator[Tensor]:
+def _weight_tensors(model: Gguf) -> Iterator[Tensor]:
     for name, tensor in model.tensors.items():
         if name not in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):  # in the config
             yield tensor

@@ -107,7 +107,7 @@ def open_folder(path: Path) -> Folder:
         raise UnavailableError(f"{path} is not a checkpoint folder or a .gguf file")
     refuse_special(path)
     config = read_config(path)
-    return Folder(path, config, _weights(path), has_tokenizer(path), (path / "modules.json").exists())
+    return Folder(path, config, _weight_files(path), has_tokenizer(path), (path / "modules.json").exists())
 
 
 def refuse_special(path: Path) -> None:
@@ -121,10 +121,10 @@ def has_tokenizer(path: Path) -> bool:
     """True if a tokenizer's own files (not only its config) are in the folder; refuses what git left of one."""
     if path.is_dir():
         refuse_special(path)
-    found = [path / name for name in _TOKENIZER_FILES if (path / name).exists()]
-    for file in found:
+    files = [path / name for name in _TOKENIZER_FILES if (path / name).exists()]
+    for file in files:
         refuse_pointer(file)
-    return bool(found) or _needs_no_vocabulary(path)
+    return bool(files) or _needs_no_vocabulary(path)
 
 
 def _needs_no_vocabulary(path: Path) -> bool:
@@ -211,7 +211,7 @@ def entries_of(config: Any) -> Iterator[tuple[str, Any]]:
             yield from entries_of(value)
 
 
-def _weights(path: Path) -> tuple[Path, ...]:
+def _weight_files(path: Path) -> tuple[Path, ...]:
     index = path / "model.safetensors.index.json"
     if (path / "model.safetensors").exists():
         return (path / "model.safetensors",)
@@ -244,7 +244,7 @@ def check_weights(folder: Folder, *, allow_pickle: bool = False) -> None:
         return
     headers = [entry for file in folder.weights for entry in safetensors_header(file).items()]
     _check_types(folder, headers)
-    _check_depth([name for name, _ in headers], folder.config)
+    _check_depth_of_weights([name for name, _ in headers], folder.config)
 
 
 def _check_types(folder: Folder, headers: Iterable[tuple[str, dict[str, Any]]]) -> None:
@@ -293,22 +293,22 @@ def refuse_pointer(file: Path) -> None:
         raise UnavailableError(f"{file.name} is a Git LFS pointer, not the file itself", "run: git lfs pull")
 
 
-def _check_depth(names: list[str], config: dict[str, Any]) -> None:
+def _check_depth_of_weights(names: list[str], config: dict[str, Any]) -> None:
     """The number of blocks named in the weights must be the config's, in every stack."""
-    found = _found_depths(without_prediction_layers(names))
+    held_depths = _depths_in_weights(without_prediction_layers(names))
     if config.get("num_hidden_groups"):  # one block is called many times: its number says nothing of the depth
         return
-    for stack, asked in _asked_depths(config).items():
-        depths = [depth for prefix, depth in found.items() if stack in ("", _stack_of(prefix))]
-        if asked and depths and not asked & set(depths):
+    for stack, config_depths in _depths_in_config(config).items():
+        depths = [depth for prefix, depth in held_depths.items() if stack in ("", _stack_of(prefix))]
+        if config_depths and depths and not config_depths & set(depths):
             which = f" {stack}" if stack else ""
             raise UnavailableError(
-                f"config.json says {min(asked)}{which} layers, the weights hold {max(depths)}",
+                f"config.json says {min(config_depths)}{which} layers, the weights hold {max(depths)}",
                 "config and weights do not belong together; a truncated or half-random model is not measured",
             )
 
 
-def _asked_depths(config: dict[str, Any]) -> dict[str, set[int]]:
+def _depths_in_config(config: dict[str, Any]) -> dict[str, set[int]]:
     """Per stack ("" where there is one) the depths that the config may mean."""
 
     def values(table: dict[str, Any], keys: tuple[str, ...]) -> list[int]:
@@ -322,15 +322,15 @@ def _asked_depths(config: dict[str, Any]) -> dict[str, set[int]]:
     return {"": set(values(text, _DEPTH_KEYS)[:1]) | set(values(text, ("decoder_layers",)))}
 
 
-def _found_depths(names: Iterable[str]) -> dict[str, int]:
+def _depths_in_weights(names: Iterable[str]) -> dict[str, int]:
     """For every list of blocks that is named in the weights (by its prefix), how many it holds."""
-    found: dict[str, int] = {}
+    depths: dict[str, int] = {}
     for name in names:
         match = _BLOCK.search(name)
         if match and not _OTHER_TOWER.search(name):
             prefix = name[: match.start(1)]
-            found[prefix] = max(found.get(prefix, 0), int(match.group(1)) + 1)
-    return found
+            depths[prefix] = max(depths.get(prefix, 0), int(match.group(1)) + 1)
+    return depths
 
 
 def _stack_of(prefix: str) -> str:

@@ -62,7 +62,7 @@ def read(file: Path) -> Gguf:
     if not file.exists():
         raise UnavailableError(f"no such file or directory: {file}")
     parts = parts_of(file)
-    headers = [_header(part) for part in parts]
+    headers = [_read_header(part) for part in parts]
     metadata = headers[0][0]
     _refuse_other_kinds(file, metadata)
     tensors = {tensor.name: tensor for _, own in headers for tensor in own}
@@ -72,7 +72,7 @@ def read(file: Path) -> Gguf:
             f"the {len(parts)} parts of {file.name} hold {len(tensors)} tensors, not {expected}",
             "fetch all of them again",
         )
-    _check_depth(file, metadata, tensors)
+    _check_block_count(file, metadata, tensors)
     return Gguf(parts, metadata, tensors)
 
 
@@ -94,7 +94,7 @@ def parts_of(file: Path) -> tuple[Path, ...]:
     """
     match = _PART.match(file.name)
     if match is None:
-        metadata, _ = _header(file)
+        metadata, _ = _read_header(file)
         if isinstance(count := metadata.get("split.count"), int) and count > 1:
             raise UnavailableError(
                 f"{file.name} is a part of {count}, and its name does not tell which",
@@ -168,18 +168,18 @@ class _Reader:
         return count
 
 
-def _header(file: Path) -> tuple[dict[str, Any], list[Tensor]]:
+def _read_header(file: Path) -> tuple[dict[str, Any], list[Tensor]]:
     inspection.refuse_pointer(file)
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _parsed(file, _Reader(data))
+            return _parse_header(file, _Reader(data))
     except (struct.error, ValueError, OverflowError, RecursionError, OSError) as error:
         if (failure := system_failure(error)) is not None:
             raise failure from error
         raise UnavailableError(f"{file.name} is truncated or not GGUF", _FETCH) from None
 
 
-def _parsed(file: Path, reader: _Reader) -> tuple[dict[str, Any], list[Tensor]]:
+def _parse_header(file: Path, reader: _Reader) -> tuple[dict[str, Any], list[Tensor]]:
     if reader.number("4s") != b"GGUF":
         raise ValueError("another kind of file")
     version = reader.number("I")
@@ -193,12 +193,12 @@ def _parsed(file: Path, reader: _Reader) -> tuple[dict[str, Any], list[Tensor]]:
     for _ in range(pairs):
         key = reader.text()
         metadata[key] = reader.value(reader.number("I"))
-    listed = [_listed(reader) for _ in range(tensors)]
+    entries = [_tensor_entry(reader) for _ in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
     begin = -(-reader.position // alignment) * alignment
     sizes = _sizes()
-    found = []
-    for name, shape, kind, offset in listed:
+    tensors_read = []
+    for name, shape, kind, offset in entries:
         if kind not in sizes:
             raise UnavailableError(
                 f"{name} in {file.name} is of a type that the package gguf does not know ({kind})",
@@ -207,13 +207,13 @@ def _parsed(file: Path, reader: _Reader) -> tuple[dict[str, Any], list[Tensor]]:
         block, size = sizes[kind]
         if shape and shape[-1] % block:
             raise ValueError("a row that is no whole number of blocks")
-        found.append(Tensor(name, shape, kind, file, begin + offset, prod(shape) // block * size))
-    if max((tensor.start + tensor.size for tensor in found), default=0) > len(reader.data):
+        tensors_read.append(Tensor(name, shape, kind, file, begin + offset, prod(shape) // block * size))
+    if max((tensor.start + tensor.size for tensor in tensors_read), default=0) > len(reader.data):
         raise ValueError("a tensor ends behind the file")
-    return metadata, found
+    return metadata, tensors_read
 
 
-def _listed(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
+def _tensor_entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
     name = reader.text()
     shape = tuple(reader.number("Q") for _ in range(min(reader.number("I"), 8)))
     return name, shape[::-1], reader.number("I"), reader.number("Q")
@@ -237,11 +237,11 @@ def _refuse_other_kinds(file: Path, metadata: Mapping[str, Any]) -> None:
         raise UnavailableError(f"{file.name} names no architecture (general.architecture)", "give a .gguf of a model")
 
 
-def _check_depth(file: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _check_block_count(file: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """The number of blocks that the file says it has must be the number it holds: both are built from."""
-    asked = metadata.get(f"{metadata.get('general.architecture')}.block_count")
-    found = {int(match.group(1)) for name in tensors if (match := _BLOCK.match(name))}
-    if isinstance(asked, int) and found and asked != max(found) + 1:
+    stated = metadata.get(f"{metadata.get('general.architecture')}.block_count")
+    numbers = {int(match.group(1)) for name in tensors if (match := _BLOCK.match(name))}
+    if isinstance(stated, int) and numbers and stated != max(numbers) + 1:
         raise UnavailableError(
-            f"{file.name} says {asked} blocks, it holds {max(found) + 1}", "the file is damaged: fetch it again"
+            f"{file.name} says {stated} blocks, it holds {max(numbers) + 1}", "the file is damaged: fetch it again"
         )

@@ -42,7 +42,7 @@ def converted(model: Gguf) -> Path:
     UnavailableError for an architecture, a key or a tensor that is not read, or missing packages.
     """
     target = copy_of(model.parts)
-    if _is_whole(target):
+    if _is_complete_copy(target):
         with contextlib.suppress(OSError):
             os.utime(target)  # what is used is kept
         return target
@@ -64,11 +64,11 @@ def _convert(model: Gguf, target: Path) -> None:
         content = {"source": model.parts[0].name, "files": hashes, "no_tokenizer": lacking}
         write_text(work / COPY, json.dumps(content, indent=1))
         _open_to_others(work)
-        if not _is_whole(target):  # another process may have been quicker
+        if not _is_complete_copy(target):  # another process may have been quicker
             shutil.rmtree(target, ignore_errors=True)
             with contextlib.suppress(OSError):
                 work.replace(target)
-        if not _is_whole(target):
+        if not _is_complete_copy(target):
             raise UnavailableError(f"the converted copy {target} cannot be written", "remove it, or set CONDENSE_CACHE")
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -82,19 +82,19 @@ def copy_of(parts: tuple[Path, ...]) -> Path:
 def already_converted(model: Gguf) -> Path | None:
     """The folder that `converted` would give at once, or None where it would have to convert."""
     target = copy_of(model.parts)
-    return target if _is_whole(target) else None
+    return target if _is_complete_copy(target) else None
 
 
 def copies() -> tuple[Copy, ...]:
     """The copies in the cache, the largest first."""
     root = cache_root() / FOLDER
-    found = []
+    listing = []
     for path in root.iterdir() if root.is_dir() else ():
         manifest = _manifest(path)
         if manifest is not None:
             size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-            found.append(Copy(str(path), str(manifest.get("source")), size))
-    return tuple(sorted(found, key=lambda copy: -copy.size))
+            listing.append(Copy(str(path), str(manifest.get("source")), size))
+    return tuple(sorted(listing, key=lambda copy: -copy.size))
 
 
 def no_tokenizer(path: Path) -> str | None:
@@ -112,7 +112,7 @@ def _manifest(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete_copy(path: Path) -> bool:
     """Whether a copy holds exactly the files that were written, byte for byte."""
     manifest = _manifest(path)
     if manifest is None:

@@ -74,11 +74,11 @@ def cached(repo: str, revision: str | None, selection: Selection | None = None, 
     from huggingface_hub import errors, get_cached_repo_tree
 
     commit = revision if revision and COMMIT.fullmatch(revision) else _read_ref(repo, revision or "main")
-    snapshot = _folder(repo) / "snapshots" / (commit or "none")
+    snapshot = _repository_folder(repo) / "snapshots" / (commit or "none")
     if commit is None or not snapshot.is_dir():
-        of = f" at {revision}" if revision else ""
+        at_revision = f" at {revision}" if revision else ""
         raise UnavailableError(
-            f"{repo}{of} is not in the local cache and the hub is not used or not reachable (offline)",
+            f"{repo}{at_revision} is not in the local cache and the hub is not used or not reachable (offline)",
             f"check the spelling, give a folder, or {GO_ONLINE}",
         )
     try:
@@ -98,7 +98,7 @@ def cached(repo: str, revision: str | None, selection: Selection | None = None, 
     return Fetched(snapshot, commit)
 
 
-def _folder(repo: str) -> Path:
+def _repository_folder(repo: str) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
@@ -106,7 +106,7 @@ def _folder(repo: str) -> Path:
 
 def _ref(repo: str, revision: str) -> Path | None:
     """The file that holds the commit of a branch or tag, where the hub's client looks for it; None for no name."""
-    return None if ".." in revision or revision.startswith("/") else _folder(repo) / "refs" / revision
+    return None if ".." in revision or revision.startswith("/") else _repository_folder(repo) / "refs" / revision
 
 
 def _read_ref(repo: str, revision: str) -> str | None:

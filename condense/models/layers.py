@@ -89,14 +89,14 @@ def find_stacks(model: nn.Module) -> tuple[Stack, ...]:
         return (Stack("decoder", adapted, blocks, len(blocks), bare(adapted.module), adapted.final_norm),)
     config: Any = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
-        encoder, decoder = _part(model, "get_encoder"), _part(model, "get_decoder")
+        encoder, decoder = _part_from_getter(model, "get_encoder"), _part_from_getter(model, "get_decoder")
         if encoder is not None and decoder is not None:
             return (_stack("encoder", encoder, config), _stack("decoder", decoder, config))
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    root = _part(model, "get_decoder") if text is not config else None
+    root = _part_from_getter(model, "get_decoder") if text is not config else None
     if root is None:
         root = getattr(model, "base_model", model)
-    name = "decoder" if _is_causal(model, text) else "encoder"
+    name = "decoder" if _is_causal_class(model, text) else "encoder"
     with forward_pass(model):
         whole = flat(model)
     if whole is not None:
@@ -134,7 +134,7 @@ def path_of(model: nn.Module, stack: Stack) -> str:
     return (paths[0].rpartition(".")[0] if paths else "") or "the model itself"
 
 
-def _part(model: nn.Module, getter: str) -> nn.Module | None:
+def _part_from_getter(model: nn.Module, getter: str) -> nn.Module | None:
     try:
         part = getattr(model, getter)()
     except (AttributeError, NotImplementedError, TypeError):
@@ -142,7 +142,7 @@ def _part(model: nn.Module, getter: str) -> nn.Module | None:
     return part if isinstance(part, nn.Module) and part is not model else None
 
 
-def _is_causal(model: nn.Module, config: Any) -> bool:
+def _is_causal_class(model: nn.Module, config: Any) -> bool:
     if getattr(config, "is_decoder", False):
         return True
     named = [type(model).__name__, *(getattr(config, "architectures", None) or ())]

@@ -120,7 +120,7 @@ def locate(model: str | Path, options: ModelOptions) -> Located:
 
 
 def _locate(name: str, options: ModelOptions) -> Located:
-    folder, source, revision = _place(name, options)
+    folder, source, revision = _locate_folder(name, options)
     has_adapter = (folder.path / "adapter_config.json").exists()
     if has_adapter and folder.weights:
         raise UnavailableError(
@@ -135,10 +135,10 @@ def _locate(name: str, options: ModelOptions) -> Located:
     device = device_of(options)
     with reported(name):
         check_quantisation(base)
-        found = build(base, trust_remote_code=options.trust_remote_code, device=device)
-        source_dtype = stored_dtype(found.config, base)
+        honoured = build(base, trust_remote_code=options.trust_remote_code, device=device)
+        source_dtype = stored_dtype(honoured.config, base)
         dtype = dtype_of(source_dtype, options)
-        tokenizer, notes = _tokenizer(folder, base, name, found, options)
+        tokenizer, notes = _choose_tokenizer(folder, base, name, honoured, options)
     files = tuple(file for file in (*weights, *own) if file.exists())  # an adapter without one is refused later
     stamps = _stamps(files)
     digest = joined_sha256([hashes.get(file) or sha256_of_files((file,)) for file in weights]) if weights else None
@@ -151,46 +151,46 @@ def _locate(name: str, options: ModelOptions) -> Located:
         options=options,
         source_format="adapter" if has_adapter else source,
         revision=revision,
-        config=found.config,
+        config=honoured.config,
         tokenizer=tokenizer,
-        positions=longest_input(found.config, base),
+        positions=longest_input(honoured.config, base),
         device=device,
         dtype=dtype,
         source_dtype=source_dtype,
         weights_sha256=digest,
         files=files,
         stamps=stamps,
-        notes=(*found.notes, *notes),
+        notes=(*honoured.notes, *notes),
     )
 
 
 def _stamps(files: tuple[Path, ...]) -> tuple[tuple[int, ...], ...]:
-    found = []
+    stamps = []
     for file in files:
         try:
             state = file.stat()
         except OSError:
             return ()
-        found.append((state.st_size, state.st_mtime_ns, state.st_ino))
-    return tuple(found)
+        stamps.append((state.st_size, state.st_mtime_ns, state.st_ino))
+    return tuple(stamps)
 
 
-def _place(name: str, options: ModelOptions) -> tuple[Folder, str, str | None]:
+def _locate_folder(name: str, options: ModelOptions) -> tuple[Folder, str, str | None]:
     """The folder that holds MODEL, the format it came in, and its resolved revision."""
     if not inspection.is_path(name):
         fetched = hub.fetch(name, options)
-        return _opened(fetched.path), "safetensors", fetched.revision
+        return _open_folder(fetched.path), "safetensors", fetched.revision
     path = expanded(name)
     if path.is_file() and gguf.is_gguf(path):
         with reported(name):
             model = gguf.read(path)
-            copy = replace(_opened(gguf_copies.converted(model)), origin=model.parts)
+            copy = replace(_open_folder(gguf_copies.converted(model)), origin=model.parts)
             return copy, f"gguf ({gguf.quantisation(model)})", None
-    folder = _opened(path)
+    folder = _open_folder(path)
     return folder, "pickle" if folder.is_pickle else "safetensors", None
 
 
-def _opened(path: Path) -> Folder:
+def _open_folder(path: Path) -> Folder:
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         return Folder(path, {}, (), inspection.has_tokenizer(path), contrastive=False)
     return inspection.open_folder(path)
@@ -206,20 +206,20 @@ def _base_folder(adapter: Folder, options: ModelOptions) -> Folder:
         if not Path(base).is_absolute() and relative.exists():
             base = str(relative)
     revision = config.get("revision")  # the base's own: --revision is the adapter's
-    folder = _place(base, replace(options, revision=revision if isinstance(revision, str) else None))[0]
+    folder = _locate_folder(base, replace(options, revision=revision if isinstance(revision, str) else None))[0]
     if not folder.config:
         raise UnavailableError(f"the base of {adapter.path.name}, {base}, is an adapter itself", "merge that one first")
     return folder
 
 
-def _tokenizer(
-    folder: Folder, base: Folder, name: str, found: Honoured, options: ModelOptions
+def _choose_tokenizer(
+    folder: Folder, base: Folder, name: str, honoured: Honoured, options: ModelOptions
 ) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
     """The tokenizer that was named, else the folder's own, else its base's, with notes on it."""
     trust = options.trust_remote_code
     if not options.tokenizer:
         return load_tokenizer(
-            _tokenizer_folder(folder, base, name, trusted=trust), found.config, trust_remote_code=trust
+            _tokenizer_folder(folder, base, name, trusted=trust), honoured.config, trust_remote_code=trust
         )
     path = _named_tokenizer(options)
     config = None

@@ -45,7 +45,7 @@ def recognise(path: Path) -> Other | None:
     try:
         if path.is_dir():
             names = {inner.name for inner in path.iterdir()}
-            return next((found for kind in _FOLDERS if (found := kind(path, names)) is not None), None)
+            return next((known for kind in _FOLDERS if (known := kind(path, names)) is not None), None)
         return _file(path) if path.is_file() else None
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # what is damaged is nothing that is known
         return None

@@ -33,7 +33,7 @@ class Sick:
         with torch.no_grad():
             self.make(model)
         model.save_pretrained(folder)
-        _tokenizer().save_pretrained(folder)
+        _train_tokenizer().save_pretrained(folder)
 
 
 def healthy() -> Any:
@@ -64,7 +64,7 @@ def healthy() -> Any:
     return model
 
 
-def _tokenizer() -> Any:
+def _train_tokenizer() -> Any:
     """A byte-level BPE of 1,024 tokens learned from the probe text, with `<s>` before every text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast

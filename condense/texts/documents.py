@@ -65,7 +65,7 @@ def read(
         try:
             opened = Source.of("standard input", _standard_input())
         except OSError as error:
-            raise _unreadable("standard input", error) from None
+            raise _unreadable_error("standard input", error) from None
         yield from formats.documents(opened, column, stream=stream)
         return
     path = expanded(source)
@@ -74,15 +74,15 @@ def read(
         if is_saved_dataset(path):
             yield from _saved_dataset(path, column, split)
             return
-        for file in _files(path):
+        for file in _text_files(path):
             name = shown(file.relative_to(path).as_posix())
-            yield from formats.documents(_opened(file, name), column, stream=stream)
+            yield from formats.documents(_open_source(file, name), column, stream=stream)
         return
     if is_special(path):
         raise UnavailableError(
             f"{label(path)} is a pipe or a device, not a file", "feed it to standard input: --text -"
         )
-    yield from formats.documents(_opened(path, shown(path.name)), column, stream=stream)
+    yield from formats.documents(_open_source(path, shown(path.name)), column, stream=stream)
 
 
 def _mode(path: Path) -> int:
@@ -91,13 +91,13 @@ def _mode(path: Path) -> int:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         pass
     except OSError as error:
-        raise _unreadable(_short(path), error) from None
+        raise _unreadable_error(_short_name(path), error) from None
     if path.is_symlink():
-        raise UnavailableError(f"{_short(path)} is a link to {shown(str(path.readlink()))}, which is not there")
-    raise UnavailableError(f"no such text: {_short(path)}", "give a file, a folder or - for standard input")
+        raise UnavailableError(f"{_short_name(path)} is a link to {shown(str(path.readlink()))}, which is not there")
+    raise UnavailableError(f"no such text: {_short_name(path)}", "give a file, a folder or - for standard input")
 
 
-def _short(path: Path) -> str:
+def _short_name(path: Path) -> str:
     name = label(path)
     return name if len(name) <= 200 else f"{name[:200]}… ({len(name)} characters)"
 
@@ -112,55 +112,55 @@ def _standard_input() -> BinaryIO:
             raise UnavailableError("standard input is closed", "pipe text into condense, or give a file") from None
         return io.BytesIO(buffer.read())
     except OSError as error:
-        raise _unreadable("standard input", error) from None
+        raise _unreadable_error("standard input", error) from None
 
 
-def _opened(path: Path, name: str) -> Source:
+def _open_source(path: Path, name: str) -> Source:
     try:
         return Source.of(name, path.open("rb"))
     except OSError as error:
-        raise _unreadable(_short(path), error) from None
+        raise _unreadable_error(_short_name(path), error) from None
 
 
-def _unreadable(name: str, error: OSError) -> CondenseError:
+def _unreadable_error(name: str, error: OSError) -> CondenseError:
     return system_failure(error) or UnavailableError(f"cannot read {name}: {reason_of(error)}")
 
 
 # --- folders -------------------------------------------------------------------------------------------------
 
 
-def _files(folder: Path) -> list[Path]:
+def _text_files(folder: Path) -> list[Path]:
     """The files of text in a folder, in name order: not hidden, not a README, a licence or a dataset's description.
 
     Links are followed, a folder once. UnavailableError where there is none, and for a folder or a link that cannot
     be read.
     """
-    found, others = [], []
-    for path in sorted(_walked(folder)):
+    text_files, others = [], []
+    for path in sorted(_walk(folder)):
         if _is_corpus(path):
-            found.append(path)
+            text_files.append(path)
         else:
             others.append(path.relative_to(folder).as_posix())
-    if not found:
+    if not text_files:
         seen = f" (not read: {', '.join(map(shown, others[:4]))}{' …' * (len(others) > 4)})" if others else ""
         raise UnavailableError(
             f"no {', '.join(formats.KINDS)} file in {label(folder)}{seen}",
             "READMEs, licences and hidden files are no corpus: name such a file itself to read it",
         )
-    return found
+    return text_files
 
 
-def _walked(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path) -> Iterator[Path]:
     def fail(error: OSError) -> None:
-        raise _unreadable(shown(str(error.filename)), error) from None
+        raise _unreadable_error(shown(str(error.filename)), error) from None
 
-    known: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     for path, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         state = Path(path).stat()
-        if (state.st_dev, state.st_ino) in known:
+        if (state.st_dev, state.st_ino) in visited:
             folders.clear()
             continue
-        known.add((state.st_dev, state.st_ino))
+        visited.add((state.st_dev, state.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(path) / name for name in files if not name.startswith("."))
 
@@ -180,8 +180,8 @@ def _is_corpus(path: Path) -> bool:
 
 def is_saved_dataset(folder: Path) -> bool:
     """Whether a folder was written by `save_to_disk` of datasets."""
-    one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
-    return one or (folder / "dataset_dict.json").is_file()
+    is_single = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    return is_single or (folder / "dataset_dict.json").is_file()
 
 
 def _saved_dataset(folder: Path, column: str, split: str | None) -> Iterator[Document]:
@@ -199,7 +199,7 @@ def _saved_dataset(folder: Path, column: str, split: str | None) -> Iterator[Doc
         saved, name = saved[chosen], f"{name}/{chosen}"
     elif split is not None and split != str(saved.split):
         raise UsageError(f"{name} has no split {split!r}: it is a single one", "leave --split out")
-    yield from _rows(saved, name, column)
+    yield from _dataset_documents(saved, name, column)
 
 
 def dataset(name: str, config: str | None, split: str | None, column: str) -> Iterator[Document]:
@@ -217,7 +217,7 @@ def dataset(name: str, config: str | None, split: str | None, column: str) -> It
         if (failure := system_failure(error)) is not None:
             raise failure from None
         raise UnavailableError(f"dataset {name} cannot be loaded: {reason_of(error)}") from None
-    yield from _rows(rows, f"{name}/{chosen}", column)
+    yield from _dataset_documents(rows, f"{name}/{chosen}", column)
 
 
 def _datasets() -> Any:
@@ -234,7 +234,7 @@ def _chosen(splits: Sequence[str], asked: str | None, name: str) -> str:
     return asked or next((split for split in SPLITS if split in splits), splits[0])
 
 
-def _rows(rows: Any, name: str, column: str) -> Iterator[Document]:
+def _dataset_documents(rows: Any, name: str, column: str) -> Iterator[Document]:
     """The documents of a dataset's rows: only the columns that are needed are decoded."""
     for number, record in enumerate(rows.select_columns(needed(column, rows.column_names, name))):
         yield document_of(f"{name}:{number}", record, column)
@@ -265,12 +265,12 @@ class Kept(Sequence[Document]):
             self._file = tempfile.TemporaryFile()  # noqa: SIM115  open as long as this object
             weakref.finalize(self, self._file.close)
             for held in self._held:
-                self._write(held)
+                self._append_to_file(held)
             self._held = []
         else:
-            self._write(document)
+            self._append_to_file(document)
 
-    def _write(self, document: Document) -> None:
+    def _append_to_file(self, document: Document) -> None:
         assert self._file is not None
         data = json.dumps([document.name, document.text, document.messages, document.untrainable]).encode()
         self._file.seek(self._ends[-1])
@@ -288,7 +288,7 @@ class Kept(Sequence[Document]):
         start, end = self._ends[index], self._ends[index + 1]
         self._file.seek(start)
         name, text, turns, untrainable = json.loads(self._file.read(end - start))
-        messages = None if turns is None else tuple((role, said) for role, said in turns)
+        messages = None if turns is None else tuple((role, content) for role, content in turns)
         return Document(name, text, messages, untrainable=untrainable)
 
     def chosen(self, indices: Iterable[int]) -> Sequence[Document]:

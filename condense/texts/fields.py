@@ -28,7 +28,7 @@ ANSWERS = ("output", "completion", "response", "answer", "chosen", "targets")
 SYSTEMS = ("system", "system_prompt", "systemInstruction", "system_instruction")
 CHAT_COLUMNS = frozenset((*CONVERSATIONS, *QUESTIONS, *CONTEXTS, *ANSWERS, *SYSTEMS, "history"))
 _SPEAKERS = ("role", "from", "speaker", "author")
-_SAID = ("content", "value", "text", "parts")
+_CONTENT_KEYS = ("content", "value", "text", "parts")
 _ROLES = {
     "human": "user",
     "prompter": "user",
@@ -129,13 +129,13 @@ def cell_text(value: Any, where: str, column: str) -> str:
     """The text of a cell; none for null. UsageError naming record, column and type for what is not text."""
     if value is None:
         return ""
-    text = _text(value)
+    text = _text_of_value(value)
     if text is None:
         raise _not_text(value, where, column)
     return text
 
 
-def _text(value: Any) -> str | None:
+def _text_of_value(value: Any) -> str | None:
     """A string, bytes in UTF-8, a part of text, or a list of these joined by line breaks; None for anything else."""
     if isinstance(value, str):
         return value
@@ -147,9 +147,9 @@ def _text(value: Any) -> str | None:
     if isinstance(value, Mapping):
         keys = {key for key, item in value.items() if item is not None}  # a table fills what other parts have
         is_part = value.get("type") in _TEXT_PARTS and keys <= {"type", "text", "cache_control", "annotations"}
-        return _text(value["text"]) if is_part and isinstance(value.get("text"), str | bytes) else None
+        return _text_of_value(value["text"]) if is_part and isinstance(value.get("text"), str | bytes) else None
     if isinstance(value, list):
-        texts = [_text(item) for item in value if item is not None]
+        texts = [_text_of_value(item) for item in value if item is not None]
         parts = [text for text in texts if text is not None]
         return "\n".join(parts) if len(parts) == len(texts) else None
     return None
@@ -157,12 +157,12 @@ def _text(value: Any) -> str | None:
 
 def _not_text(value: Any, where: str, column: str) -> UsageError:
     return UsageError(
-        f"{where}: column {column!r} holds {_kind(value)}, not text",
+        f"{where}: column {column!r} holds {_kind_of_value(value)}, not text",
         "name a column of text with --text-column, or take such records out",
     )
 
 
-def _kind(value: Any) -> str:
+def _kind_of_value(value: Any) -> str:
     """What a cell holds, in words, down to the first item of a list that is not text."""
     if isinstance(value, Mapping):
         kind = value.get("type")
@@ -170,8 +170,8 @@ def _kind(value: Any) -> str:
             return f"a part of type {kind!r}"
         return f"an object ({', '.join(map(str, list(value)[:6]))})"
     if isinstance(value, list):
-        wrong = next((item for item in value if item is not None and _text(item) is None), None)
-        return f"a list with {_kind(wrong)}"
+        wrong = next((item for item in value if item is not None and _text_of_value(item) is None), None)
+        return f"a list with {_kind_of_value(wrong)}"
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, bytes | bytearray | memoryview):
@@ -227,7 +227,7 @@ def _conversation(name: str, record: Mapping[Any, Any], reasons: list[str]) -> T
             return (*_system(name, record), *turns)
         if isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
             return (*_system(name, record), *_turns(name, column, value, reasons))
-    return _exchange(name, record, reasons)
+    return _question_and_answer(name, record, reasons)
 
 
 def _system(name: str, record: Mapping[Any, Any]) -> Turns:
@@ -235,8 +235,8 @@ def _system(name: str, record: Mapping[Any, Any]) -> Turns:
         value = record.get(column)
         if isinstance(value, Mapping):  # Gemini's
             value = value.get("parts")
-        if isinstance(value, str | list) and (said := cell_text(value, name, column)).strip():
-            return (("system", said),)
+        if isinstance(value, str | list) and (content := cell_text(value, name, column)).strip():
+            return (("system", content),)
     return ()
 
 
@@ -253,15 +253,15 @@ def _turns(name: str, column: str, value: Iterable[Any], reasons: list[str]) -> 
     for number, turn in enumerate(value, 1):
         where = f"{name}: turn {number} of {column!r}"
         if not isinstance(turn, Mapping):
-            raise UsageError(f"{where} is {_kind(turn)}, not an object with a role and a content")
+            raise UsageError(f"{where} is {_kind_of_value(turn)}, not an object with a role and a content")
         speaker = next((turn[key] for key in _SPEAKERS if turn.get(key) is not None), None)
         if not isinstance(speaker, str):
             raise UsageError(f"{where} has no role (found: {', '.join(map(str, list(turn)[:8]))})")
-        said = next((key for key in _SAID if turn.get(key) is not None), None)
-        said = said or next((key for key in _SAID if key in turn), None)
-        if said is None and not turn.get("tool_calls") and not turn.get("function_call"):
+        key_of_content = next((key for key in _CONTENT_KEYS if turn.get(key) is not None), None)
+        key_of_content = key_of_content or next((key for key in _CONTENT_KEYS if key in turn), None)
+        if key_of_content is None and not turn.get("tool_calls") and not turn.get("function_call"):
             raise UsageError(f"{where} has no content (found: {', '.join(map(str, list(turn)[:8]))})")
-        content = "" if said is None else cell_text(turn[said], where, said)
+        content = "" if key_of_content is None else cell_text(turn[key_of_content], where, key_of_content)
         reasons.append(_untrainable(turn))
         role = _ROLES.get(speaker.lower(), speaker.lower())
         yield role, content
@@ -269,7 +269,7 @@ def _turns(name: str, column: str, value: Iterable[Any], reasons: list[str]) -> 
         reasons.append("has an answer that is not to be trained on (weight 0)")
 
 
-def _exchange(name: str, record: Mapping[Any, Any], reasons: list[str]) -> Turns | None:
+def _question_and_answer(name: str, record: Mapping[Any, Any], reasons: list[str]) -> Turns | None:
     """A question with its answer (Alpaca, Dolly, prompt and completion): texts, or both lists of turns."""
     asked = next((key for key in QUESTIONS if record.get(key) is not None), None)
     answered = next((key for key in ANSWERS if record.get(key) is not None), None)
@@ -294,6 +294,6 @@ def _exchange(name: str, record: Mapping[Any, Any], reasons: list[str]) -> Turns
 def _history(name: str, record: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
     for pair in record.get("history") or ():
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise UsageError(f"{name}: 'history' holds {_kind(pair)}, not pairs of a question and an answer")
-        for role, said in zip(("user", "assistant"), pair, strict=True):
-            yield role, cell_text(said, name, "history")
+            raise UsageError(f"{name}: 'history' holds {_kind_of_value(pair)}, not pairs of a question and an answer")
+        for role, value in zip(("user", "assistant"), pair, strict=True):
+            yield role, cell_text(value, name, "history")

@@ -91,25 +91,25 @@ class Source:
 
     def _unpack(self) -> None:
         if not self.file.seekable():
-            self._use(_kept(self.file))
+            self._use_file(_buffered(self.file))
         head = self.file.read(10)
         self.file.seek(0)
         if head.startswith(b"\x1f\x8b"):
-            self._use(gzip.GzipFile(fileobj=self.file, mode="rb"))
+            self._use_file(gzip.GzipFile(fileobj=self.file, mode="rb"))
         elif head.startswith(b"BZh") and head[4:10] == b"1AY&SY":
-            self._use(bz2.BZ2File(self.file))
+            self._use_file(bz2.BZ2File(self.file))
         elif head.startswith(b"\xfd7zXZ\0"):
-            self._use(lzma.LZMAFile(self.file))
+            self._use_file(lzma.LZMAFile(self.file))
         elif head.startswith(b"\x28\xb5\x2f\xfd"):
             pyarrow = tables.load_pyarrow(f"{self.name}: unpacking zstd")
-            self._use(_kept(pyarrow.CompressedInputStream(pyarrow.PythonFile(self.file), "zstd")))
+            self._use_file(_buffered(pyarrow.CompressedInputStream(pyarrow.PythonFile(self.file), "zstd")))
 
-    def _use(self, file: Any) -> None:
+    def _use_file(self, file: Any) -> None:
         self.file = cast(BinaryIO, file)
         self.opened.callback(file.close)
 
 
-def _kept(stream: Any) -> Any:
+def _buffered(stream: Any) -> Any:
     """What a pipe gives, in memory or, where it is more than 64 MB, in a temporary file."""
     with ExitStack() as on_error:
         file = on_error.enter_context(tempfile.SpooledTemporaryFile(max_size=1 << 26))
@@ -127,14 +127,14 @@ def documents(source: Source, column: str, *, stream: bool) -> Iterator[Document
     """
     with source.opened:
         try:
-            yield from _documents(source, column, stream)
+            yield from _documents_of(source, column, stream)
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             raise system_failure(error) or UnavailableError(
                 f"cannot read {source.name}: {tables.reason_of(error)}", "is the file damaged or cut off?"
             ) from None
 
 
-def _documents(source: Source, column: str, stream: bool) -> Iterator[Document]:
+def _documents_of(source: Source, column: str, stream: bool) -> Iterator[Document]:
     name, head, kind = source.name, source.file.read(HEAD), kind_by_name(source.name)
     for magic, (what, hint) in _FOREIGN.items():
         if head.startswith(magic):
@@ -243,7 +243,7 @@ def encoding_of(name: str, head: bytes, whole: bool) -> tuple[str, int]:
     invalid = text.count("\ufffd") - head.count("\ufffd".encode())
     if invalid <= max(1, len(text) // 500):
         return "utf-8", 0
-    guess = _guess(head)
+    guess = _guess_encoding(head)
     if guess is None:
         raise _binary(name)
     raise UnavailableError(
@@ -257,7 +257,7 @@ def _binary(name: str) -> UnavailableError:
     )
 
 
-def _guess(head: bytes) -> str | None:
+def _guess_encoding(head: bytes) -> str | None:
     try:
         from charset_normalizer import from_bytes
     except ImportError:
@@ -282,14 +282,14 @@ class LongText:
         self._starts, self._offsets, self._length = [0], [text.mark], 0
         self.is_blank, self.encoded_size = True, 0
         self._last = (0, "")
-        for piece, offset in self._pieces(text.mark):
+        for piece, offset in self._pieces_from(text.mark):
             self._length += len(piece)
             self._starts.append(self._length)
             self._offsets.append(offset)
             self.encoded_size += len(piece.encode("utf-8", errors="replace"))
             self.is_blank = self.is_blank and not piece.strip()
 
-    def _pieces(self, offset: int) -> Iterator[tuple[str, int]]:
+    def _pieces_from(self, offset: int) -> Iterator[tuple[str, int]]:
         """The text from a byte on, piece by piece, each with the byte that follows it."""
         decoder = self._text.decoder()
         self._text.file.seek(offset)
@@ -309,7 +309,7 @@ class LongText:
         if not position <= start <= stop <= position + len(text):
             known = bisect_right(self._starts, start) - 1
             position, text = self._starts[known], ""
-            for piece, _ in self._pieces(self._offsets[known]):
+            for piece, _ in self._pieces_from(self._offsets[known]):
                 text += piece
                 if position + len(text) >= stop:
                     break
@@ -318,5 +318,5 @@ class LongText:
 
     def encoded(self) -> Iterator[bytes]:
         """The whole text in UTF-8, piece by piece."""
-        for piece, _ in self._pieces(self._text.mark):
+        for piece, _ in self._pieces_from(self._text.mark):
             yield piece.encode("utf-8", errors="replace")

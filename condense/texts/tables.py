@@ -97,25 +97,25 @@ class _Values:
     def records(self) -> Iterator[Record]:
         """The elements of an array, or the values that follow each other, numbered from 1."""
         number = 0
-        if self._next() != "[":
-            while self._next():
+        if self._next_character() != "[":
+            while self._next_character():
                 number += 1
-                yield number, self._value()
+                yield number, self._parse_value()
             return
         self._at += 1
-        separator = "" if self._next() == "]" else ","
+        separator = "" if self._next_character() == "]" else ","
         while separator == ",":
             number += 1
-            yield number, self._value()
-            separator = self._next()
+            yield number, self._parse_value()
+            separator = self._next_character()
             self._at += separator == ","
-        if separator not in ("", "]") or self._next() != "]":
+        if separator not in ("", "]") or self._next_character() != "]":
             self._fail(self._at)
         self._at += 1
-        if self._next():
+        if self._next_character():
             self._fail(self._at)
 
-    def _next(self) -> str:
+    def _next_character(self) -> str:
         """The next character that is no white space; empty at the end."""
         while True:
             blank = self._BLANK.match(self._text, self._at)
@@ -124,10 +124,10 @@ class _Values:
                 return self._text[self._at]
             if self._ended:
                 return ""
-            self._read()
+            self._read_more()
 
-    def _value(self) -> Any:
-        self._next()
+    def _parse_value(self) -> Any:
+        self._next_character()
         while True:
             try:
                 value, end = json.JSONDecoder().raw_decode(self._text, self._at)
@@ -143,9 +143,9 @@ class _Values:
                 if end < len(self._text) or self._ended:
                     self._at = end
                     return value
-            self._read()
+            self._read_more()
 
-    def _read(self) -> None:
+    def _read_more(self) -> None:
         """Forget what was used, and read as much again as is still in use."""
         self._line += self._text.count("\n", 0, self._at)
         piece = self._stream.read(max(_PIECE, len(self._text) - self._at))
@@ -166,7 +166,7 @@ _QUOTING = 'quote cells with "…" and write a quote in them twice, or give JSON
 
 def is_header(head: str, column: str) -> bool:
     """Whether a text begins with a line of several short fields, the column among them."""
-    headers = (_fields(head, delimiter) for delimiter in _DELIMITERS)
+    headers = (_header_fields(head, delimiter) for delimiter in _DELIMITERS)
     return any(len(names) > 1 and column in names and max(map(len, names)) <= 64 for names in headers)
 
 
@@ -196,7 +196,7 @@ def delimited_rows(stream: TextIO, name: str, head: str, column: str) -> Iterato
             yield number, dict(zip_longest(table.header, row))
 
 
-def _fields(head: str, delimiter: str) -> list[str]:
+def _header_fields(head: str, delimiter: str) -> list[str]:
     """The fields of the first line."""
     try:
         row = next(csv.reader(io.StringIO(head.lstrip("\r\n")[:100_000], newline=""), delimiter=delimiter), [])
@@ -221,8 +221,8 @@ class _Table:
     def of(cls, name: str, head: str, column: str) -> _Table:
         told_by_file = re.match(r'"?sep=(.)"?\r?\n', head, re.IGNORECASE)  # Excel writes and obeys it
         body = head[told_by_file.end() :] if told_by_file else head
-        delimiters = told_by_file[1] if told_by_file else _candidates(name, body, column)
-        headers = {delimiter: _fields(body, delimiter) for delimiter in delimiters}
+        delimiters = told_by_file[1] if told_by_file else _possible_delimiters(name, body, column)
+        headers = {delimiter: _header_fields(body, delimiter) for delimiter in delimiters}
         with_column = [delimiter for delimiter in delimiters if column in headers[delimiter]]
 
         def rank(delimiter: str) -> tuple[int, int]:
@@ -284,7 +284,7 @@ class _Table:
         return UnavailableError(f"{self.name}, line {line}: {text}", _QUOTING)
 
 
-def _candidates(name: str, body: str, column: str) -> str:
+def _possible_delimiters(name: str, body: str, column: str) -> str:
     """Characters that may divide the fields; one that stands beside the column's name in the header is among them."""
     line = body.lstrip("\r\n").partition("\n")[0]
     beside = re.findall(rf'([^\w"\s])"?{re.escape(column)}(?!\w)|(?<!\w){re.escape(column)}"?([^\w"\s])', line)
@@ -312,7 +312,7 @@ def parquet_rows(file: BinaryIO, name: str, column: str) -> Iterator[Record]:
     try:
         table = parquet.ParquetFile(file, buffer_size=_PIECE, pre_buffer=False)
         columns = needed(column, table.schema_arrow.names, name)
-        yield from _numbered(table.iter_batches(_ROWS, columns=columns, use_threads=False))
+        yield from _numbered_rows(table.iter_batches(_ROWS, columns=columns, use_threads=False))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UnavailableError(f"{name} is not a readable parquet file: {reason_of(error)}") from None
 
@@ -329,12 +329,12 @@ def arrow_rows(file: BinaryIO, name: str, column: str) -> Iterator[Record]:
         reader = ipc.open_file(file) if is_file else ipc.open_stream(file)
         columns = needed(column, reader.schema.names, name)
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
-        yield from _numbered(batch.select(columns) for batch in batches)
+        yield from _numbered_rows(batch.select(columns) for batch in batches)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UnavailableError(f"{name} is not a readable arrow file: {reason_of(error)}") from None
 
 
-def _numbered(batches: Iterator[Any]) -> Iterator[Record]:
+def _numbered_rows(batches: Iterator[Any]) -> Iterator[Record]:
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, _ROWS):

@@ -23,8 +23,8 @@ def added_specials(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
     So a vocabulary of characters, bytes or nucleotides, which may have no token for other text, shows them too.
     """
     sample = text.strip()[:SAMPLE] or "a b"
-    bare = _ids(tokenizer, sample, add_special_tokens=False)
-    full = _ids(tokenizer, sample)
+    bare = _ids_of_text(tokenizer, sample, add_special_tokens=False)
+    full = _ids_of_text(tokenizer, sample)
     starts = [start for start in range(len(full) - len(bare) + 1) if full[start : start + len(bare)] == bare]
     openers = {getattr(tokenizer, name, None) for name in ("bos_token_id", "cls_token_id")}
     if bare and starts:
@@ -43,7 +43,7 @@ def _by_mask(tokenizer: Any, sample: str, openers: set[int | None]) -> tuple[lis
     return (ids[:split], ids[split:]) if mask else ([], [])
 
 
-def _ids(tokenizer: Any, text: str, **options: bool) -> list[int]:
+def _ids_of_text(tokenizer: Any, text: str, **options: bool) -> list[int]:
     return list(tokenizer(text, split_special_tokens=True, verbose=False, **options)["input_ids"])
 
 

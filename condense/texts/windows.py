@@ -79,7 +79,7 @@ def windows(
     """
     if num_texts < 1:
         raise UsageError(f"--num-texts {num_texts} asks for no text", "use 8 or more")
-    length = _length(max_length, positions)
+    length = _checked_length(max_length, positions)
     rows = _rows_of_ids(text) or _rows_of_ids(tokenizer)
     if rows is not None:
         return _windows_of_ids(rows, num_texts, length, max_length is None, source, frozenset(special_ids), seed)
@@ -97,7 +97,7 @@ def windows(
     ids = torch.tensor([[*before, *window.ids, *after] for _, _, window in cut], dtype=torch.int64)
     special = _added(ids, len(before), len(after))
     info = CorpusInfo(
-        source=source or _label(text),
+        source=source or _source_label(text),
         sha256=reading.digest.hexdigest(),
         windows_sha256=_ids_sha256(ids),
         texts=len(ids),
@@ -111,7 +111,7 @@ def windows(
         documents=tuple(index for index, _, _ in cut),
         dropped=reading.repeated,
         bos=bool(before),
-        notes=tuple(_notes(reading)),
+        notes=tuple(_window_notes(reading)),
     )
     passages = [window.passage for _, _, window in cut]
     return _with_passages(ids, special, getattr(tokenizer, "mask_token_id", None), info, passages)
@@ -204,7 +204,7 @@ def _plain(ids: Any) -> Any:
     return ids.astype("int64") if hasattr(ids, "astype") else ids
 
 
-def _length(asked: int | None, positions: int | None) -> int:
+def _checked_length(asked: int | None, positions: int | None) -> int:
     if asked is None:
         return min(MAX_LENGTH, positions or MAX_LENGTH)
     if positions is not None and asked > positions:
@@ -223,7 +223,7 @@ def documents_of(text: Any, column: str, *, stream: bool = False) -> Iterator[Do
             yield item if isinstance(item, Document) else Document(f"text:{number}", item)
 
 
-def _label(text: Any) -> str:
+def _source_label(text: Any) -> str:
     if text is None:
         return f"condense probe {PROBE_VERSION}"
     return label(text) if isinstance(text, str | Path) else "documents in memory"
@@ -248,7 +248,7 @@ def _too_short(reading: _Reading, length: int, specials: int) -> UsageError:
     )
 
 
-def _notes(reading: _Reading) -> Iterator[str]:
+def _window_notes(reading: _Reading) -> Iterator[str]:
     large = sum(len(kept.document.body) > WHOLE_CHARACTERS for kept in reading.kept)
     if large and any(kept.count > 1 for kept in reading.kept):
         yield f"{large} of the documents above 4 MB: windows spread by characters, from the next line break on"
@@ -320,7 +320,7 @@ class _Reading:
         """Read documents until `wanted` different ones are long enough."""
         known: set[bytes] = set()
         for document in documents:
-            fingerprint = self._hash(document)
+            fingerprint = self._add_to_hash(document)
             beginning = self.cutter.tokens_from(document.body, 0)
             if len(beginning.ids) < self.cutter.content:
                 self.skipped += 1
@@ -335,7 +335,7 @@ class _Reading:
             if len(self.kept) == wanted:
                 return
 
-    def _hash(self, document: Document) -> bytes:
+    def _add_to_hash(self, document: Document) -> bytes:
         """Add a document to the hash of all; its own hash, without white space around it."""
         if document.long is None:
             data = document.text.encode("utf-8", errors="replace")
