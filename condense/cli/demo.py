@@ -12,7 +12,7 @@ from condense.cli.console import command_line, console, quieten_libraries, say, 
 from condense.cli.groups import Only, command
 from condense.cli.measure import cut_windows, diagnosed, locate_model, show_and_write
 from condense.cli.outputs import plan_outputs
-from condense.errors import RunError, UnavailableError
+from condense.errors import RunError, UnavailableError, UsageError
 from condense.folders import Mark, describe, publish, refuse_foreign, resolved, write_mark
 from condense.records.options import OUTPUT, RUN, Flag, MeasureOptions, ModelOptions, OutputOptions, TextOptions
 
@@ -62,6 +62,8 @@ def _diagnose_sick(files: OutputOptions, measure: MeasureOptions) -> None:
     from condense.models.sick import SICK
     from condense.report.diagnosis.text import show_lesson
 
+    if measure.num_texts < 2:
+        raise UsageError("--sick needs two texts or more", "the cosine across texts tells one fault from another")
     folder = files.output or DEMO_DIR
     plan_outputs(OutputOptions(output=folder, force=files.force))
     plans = {one.name: plan_outputs(OutputOptions(output=folder / one.name, force=files.force)) for one in SICK}

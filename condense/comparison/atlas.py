@@ -146,10 +146,21 @@ def read_atlas() -> tuple[list[AtlasModel], list[str]]:
         try:
             if file.stat().st_size > MOST_BYTES:
                 raise UnavailableError(f"{file.stat().st_size:,} bytes are no entry of an atlas")
-            own.append(AtlasModel.from_json(file))
+            own.append(_complete(AtlasModel.from_json(file)))
         except (CondenseError, OSError) as error:
             problems.append(f"{file}: {error}")
     return sorted(models, key=_name) + sorted(own, key=_name), problems
+
+
+def _complete(model: AtlasModel) -> AtlasModel:
+    """An entry with all that is read of it; UnavailableError for one that somebody else wrote, or cut."""
+    lengths = {len(curve) for curve in model.curves.values()} - {len(model.depth)}
+    if lengths or not {PLACED_BY, "effective_rank"} <= model.deep.keys():
+        raise UnavailableError("its curves or deep numbers are not complete")
+    windows = model.deep[PLACED_BY].per_text
+    if windows is not None and len(windows) != len(model.corpus.documents):
+        raise UnavailableError(f"it has {len(windows)} values of {len(model.corpus.documents)} windows")
+    return model
 
 
 def _name(model: AtlasModel) -> str:

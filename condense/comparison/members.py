@@ -285,6 +285,8 @@ def candidates_of(runs: Sequence[Any], revisions: Sequence[str]) -> list[Candida
 def _in_memory(run: Any, number: int) -> Candidate:
     """A diagnosis, or a model with or without its tokenizer; ValueError for anything else."""
     if isinstance(run, Diagnosis):
+        if not run.sites:
+            raise ValueError(f"diagnosis {number} is of the weights alone: compare runs on a text, or the models")
         step = step_of(run.model.id)
         step = step_of(run.model.revision or "") if step is None else step
         return Candidate(run.model.id, f"diagnosis {number}", step, diagnosis=run)

@@ -239,7 +239,11 @@ def _pair_finding(first: Member, other: Member, same: Same | None) -> Finding:
     key, severity, title, why = _PAIR[same.word]
     names = {"a": a, "b": b, "place": _site_words(place), "where": where}
     step = more if key == "same-open" else analyze_again(other)
-    return Finding(key, severity, title.format(**names), numbers_of(same), why.format(**names), step, KL_SOURCE)
+    title, why = title.format(**names), why.format(**names)
+    if same.word == "identical" and same.kl.value is None:
+        title = f"No state of {b} differs from {a}’s, to rounding; no predictions were compared"
+        why = f"No predictions: {same.kl.reason or 'there are none'}. A head that differs is not seen here."
+    return Finding(key, severity, title, numbers_of(same), why, step, KL_SOURCE)
 
 
 _PAIR: Mapping[str, tuple[str, Severity, str, str]] = {

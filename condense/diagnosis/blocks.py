@@ -18,11 +18,13 @@ def idle_finding(facts: Facts) -> Finding | None:
     idle = [(label, value) for label, value in deep if value is not None and value < IDLE]
     if not idle or 2 * len(idle) <= len(deep):
         return None
+    between = deep[deep.index(idle[0]) : deep.index(idle[-1]) + 1]
+    which = f"{idle[0][0]} to {idle[-1][0]}" if between == idle else ", ".join(label for label, _ in idle)
     return Finding(
         id="idle-blocks",
         severity="info",
         title=f"Most of the deeper half changes almost nothing: {len(idle)} of {len(deep)} blocks",
-        seen=f"{idle[0][0]} to {idle[-1][0]} write {min(v for _, v in idle):.3f} to {max(v for _, v in idle):.3f} of "
+        seen=f"{which} write {min(v for _, v in idle):.3f} to {max(v for _, v in idle):.3f} of "
         "what they receive (update ratio, mean over tokens)",
         why="Where blocks write little, states stay as they were: a cosine that does not fall over depth is then an "
         "unchanged one, no condensation by these blocks. Such blocks can often be left out at a small loss.",

@@ -36,7 +36,7 @@ def matrices_of(checkpoint: Checkpoint) -> dict[str, MatrixReading]:
     for name, weight in weights.items():
         if weight is None:
             continue
-        if tied and name == MATRICES[1]:
+        if tied and MATRICES[0] in readings:
             readings[name] = readings[MATRICES[0]]
             continue
         try:
@@ -78,7 +78,7 @@ def _initial_std(model: Any) -> float | None:
 def _matrix_reading(weight: Tensor, numbers: MatrixNumbers, *, tied: bool) -> MatrixReading:
     rows, width = weight.shape
     null_rank, null_spectrum = matrix_null(rows, width)
-    nulls = {"effective_rank": null_rank, "dimension": float(min(rows - 1, width))}
+    nulls = {"effective_rank": null_rank, "dimension": float(width)}  # U-statistics: whatever the number of rows
     metrics = {key: _exact(value, nulls.get(key)) for key, value in numbers.values.items()}
     return MatrixReading(
         rows=rows,
@@ -108,8 +108,8 @@ def matrix_finding(model: str, readings: Mapping[str, MatrixReading]) -> Finding
     return Finding(
         id="matrices",
         severity="info",
-        title="Embedding and unembedding, from the weights alone" if readings else "There is no dense embedding matrix",
-        seen=summary or "quantised matrices, and models that read no token ids, have none",
+        title="Embedding and unembedding, from the weights alone" if readings else "No embedding matrix can be read",
+        seen=summary or "it is quantised, or not finite, or the model reads no token ids",
         why="A common shift of the rows was held against a model (Gao 2019), and removed with a small gain (Coupled "
         "Adam). Over 108 models the geometry of this matrix reflects batch size and weight decay and does not predict "
         "performance (arXiv:2602.20433). States need a text.",

@@ -82,3 +82,9 @@ def test_a_wrong_verdict_is_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert result.exit_code == 4 and "the verdict is wrong on rogue-dimension" in result.stderr
     assert "Wrong: rogue dimensions instead of common direction." in " ".join(result.stdout.split())
     assert (tmp_path / "out" / "rogue-dimension" / "diagnosis.json").exists()
+
+
+def test_one_text_is_no_fault_of_condense(tmp_path: Path) -> None:
+    """The cosine across texts needs two: a verdict on one is not wrong."""
+    result = CliRunner().invoke(app, ["demo", "--sick", "--num-texts", "1", "-o", str(tmp_path / "sick")])
+    assert result.exit_code == 2 and "two texts" in result.stderr and not (tmp_path / "sick").exists()

@@ -193,11 +193,18 @@ def test_what_cannot_be_read_is_told_and_hides_nothing(run: Diagnosis, tmp_path:
     (folder / "huge.json").write_text(" " * (1 << 21))
     (folder / "folder.json").mkdir()
     (folder / "newer.json").write_text('{"schema": "condense.atlas/2"}')
+    whole = entry(run)
+    mean = whole.deep["mean_cosine"]
+    replace(whole, deep={}).to_json(folder / "no-numbers.json")
+    replace(whole, depth=whole.depth[1:]).to_json(folder / "no-depth.json")
+    short = replace(mean, per_text=(mean.per_text or ())[1:])
+    replace(whole, deep={**whole.deep, "mean_cosine": short}).to_json(folder / "short.json")
     add(run, "good")
     models, problems = read_atlas()
-    assert models[-1].name == "good" and len(problems) == 4
+    assert models[-1].name == "good" and len(problems) == 7
+    standing(run)
     result = condense("atlas")
-    assert result.exit_code == 0 and result.stderr.count("not read: ") == 4 and "Traceback" not in result.output
+    assert result.exit_code == 0 and result.stderr.count("not read: ") == 7 and "Traceback" not in result.output
     assert "upgrade" in json.dumps(problems) or "newer" in json.dumps(problems)
 
 

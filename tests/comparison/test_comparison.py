@@ -453,6 +453,8 @@ def test_what_is_in_memory_has_to_be_whole(opened: Callable[[str], Any], llama: 
         compare(llama, 5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="two or more"):
         compare(NanoGPT())
+    with pytest.raises(ValueError, match="diagnosis 2 is of the weights alone"):
+        compare(llama, replace(llama, sites=()))
     with pytest.raises(ValueError, match=r"NanoGPT \(1\) has no tokenizer: give windows=condense.windows"):
         compare(NanoGPT(), NanoGPT())
 

@@ -169,6 +169,18 @@ def test_a_model_is_identical_to_its_copy(name: str, tiny: Copy, copy_of: Copy) 
         assert made.kl.value == pytest.approx(0.0, abs=1e-9) and made.top1.value == 1.0
 
 
+def test_no_prediction_is_called_the_same_where_none_was_compared(tiny: Copy, tmp_path: Path) -> None:
+    """The head of an encoder–decoder model is not read: its states are identical, and no more is said."""
+    config = tiny_config("t5")
+    config.tie_word_embeddings = False
+    one = write_checkpoint(tmp_path / "one", config, byte_tokenizer())
+    other = changed(one, tmp_path / "other", lambda model: model.lm_head.weight.mul_(-3.0))
+    made = compare(one, other, settings=FEW, device="cpu")
+    assert made.members[1].same is not None and made.members[1].same.word == "identical"
+    assert "no predictions were compared" in made.findings[0].title and "head" in made.findings[0].why
+    assert "encoder–decoder" in made.findings[0].why and "same model" not in made.findings[0].title
+
+
 def test_rounded_weights_are_equivalent(tiny: Copy, tmp_path: Path) -> None:
     """What a conversion to bfloat16 leaves: states that differ, predictions that do not count as different."""
     rounded = changed(tiny("llama"), tmp_path / "rounded", lambda model: model.bfloat16().float())

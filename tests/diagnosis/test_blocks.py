@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import transformers
 
 from condense import geometry
+from condense.diagnosis.blocks import idle_finding
 from condense.diagnosis.run import analyze
 from condense.metrics import UPDATES
 from condense.models.checkpoint import load
@@ -116,3 +118,14 @@ def test_blocks_that_change_almost_nothing_are_a_finding(tiny: Callable[[str], P
     assert (run.deep["update_cosine"].value or 0) > 0.999
     whole = analyze(load(tiny("llama"), device="cpu"), replace(texts))
     assert not any(finding.id == "idle-blocks" for finding in whole.verdict.findings)
+
+
+def test_only_blocks_that_are_idle_are_named() -> None:
+    labels = ["embedding", *(f"block {n}" for n in range(1, 9)), "output"]
+    ratios = [None, 1.0, 1.0, 1.0, 1.0, 0.01, 0.9, 0.02, 0.03, None]
+    facts: Any = SimpleNamespace(labels=labels, curves={"update_ratio": ratios}, command=lambda *_: "")
+    finding = idle_finding(facts)
+    assert finding is not None and finding.seen.startswith("block 5, block 7, block 8 write 0.010 to 0.030")
+    facts.curves["update_ratio"][6] = 0.04
+    again = idle_finding(facts)
+    assert again is not None and again.seen.startswith("block 5 to block 8 write 0.010 to 0.040")

@@ -16,7 +16,7 @@ from condense.cli.console import MANNER
 from condense.diagnosis.run import analyze_weights
 from condense.errors import UsageError
 from condense.metrics import MATRIX
-from condense.models.checkpoint import load
+from condense.models.checkpoint import checkpoint_of, load
 from condense.records.diagnosis import MATRICES, WEIGHTS_ONLY, Diagnosis
 from tests.models.test_bad_input import condense
 
@@ -89,6 +89,24 @@ def test_the_null_is_that_of_gaussian_rows(count: int, width: int) -> None:
         assert spectrum[0] == pytest.approx(np.mean([one.spectrum[0] for one in drawn]), rel=0.05)
         assert len(spectrum) == len(drawn[0].spectrum)
         assert np.mean([one.values["dimension"] for one in drawn]) == pytest.approx(width, rel=0.02)
+
+
+def test_the_null_of_the_dimension_holds_for_few_rows() -> None:
+    """U-statistics: Gaussian rows have the dimension of the width, be there fewer of them or more."""
+    config = transformers.GPT2Config(n_embd=256, n_layer=1, n_head=4, vocab_size=40, n_positions=8)
+    model = transformers.GPT2LMHeadModel(config)
+    reading = analyze_weights(checkpoint_of(model, torch.zeros(1, 4, dtype=torch.long))).matrices[MATRICES[0]]
+    assert reading.metrics["dimension"].null == 256
+    assert reading.metrics["dimension"].null_ratio == pytest.approx(1, abs=0.25)
+
+
+def test_what_is_not_finite_is_not_called_quantised(tiny: Copy) -> None:
+    """Tied to the head, too: neither is measured."""
+    model = transformers.GPT2LMHeadModel.from_pretrained(tiny("gpt2"))
+    with torch.no_grad():
+        model.transformer.wte.weight[3] = math.nan
+    run = analyze_weights(checkpoint_of(model, torch.zeros(1, 4, dtype=torch.long)))
+    assert not run.matrices and "not finite" in run.verdict.findings[0].seen
 
 
 def rows_of_noise(count: int, width: int, seed: int) -> torch.Tensor:
