@@ -6,6 +6,7 @@ Standard library only: names and JSON are read here, no model is opened.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -189,7 +190,7 @@ def _saved(path: Path) -> list[Candidate]:
             for name, arm in treatment.arms.items()
         ]
     if kind == COMPARISON_SCHEMA:
-        raise UsageError(f"{path} is a comparison already", f"condense report {path}")
+        raise UsageError(f"{path} is a comparison already", f"condense report {shlex.quote(str(path))}")
     if kind == TRIAL_SCHEMA:
         raise UsageError(f"{path} is a trial, which compares its arms itself", "name the saved runs in its arms/")
     raise UnavailableError(f"{path} is of an unknown kind ({kind})", "was it written by a newer condense?")

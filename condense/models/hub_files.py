@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,8 @@ def _no_weights(repo: str, names: Sequence[str]) -> UnavailableError:
     if ggufs:
         return UnavailableError(
             f"{repo} has no safetensors weights, it holds {len(ggufs)} .gguf file{'s' * (len(ggufs) != 1)}",
-            f"fetch one and name it: hf download {repo} {ggufs[0]} --local-dir . && condense analyze ./{ggufs[0]}",
+            f"fetch one and name it: hf download {repo} {shlex.quote(ggufs[0])} --local-dir . "
+            f"&& condense analyze {shlex.quote(f'./{ggufs[0]}')}",
         )
     others = sorted(name for name in names if name.endswith((".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".nemo")))
     if others and not any(name.endswith(".bin") for name in names):

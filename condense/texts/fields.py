@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -111,8 +112,9 @@ def missing(column: str, columns: Iterable[Any], where: str) -> UsageError:
     if isinstance(columns, Mapping):
         for key, value in columns.items():
             if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-                file = where.rpartition(":")[0]
-                return UsageError(what, f"are its records under {key!r}? take them out: jq -c '.[\"{key}\"][]' {file}")
+                path = shlex.quote(f".[{json.dumps(str(key), ensure_ascii=False)}][]")
+                file = shlex.quote(where.rpartition(":")[0])
+                return UsageError(what, f"are its records under {key!r}? take them out: jq -c {path} {file}")
     return UsageError(what, "name it with --text-column")
 
 
@@ -185,13 +187,19 @@ def _kind_of_value(value: Any) -> str:
 def _column_turns(name: str, column: str, value: Any, reasons: list[str]) -> Turns | None:
     """The turns in the column that was asked for; None where it holds something else."""
     if isinstance(value, str) and (column in CONVERSATIONS or _SPELLED_TURNS.match(value)):
-        value = _unspelled(value)
+        spelled, value = value, _unspelled(value)
+        if value is None and _SPELLED_TURNS.match(spelled) and (column in CONVERSATIONS or _NUMPY.search(spelled)):
+            raise UsageError(
+                f"{name}: column {column!r} holds turns in a spelling that cannot be read: NumPy's, or cut off",
+                "write the table as JSON Lines or Parquet, which keep lists as lists",
+            )
     value = _by_turn(value)
     spoken = isinstance(value, list | tuple) and any(_is_turn(item) for item in value)
     return tuple(_turns(name, column, value, reasons)) if spoken else None
 
 
 _SPELLED_TURNS = re.compile(r"\s*\[\s*\{\s*['\"](role|from|speaker|content|value)['\"]\s*:")
+_NUMPY = re.compile(r"[\w'\"\]}]\}\s+\{['\"]")  # an array of objects as text: no commas between them
 
 
 def _unspelled(value: str) -> Any:

@@ -409,6 +409,11 @@ def test_the_process_of_a_user(server: Hub, tmp_path: Path) -> None:
     ("names", "line", "hint"),
     [
         (["README.md", "b-Q4_K_M.gguf", "a-Q8_0.gguf"], "it holds 2 .gguf files", "hf download org/x a-Q8_0.gguf "),
+        (
+            ["a; touch b.gguf"],
+            "it holds 1 .gguf file",
+            "org/x 'a; touch b.gguf' --local-dir . && condense analyze './a; ",
+        ),
         (["config.json", "consolidated.00.pth"], "it holds consolidated.00.pth", "hf download org/x --local-dir DIR"),
         (
             ["config.json", "pytorch_model.bin", "flax_model.msgpack"],

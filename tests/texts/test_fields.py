@@ -1,6 +1,8 @@
 """Records: text and nothing but text; conversations as people have them."""
 
+import csv
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,24 @@ def test_a_column_of_turns_is_never_measured_as_its_spelling(
     path.write_text(json.dumps({column: encode([USER, ASSISTANT])}) + "\n")
     (document,) = read(path, column)
     assert document.messages == PAIR and document.text == "hi\nyo"
+
+
+@pytest.mark.parametrize("given", ["messages", "text"])
+@pytest.mark.parametrize("spelled", ["[{USER}\n {ASSISTANT}]", "[{USER} {ASSISTANT}]", "[{USER}, {'role': 'assis"])
+def test_turns_in_a_spelling_that_cannot_be_read_are_refused(tmp_path: Path, spelled: str, given: str) -> None:
+    """A table read from Parquet and written as CSV has NumPy's spelling; --text-column messages trained on it."""
+    cell = spelled.replace("{USER}", str(USER)).replace("{ASSISTANT}", str(ASSISTANT))
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "messages"], ["1", cell]])
+    with pytest.raises(UsageError, match="a.csv:2: column 'messages' holds turns in a spelling that cannot be read"):
+        list(read(tmp_path / "a.csv", given))
+
+
+def test_a_key_in_a_command_that_is_advised_is_quoted(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"a'; touch b; '": [{"text": "hi"}]}))
+    with pytest.raises(UsageError) as caught:
+        list(read(tmp_path / "a.json"))
+    assert shlex.split(caught.value.hint.partition("jq -c ")[2]) == [""".["a'; touch b; '"][]""", "a.json"]
 
 
 def test_a_table_of_conversations(tmp_path: Path) -> None:
