@@ -274,12 +274,21 @@ def safetensors_header(file: Path) -> dict[str, Any]:
             if size > _MAX_HEADER:
                 raise broken
             header = json.loads(stream.read(size))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
+        ends = [entry["data_offsets"][1] for entry in tensors.values()]
+        if not all(isinstance(entry["dtype"], str) and _are_sizes(entry["shape"]) for entry in tensors.values()):
+            raise broken
+        if not _are_sizes(ends):
+            raise broken
     except (OSError, struct.error, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         raise broken from None
     if file.stat().st_size < 8 + size + max(ends, default=0):
         raise broken
-    return {key: entry for key, entry in header.items() if key != "__metadata__"}
+    return tensors
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def refuse_pointer(file: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from condense.errors import UnavailableError
-from condense.files import cache_folder, cache_root, prune, sha256_of_files, write_text
+from condense.files import cache_folder, cache_root, prune, sha256_of_files, umask, write_text
 from condense.models.folder import COPY
 from condense.models.gguf import Gguf
 
@@ -128,8 +128,7 @@ def _is_complete_copy(path: Path) -> bool:
 
 def _open_to_others(folder: Path) -> None:
     """Give a folder and its files the modes that the umask asks for: a cache may be shared."""
-    mask = os.umask(0)
-    os.umask(mask)
+    mask = umask()
     folder.chmod(0o777 & ~mask)
     for file in folder.iterdir():
         file.chmod(0o666 & ~mask)

@@ -225,8 +225,7 @@ def _penalty_ratio(
     if ratio is None or RATIO_LOW <= ratio <= RATIO_HIGH or plan.coefficient == 0:
         return []
     word, severity, why, aims = ratio_words(ratio, verdict, quality)
-    dose = next_dose(plan.coefficient, ratio) or rounded(plan.coefficient * RATIO_AIM / ratio)
-    step = again(coefficient=f"{dose:g}", output="again/")
+    dose = next_dose(plan.coefficient, ratio) or (rounded(plan.coefficient * RATIO_AIM / ratio) if ratio else None)
     return [
         Finding(
             "penalty-ratio",
@@ -234,7 +233,9 @@ def _penalty_ratio(
             f"The penalty was {word} beside cross-entropy",
             f"|penalty| / cross-entropy was {ratio:.1e} on average",
             why,
-            step if aims else _next_command(plan, again, arms, effect, verdict),
+            again(coefficient=f"{dose:g}", output="again/")
+            if aims and dose is not None  # no coefficient raises a penalty of 0
+            else _next_command(plan, again, arms, effect, verdict),
             LIU,
         )
     ]

@@ -132,6 +132,16 @@ def test_truncated_safetensors(copy_of: Callable[[str], Path], keep: int) -> Non
         struct.pack("<Q", 15) + b'{"a": {"b": 1}}',
         struct.pack("<Q", 200_000) + b"[" * 200_000,
         b"PK\x03\x04 a zip, as torch.save writes",
+        *(
+            struct.pack("<Q", len(header)) + header + b"\0" * 4
+            for header in (
+                b'{"wpe.weight": {"dtype": "F32", "data_offsets": [0, 4]}}',
+                b'{"wpe.weight": {"dtype": "F32", "shape": [1], "data_offsets": ["0", "4"]}}',
+                b'{"wpe.weight": {"dtype": "F32", "shape": "ab", "data_offsets": [0, 4]}}',
+                b'{"wpe.weight": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+                b'{"wpe.weight": {"dtype": 7, "shape": [1], "data_offsets": [0, 4]}}',
+            )
+        ),
     ],
 )
 def test_headers_that_are_none(tmp_path: Path, content: bytes) -> None:

@@ -84,6 +84,14 @@ def test_one_seed_names_no_cause_and_says_so_in_the_headline(run):
     assert "just more training" not in two.findings[0].why
 
 
+@pytest.mark.parametrize(("cosine", "bits"), [(STILL, HELD), (FALL, COST), (RISE, HELD), (WIDE, UNSHOWN)])
+def test_a_penalty_of_zero_is_no_division_by_it(run, cosine, bits):
+    """A hinge is 0 on a model whose tokens are apart already: the report of the finished training crashed."""
+    outcome = assess(Plan(), "model", arms_of(run, ratio=0.0), effect_with(run, cosine, bits))
+    (finding,) = (finding for finding in outcome.findings if finding.id == "penalty-ratio")
+    assert "negligible" in finding.title and finding.next.startswith("condense ")
+
+
 def test_without_a_control_nothing_is_attributed(run):
     outcome = assess(
         Plan(), "model", arms_of(run, "before", "treated"), effect_with(run, FALL, HELD, against="before"),
