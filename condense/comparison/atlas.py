@@ -1,4 +1,4 @@
-"""The atlas: models that were measured before, and where a diagnosis stands among those that were measured alike.
+"""The atlas: models that were measured before, and how a diagnosis compares with those that were measured alike.
 
 The ones that ship are in `condense/data/atlas`, made from packages by `make atlas`; the user's own are in a folder of
 theirs. A model is placed by its deep mean cosine, by the rules of every other difference. numpy is loaded only where
@@ -33,9 +33,9 @@ Place = Literal["more", "less", "open"]
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a model's deep mean cosine stands among the models of the atlas that were measured alike.
+    """How a model's deep mean cosine compares with the models of the atlas that were measured alike.
 
-    `places` says of each other model whether this one is more condensed, less condensed, or whether that is open;
+    `places`: for each other model whether this one is more condensed, less condensed, or whether that is undecided;
     `nearest` are those of the others that are nearest in size; `itself`: the model is in the atlas too, and left out.
     """
 
@@ -58,7 +58,7 @@ class Standing:
 
 
 def standing(run: Diagnosis, models: Iterable[AtlasModel] | None = None) -> Standing | None:
-    """Where a diagnosis stands among the models of the atlas; None where none was measured alike.
+    """How a diagnosis compares with the models of the atlas; None where none was measured alike.
 
     Alike: equal protocol, texts and definition of the number. More or less condensed: the difference is at least the
     smallest that counts, and its interval at .05 over the number of models excludes 0; paired where both read the same
@@ -80,7 +80,7 @@ def standing(run: Diagnosis, models: Iterable[AtlasModel] | None = None) -> Stan
 
 
 def _differing(run: Diagnosis, other: AtlasModel) -> bool:
-    """Whether the two were not measured alike, as far as the number by which a model is placed goes."""
+    """Whether the two were measured differently in anything that changes the number compared."""
     if run.protocol.get("hash") != other.protocol.get("hash"):
         return True
     from condense.comparison.comparability import Conditions, differing_settings
@@ -118,7 +118,7 @@ def _spread_of_estimate(estimate: Estimate, documents: tuple[int, ...]) -> Sprea
     return intervals.over_documents(estimate.per_text, documents)
 
 
-# --- where it is kept ------------------------------------------------------------------------------------
+# --- files of the atlas ------------------------------------------------------------------------------------
 
 
 def own_folder() -> Path | None:
@@ -168,9 +168,9 @@ def _name(model: AtlasModel) -> str:
 
 
 def add(run: Diagnosis, name: str) -> Path:
-    """Put a diagnosis into the user's own folder, in the place of an earlier one of the same run; returns the file.
+    """Write a diagnosis to the user's own folder, replacing an earlier one of the same run; returns the file.
 
-    UsageError for a run that nothing can be held against: without documents, or without a deep mean cosine.
+    UsageError for a run that nothing can be compared with: without documents, or without a deep mean cosine.
     """
     folder = own_folder()
     if folder is None:

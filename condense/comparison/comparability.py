@@ -25,7 +25,7 @@ def refuse_incomparable(runs: Mapping[str, Diagnosis]) -> None:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How a run is going to be measured, before it is: all that decides whether it can be compared."""
+    """The settings a run will be measured with: all that decides whether it can be compared."""
 
     protocol: Mapping[str, Any]
     corpus: CorpusInfo
@@ -53,7 +53,7 @@ def differing_settings(
 def _differing_definitions(
     new: Diagnosis | Conditions, old: Diagnosis | Conditions, keys: Collection[str] | None
 ) -> list[str]:
-    """Numbers that both runs have under definitions of different versions; what one lacks is no difference."""
+    """Numbers that both runs have under definitions of different versions; a number that one lacks is not listed."""
     mine, theirs = new.protocol.get("versions", {}), old.protocol.get("versions", {})
     return [
         f"the definition of {key} has version {mine[key]} against {theirs[key]}"
@@ -66,7 +66,7 @@ def _differing_texts(new: Diagnosis | Conditions, old: Diagnosis | Conditions) -
     """What differs in the texts.
 
     Documents are read until enough of them are long enough, which tokenizers decide differently, so that the hash of
-    what was read may differ although the source is one: the probe text is known by its version.
+    what was read may differ although the source is the same: the probe text is identified by its version.
     """
     mine, theirs = new.corpus, old.corpus
     same_windows = mine.windows_sha256 == theirs.windows_sha256
@@ -82,14 +82,14 @@ def _differing_texts(new: Diagnosis | Conditions, old: Diagnosis | Conditions) -
 
 
 def circumstances(new: Diagnosis, old: Diagnosis) -> tuple[str, ...]:
-    """What does not forbid a comparison but may move its last digits: device, attention kernel, torch."""
+    """Settings that allow a comparison but may change its last digits: device, attention kernel, torch."""
     names = ("device", "attention", "torch", "transformers")
     pairs = [(name, new.environment.get(name), old.environment.get(name)) for name in names]
     return tuple(f"{name} is {mine} against {theirs}" for name, mine, theirs in pairs if mine != theirs)
 
 
 def caveats(runs: Mapping[str, Diagnosis]) -> list[str]:
-    """What a reader has to know before reading the differences to the first of the runs."""
+    """Caveats on the differences from the first of the runs."""
     reference, *others = runs
     first = runs[reference]
     made = [

@@ -53,11 +53,11 @@ def effect_of(
     site_keys: Iterable[str] = tuple(METRICS),
     trained: bool = True,
 ) -> Effect:
-    """New − old over the training seeds that both have, with the words that the differences come to.
+    """New − old over the training seeds that both have, with the word for each difference.
 
     least, tolerance: the smallest difference that counts in deep mean cosine, and in quality as a share of old's;
     compared: how many differences are judged side by side, over which .05 is divided for a word; trained: False where
-    the two are no runs of a training, so that nothing is said of its seeds. ValueError without a common seed.
+    the two are not training runs, so that seeds are not mentioned. ValueError without a common seed.
     """
     pairing = Pairing.of(new, old)
     spreads = {key: pairing.deep(key) for key in METRICS} | {key: pairing.quality(key) for key in QUALITY_KEYS}
@@ -313,7 +313,7 @@ class Pairing:
         return tuple(made)
 
     def words(self, spreads: Mapping[str, Spread], least: float, tolerance: float, alpha: float) -> dict[str, Word]:
-        """What the differences come to: of the mean cosine with and without three dimensions, and of quality."""
+        """The words for the differences: of the mean cosine with and without three dimensions, and of quality."""
         made = {}
         for key in CONE_KEYS:
             bounds = spreads[key].bounds(alpha)

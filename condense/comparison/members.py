@@ -1,4 +1,4 @@
-"""What is to be compared: models, saved runs, the checkpoints of a run, revisions of a hub id, what is in memory.
+"""The inputs of a comparison: models, saved runs, the checkpoints of a run, revisions of a hub id, modules in memory.
 
 Standard library only: names and JSON are read here, no model is opened.
 """
@@ -30,8 +30,8 @@ Run = TypeVar("Run", Diagnosis, Treatment)
 class Candidate:
     """One thing to compare: a model to be measured, or a diagnosis that was saved.
 
-    `place` is what `load` takes, or the file; `probe` is another reading of a treatment's arm, on the probe text;
-    `error` is why it cannot be read, and it is left out then; `live` is a model in memory.
+    `place`: the argument for `load`, or the saved run's path; `probe`: a treatment arm measured on the probe text;
+    `error`: why it cannot be read (it is left out then); `live`: a model in memory.
     """
 
     name: str
@@ -70,7 +70,7 @@ def find(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) -> list
 
 
 def _readable(argument: str) -> list[Candidate]:
-    """The candidates of an argument; one that cannot be read carries its error, so that it does not end the others."""
+    """The candidates of an argument; one that cannot be read has its `error` set, so that the others still run."""
     try:
         return _candidates_of_argument(argument)
     except (UnavailableError, OSError) as failure:
@@ -260,7 +260,7 @@ def _without_common(names: list[str]) -> list[str]:
 
 
 def _possible_names(candidate: Candidate) -> tuple[str, ...]:
-    """What a candidate may be called, shortest first: all candidates have as many choices."""
+    """Possible names of a candidate, shortest first: every candidate has the same number of them."""
     where, own = Path(candidate.place), candidate.name
     tails = where.stem if candidate.diagnosis else where.name, f"{where.parent.name}/{where.name}", str(where)
     if candidate.probe is not None:  # an arm keeps its name

@@ -1,7 +1,7 @@
 """Two live models on the same token ids: their predictions and their states, token by token.
 
 The first model is read window by window beside each of the others, or once into a folder on the disk where both do
-not fit into memory at the same time. Nothing of a window is kept but a few numbers.
+not fit into memory at the same time. Only a few numbers are kept of each window.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Window:
 
 
 class Source(Protocol):
-    """Where the windows of a model come from: the model itself, or what was kept of it on the disk."""
+    """The states and predictions of a model: from the model itself, or as saved on disk."""
 
     @property
     def scored(self) -> str | None:
@@ -127,7 +127,7 @@ class LiveModel:
 
 @dataclass(frozen=True)
 class KeptModel:
-    """What a model gave on every window, on the disk."""
+    """The states and predictions of a model on every window, saved on disk."""
 
     folder: Path
     scored: str | None
@@ -223,10 +223,10 @@ def read_beside(
     on_note: OnNote | None,
     give_back: Callable[[], None],
 ) -> dict[str, Reading | str]:
-    """Each of the others beside the first on the first's windows, by name; why not, where that failed.
+    """Each of the others read beside the first on the first's windows, by name; where that failed, the reason.
 
-    give_back: returns the memory of what nothing names any more. Two models are held at a time, with
-    `settings.one_at_a_time` one, and what the first gives is kept on the disk meanwhile.
+    give_back: frees the memory of models that are no longer referenced. Two models are held at a time, with
+    `settings.one_at_a_time` one, and the first's states and predictions are saved on disk meanwhile.
     """
     readings: dict[str, Reading | str] = {}
     seed = settings.seed or 0

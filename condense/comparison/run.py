@@ -1,7 +1,7 @@
 """compare(): models, checkpoints or saved runs → one record, each against the first.
 
-Saved runs need neither torch nor a model. What has to be measured is measured one model at a time; the memory of
-one is given back before the next is opened.
+Saved runs need neither torch nor a model. Models are measured one at a time; the memory of each is freed before the
+next is opened.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from condense.texts.windows import Windows
 
 BINS = 100
-PROBE_TOKENS = 64  # on which it is seen what a module in memory is made of
+PROBE_TOKENS = 64  # for the forward pass that detects the parts of a module in memory
 OnNote = Callable[[str], None]
 
 
 def completed(settings: CompareOptions, known: Sequence[Diagnosis]) -> CompareOptions:
-    """The settings, with what is left open taken from the first diagnosis there is."""
+    """The settings, with unset ones taken from the first diagnosis."""
     if not known:
         return settings
     corpus = known[0].corpus
@@ -195,7 +195,7 @@ def assembled(
 
 @contextlib.contextmanager
 def _in_evaluation_mode(candidates: Sequence[Candidate]) -> Iterator[None]:
-    """Models in memory in evaluation mode; each of their parts is put back as it was."""
+    """Put models in memory into evaluation mode; on exit restore the mode of each of their parts."""
     live = [candidate.live for candidate in candidates if candidate.live is not None]
     models = [module if hasattr(module, "named_modules") else module.model for module in live]
     modes = [(part, part.training) for model in models for part in model.modules()]
@@ -237,7 +237,7 @@ def _measured(
 
 
 def _give_back() -> None:
-    """Return the memory of a model that nothing names any more."""
+    """Free the memory of models that are no longer referenced."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -250,7 +250,7 @@ def _same_by_name(
     settings: CompareOptions,
     on_note: OnNote | None,
 ) -> dict[str, Same]:
-    """What the models that were opened give token by token beside the first, if that one was opened too."""
+    """The token-by-token comparison of each opened model with the first, if that one was opened too."""
     (reference, first), *rest = measured
     if reference.diagnosis is not None or not isinstance(measuring, Opener):
         return {}
@@ -288,7 +288,7 @@ class _Measuring:
         return analyze(checkpoint, windows(), seed=settings.seed or 0)
 
     def counting(self, title: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Nothing is shown."""
+        """Show nothing."""
         return contextlib.nullcontext(lambda done, total: None)
 
     def open(self, candidate: Candidate, settings: CompareOptions) -> tuple[Checkpoint, Callable[[], Windows]]:

@@ -1,6 +1,6 @@
-"""Is it the same model? What two models give on the same tokens, in numbers, in a word, and as findings.
+"""Whether two models are the same: their outputs on the same tokens in numbers, in a word, and as findings.
 
-The word is decided here, once: identical where no state leaves rounding; equivalent where the whole interval of the
+The word is decided here, once: identical where all states agree up to rounding; equivalent where the whole interval of the
 Kullback–Leibler divergence lies below what is tolerated; different where all of it lies above; else not shown.
 """
 
@@ -65,7 +65,7 @@ def same_of(
     tolerance: float,
     compared: int = 1,
 ) -> Same:
-    """The numbers of a pair with their intervals over documents, and the word they come to.
+    """The numbers of a pair with their intervals over documents, and the word for them.
 
     tolerance: of the KL, as a share of the first's loss; compared: how many are compared with the first, over which
     .05 is divided for a word. With other windows (another tokenizer) the models are compared on the first's tokens: the
@@ -155,7 +155,7 @@ def _cka(moments: Sequence[Floats], documents: Sequence[int]) -> Estimate:
 
 
 def _first_difference(sites: Sequence[SameSite], rounding: float, kl: Estimate) -> tuple[int | None, str | None]:
-    """The first place where the two differ by more than rounding: number of the block and name, or None, None.
+    """The first site where the two differ by more than rounding: number of the block and name, or None, None.
 
     0 is what block 1 receives. The output and the prediction have no number.
     """
@@ -172,9 +172,9 @@ def _first_difference(sites: Sequence[SameSite], rounding: float, kl: Estimate) 
 
 
 def with_same(kind: Kind, members: Sequence[Member], others: Sequence[Finding]) -> tuple[Finding, ...]:
-    """The findings of a comparison with those on sameness in their place.
+    """The findings of a comparison, with those on sameness inserted.
 
-    It stands first, unless the models have different shapes, or are different and one is more condensed: two models
+    They come first, unless the models have different shapes, or are different and one is more condensed: two models
     that were trained apart.
     """
     known = [member for member in members[1:] if member.same is not None and member.same.word != "not compared"]
@@ -199,7 +199,7 @@ def shape_of(run: Member | Diagnosis) -> tuple[object, ...]:
 
 
 def numbers_of(same: Same) -> str:
-    """KL, top-1 agreement and where the states part, in one line."""
+    """KL, top-1 agreement and the first site where the states differ, in one line."""
     parts = []
     if same.kl.value is not None:
         bounds = "" if same.kl.high is None else f" [{same.kl.low:.3g}, {same.kl.high:.3g}]"

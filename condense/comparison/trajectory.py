@@ -1,4 +1,4 @@
-"""A training run over its steps: does the deep mean cosine peak on the way, on which scale, and in which words?"""
+"""A training run over its steps: whether the deep mean cosine peaks in between, the scale of the axis, the findings."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def peak_of(runs: Mapping[str, Diagnosis], steps: Sequence[int], least: float = 
     """The highest deep mean cosine of a run, if it stands out from the first and the last checkpoint.
 
     It stands out if it lies at least `least` above both and both paired intervals exclude 0, at .05 over the number of
-    checkpoints but the first, since it is the highest of several. Chosen by its height, it looks a little higher than
-    it is.
+    checkpoints but the first, since it is the highest of several. Chosen as the highest, it is biased
+    slightly upwards.
     """
     names = list(runs)
     values = [runs[name].deep["mean_cosine"].value for name in names]

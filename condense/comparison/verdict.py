@@ -1,4 +1,4 @@
-"""What a difference comes to in words, and what a comparison shows. Pure Python: no numpy, no tensors.
+"""The words for a difference, and the findings of a comparison. Pure Python: no numpy, no tensors.
 
 The words are decided here, once, for `compare`, `treat` and `trial`: a difference counts as more spread or more
 condensed when its interval excludes 0 and it is at least the smallest that counts; it is smaller than what counts
@@ -33,7 +33,7 @@ UNDECIDED: Word = Word("inconclusive", "mean_cosine")
 
 
 def cone_word(change: Estimate, strict: Bounds, least: float) -> ConeWord:
-    """What a change in mean cosine comes to; `strict` is its interval at the level that a direction must clear."""
+    """The word for a change in mean cosine; `strict`: its interval at the level required for a direction."""
     if change.value is not None and abs(change.value) >= least and _excludes_zero(strict):
         return "more spread" if change.value < 0 else "more condensed"
     if change.low is not None and change.high is not None and -least < change.low and change.high < least:
@@ -42,7 +42,7 @@ def cone_word(change: Estimate, strict: Bounds, least: float) -> ConeWord:
 
 
 def quality_word(change: Estimate, strict: Bounds, least: float | None) -> QualityWord:
-    """What a change in bits per byte or loss comes to; `least` is the tolerated rise, None without a reference."""
+    """The word for a change in bits per byte or loss; `least`: the tolerated rise, None without a reference."""
     if change.value is None or least is None:
         return "not measured"
     if _excludes_zero(strict) and abs(change.value) >= least:
@@ -61,7 +61,7 @@ def quality_in(words: Mapping[str, Word]) -> QualityWord:
 
 
 def what_opened(words: Mapping[str, Word], changes: Mapping[str, Estimate]) -> Opened:
-    """Did the cone open, or were three dimensions rescaled: the words with and without each text's top three."""
+    """Whether the cone opened or three dimensions were rescaled, from the words with and without each text's top three."""
     whole, rest = (words.get(key, UNDECIDED).word for key in ("mean_cosine", WITHOUT_TOP))
     if whole != "more spread":
         if rest == "more spread":
@@ -153,7 +153,7 @@ def _severity(name: str) -> Severity:
 
 
 def _other_windows(first: Member, other: Member, seen: str) -> Finding:
-    """A clear difference between numbers that were read on different tokens: which model is condensed is not said."""
+    """A clear difference between numbers measured on different tokens: no model is called more condensed."""
     higher = word_of(other, "mean_cosine").word == "more condensed"
     return Finding(
         "other-windows",
@@ -271,7 +271,7 @@ def _family_word(member: Member) -> str:
 
 
 def _family_title(first: Member, others: Sequence[Member]) -> str:
-    """Who differs from the first and which way; with nobody, what else changed."""
+    """Which members differ from the first and in which direction; where none does, what else changed."""
     words = {member.name: _family_word(member) for member in others}
     up, down = ([n for n, word in words.items() if word == way] for way in ("more condensed", "more spread"))
     if up and down:
@@ -292,7 +292,7 @@ def _family_title(first: Member, others: Sequence[Member]) -> str:
 
 
 def _other_changes(others: Sequence[Member], subject: str = "") -> str:
-    """What else changed: quality, the cone without three dimensions; subject: whom the sentence is about already."""
+    """What else changed: quality, the cone without three dimensions; subject: the member the sentence is about."""
     lost = [member.name for member in others if word_of(member, "quality").word == "worse"]
     rose = [
         member.name
@@ -313,7 +313,7 @@ def _listed_names(names: Sequence[str]) -> str:
 
 
 def _size_finding(members: Sequence[Member]) -> list[Finding]:
-    """The published statement about size, beside what is seen here."""
+    """The published statement about size, with the result here."""
     own = [m for m in members if m.model.architecture == members[0].model.architecture]
     sized = sorted((m for m in own if m.trend.spearman.rho is not None), key=lambda m: (m.model.parameters, m.name))
     if len({member.model.parameters for member in sized}) < 2:
@@ -358,12 +358,12 @@ def change_of(member: Member, key: str) -> Estimate:
 
 
 def word_of(member: Member, key: str) -> Word:
-    """What the difference of a member to the first comes to; undecided for the first."""
+    """The word for the difference of a member to the first; undecided for the first."""
     return member.difference.words.get(key, UNDECIDED) if member.difference else UNDECIDED
 
 
 def analyze_again(member: Member) -> str:
-    """The command that looks at a member alone."""
+    """The command that analyses one member."""
     commit = member.model.revision
     revision = f" --revision {shlex.quote(commit)}" if commit else ""
     return f"condense analyze {shlex.quote(member.model.id)}{revision} --random-twin -o report/"
