@@ -1,7 +1,7 @@
 """Whether two models are the same: their outputs on the same tokens in numbers, in a word, and as findings.
 
-The word is decided here, once: identical where all states agree up to rounding; equivalent where the whole interval of the
-Kullback–Leibler divergence lies below what is tolerated; different where all of it lies above; else not shown.
+Only this module decides the word: identical where states agree up to rounding; equivalent where the whole interval of
+the Kullback–Leibler divergence lies below what is tolerated; different where all of it lies above; else not shown.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def quality_in(words: Mapping[str, Word]) -> QualityWord:
 
 
 def what_opened(words: Mapping[str, Word], changes: Mapping[str, Estimate]) -> Opened:
-    """Whether the cone opened or three dimensions were rescaled, from the words with and without each text's top three."""
+    """Whether the cone opened or three dimensions were scaled: words with and without each text's top three."""
     whole, rest = (words.get(key, UNDECIDED).word for key in ("mean_cosine", WITHOUT_TOP))
     if whole != "more spread":
         if rest == "more spread":

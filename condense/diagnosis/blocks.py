@@ -1,4 +1,4 @@
-"""Do the deep blocks do anything? The finding where most of the deeper half changes almost nothing."""
+"""The finding on blocks of the deeper half that change their input by almost nothing."""
 
 from __future__ import annotations
 

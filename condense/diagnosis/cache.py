@@ -1,8 +1,8 @@
-"""Finished diagnoses, kept in the cache and found again by everything that can change a byte of them.
+"""Finished diagnoses in the cache, under a key of everything that can change a byte of them.
 
 The key is made without building the model: the hash of its weights (of the bytes, each time), its configs, the
-windows, the protocol, and the code, packages and processor that would measure. What is found is what would
-have been measured; `created`, `timing` and `environment` stay those of the measurement.
+windows, the protocol, and the code, packages and processor that would measure. A cached diagnosis equals the one
+that would be measured; `created`, `timing` and `environment` stay those of the measurement.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ class Wanted:
 
 
 def recall(wanted: Wanted, *, command: str = "", ranks: Ranks = ALONE) -> Diagnosis | None:
-    """The diagnosis that was kept of the same model, text and settings, with `command` in it; None if there is none.
+    """The cached diagnosis of the same model, text and settings, with `command` set in it; None if there is none.
 
-    Under several ranks each of them has to call this: the first looks, and all get what it found.
+    In a distributed run every process has to call this: the first reads the cache, and all get its result.
     """
     with together(ranks):
         path = _cache_file(wanted, ranks.size) if ranks.is_first else None
@@ -86,8 +86,8 @@ def recall(wanted: Wanted, *, command: str = "", ranks: Ranks = ALONE) -> Diagno
 def keep(wanted: Wanted, diagnosis: Diagnosis, *, ranks: Ranks = ALONE) -> None:
     """Keep a diagnosis that was just measured of `wanted`, in place of an older one.
 
-    A cache is a help, never a reason to fail: where it cannot be written, nothing is kept. Nor is anything
-    kept of weights that were written since they were hashed, or of code that came with the checkpoint.
+    Never raises because of the cache: where it cannot be written, nothing is kept. Nothing is kept either for
+    weights that were written since they were hashed, or for code that came with the checkpoint.
     """
     path = _cache_file(wanted, ranks.size)
     if path is None or not ranks.is_first or wanted.located.has_changed():
@@ -104,7 +104,7 @@ def _cache_file(wanted: Wanted, processes: int) -> Path | None:
 
 
 def _read_diagnosis(path: Path) -> Diagnosis | None:
-    """The diagnosis in a file of the cache, or None where it is missing or not whole."""
+    """The diagnosis in a file of the cache, or None where it is missing or incomplete."""
     try:
         head, _, text = path.read_text(encoding="utf-8").partition("\n")
         if head != f"{_HEAD}{sha256(text)}":
@@ -113,14 +113,14 @@ def _read_diagnosis(path: Path) -> Diagnosis | None:
     except (OSError, ValueError, CondenseError):
         return None
     with contextlib.suppress(OSError):
-        os.utime(path)  # what is used is kept
+        os.utime(path)  # pruning removes the files used least recently
     return diagnosis
 
 
 def _key(wanted: Wanted, processes: int) -> bytes | None:
-    """Everything that can change a byte of the diagnosis, as JSON; None for what cannot be known by its hash.
+    """Everything that can change a byte of the diagnosis, as JSON; None where a part of it cannot be hashed.
 
-    Names are in it because the record tells them: a copy under another name is measured again. Code that ships
+    Names are in it because the record contains them: a copy under another name is measured again. Code that ships
     with a checkpoint may be fetched from elsewhere and is not hashed, so such a model has no key.
     """
     located, windows = wanted.located, wanted.windows
@@ -148,7 +148,7 @@ def _key(wanted: Wanted, processes: int) -> bytes | None:
 
 
 def _adapter_config(located: Located) -> str | None:
-    """The adapter's own config as it stands in its file: its scale is in it, not in the weights."""
+    """The adapter's own config as read from its file: it holds the scale, which the weights do not."""
     if located.adapter is None:
         return None
     return (located.adapter / "adapter_config.json").read_text(encoding="utf-8")
@@ -174,7 +174,7 @@ def _versions() -> Mapping[str, str | None]:
 
 
 def _code() -> str:
-    """The hash of the modules that measure and judge: between two releases the version alone says too little."""
+    """The hash of the modules that measure and judge: the version does not change between two releases."""
     root = Path(__file__).parents[1]
     files = sorted([*root.glob("*.py"), *(file for name in _MEASURING for file in (root / name).rglob("*.py"))])
     return sha256(b"".join(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() for file in files))

@@ -1,7 +1,7 @@
 """Several processes, one result: texts are spread over the ranks of `torchrun` and gathered in text order.
 
-Rank r measures the texts r, r + size, … Everything that is gathered lives on the CPU (numbers and float64
-sums of some hundred kilobytes per text), so gloo carries it, whatever device the model is on. Every rank
+Rank r measures the texts r, r + size, … Everything that is gathered is on the CPU (numbers and float64
+sums of some hundred kilobytes per text), so gloo sends it, whatever device the model is on. Every rank
 ends with the same diagnosis; which of them prints and writes is the caller's choice.
 """
 
@@ -20,7 +20,7 @@ from condense.errors import CondenseError, RunError, UsageError, system_failure
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among those that measure together."""
+    """The rank of this process and the number of processes that measure together."""
 
     rank: int = 0
     size: int = 1
@@ -61,7 +61,7 @@ class Ranks:
             yield from (decode(each) for each in parts if each)
 
     def told(self, value: Any) -> Any:
-        """The first rank's value, on every rank; they have to be `together`."""
+        """The first rank's value, on every rank; inside `together` only."""
         if self.size == 1:
             return value
         import torch.distributed as dist
@@ -79,7 +79,7 @@ class Ranks:
         except CondenseError as error:
             error.__cause__ = error.__context__ = error.__traceback__ = None
             return error
-        except Exception as error:  # the other ranks must hear of any failure, or they would wait for ever
+        except Exception as error:  # the other ranks must be told of any failure, or they would wait for ever
             return system_failure(error) or RunError(
                 f"rank {self.rank}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
             )

@@ -1,4 +1,4 @@
-"""What would a run take? Downloads, time and peak memory from headers alone; nothing is built or written.
+"""Estimate of a run's downloads, time and peak memory from headers alone; no model is built, no file is written.
 
 The estimate of memory adds up what the run holds at once: the libraries, the weights, one block's
 activations, a block of logits, the pairs of one text and the Gram matrices of all its sites.
@@ -33,7 +33,7 @@ _METRICS = 1.3  # all of analyze over the forward pass, see `make bench`
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model that decide what a run costs; `stored` is the bytes of its weights on disk."""
+    """The sizes of a model that determine the cost of a run; `stored` is the bytes of its weights on disk."""
 
     name: str
     parameters: int
@@ -57,7 +57,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of the model: texts × tokens, texts at once, in which type, and on how many processes."""
+    """The work of a run: texts × tokens, texts per batch, the type, and the number of processes."""
 
     texts: int
     length: int
@@ -178,7 +178,7 @@ def _dtype_of_load(shape: Shape, load: Load) -> str:
 
 
 def _working(shape: Shape, load: Load, size: int) -> float:
-    """What the measurement itself holds at its highest moment, in bytes."""
+    """Peak memory of the measurement itself, in bytes."""
     tokens = load.batch * load.length
     block = tokens * (8 * shape.width + 4 * shape.inner) * size
     logits = 3 * min(load.length, 512) * 4096 * 4

@@ -1,4 +1,4 @@
-"""The verdict in words: what was seen (numbers, sites), why it matters, the next command, a source. Pure Python."""
+"""The findings of a diagnosis: numbers and sites, why they matter, the next command, a source. Pure Python."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _findings(facts: Facts, labels: Labels, verdict: Verdict, bands: Bands) -> l
 
 @dataclass(frozen=True)
 class _Words:
-    """What is said of an attribution: `{cone}` in the title is the cone's word; `then` chooses the next command."""
+    """Text of an attribution's finding: `{cone}` in the title is the cone's word; `then` chooses the next command."""
 
     title: str
     why: str
@@ -218,7 +218,7 @@ def _main_evidence(facts: Facts) -> str:
 
 
 def _with_interval(estimate: Estimate, scope: str = "") -> str:
-    """A value with its interval and, where that is little, what the interval is over."""
+    """A value with its interval and, for few documents, what the interval covers."""
     if estimate.value is None:
         return "no value"
     if estimate.low is None or estimate.high is None:
@@ -226,7 +226,7 @@ def _with_interval(estimate: Estimate, scope: str = "") -> str:
     return f"{estimate.value:.2f} (95 % interval{scope} {estimate.low:.2f} to {estimate.high:.2f})"
 
 
-# --- what else was seen -----------------------------------------------------------------------------
+# --- other findings -----------------------------------------------------------------------------
 
 
 def _repetition_finding(facts: Facts) -> Finding:
@@ -310,7 +310,7 @@ def _twin_finding(facts: Facts) -> Finding | None:
     )
 
 
-# --- how sure, and advice ---------------------------------------------------------------------------
+# --- uncertainty and advice ---------------------------------------------------------------------------
 
 
 def _borderline_finding(facts: Facts, verdict: Verdict) -> Finding:

@@ -112,7 +112,7 @@ def read_texts(
 ) -> Iterator[TextReading]:
     """Yield a reading for each text of `indices`, in order; halves: embed the halves of each text apart too.
 
-    Where memory runs out the batch is halved, for good, and the same texts are read again. RunError if
+    Where memory runs out the batch is halved for the rest of the run, and the same texts are read again. RunError if
     states are not finite, or if there is no memory for a single text.
     """
     start = 0
@@ -129,7 +129,7 @@ def read_texts(
 
 
 def _attempt(reader: _Reader, batch: list[int]) -> list[TextReading] | None:
-    """The readings of a batch, or None where memory ran out; nothing of the attempt is left then."""
+    """The readings of a batch, or None where memory ran out; the memory of the attempt is freed then."""
     try:
         return reader.read(batch)
     except (RuntimeError, MemoryError) as error:
@@ -153,7 +153,7 @@ def _halved(size: int, windows: Windows, on_note: OnNote | None) -> int:
 
 @dataclass
 class _Reader:
-    """One forward pass over a batch of texts, and what its hooks hand over."""
+    """One forward pass over a batch of texts, with the readings that its hooks fill in."""
 
     model: Any
     stacks: tuple[Stack, ...]
@@ -228,7 +228,7 @@ class _Reader:
         return made
 
     def _embed_halves(self, readings: list[TextReading]) -> None:
-        """One more forward pass over as many tokens: each half is a text of its own, which has not seen the other."""
+        """One more forward pass over as many tokens: each half is a text of its own, without the other as context."""
         cut = [halves_of(self.windows.ids[r.index], self.windows.special[r.index]) for r in readings]
         ids = torch.cat([ids for ids, _ in cut]).to(input_device(self.model))
         special = torch.cat([special for _, special in cut])
@@ -256,7 +256,7 @@ class _Reader:
 
 
 class _Waiting:
-    """Sites of a forward pass whose states have been seen and not yet been measured to the end."""
+    """Sites of a forward pass whose states were received and are not yet measured completely."""
 
     def __init__(self, workers: _Workers) -> None:
         self._workers = workers
@@ -275,7 +275,7 @@ class _Waiting:
             self.finish()
 
     def finish(self) -> None:
-        """Hand every measurement to its reading."""
+        """Store every measurement in its reading."""
         for reading, measurement in zip(self._of, self._workers.run(self._tasks), strict=True):
             reading.sites.append(measurement)
         self._of, self._tasks, self._bytes = [], [], 0
@@ -284,8 +284,8 @@ class _Waiting:
 class _Workers:
     """Measurements of many sites: one worker per core, each with one thread, for a whole run.
 
-    Two workers with two threads each fight over the cores. torch keeps its number of threads per thread and MKL for
-    all, OpenBLAS (numpy's and scipy's) for all: every worker sets torch's, and the calling thread puts all back.
+    Two workers with two threads each compete for the cores. torch keeps its number of threads per thread and MKL for
+    all, OpenBLAS (numpy's and scipy's) for all: every worker sets torch's, and the calling thread restores all.
     """
 
     def __init__(self) -> None:

@@ -105,9 +105,9 @@ def _lens_values(
 
 @torch.inference_mode()
 def _final_norm(model: Any, stack: Stack, scorer: Scorer, windows: Windows) -> tuple[nn.Module | None, str | None]:
-    """The module between the last block and the head (None where there is none), or why it is not known.
+    """The module between the last block and the head (None where there is none), or the reason why it is not known.
 
-    It is the one that is given what the last block hands on, and gives what the model calls its last hidden state.
+    It is the module whose input is the last block's output and whose output is the model's last hidden state.
     """
     if scorer.head is None:
         return None, "its prediction is not its head on its last hidden state"

@@ -51,7 +51,7 @@ def _weight_of(model: Any, getter: str) -> Tensor | None:
 
     try:
         module = getattr(model, getter)()
-        with align_module_device(module):  # a weight that is offloaded is where it runs in here only
+        with align_module_device(module):  # an offloaded weight is on its execution device only inside this context
             weight = getattr(module, "weight", None)
             if weight is not None and hasattr(module, "_hf_hook"):
                 weight = weight.detach().clone()
@@ -69,7 +69,7 @@ def _is_same_matrix(first: Tensor, second: Tensor) -> bool:
 
 
 def _initial_std(model: Any) -> float | None:
-    """The deviation that the config draws the embedding with, if it says so."""
+    """The standard deviation of the embedding's initialisation, if the config names it."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     found = (getattr(config, key, None) for key in ("initializer_range", "init_std"))
     return next((float(std) for std in found if isinstance(std, float) and std > 0), None)
@@ -94,14 +94,14 @@ def _matrix_reading(weight: Tensor, numbers: MatrixNumbers, *, tied: bool) -> Ma
 
 
 def _exact(value: float, null: float | None) -> Estimate:
-    """A number of the whole matrix, which is no sample of anything: the interval is the number itself."""
+    """A number of the whole matrix, which is not a sample: the interval is the number itself."""
     if not math.isfinite(value):
         return Estimate(None, reason="undefined: fewer than two rows that vary")
     return Estimate(value, value, value, null=null, null_ratio=None if not null else value / null)
 
 
 def matrix_finding(model: str, readings: Mapping[str, MatrixReading]) -> Finding:
-    """What the matrices look like, and how far that may be read."""
+    """The finding on the matrices' geometry, with its limits."""
     summary = "; ".join(f"{name.replace('-', ' ')} {words_of(reading)}" for name, reading in readings.items())
     if len(readings) == 2 and readings[MATRICES[0]].tied:
         summary = f"tied matrices {words_of(readings[MATRICES[0]])}"

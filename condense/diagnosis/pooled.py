@@ -1,8 +1,8 @@
-"""One vector per text: what people compare when they search, cluster or ask how alike two sentences are.
+"""One vector per text, as used for search, clustering and sentence similarity.
 
 Of each window the mean, the last and the first (CLS) state of the output are kept, as unit rows; over windows they
-give the cosine between texts, the dimension and the effective rank. A check that needs no labels: do the two halves of
-a text, each embedded apart, find each other among the halves of all texts?
+give the cosine between texts, the dimension and the effective rank. A check that needs no labels: how often is the
+nearest neighbour of one half of a text, each half embedded separately, the other half of the same text?
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROWS = 256
 """The rank and the dimension read at most so many windows, spread evenly over all."""
 GROUPS = 64
 """Of more documents than this, several are left out at a time for an interval."""
-_SAME = 1e-6  # cosines this close to 1 between all texts: the vector has read nothing of them
+_SAME = 1e-6  # cosines this close to 1 between all texts: the vector does not depend on the text
 _NOISE = 1e-12  # of a unit row's squared distance from the mean: below it there is float32's rounding only
 NO_HALVES = "measured with --halves"
 NO_CLS = "no special token stands before a text"
@@ -195,7 +195,7 @@ def _bounded(key: str, spread: Spread) -> Estimate:
     return Estimate(spread.value, *spread.clipped(metric.low, metric.high), reason=reason)
 
 
-# --- do halves find each other -----------------------------------------------------------------------
+# --- retrieval of the other half -----------------------------------------------------------------------
 
 
 def _halves_found(halves: Tensor | None, documents: Sequence[int]) -> Estimate:
@@ -215,7 +215,7 @@ def _halves_found(halves: Tensor | None, documents: Sequence[int]) -> Estimate:
 
 
 def _nearest(cosines: Tensor) -> Tensor:
-    """For each row, whether its largest value stands on the diagonal: 1/k where k are equal to rounding."""
+    """For each row, whether its largest value is on the diagonal: 1/k where k are equal to rounding."""
     ties = cosines >= cosines.max(1, keepdim=True).values - 1e-7
     hits: Tensor = ties.diagonal().double() / ties.sum(1)
     return hits

@@ -104,7 +104,7 @@ def mask_positions(special: Tensor, seed: int, index: int) -> Tensor:
 
 
 def logits_of(output: Any, ids: Tensor) -> Tensor:
-    """Logits (B, S, V) over the vocabulary; a pre-training head (BERT's) has another beside them."""
+    """Logits (B, S, V) over the vocabulary; BERT's pre-training head returns other logits too."""
     found = output.prediction_logits if hasattr(output, "prediction_logits") else logits_in(output, ids)
     if found is None:
         raise UnavailableError(f"the model returns {type(output).__name__} without logits", "it needs `logits`")
@@ -126,7 +126,7 @@ def _plain_weight(head: nn.Module, states: Tensor) -> Tensor | None:
 
 
 def _online_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood per position, the log-sum-exp taken over blocks of the vocabulary as they come.
+    """Negative log-likelihood per position, the log-sum-exp accumulated over blocks of the vocabulary.
 
     A block of logits stays in the processor's cache: the whole (S, V) matrix, larger than most models'
     states together, is never written. states (S, d), weight (V, d), targets (S,) -> (S,) float32.
@@ -233,7 +233,7 @@ def _bits_per_byte(scorer: Scorer, scores: list[Score], windows: Windows) -> Est
 
 
 def counting_loss(tokens: Sequence[int], vocabulary: int) -> float:
-    """Nats per token of a model that only counts the tokens it has read so far: what repetition alone gives away.
+    """Nats per token of a model that only counts the tokens it has read so far: the loss that repetition alone explains.
 
     After t tokens, u of them distinct, a token read n times has probability n/(t + u); the rest, u/(t + u), is shared
     by the tokens not yet read (escape method C, Moffat 1990). Over the first 65,536 tokens.
@@ -273,7 +273,7 @@ def rescored(quality: Quality, checkpoint: Checkpoint, reference: Windows, seed:
 def score_passage(checkpoint: Checkpoint, context: str, text: str) -> tuple[float, int]:
     """Nats that the model needs for `text` behind `context` (and the tokenizer's own beginning), and its tokens.
 
-    With nothing before it the text follows an EOS. ValueError where there is none either: nothing predicts it then.
+    Without context the text follows an EOS. ValueError where there is none either: nothing predicts its first token.
     """
     tokenizer: Any = checkpoint.tokenizer
     before = [*added_specials(tokenizer, context + text)[0], *_ids_without_specials(tokenizer, context)]

@@ -1,4 +1,4 @@
-"""What was measured of a text, kept on disk until the run is done, so that a long one can resume after a crash.
+"""The readings of a run's texts, kept on disk until the run ends, so that a long run can resume after a crash.
 
 One small file per text. A record is complete or ignored: its checksum comes first. Numbers are kept to the
 last bit and texts are added in their order, so that a resumed run gives the bytes of an uninterrupted one.
@@ -65,7 +65,7 @@ def decode(data: bytes) -> TextReading:
 
 
 class Journal:
-    """The readings of one run that were finished, in a folder named by everything that changes their bits."""
+    """The readings of one run that were finished, in a folder named by the hash of everything that changes their bits."""
 
     def __init__(self, key: Mapping[str, Any]) -> None:
         """Open the journal of a key, making its folder; UsageError where the cache cannot be written."""
@@ -89,7 +89,7 @@ class Journal:
         return reading if reading.index == index else None
 
     def write(self, reading: TextReading) -> None:
-        """Keep a reading. A journal is a help, never a reason to fail: on a full disk it stops."""
+        """Write a reading. A full disk raises nothing: no further readings are kept then."""
         if not self._writing:
             return
         payload = encode(reading)
@@ -108,7 +108,7 @@ class Journal:
         return {index for index in range(total) if self._record_file(index).exists() and self.read(index) is not None}
 
     def remove(self) -> None:
-        """Forget the run."""
+        """Delete the readings of the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _record_file(self, index: int) -> Path:
@@ -149,7 +149,7 @@ def resumed(
             continue
         for index in texts:
             reading_or_none = journal.read(index)
-            if reading_or_none is None:  # it was there a moment ago: someone else finished this run
+            if reading_or_none is None:  # deleted since it was listed: another process finished this run
                 yield from measure([index])
             else:
                 yield reading_or_none

@@ -1,7 +1,7 @@
 """analyze(): model x windows -> Diagnosis, streaming.
 
 The order of steps: the sites are found, each text is read inside hooks (or taken from a run that crashed, or from
-another process), `summary` sums up, `findings` judges. Nothing here knows a formula.
+another process), `summary` sums up, `findings` judges. This module computes no metric.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def analyze(
     journal: bool = False,
     ranks: Ranks = ALONE,
 ) -> Diagnosis:
-    """Measure a model's token states at every site and say what they look like, and why.
+    """Measure a model's token states at every site, with a verdict on their geometry and its cause.
 
     checkpoint: from `load`, or a transformers model in memory; windows: from `condense.windows`.
     batch_size: texts per forward pass (None chooses; halved where memory runs out); twin: measure the same
@@ -130,7 +130,7 @@ def analyze(
 
 
 def analyze_weights(checkpoint: Checkpoint, command: str = "") -> Diagnosis:
-    """What can be said of a checkpoint without running it: `matrices`, and neither corpus nor sites nor a verdict."""
+    """The diagnosis of a checkpoint without running it: `matrices`, and neither corpus nor sites nor a verdict."""
     nothing, readings = Estimate(None, reason=WEIGHTS_ONLY), matrices_of(checkpoint)
     trend = Trend(Spearman(None, None), Kendall(None, None))
     findings = (matrix_finding(checkpoint.info.id, readings),)
@@ -158,7 +158,7 @@ def analyze_weights(checkpoint: Checkpoint, command: str = "") -> Diagnosis:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What a measurement is told, besides the model and the windows; `journals` collects those it opens."""
+    """The settings of a measurement, besides the model and the windows; `journals` collects those it opens."""
 
     batch_size: int | None
     spectral_tokens: int

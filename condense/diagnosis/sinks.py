@@ -1,4 +1,4 @@
-"""Sinks: positions with outsized states. Where they stand, on which tokens, from which block on; and the finding."""
+"""Sinks: positions with outsized states. Their positions, tokens and blocks; and the finding."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _LISTED = 8  # positions, tokens and channels that are listed
 def sink_anatomy(
     tallies: Sequence[SiteTally], keep: Tensor, name: Callable[[int, int], str] | None
 ) -> SinkAnatomy | None:
-    """Where a stack's sinks stand: positions, tokens, channels, and the blocks that make and remove them.
+    """A stack's sinks: positions, tokens, channels, and the blocks that make and remove them.
 
     keep (N, S): the positions that count if they are no sinks; name(window, position): the token there, None where the
-    text is not to be told. None where there is no sink.
+    text must not be in the record. None where there is no sink.
     """
     inner = [tally for tally in tallies if tally.site.name != "output"]
     with_sink = [sum(len(sinks) > 0 for sinks in tally.sinks) for tally in inner]
@@ -60,7 +60,7 @@ def _most_common(values: Sequence[_Listed]) -> tuple[_Listed, ...]:
 
 
 def sink_finding(facts: Facts, labels: Labels, bands: Bands) -> Finding | None:
-    """What the sinks of a stack come to; None where none is dropped, massive, or hides the rank."""
+    """The finding on a stack's sinks; None where none is dropped, massive, or hides the rank."""
     ratios = [(v, i) for i, v in enumerate(facts.curves.get("sink_ratio", ())) if v is not None]
     peak, site = max(ratios, default=(0.0, 0))
     dropped = facts.sinks is not None and facts.sinks.dropped > 0
@@ -104,7 +104,7 @@ def _anatomy(facts: Facts) -> str:
 
 
 def _rank_drop(facts: Facts) -> str:
-    """Where a naive effective rank falls most beside the one without sinks, if it falls by half."""
+    """The site where a naive effective rank is smallest relative to the one without sinks, if it is half or less."""
     naive, own = facts.curves.get("effective_rank_with_sink", ()), facts.curves.get("effective_rank", ())
     index = _largest_drop(naive[: len(naive) - (list(facts.labels[-1:]) == ["output"])])
     if index is None or not own:
@@ -118,7 +118,7 @@ def _rank_drop(facts: Facts) -> str:
 
 
 def _largest_drop(curve: Sequence[float | None]) -> int | None:
-    """Index of the site where a curve falls by the largest factor, if any falls by half."""
+    """Index of the site where a curve decreases by the largest factor, if any decreases by half."""
     best, factor = None, 2.0
     for index in range(1, len(curve)):
         before, after = curve[index - 1], curve[index]

@@ -1,4 +1,4 @@
-"""Readings of single texts to the numbers of a diagnosis: per-window values kept, everything else summed.
+"""Sums readings of single texts to the numbers of a diagnosis: per-window values are kept, everything else is summed.
 
 Memory per text is a few kilobytes, and per document one float64 vector of the model's width for each site. Sums are
 taken in text order, so that the same texts give the same bytes however they were batched, resumed or distributed.
@@ -53,7 +53,7 @@ _DISTINCT = ("without_distinct", "sink_distinct")
 
 
 class SiteTally:
-    """What has been measured at one site so far."""
+    """The sums over texts measured so far at one site."""
 
     def __init__(self, site: Site, documents: Sequence[int] = ()) -> None:
         """Start empty; documents: the document of each window, empty where it is not known."""
@@ -251,7 +251,7 @@ class DepthSummary:
     def draws(self) -> list[Inputs]:
         """The same on seeded resamples of the documents, each deviation stretched; empty without documents.
 
-        Empty for one window too: there is nothing to draw, and a word of it would look certain.
+        Empty for one window too: every resample would be equal, and a word would look certain.
 
         The cross-text cosine stays as it is where a resample holds copies of one document only.
         """

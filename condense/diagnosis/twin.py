@@ -88,7 +88,7 @@ def mean_of(twins: Sequence[Diagnosis]) -> Diagnosis:
 
 
 def _mean_stack(stacks: Sequence[StackSummary], sites: Sequence[SiteReading], name: str) -> StackSummary:
-    """Trend and paper curve of the mean; its deep numbers are still the first's."""
+    """Replace trend and paper curve by those of the mean; deep numbers stay the first's."""
     curve = [site.metrics["mean_cosine"].value for site in sites if site.stack == name and site.site != "output"]
     paper = tuple(np.mean([stack.paper.mean_cosine for stack in stacks], axis=0).tolist())
     of_paper = trend_of(paper)

@@ -1,6 +1,6 @@
 """The rules of the verdict: three axes, never one number. Pure Python, no tensors; the words are in `findings`.
 
-Cone (how narrow), rank (how many directions are left), attribution (why it looks that way). The bands
+Cone (how narrow), rank (how many directions are left), attribution (the cause). The bands
 are a convention, for no validated threshold is published; they are data here and can be overridden.
 """
 
@@ -42,7 +42,7 @@ LEAST_DISTINCT = 32
 
 @dataclass(frozen=True)
 class Bands:
-    """Where one word ends and the next begins. A convention; every report says so."""
+    """The thresholds between words. A convention; every report states that."""
 
     cone_moderate: float = 0.35
     cone_high: float = 0.60
@@ -90,7 +90,7 @@ NO_LABELS = Labels("undefined", "undefined", UNDEFINED, "undefined")
 
 @dataclass(frozen=True)
 class Twin:
-    """The deep mean cosine against `count` random initialisations: model − mean of them, and what that comes to."""
+    """The deep mean cosine against `count` random initialisations: model − mean of them, and the word for the difference."""
 
     word: TwinWord
     difference: Estimate
@@ -102,7 +102,7 @@ class Twin:
 
 @dataclass(frozen=True)
 class Text:
-    """What the windows are, as far as the verdict depends on it.
+    """The properties of the windows that the verdict depends on.
 
     `distinct` tokens in the median window, out of a `vocabulary` of so many; `same_pairs` the mean share of pairs that
     are one token; `counting_loss`: nats per token of a model that only counts the tokens it has read.
@@ -152,7 +152,7 @@ class Facts:
         return f"condense {verb} {shlex.quote(self.model)} {rest}".strip()
 
     def treatment(self) -> str:
-        """The treatment to try; where treating makes no sense (see `cannot_read`, `contrastive`), a closer look."""
+        """The treatment to try; where treating makes no sense (see `cannot_read`, `contrastive`), another measurement."""
         if self.contrastive or self.cannot_read:
             return self.closer_look()
         return self.command("treat", "--text train.txt --coefficient 0.1 -o treated/")
@@ -163,7 +163,7 @@ class Facts:
 
     @property
     def too_few_tokens(self) -> str | None:
-        """Why nothing is judged: too few distinct tokens in the median window; None where there are enough."""
+        """Why there is no verdict: too few distinct tokens in the median window; None where there are enough."""
         half = LEAST_DISTINCT if self.text.vocabulary is None else self.text.vocabulary / 2
         if self.text.distinct >= min(LEAST_DISTINCT, half):
             return None
@@ -238,7 +238,7 @@ def sink_hides_rank(inputs: Inputs, bands: Bands) -> bool:
 
 
 def level_of(cone: Cone, rank: Rank, attribution: str) -> Level:
-    """The level that the axes come to; whether a word is borderline does not enter."""
+    """The level that follows from the axes; whether a word is borderline has no effect."""
     if attribution == UNDEFINED:
         return "undefined"
     if attribution in (COMMON, CONTEXT):
