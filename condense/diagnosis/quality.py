@@ -233,7 +233,7 @@ def _bits_per_byte(scorer: Scorer, scores: list[Score], windows: Windows) -> Est
 
 
 def counting_loss(tokens: Sequence[int], vocabulary: int) -> float:
-    """Nats per token of a model that only counts the tokens it has read so far: the loss that repetition alone explains.
+    """Nats per token of a model that only counts the tokens it has read so far: the loss from repetition alone.
 
     After t tokens, u of them distinct, a token read n times has probability n/(t + u); the rest, u/(t + u), is shared
     by the tokens not yet read (escape method C, Moffat 1990). Over the first 65,536 tokens.

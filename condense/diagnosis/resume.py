@@ -65,7 +65,7 @@ def decode(data: bytes) -> TextReading:
 
 
 class Journal:
-    """The readings of one run that were finished, in a folder named by the hash of everything that changes their bits."""
+    """The finished readings of one run, in a folder named by a hash of everything that changes their bits."""
 
     def __init__(self, key: Mapping[str, Any]) -> None:
         """Open the journal of a key, making its folder; UsageError where the cache cannot be written."""

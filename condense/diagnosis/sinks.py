@@ -104,7 +104,7 @@ def _anatomy(facts: Facts) -> str:
 
 
 def _rank_drop(facts: Facts) -> str:
-    """The site where a naive effective rank is smallest relative to the one without sinks, if it is half or less."""
+    """The largest decrease of the effective rank with sinks, beside the rank without; empty if none is by half."""
     naive, own = facts.curves.get("effective_rank_with_sink", ()), facts.curves.get("effective_rank", ())
     index = _largest_drop(naive[: len(naive) - (list(facts.labels[-1:]) == ["output"])])
     if index is None or not own:

@@ -90,7 +90,7 @@ NO_LABELS = Labels("undefined", "undefined", UNDEFINED, "undefined")
 
 @dataclass(frozen=True)
 class Twin:
-    """The deep mean cosine against `count` random initialisations: model − mean of them, and the word for the difference."""
+    """The deep mean cosine against `count` random initialisations: model − mean of them, and its word."""
 
     word: TwinWord
     difference: Estimate
@@ -152,7 +152,7 @@ class Facts:
         return f"condense {verb} {shlex.quote(self.model)} {rest}".strip()
 
     def treatment(self) -> str:
-        """The treatment to try; where treating makes no sense (see `cannot_read`, `contrastive`), another measurement."""
+        """The treatment to try; where treating makes no sense (see `cannot_read`, `contrastive`), a measurement."""
         if self.contrastive or self.cannot_read:
             return self.closer_look()
         return self.command("treat", "--text train.txt --coefficient 0.1 -o treated/")
