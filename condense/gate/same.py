@@ -41,7 +41,8 @@ def evaluate_comparison(
 ) -> Gate:
     """Hold every member against assertions on `same.*` (None: identical or equivalent to the first).
 
-    Of several members the worst counts, and intervals are at .05 over their number. UsageError for other targets.
+    Of several members the worst counts, one that could not be measured among them, and intervals are at .05 over their
+    number. UsageError for other targets, and for a comparison of one model.
     """
     names, first = names or Names(), comparison.reference
     assertions = DEFAULT if assertions is None else assertions
@@ -63,6 +64,12 @@ def evaluate_comparison(
 
 def _worst_member_result(comparison: Comparison, assertion: Assertion, names: Names) -> Result:
     results = [_member_result(comparison, member, assertion) for member in comparison.members[1:]]
+    results += [
+        Result(assertion, "not-run", Reading(failure.name), reason=f"could not be measured: {failure.reason}")
+        for failure in comparison.failures
+    ]
+    if not results:
+        raise UsageError("a comparison of one model has nothing to check", "compare it with another")
     worst = min(results, key=lambda result: OUTCOMES.index(result.outcome))
     return replace(worst, next=_next_command(comparison, worst, names))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, BinaryIO, NoReturn, TextIO
 
-from condense.errors import UnavailableError, UsageError
+from condense.errors import UnavailableError, UsageError, system_failure
 from condense.texts.fields import CHAT_COLUMNS, missing, needed
 
 Record = tuple[int, Any]
@@ -314,7 +314,9 @@ def parquet_rows(file: BinaryIO, name: str, column: str) -> Iterator[Record]:
         columns = needed(column, table.schema_arrow.names, name)
         yield from _numbered_rows(table.iter_batches(_ROWS, columns=columns, use_threads=False))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UnavailableError(f"{name} is not a readable parquet file: {reason_of(error)}") from None
+        raise system_failure(error) or UnavailableError(
+            f"{name} is not a readable parquet file: {reason_of(error)}"
+        ) from None
 
 
 def arrow_rows(file: BinaryIO, name: str, column: str) -> Iterator[Record]:
@@ -331,7 +333,9 @@ def arrow_rows(file: BinaryIO, name: str, column: str) -> Iterator[Record]:
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
         yield from _numbered_rows(batch.select(columns) for batch in batches)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UnavailableError(f"{name} is not a readable arrow file: {reason_of(error)}") from None
+        raise system_failure(error) or UnavailableError(
+            f"{name} is not a readable arrow file: {reason_of(error)}"
+        ) from None
 
 
 def _numbered_rows(batches: Iterator[Any]) -> Iterator[Record]:

@@ -390,6 +390,23 @@ def test_the_command(conversions: list[Path], tmp_path: Path) -> None:
         assert "equivalent" in page and "top-1" in page, written
 
 
+def test_a_member_that_could_not_be_measured_is_never_green(copy_of: Copy, tmp_path: Path) -> None:
+    """The gate passed on those that were left."""
+    folder, damaged = copy_of("gpt2"), tmp_path / "damaged"
+    damaged.mkdir()
+    same, saved = shutil.copytree(folder, tmp_path / "same"), tmp_path / "compared.json"
+    found = compare(folder, same, damaged, settings=FEW, device="cpu")
+    found.to_json(saved)
+    assert [failure.name for failure in found.failures] and len(found.members) == 2
+    assert condense("check", saved).exit_code == 5
+    replace(found, failures=()).to_json(saved)
+    assert condense("check", saved).exit_code == 0
+    replace(found, members=found.members[:1]).to_json(saved)
+    assert condense("check", saved).exit_code == 5
+    replace(found, members=found.members[:1], failures=()).to_json(saved)
+    assert condense("check", saved).exit_code == 2
+
+
 def test_the_gate(family: Comparison, conversions: list[Path], tmp_path: Path) -> None:
     """Every member is held to the first; without assertions, to be equivalent."""
     saved = tmp_path / "family.json"

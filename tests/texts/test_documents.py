@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import regex
 
-from condense.errors import CondenseError, UnavailableError, UsageError
+from condense.errors import CondenseError, RunError, UnavailableError, UsageError
 from condense.texts.documents import Document, dataset, label, probe, read
 
 GPT2_WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
@@ -401,3 +401,19 @@ def test_probe_documents_are_long_enough_for_any_tokenizer(document: Document) -
     """A pre-tokenizer's words are the fewest tokens that a byte-pair vocabulary can give."""
     assert len(GPT2_WORDS.findall(document.text)) >= 700
     assert document.text == document.text.strip() and "\ufffd" not in document.text and "<|" not in document.text
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_table_that_memory_is_too_small_for_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It is exit 4, as everywhere, not 3."""
+    pyarrow = pytest.importorskip("pyarrow")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise pyarrow.lib.ArrowMemoryError("malloc of size 64 failed")
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", fail)
+    monkeypatch.setattr("pyarrow.ipc.open_file", fail)
+    with pytest.raises(RunError, match="out of memory"):
+        texts(written(tmp_path, name, b"PAR1 " if name == "a.parquet" else b"ARROW1\0\0"))
