@@ -1,6 +1,6 @@
 """Any module in place of a transformers model: its blocks found or named, its forward pass read through hooks.
 
-What cannot be told from the module tree (final norm, head, whether it is causal) is seen in one forward pass over
+What the module tree does not show (final norm, head, whether it is causal) is detected in one forward pass over
 the first tokens. Nothing is decided by size: where several lists of modules could be the blocks, they are listed.
 """
 
@@ -74,7 +74,7 @@ def bare(module: nn.Module) -> nn.Module:
 
 
 def is_transformers(module: nn.Module) -> bool:
-    """Whether a module is a transformers model, which says itself what its parts are."""
+    """Whether a module is a transformers model, which names its own parts."""
     return any(
         kind.__name__ == "PreTrainedModel" and kind.__module__.startswith("transformers.")
         for kind in type(module).__mro__
@@ -167,12 +167,12 @@ def _named_blocks(module: nn.Module, blocks: str | Sequence[str | nn.Module]) ->
     return Blocks(path, modules)
 
 
-# --- the module in a transformers model's place -------------------------------------------------------
+# --- the adapted module -------------------------------------------------------
 
 
 @dataclass
 class _Parts:
-    """What a forward pass showed: the modules that play a part, and why there is no score if there is none."""
+    """The parts of a module detected in a forward pass, and why there is no score if there is none."""
 
     embedding: nn.Module | None = None
     final_norm: nn.Module | None = None
@@ -270,7 +270,7 @@ class Adapted(nn.Module):
 
     @torch.inference_mode()
     def probe(self, ids: Tensor) -> None:
-        """See in forward passes over ids (1, S >= 2) which modules play which part, and whether the model is causal."""
+        """Detect the parts of the module, and whether it is causal, in forward passes over ids (1, S >= 2)."""
         if self._parts.known:
             return
         modes = [(part, part.training) for part in self.modules()]
@@ -308,7 +308,7 @@ class Adapted(nn.Module):
     def _is_causal_on(self, ids: Tensor) -> bool:
         others = ids[ids != ids[0, -1]]
         if len(others) == 0:
-            return True  # one token, repeated: nothing to see
+            return True  # one token, repeated: not detectable
         changed = ids.clone()
         changed[:, -1] = others[0]
         before, after = (self(input_ids=both).last_hidden_state[:, :-1].float() for both in (ids, changed))

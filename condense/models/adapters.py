@@ -1,7 +1,7 @@
 """Adapters: which kinds can be merged into their base, merging them, and the check that nothing was changed by it.
 
-A merged adapter gives the numbers of the unmerged model or is refused by name: both are run on the same tokens, so
-that a kind, an option or a version of PEFT that nobody thought of cannot give another model's numbers.
+A merged adapter gives the numbers of the unmerged model or raises UnavailableError: both are run on the same tokens, so
+that an untested kind, option or version of PEFT cannot give another model's numbers.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def merged(model: Any, folder: Path, vocabulary: int) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = wrapped.merge_and_unload().eval()
-    except Exception as error:  # every tuner refuses in its own way what it cannot merge
+    except Exception as error:  # every tuner raises another error for what it cannot merge
         if is_out_of_memory(error):
             raise
         raise UnavailableError(
@@ -74,7 +74,7 @@ def merged(model: Any, folder: Path, vocabulary: int) -> Any:
     refuse_not_finite(result)
     _refuse_changed(expected, _outputs(result, ids), kind)
     whole = result if part is model else model
-    return whole.requires_grad_(True)  # peft gives back frozen weights
+    return whole.requires_grad_(True)  # peft returns frozen weights
 
 
 def merged_after_training(model: Any, keep: Path | None = None) -> Any:
@@ -117,7 +117,7 @@ def _wrap_in_adapter(model: Any, folder: Path) -> Any:
     except ImportError:
         raise UnavailableError("an adapter needs the package peft", "pip install 'condense-lm[peft]'") from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what peft warns of (keys that do not fit) is refused below
+        warnings.simplefilter("ignore")  # keys that do not fit: peft only warns, the check below raises
         try:
             return PeftModel.from_pretrained(model, str(folder), local_files_only=True).eval()
         except RuntimeError as error:
@@ -129,7 +129,7 @@ def _wrap_in_adapter(model: Any, folder: Path) -> Any:
 
 
 def _refuse_astray(wrapped: Any, own: set[str]) -> None:
-    """UnavailableError for weights that PEFT would only warn of: the base would be measured in the adapter's name."""
+    """UnavailableError for weights that PEFT would only warn of: the base would be measured instead of the adapter."""
     from peft import get_peft_model_state_dict
 
     with warnings.catch_warnings():
@@ -137,7 +137,7 @@ def _refuse_astray(wrapped: Any, own: set[str]) -> None:
         expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
         known = set(get_peft_model_state_dict(wrapped, save_embedding_layers=True)) | set(wrapped.state_dict())
     prefix = getattr(wrapped.base_model, "prefix", "lora_")
-    # What is left is a head that the base does not have: `head_of` tells of it.
+    # What is left is a head that the base does not have: `head_of` reports it.
     astray = sorted((expected - own) | {name for name in own - known if prefix in name})
     if astray:
         raise UnavailableError(
@@ -210,36 +210,36 @@ def _is_tied(model: Any) -> bool:
     return head is None or head.weight is model.get_input_embeddings().weight
 
 
-# --- weights in two places --------------------------------------------------------------------------
+# --- shared weights --------------------------------------------------------------------------
 
 
 def _owners(root: nn.Module) -> Iterator[list[tuple[nn.Module, str]]]:
-    """For every parameter that stands in several modules, the modules and the names it has there."""
+    """For every parameter shared by several modules, these modules and its name in each."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in root.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((module, name))
-    yield from (places for places in owners.values() if len(places) > 1)
+    yield from (shared for shared in owners.values() if len(shared) > 1)
 
 
 def _untie(wrapped: nn.Module) -> list[list[tuple[nn.Module, str]]]:
     """Give every module a weight of its own, so that merging into one does not change the other."""
     ties = list(_owners(wrapped))
-    for places in ties:
-        for module, name in places[1:]:
+    for owners in ties:
+        for module, name in owners[1:]:
             parameter: nn.Parameter = getattr(module, name)
             setattr(module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
     return ties
 
 
 def _tie_again(result: Any, ties: list[list[tuple[nn.Module, str]]]) -> bool:
-    """Tie what was tied if all of it is still equal; else nothing is tied any more, and the config says so."""
-    there = {id(module) for module in result.modules()}
+    """Tie what was tied if all of it is still equal; else leave all untied and set this in the config."""
+    remaining = {id(module) for module in result.modules()}
     equal = True
-    for places in ties:
-        kept = [getattr(module, name) for module, name in places if id(module) in there]
-        equal = equal and len(kept) == len(places) and all(torch.equal(kept[0], other) for other in kept[1:])
+    for owners in ties:
+        tied = [getattr(module, name) for module, name in owners if id(module) in remaining]
+        equal = equal and len(tied) == len(owners) and all(torch.equal(tied[0], other) for other in tied[1:])
     if equal:
         for (first, name), *others in ties:
             for module, other in others:
@@ -252,7 +252,7 @@ def _tie_again(result: Any, ties: list[list[tuple[nn.Module, str]]]) -> bool:
 
 
 def _configs(model: Any) -> list[Any]:
-    """The configs that say whether embeddings are tied: the model's, and that of its text part."""
+    """The configs with the switch that ties embeddings: the model's, and that of its text part."""
     parts = {id(part): part for part in (model.config, model.config.get_text_config())}
     return [part for part in parts.values() if hasattr(part, "tie_word_embeddings")]
 

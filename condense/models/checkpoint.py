@@ -2,7 +2,7 @@
 
 The only file that loads through transformers. No code from a checkpoint runs unless asked
 (`trust_remote_code`), no pickle is read unless asked (`allow_pickle`), and a model whose weights are
-missing, mismatched, truncated or not finite is refused, never measured silently.
+missing, mismatched, truncated or not finite raises UnavailableError.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model with its tokenizer and what is known of where they come from.
+    """A model with its tokenizer and their provenance.
 
     `head_missing` says why there is no language-modelling head to score with, or is None; `source_dtype` and
-    `use_cache` are what the checkpoint itself says, for saving it again.
+    `use_cache` are the checkpoint's own values, for saving it again.
     """
 
     model: PreTrainedModel
@@ -73,7 +73,7 @@ def read(located: Located) -> Checkpoint:
     model = _move_to_device(model, located)
     model.name_or_path = model.config.name_or_path = located.name  # what cards name: never a folder of the cache
     info = _info(model, located, (*notes, *located.notes))
-    if located.has_changed():  # or the hash would be of other bytes than the numbers
+    if located.has_changed():  # else the hash would be of other bytes than those measured
         raise UnavailableError(
             f"the weights of {located.name} changed while they were read", "wait until they are saved, and run again"
         )
@@ -188,7 +188,7 @@ def _all_weights(folder: Folder, files: contextlib.ExitStack) -> dict[str, Any]:
 def _from_folder(
     kind: Any, folder: Folder, config: Any, dtype: torch.dtype, device_map: str | None
 ) -> tuple[Any, dict[str, Any]]:
-    """For what the loader has to place or unpack file by file: it opens the folder, and finds what was hashed there."""
+    """For models that the loader distributes or unpacks: it reads the folder, then the weights are compared."""
     parts = sorted(file.name for file in folder.path.glob("shard-*.safetensors"))
     if parts:  # which the loader would prefer to the files that were hashed
         raise UnavailableError(
@@ -205,7 +205,7 @@ def _from_folder(
 
 
 def _add_generation_config(model: Any, folder: Folder) -> None:
-    """What the checkpoint says of sampling, for saving it again; one that is damaged changes no number."""
+    """Load the checkpoint's sampling settings, for saving it again; a damaged file is ignored, no number needs it."""
     from transformers import GenerationConfig
 
     if model.can_generate() and (folder.path / "generation_config.json").exists():

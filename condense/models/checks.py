@@ -1,6 +1,6 @@
-"""Does what was loaded fit together? A truncated, half-random or damaged model is refused, never measured.
+"""Checks of a loaded model: a truncated, half-random or damaged one raises UnavailableError.
 
-Loaders warn and go on where config, weights and quantisation do not belong together; these checks do not.
+Loaders only warn where config, weights and quantisation do not match.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def built_from(kind: Any, config: Any) -> Any:
 
 
 def _refuse_integers(model: Any, folder: Folder) -> None:
-    """UnavailableError for a weight that the file holds as an integer: what it stands for is not said."""
+    """UnavailableError for a weight that the file holds as an integer without a rule for its value."""
     if folder.is_pickle or getattr(model.config, "quantization_config", None):
         return
     weights = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
@@ -143,9 +143,9 @@ def _block_names(model: Any) -> list[str]:
 
 
 def _refuse_unexpected(model: Any, unexpected: list[str], folder: Folder) -> None:
-    """Weights that the model has no place for are refused inside the block list: then the config lies.
+    """UnavailableError for weights inside the block list that the model does not have: then the config is wrong.
 
-    Extra prediction layers and the buffers that older releases saved beside the weights are no such lie.
+    Extra prediction layers and the buffers that older releases saved beside the weights are allowed.
     """
     unexpected = [key for key in inspection.without_prediction_layers(unexpected) if not key.endswith(_OLD_BUFFERS)]
     lists = {name.rpartition(".")[0] for name in _block_names(model)}
@@ -180,7 +180,7 @@ def reported(name: str) -> Iterator[None]:
 
 
 def _as_refusal(error: BaseException, name: str) -> CondenseError | None:
-    """What is said of a failure while NAME was loaded; None for an interruption, which is none."""
+    """The error for a failure while NAME was loaded; None for an interruption."""
     if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
         return RunError(f"out of memory while loading {name}", "use --dtype bfloat16 or a smaller model")
     failure = system_failure(error)
@@ -195,7 +195,7 @@ def _as_refusal(error: BaseException, name: str) -> CondenseError | None:
         )
     if not isinstance(error, Exception):
         return None
-    if "weights_only" in str(error):  # its advice is to switch the protection off
+    if "weights_only" in str(error):  # its advice is to disable the check
         return UnavailableError(
             f"the pickled weights of {name} cannot be loaded: damaged, or not only tensors; none of it was run",
             "ask its author for safetensors",
@@ -203,7 +203,7 @@ def _as_refusal(error: BaseException, name: str) -> CondenseError | None:
     return UnavailableError(f"{name} cannot be loaded: {first_line(error)}")
 
 
-# --- are the sites what they seem --------------------------------------------------------------------
+# --- checks of the sites --------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -211,7 +211,7 @@ def self_check(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> None
     """Compare the hooked sites with `output_hidden_states` on the first tokens of ids (1, S).
 
     Every hidden state that the model itself reports must be one of our sites, in order, and its last
-    one our `output` or block L. UnavailableError if not: then the sites are not what they seem.
+    one our `output` or block L. UnavailableError if not: then other states than the sites' would be measured.
     """
     seen: dict[str, list[Tensor]] = {stack.name: [] for stack in stacks}
     with contextlib.ExitStack() as hooks:
@@ -233,7 +233,7 @@ def self_check(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> None
 
 
 def _run_with_hidden_states(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> Any:
-    """A forward pass that asks for hidden states; a custom class may not know the word."""
+    """A forward pass that asks for hidden states; a custom class may not accept the argument."""
     try:
         return run(model, stacks, ids, output_hidden_states=True)
     except UnavailableError as error:

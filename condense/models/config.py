@@ -1,7 +1,7 @@
-"""What a config.json may decide: the shape and the arithmetic of a model, nothing about where it comes from.
+"""What a config.json may decide: the shape and the arithmetic of a model, never which files are loaded.
 
 Numbers and switches are honoured. A text is honoured under a key that the class of the model's type declares or reads
-itself, and only if it is no place; other texts are left out before transformers sees them. Keys that name weights,
+itself, and only if it is no path or id; other texts are left out before transformers sees them. Keys that name weights,
 backbones or files to load are refused; attention and kernels are chosen here.
 """
 
@@ -31,7 +31,7 @@ _AS_READ = re.compile(r"kwargs\.(?:pop|get|setdefault)\(\s*[\"'](\w+)[\"']|[\"']
 
 @dataclass(frozen=True)
 class Honoured:
-    """A config as it will be used: transformers' own, and what a reader should know of what was left out."""
+    """A config as it will be used: transformers' own, and notes on what was left out."""
 
     config: Any
     notes: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ def code_of(folder: Folder, names: tuple[str, ...]) -> str | None:
 
 
 def honoured(config: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """The part of a config.json that the class `kind` is given: see the head of this file."""
+    """The part of a config.json that the class `kind` is given: see the module's docstring."""
     known, parts = _COMMON | _declared(kind), getattr(kind, "sub_configs", None) or {}
     kept: dict[str, Any] = {}
     for key, value in config.items():
@@ -96,7 +96,7 @@ def honoured(config: Mapping[str, Any], kind: Any) -> dict[str, Any]:
 
 
 def _dtype_of_key(key: str, value: Any) -> Any:
-    """A type of weights as transformers reads it; None for "auto". UnavailableError for what is none."""
+    """A type of weights as transformers reads it; None for "auto". UnavailableError for any other value."""
     import torch
 
     name = str(value).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Models of classes that came with a checkpoint (`auto_map`): which module is what, where the class does not say."""
+"""Models of classes that came with a checkpoint (`auto_map`): embedding, head and blocks where the class names none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_custom(model: nn.Module) -> bool:
 
 
 def input_embeddings(model: Any) -> nn.Module | None:
-    """The embedding of token ids: as the class says, else the one table with as many rows as the vocabulary."""
+    """The embedding of token ids: as the class returns it, else the one table with as many rows as the vocabulary."""
     try:
         return model.get_input_embeddings()  # type: ignore[no-any-return]
     except (AttributeError, NotImplementedError):
@@ -31,7 +31,7 @@ def input_embeddings(model: Any) -> nn.Module | None:
 
 
 def output_head(model: Any) -> nn.Module | None:
-    """What maps states to logits: as the class says, else the one linear map of a custom class onto the vocabulary."""
+    """The map of states to logits: the class's, else the one linear map of a custom class onto the vocabulary."""
     own = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if own is not None or not is_custom(model):
         return own
@@ -53,9 +53,9 @@ def _vocabulary(model: Any) -> int:
 
 
 def flat(model: Any) -> Adapted | None:
-    """A custom class whose head and blocks are parts of one module, with its final norm seen in a forward pass.
+    """A custom class whose head and blocks are parts of one module, with its final norm detected in a forward pass.
 
-    None for any other model: then `base_model` gives the states, and the head stands beside it. UnavailableError,
+    None for any other model: then `base_model` gives the states, and the head is outside of it. UnavailableError,
     naming the candidates, where several lists of modules could be the blocks.
     """
     if not is_custom(model) or getattr(model, "base_model", model) is not model or output_head(model) is None:

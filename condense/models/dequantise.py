@@ -45,7 +45,7 @@ _MORE_KEYS = {
     "nemotron": {"attention.layer_norm_epsilon": "norm_eps"},
     "bloom": {"attention.layer_norm_epsilon": "layer_norm_epsilon"},
 }
-# Keys that change no number: they describe, or say what the shapes of the tensors say as well.
+# Keys that change no number: descriptions, or values that the shapes of the tensors give too.
 _DESCRIPTIVE = set(
     "vocab_size tensor_data_layout rope.scaling.finetuned attention.value_length attention.key_length "
     "rope.dimension_count feed_forward_length context_length attention.head_count attention.head_count_kv".split()
@@ -82,7 +82,7 @@ def dequantise(model: Gguf, folder: Path) -> str | None:
 
 
 def _config(model: Gguf) -> Any:
-    """The config that a file's keys and tensors come to; UnavailableError for a key that would be left out."""
+    """The config from a file's keys and tensors; UnavailableError for a key that would be left out."""
     from transformers import AutoConfig
     from transformers.integrations.ggml import GGUF_CONFIG_DEFAULTS_MAPPING, GGUF_CONFIG_MAPPING
 
@@ -94,7 +94,7 @@ def _config(model: Gguf) -> Any:
     values = {names[key]: value for key, value in own.items() if key in names}
     values |= GGUF_CONFIG_DEFAULTS_MAPPING.get(model_type, {})
     _shape(model, own, values)
-    used = {*names, *_DESCRIPTIVE, *_rope(model, own, values), *_particular(model, own, values)}
+    used = {*names, *_DESCRIPTIVE, *_rope(model, own, values), *_architecture_settings(model, own, values)}
     _refuse_unused(model, {key: value for key, value in own.items() if key not in used})
     for token in ("bos", "eos", "pad"):
         values[f"{token}_token_id"] = special_token(model, token)
@@ -103,7 +103,7 @@ def _config(model: Gguf) -> Any:
 
 
 def _shape(model: Gguf, own: Mapping[str, Any], values: dict[str, Any]) -> None:
-    """What tensors and llama.cpp's defaults say of the shape, where transformers would take its own defaults."""
+    """The shape by the tensors and llama.cpp's defaults, where transformers would take its own defaults."""
     values["vocab_size"] = model.tensors["token_embd.weight"].shape[0]
     values["tie_word_embeddings"] = "output.weight" not in model.tensors
     heads, groups = own.get("attention.head_count"), own.get("attention.head_count_kv")
@@ -178,7 +178,7 @@ def _rope_factors(model: Gguf, own: Mapping[str, Any], values: dict[str, Any], o
 
 
 def _llama3_factors(parameters: Mapping[str, Any], theta: float, width: int) -> Any:
-    """By which llama.cpp's converter divides the frequencies of Llama 3.1: (width / 2,)."""
+    """Factors by which llama.cpp's converter divides the frequencies of Llama 3.1: (width / 2,)."""
     lengths = 2 * np.pi * theta ** (np.arange(0, width, 2) / width)
     original, factor = parameters["original_max_position_embeddings"], parameters["factor"]
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
@@ -187,7 +187,7 @@ def _llama3_factors(parameters: Mapping[str, Any], theta: float, width: int) -> 
     return np.where(lengths < original / high, 1.0, np.where(lengths > original / low, factor, between))
 
 
-def _particular(model: Gguf, own: Mapping[str, Any], values: dict[str, Any]) -> set[str]:
+def _architecture_settings(model: Gguf, own: Mapping[str, Any], values: dict[str, Any]) -> set[str]:
     """What one architecture keeps in tensors, or llama.cpp in its code; returns the keys that were used."""
     kind, tensors = model.architecture, model.tensors
 
@@ -221,7 +221,7 @@ def _particular(model: Gguf, own: Mapping[str, Any], values: dict[str, Any]) -> 
 
 
 def _refuse_unused(model: Gguf, left: Mapping[str, Any]) -> None:
-    """UnavailableError for keys that nothing was done with, unless they say that there is none of something."""
+    """UnavailableError for unused keys, unless their value means that the feature is absent."""
     meant = {key: value for key, value in left.items() if value not in (0, False, "", "none", [], None)}
     if left.get("attention.causal", True) is False:
         meant["attention.causal"] = False
@@ -233,8 +233,8 @@ def _refuse_unused(model: Gguf, left: Mapping[str, Any]) -> None:
         )
 
 
-class _Read(dict[str, Any]):
-    """Keys and values that remember which keys were asked for."""
+class _TrackedKeys(dict[str, Any]):
+    """A mapping that records which keys were read."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -250,7 +250,7 @@ class _Read(dict[str, Any]):
 
 
 def _save_as_read(model: Gguf, folder: Path) -> None:
-    """Convert an architecture that transformers reads whole; the keys that it does not ask for are told here."""
+    """Convert an architecture that transformers reads whole; UnavailableError for keys that it does not read."""
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
     from transformers.integrations.gguf import get_gguf_config
 
@@ -260,7 +260,7 @@ def _save_as_read(model: Gguf, folder: Path) -> None:
             f"{file.name} is split, and {kind} is read from one file only", "llama-gguf-split --merge FIRST OUT"
         )
     rows = model.tensors["token_embd.weight"].shape[0]
-    metadata = _Read({"tokenizer.ggml.tokens": rows, **model.metadata})
+    metadata = _TrackedKeys({"tokenizer.ggml.tokens": rows, **model.metadata})
     values = get_gguf_config(metadata, tuple(model.tensors)) | {"vocab_size": rows}
     own = {key: value for key, value in model.metadata.items() if key.startswith(f"{kind}.")}
     left = {key.removeprefix(f"{kind}."): value for key, value in own.items() if key not in metadata.asked}
@@ -367,7 +367,7 @@ def _weight_tensors(model: Gguf) -> Iterator[Tensor]:
 
 
 def _add_absent_biases(network: Any, state: dict[str, Any]) -> None:
-    """A bias that no block of the file has is none: llama.cpp adds what is there, the model's class wants all."""
+    """Zeros for a bias that no block of the file has: llama.cpp adds those present, the model's class needs all."""
     kinds = {re.sub(r"\.\d+\.", ".N.", name) for name in state}
     for name, tensor in network.state_dict().items():
         if name.endswith(".bias") and name not in state and re.sub(r"\.\d+\.", ".N.", name) not in kinds:

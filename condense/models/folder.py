@@ -1,7 +1,7 @@
 """What is in a checkpoint folder, before anything is loaded or built. Standard library only.
 
 Checkpoints are untrusted: names are checked, headers are read instead of tensors, and a config that
-does not fit the weights is refused here, where it costs milliseconds.
+does not fit the weights raises UnavailableError here, within milliseconds.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _PATHS = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", "/")
 
 
 def is_path(name: str) -> bool:
-    """True if MODEL is meant as a place on disk rather than a hub id."""
+    """True if MODEL is a path on disk rather than a hub id."""
     looks = name.startswith((".", "/", "~")) or name.lower().endswith(_PATHS)
     return looks or name.count("/") > 1 or _exists(Path(name))
 
@@ -118,7 +118,7 @@ def refuse_special(path: Path) -> None:
 
 
 def has_tokenizer(path: Path) -> bool:
-    """True if a tokenizer's own files (not only its config) are in the folder; refuses what git left of one."""
+    """True if a tokenizer's own files (not only its config) are in the folder; UnavailableError for a git-lfs pointer."""
     if path.is_dir():
         refuse_special(path)
     files = [path / name for name in _TOKENIZER_FILES if (path / name).exists()]
@@ -149,7 +149,7 @@ def _tokenizer_configs(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
-    """Parse and check config.json; it may neither name code to fetch nor ask for nonsense."""
+    """Parse and check config.json; UnavailableError for code to fetch and for impossible sizes."""
     file = path / name
     if not file.exists():
         raise UnavailableError(f"no {name} in {path}", "is it a Hugging Face checkpoint folder?")
@@ -305,7 +305,7 @@ def refuse_pointer(file: Path) -> None:
 def _check_depth_of_weights(names: list[str], config: dict[str, Any]) -> None:
     """The number of blocks named in the weights must be the config's, in every stack."""
     held_depths = _depths_in_weights(without_prediction_layers(names))
-    if config.get("num_hidden_groups"):  # one block is called many times: its number says nothing of the depth
+    if config.get("num_hidden_groups"):  # one block is called many times: its number is not the depth
         return
     for stack, config_depths in _depths_in_config(config).items():
         depths = [depth for prefix, depth in held_depths.items() if stack in ("", _stack_of(prefix))]
@@ -349,7 +349,7 @@ def _stack_of(prefix: str) -> str:
 def without_prediction_layers(names: Iterable[str]) -> list[str]:
     """Names of weights without the extra layers that predict further tokens (DeepSeek-V3, GLM-4.5).
 
-    They stand behind the blocks in the same list, and transformers does not build them.
+    They come after the blocks in the same list, and transformers does not build them.
     """
     listed = list(names)
     extra = tuple({match.group(1) for name in listed if (match := _PREDICTION_LAYER.match(name))})

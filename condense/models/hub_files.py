@@ -145,17 +145,17 @@ def needed(
     """
     chosen = selection or Selection()
     patterns = [*_SMALL, *(("*.py",) if chosen.code else ())]
-    found = {name for name in names for pattern in patterns if fnmatch.fnmatch(name, pattern)}
+    names_needed = {name for name in names for pattern in patterns if fnmatch.fnmatch(name, pattern)}
     if chosen.weights:
         whole = [name for name in names if name in ("model.safetensors", "adapter_model.safetensors")]
         listed = {*fnmatch.filter(names, "model-*-of-*.safetensors"), *shards, INDEX} & set(names)
         pickles = fnmatch.filter(names, "pytorch_model*.bin*")
-        found |= set(whole or listed or (pickles if chosen.allow_pickle else []))
-    if chosen.weights and not any(name.endswith(WEIGHTS) for name in found):
+        names_needed |= set(whole or listed or (pickles if chosen.allow_pickle else []))
+    if chosen.weights and not any(name.endswith(WEIGHTS) for name in names_needed):
         raise _no_weights(repo, names)
-    if not found:
+    if not names_needed:
         raise UnavailableError(f"{repo} holds no config and no tokenizer", "is it a model of transformers?")
-    return sorted(found)
+    return sorted(names_needed)
 
 
 def _no_weights(repo: str, names: Sequence[str]) -> UnavailableError:
