@@ -118,7 +118,7 @@ def refuse_special(path: Path) -> None:
 
 
 def has_tokenizer(path: Path) -> bool:
-    """True if a tokenizer's own files (not only its config) are in the folder; UnavailableError for a git-lfs pointer."""
+    """True if a tokenizer's own files (not only its config) are in the folder; UnavailableError for git pointers."""
     if path.is_dir():
         refuse_special(path)
     files = [path / name for name in _TOKENIZER_FILES if (path / name).exists()]

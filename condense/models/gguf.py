@@ -1,7 +1,7 @@
 """The headers of `.gguf` files: keys, tensors, and the parts of a split one.
 
 Standard library only, but for the sizes of the quantised types, which the package gguf knows. Files are untrusted:
-nothing is taken for longer than the file is.
+lengths beyond the end of the file raise UnavailableError.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FETCH = "fetch the file again"
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a file: its shape as torch has it, its ggml type, and where its bytes are."""
+    """A tensor of a file: its shape in torch's order, its ggml type, and the offset and size of its bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Gguf:
-    """What the headers of all parts of a model say. metadata: of the first part; arrays of strings as their length."""
+    """The headers of all parts of a model. metadata: of the first part; arrays of strings as their length."""
 
     parts: tuple[Path, ...]
     metadata: Mapping[str, Any]
@@ -58,7 +58,7 @@ class Gguf:
 
 
 def read(file: Path) -> Gguf:
-    """Read the headers of a file and of its other parts; UnavailableError where they are no whole model."""
+    """Read the headers of a file and of its other parts; UnavailableError where the model is incomplete."""
     if not file.exists():
         raise UnavailableError(f"no such file or directory: {file}")
     parts = parts_of(file)
@@ -160,7 +160,7 @@ class _Reader:
             self.position += struct.calcsize(f"<{count}{_VALUES[inner]}")
             return list(values)
         for _ in range(count):
-            if inner == _STRING:  # a vocabulary: its texts are not needed here
+            if inner == _STRING:  # a vocabulary: only its length is used
                 (size,) = struct.unpack_from("<Q", self.data, self.position)
                 self.position += 8 + size
             else:
@@ -238,7 +238,7 @@ def _refuse_other_kinds(file: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def _check_block_count(file: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """The number of blocks that the file says it has must be the number it holds: both are built from."""
+    """UnavailableError where the stated number of blocks is not the number of blocks among the tensors."""
     stated = metadata.get(f"{metadata.get('general.architecture')}.block_count")
     numbers = {int(match.group(1)) for name in tensors if (match := _BLOCK.match(name))}
     if isinstance(stated, int) and numbers and stated != max(numbers) + 1:

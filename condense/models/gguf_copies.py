@@ -29,7 +29,7 @@ _LOGGER = logging.getLogger("condense")
 
 @dataclass(frozen=True)
 class Copy:
-    """A dequantised checkpoint in the cache: where it is, of which file, bytes."""
+    """A dequantised checkpoint in the cache: its path, its source file, its size in bytes."""
 
     path: str
     source: str
@@ -44,7 +44,7 @@ def converted(model: Gguf) -> Path:
     target = copy_of(model.parts)
     if _is_complete_copy(target):
         with contextlib.suppress(OSError):
-            os.utime(target)  # what is used is kept
+            os.utime(target)  # pruning removes the copies used least recently
         return target
     if target.exists():
         _LOGGER.warning("the converted copy of %s in %s is damaged: it is made again", model.parts[0].name, target)
@@ -64,7 +64,7 @@ def _convert(model: Gguf, target: Path) -> None:
         content = {"source": model.parts[0].name, "files": hashes, "no_tokenizer": lacking}
         write_text(work / COPY, json.dumps(content, indent=1))
         _open_to_others(work)
-        if not _is_complete_copy(target):  # another process may have been quicker
+        if not _is_complete_copy(target):  # another process may have written it first
             shutil.rmtree(target, ignore_errors=True)
             with contextlib.suppress(OSError):
                 work.replace(target)
@@ -127,7 +127,7 @@ def _is_complete_copy(path: Path) -> bool:
 
 
 def _open_to_others(folder: Path) -> None:
-    """Give a folder and its files the modes that the umask asks for: a cache may be shared."""
+    """Set the modes of a folder and its files by the umask: a cache may be shared."""
     mask = umask()
     folder.chmod(0o777 & ~mask)
     for file in folder.iterdir():

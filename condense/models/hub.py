@@ -1,4 +1,4 @@
-"""Checkpoints by hub id: which files, how large, is there space on the disk, and what went wrong. Nothing unasked.
+"""Checkpoints by hub id: the files needed, their size, free disk, and errors. Only what the user named is requested.
 
 Only the top-level files a measurement needs are fetched: config, tokenizer, generation config and the
 safetensors weights (never a second copy in another format). What a user should know goes to the logger
@@ -65,7 +65,7 @@ def fetch(repo: str, options: ModelOptions, selection: Selection | None = None) 
     """Fetch what is needed of a repository (by default: a model) into the hub's own cache and return the folder.
 
     Size and free disk are logged first. Offline, or where the hub is not reachable, the copy in the cache is used
-    if it is whole. UnavailableError tells missing, gated, private, offline and not reachable apart; RunError if the
+    if it is whole. UnavailableError names the case: missing, gated, private, offline or not reachable; RunError if the
     disk is too small.
     """
     from huggingface_hub.utils import validate_repo_id
@@ -75,13 +75,13 @@ def fetch(repo: str, options: ModelOptions, selection: Selection | None = None) 
     chosen, revision = selection or Selection.of(options), options.revision
     if is_offline(options.offline):
         return _repaired(cached(repo, revision, chosen), options)
-    if revision and COMMIT.fullmatch(revision):  # a commit never changes: what is whole needs no question
+    if revision and COMMIT.fullmatch(revision):  # a commit never changes: a complete copy needs no request
         with contextlib.suppress(UnavailableError):
             return _repaired(cached(repo, revision, chosen, listed=True), options)
     commit = revision
     try:
         listing = list_files(repo, options, chosen)
-        commit = listing.revision  # from here on no other one will do
+        commit = listing.revision  # from here on only this commit is used
         fetched = _download(repo, options, listing)
     except HubOutageError as outage:
         with contextlib.suppress(UnavailableError):
@@ -93,7 +93,7 @@ def fetch(repo: str, options: ModelOptions, selection: Selection | None = None) 
 
 
 def is_offline(offline: bool = False) -> bool:
-    """True if the hub must not be asked: by the option, or by HF_HUB_OFFLINE when the client was imported."""
+    """True if the hub must not be contacted: by the option, or by HF_HUB_OFFLINE when the client was imported."""
     from huggingface_hub import constants
 
     return offline or bool(_before_closing[0] if _before_closing else constants.HF_HUB_OFFLINE)
@@ -104,9 +104,9 @@ _before_closing: list[bool] = []
 
 @contextlib.contextmanager
 def closed(offline: bool = False) -> Iterator[None]:
-    """Keep every library in this process from asking the hub, but where it is `opened`.
+    """Keep every library in this process from contacting the hub, except inside `opened`.
 
-    What a checkpoint's files name is then fetched by nobody. offline: it stays closed there too.
+    So nothing that a checkpoint's files name is fetched. offline: `opened` allows no requests either.
     """
     from huggingface_hub import constants
 
@@ -122,7 +122,7 @@ def closed(offline: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened() -> Iterator[None]:
-    """Let the hub be asked for what the user named, as far as the environment and --offline allow."""
+    """Allow requests to the hub for what the user named, unless the environment or --offline forbids them."""
     from huggingface_hub import constants
 
     before: bool = constants.HF_HUB_OFFLINE
@@ -130,7 +130,7 @@ def opened() -> Iterator[None]:
     state = _before_closing[0] if _before_closing else bool(before)
     constants.HF_HUB_OFFLINE = state
     if datasets is not None and not os.environ.get("HF_DATASETS_OFFLINE"):
-        datasets.HF_HUB_OFFLINE = datasets.HF_DATASETS_OFFLINE = state  # it looked when it was imported
+        datasets.HF_HUB_OFFLINE = datasets.HF_DATASETS_OFFLINE = state  # the client read it when it was imported
     try:
         yield
     finally:
@@ -138,7 +138,7 @@ def opened() -> Iterator[None]:
 
 
 def list_files(repo: str, options: ModelOptions, selection: Selection) -> Listing:
-    """What `fetch` would need and what it would download; nothing is kept. HubOutageError if it cannot be asked."""
+    """What `fetch` would need and what it would download; nothing is kept. HubOutageError if it is not reachable."""
     from huggingface_hub import HfApi, snapshot_download
 
     token = options.token
@@ -187,7 +187,7 @@ def _literal(names: Iterable[str]) -> list[str]:
 
 
 def _download(repo: str, options: ModelOptions, listing: Listing) -> Fetched:
-    """The snapshot with all that is listed; then what its branch or tag stands for is noted, to be found offline."""
+    """Fetch all listed files; then record the commit of the branch or tag, for use offline."""
     from huggingface_hub import constants, snapshot_download
 
     if listing.missing:
@@ -231,7 +231,7 @@ def _progress(repo: str, total: int) -> Any:
     from tqdm.auto import tqdm
 
     class Lines(tqdm):  # type: ignore[misc]
-        """Counts the bytes that were written, and draws nothing."""
+        """Count the bytes that were written, and draw nothing."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **{**options, "disable": True})

@@ -1,6 +1,6 @@
-"""The files of the hub's cache: which of a repository are needed, which are there, and are they what they should be.
+"""The files of the hub's cache: which of a repository are needed, which are present, and whether they are intact.
 
-Nothing here asks the hub.
+No request is sent to the hub.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which files are needed: weights or only what stands beside them, pickles where nothing else is, code."""
+    """Which files are needed: weights or only the other files, pickles where nothing else is, code."""
 
     weights: bool = True
     allow_pickle: bool = False
@@ -67,7 +67,7 @@ class Selection:
 
 
 def cached(repo: str, revision: str | None, selection: Selection | None = None, *, listed: bool = False) -> Fetched:
-    """The copy in the hub's cache, without asking the hub; UnavailableError if there is none or it is not whole.
+    """The copy in the hub's cache, without asking the hub; UnavailableError if there is none or it is incomplete.
 
     Which files belong to it is known from the listing that the client keeps. Of a copy without one, fetched file by
     file by another program, what is there is taken; with `listed` it is refused.
@@ -106,12 +106,12 @@ def _repository_folder(repo: str) -> Path:
 
 
 def _ref(repo: str, revision: str) -> Path | None:
-    """The file that holds the commit of a branch or tag, where the hub's client looks for it; None for no name."""
+    """The file that holds the commit of a branch or tag, where the hub's client reads it; None for an invalid name."""
     return None if ".." in revision or revision.startswith("/") else _repository_folder(repo) / "refs" / revision
 
 
 def _read_ref(repo: str, revision: str) -> str | None:
-    """The commit that a branch or tag stood for when it was fetched last."""
+    """The commit of a branch or tag when it was fetched last."""
     path = _ref(repo, revision)
     try:
         return path.read_text(encoding="ascii").strip() if path else None
@@ -120,7 +120,7 @@ def _read_ref(repo: str, revision: str) -> str | None:
 
 
 def keep_ref(repo: str, revision: str, commit: str) -> None:
-    """Note which commit a branch or tag stands for; a cache that cannot be written is left as it is."""
+    """Record the commit of a branch or tag; a cache that cannot be written is left as it is."""
     path = _ref(repo, revision)
     if path is not None and revision != commit and _read_ref(repo, revision) != commit:
         with contextlib.suppress(CondenseError):
@@ -128,7 +128,7 @@ def keep_ref(repo: str, revision: str, commit: str) -> None:
 
 
 def shards_of(index: bytes) -> tuple[str, ...]:
-    """The files that a safetensors index names; () where it cannot be read, which is refused when it is opened."""
+    """The files that a safetensors index names; () where it cannot be read: opening it raises an error later."""
     try:
         weight_map = json.loads(index)["weight_map"]
         return tuple(sorted({str(name) for name in weight_map.values()}))

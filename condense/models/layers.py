@@ -1,4 +1,4 @@
-"""Where a model's sites are, and hooks on them; used by measuring and by treating. Torch only.
+"""The sites of a model, and hooks on them; used by measuring and by treating. Torch only.
 
 Sites in depth order: `embedding` (what block 1 receives), `block` 1..L (the residual stream as block l
 leaves it, before any final norm), `output` (the model's `last_hidden_state`). They are found from the
@@ -33,7 +33,7 @@ _DEPTHS = {
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a stack where states are read: its name, index l and the number of blocks L."""
+    """A point in a stack at which states are read: its name, index l and the number of blocks L."""
 
     name: SiteName
     stack: str
@@ -269,7 +269,7 @@ def run(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor, **options: Any
 def forward_pass(model: nn.Module) -> Iterator[None]:
     """What a checkpoint's own code raises while it runs becomes UnavailableError; running out of memory does not.
 
-    The frames tell whose failure it is: one in condense below the pass (a hook of ours) is a bug, and stays one.
+    The traceback's frames decide: an error raised in condense below the pass (in a hook) is a bug, and is not changed.
     """
     try:
         yield
@@ -291,7 +291,7 @@ def _raised_by_us(error: Exception) -> bool:
     while frame is not None:
         files.append(frame.tb_frame.f_code.co_filename)
         frame = frame.tb_next
-    calls = [index for index, file in enumerate(files) if file == adapt.__code__.co_filename]  # on the module's behalf
+    calls = [index for index, file in enumerate(files) if file == adapt.__code__.co_filename]  # called by the module
     below = max(calls, default=1) + 1  # without one: the first is this file's, the second the caller's
     return (bool(calls) and below == len(files)) or any(file.startswith(package) for file in files[below:])
 
@@ -341,7 +341,7 @@ def input_device(model: Any) -> torch.device:
 def embedding_rows(model: Any) -> int:
     """Number of token ids that the model has an embedding for; UnavailableError where it reads none."""
     if isinstance(model, Adapted) and model.get_input_embeddings() is None:
-        return torch.iinfo(torch.int64).max  # no embedding was seen, so nothing is known of its rows
+        return torch.iinfo(torch.int64).max  # no embedding was detected, so its number of rows is unknown
     try:
         embeddings: Any = input_embeddings(model)
         return int(embeddings.num_embeddings)

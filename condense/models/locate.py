@@ -1,7 +1,7 @@
-"""Where a checkpoint is and what it is, before its weights are read: enough to cut text, and to know it again.
+"""Locates and identifies a checkpoint before its weights are read: enough to cut text, and for the cache's key.
 
 Its hash is taken of the bytes each time, never of a name or a date: a model that was trained again in the
-same place is another model.
+same folder is another model.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ _OFFSET_POSITIONS = (
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint that was found and looked into, its weights hashed but not read.
+    """A located checkpoint, its weights hashed but not read.
 
     folder: where MODEL is; base: where the weights are (another folder for an adapter); config: transformers' own;
     weights_sha256: of the files, the adapter's with its base's, None for random weights; files: those it is of;
-    stamps: their sizes and times when they were hashed; device and dtype: what `auto` stands for here; source_dtype:
+    stamps: their sizes and times when they were hashed; device and dtype: with `auto` resolved; source_dtype:
     that of the weights as they are stored; notes: what a reader of the report should know.
     """
 
@@ -111,7 +111,7 @@ class Located:
 def locate(model: str | Path, options: ModelOptions) -> Located:
     """Find MODEL, check its files and open its config and tokenizer.
 
-    What the user named is fetched, and an adapter's base; nothing that a file names is asked for at the hub.
+    What the user named is fetched, and an adapter's base; nothing that a file names is requested from the hub.
     UnavailableError for what is missing, unsafe, damaged or unsupported; UsageError for options that
     do not go together.
     """
@@ -139,7 +139,7 @@ def _locate(name: str, options: ModelOptions) -> Located:
         source_dtype = stored_dtype(honoured.config, base)
         dtype = dtype_of(source_dtype, options)
         tokenizer, notes = _choose_tokenizer(folder, base, name, honoured, options)
-    files = tuple(file for file in (*weights, *own) if file.exists())  # an adapter without one is refused later
+    files = tuple(file for file in (*weights, *own) if file.exists())  # an adapter without one raises later
     stamps = _stamps(files)
     digest = joined_sha256([hashes.get(file) or sha256_of_files((file,)) for file in weights]) if weights else None
     if own and own[0].exists() and digest:
@@ -298,7 +298,7 @@ def dtype_of(stored: str, options: ModelOptions) -> str:
 
 
 def device_of(options: ModelOptions) -> str:
-    """The device that was asked for, by its name; that this machine has it shows when a model is moved there."""
+    """The device that was asked for, by its name; whether this machine has it is checked when a model is moved."""
     if options.device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return str(torch.device(options.device))

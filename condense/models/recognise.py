@@ -1,6 +1,6 @@
-"""What a file or folder is that is no Hugging Face checkpoint, and what gets a first number from it. Standard library.
+"""Recognises files and folders that are not Hugging Face checkpoints, with a hint for each. Standard library.
 
-By names, and by what stands in the directory of a zip archive: no pickle is opened.
+By names, and by the directory of a zip archive: no pickle is opened.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ _NANOCHAT = re.compile(r"model_(\d+)\.pt")
 
 @dataclass(frozen=True)
 class Other:
-    """What something is, and the command or the lines of Python that get a first number from it."""
+    """The kind of a file or folder, and the command or the lines of Python that measure it."""
 
     what: str
     hint: str
 
     def error(self, path: Path) -> UnavailableError:
-        """The refusal to read it as a Hugging Face checkpoint."""
+        """The error raised in place of reading it as a Hugging Face checkpoint."""
         return UnavailableError(f"{path} is {self.what}, not a Hugging Face checkpoint", self.hint)
 
 
 def recognise(path: Path) -> Other | None:
-    """What a file, or a folder without a config.json or without weights, is; None where it is nothing that is known."""
+    """What a file, or a folder without a config.json or without weights, is; None where it is not recognised."""
     try:
         if path.is_dir():
             names = {inner.name for inner in path.iterdir()}
             return next((known for kind in _FOLDERS if (known := kind(path, names)) is not None), None)
         return _file(path) if path.is_file() else None
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # what is damaged is nothing that is known
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # a damaged file is not recognised
         return None
 
 

@@ -1,7 +1,7 @@
-"""Four small models with one fault each: what a cone, a rogue dimension, a sink and a low rank look like.
+"""Four small models with one fault each: a cone, a rogue dimension, a sink and a low rank.
 
 All are one random Llama (6 blocks, width 64) with a few weights set by hand; nothing is trained. Each fault comes with
-the attribution that the verdict has to give, so that `condense demo --sick` is a lesson and a test of the verdict.
+the attribution that the verdict has to give, so that `condense demo --sick` is an example and a test of the verdict.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _low_rank(model: Any) -> None:
 
 
 def _unread(block: Any) -> None:
-    """Let a block take nothing from the channel: what stands there adds to every cosine and tells nobody anything."""
+    """Zero a block's input from the channel: its value adds to every cosine and carries no information."""
     attention, mlp = block.self_attn, block.mlp
     for part in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
         part.weight[:, CHANNEL] = 0

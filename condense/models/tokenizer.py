@@ -1,7 +1,7 @@
 """Tokenizers of a folder or a `.gguf` file, opened without drawing at random or reading elsewhere.
 
-A `.gguf` holds no tokenizer.json: what it says is put together here by the rules of llama.cpp, which transformers
-follows for most of it.
+A `.gguf` holds no tokenizer.json: the tokenizer is built from its keys by the rules of llama.cpp, most of which
+transformers follows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _AS_GPT2 = (
     "trillion granite-docling roberta-bpe"
 ).split()
 _SINGLE_DIGITS = "smollm starcoder refact command-r codeshell exaone minerva-7b".split()
-# Those that look for whole words in the vocabulary before they merge, and those that begin with a BOS.
+# Those that look up whole words in the vocabulary before they merge, and those that begin with a BOS.
 _WHOLE_WORDS = "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 tekken".split()
 _WITH_BOS = (*_WHOLE_WORDS, "chameleon")
 
@@ -101,11 +101,11 @@ def _without_dropout(tokenizer: Any) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def silent_panics() -> Iterator[None]:
-    """Drop what Rust writes of a panic straight to file descriptor 2; the exception says the same."""
+    """Discard what Rust writes of a panic straight to file descriptor 2; the exception has the same message."""
     sys.stderr.flush()
     try:
         kept = os.dup(2)
-    except OSError:  # closed by who started us
+    except OSError:  # closed by the parent process
         yield
         return
     with open(os.devnull, "wb") as nowhere:
@@ -130,7 +130,7 @@ def special_token(model: Gguf, token: str) -> int | None:
 
 
 def save_tokenizer_of(model: Gguf, folder: Path) -> str | None:
-    """Save a file's tokenizer in a folder; return why there is none where it cannot be told how text is split."""
+    """Save a file's tokenizer in a folder; return the reason for none where the rule of splitting text is unknown."""
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
