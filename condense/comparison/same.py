@@ -86,7 +86,10 @@ def same_of(
         alike = intervals.ratio_over_documents(agree, counts, documents)
         shares = tuple((agree / np.maximum(counts, 1)).tolist())
         top1 = Estimate(alike.value, *alike.clipped(0.0, 1.0), shares, reason=alike.reason)
-    sites = _site_estimates(reading, documents)
+    undefined = "the widths differ: no coordinates correspond"
+    if first.model.hidden_size == other.model.hidden_size:
+        undefined = "all states of a window are zero in one of the two: they have no direction"
+    sites = _site_estimates(reading, documents, undefined)
     rounding = ROUNDING.get(first.model.dtype, ROUNDING["float32"])
     block, site = _first_difference(sites, rounding, kl)
     loss = first.quality.loss.value
@@ -126,12 +129,13 @@ def _other_tokenizer(made: Same) -> Same:
     return not_compared(made.against, reason)
 
 
-def _site_estimates(reading: Reading, documents: Sequence[int]) -> tuple[SameSite, ...]:
+def _site_estimates(reading: Reading, documents: Sequence[int], undefined: str) -> tuple[SameSite, ...]:
+    """Cosine and CKA of every site; undefined: why a cosine is, where it is."""
     made = []
     for key in reading.windows[0].sites:
         cosines, *moments = np.array([window.sites[key] for window in reading.windows], dtype=np.float64).T
         spread = intervals.over_documents(cosines, documents)
-        reason = spread.reason if spread.value is not None else "the widths differ: no coordinates correspond"
+        reason = spread.reason if spread.value is not None else undefined
         cosine = Estimate(spread.value, *spread.clipped(-1.0, 1.0), reason=reason)
         stack, site, index = key
         made.append(SameSite(site, stack, index, cosine, _cka(moments, documents)))

@@ -178,6 +178,11 @@ class Comparison(Saved):
     trajectory: Trajectory | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """ValueError for fewer than two members: there is nothing to compare."""
+        if len(self.members) < 2:
+            raise ValueError(f"members: {len(self.members)} where two or more are compared")
+
     @property
     def reference(self) -> Member:
         """The first member, to which all others are compared."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from condense.metrics import METRICS
+from condense.metrics import MATRIX, METRICS
 from condense.records.base import Estimate, Finding, Saved
 
 Site = Literal["embedding", "block", "output"]
@@ -254,6 +254,12 @@ class MatrixReading:
     initial: int | None
     spectrum: tuple[float, ...]
     spectrum_null: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Give a reading that lacks a number an undefined one."""
+        keys = (key.removeprefix("matrix.") for key in MATRIX)
+        lacking = {key: Estimate(None, reason="it was not measured") for key in keys if key not in self.metrics}
+        object.__setattr__(self, "metrics", {**self.metrics, **lacking})
 
 
 @dataclass(frozen=True)

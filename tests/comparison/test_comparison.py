@@ -1,6 +1,7 @@
 """Members side by side: differences, caveats, refusals, the peak of a run; from saved runs and from models."""
 
 import copy
+import json
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -460,6 +461,14 @@ def test_what_is_in_memory_has_to_be_whole(opened: Callable[[str], Any], llama: 
 
 
 # --- bad input -------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_of_one_is_refused_where_it_is_read(llama: Diagnosis) -> None:
+    """A saved run that somebody cut: every command ended in an internal error."""
+    data = json.loads(compare(llama, llama).to_json())
+    for count in (0, 1):
+        with pytest.raises(UnavailableError, match=f"members: {count} where two or more are compared"):
+            Comparison.from_json({**data, "members": data["members"][:count]})
 
 
 def test_bad_input(llama: Diagnosis, tmp_path: Path, tiny: Callable[[str], Path]) -> None:

@@ -181,6 +181,17 @@ def test_no_prediction_is_called_the_same_where_none_was_compared(tiny: Copy, tm
     assert "encoder–decoder" in made.findings[0].why and "same model" not in made.findings[0].title
 
 
+def test_states_without_a_direction_are_not_called_of_another_width(tiny: Copy, tmp_path: Path) -> None:
+    def emptied(model: Any) -> None:
+        model.transformer.wte.weight.zero_()
+        model.transformer.wpe.weight.zero_()
+
+    first = changed(tiny("gpt2"), tmp_path / "one", emptied)
+    shutil.copytree(first, tmp_path / "other")
+    embedding = same(first, tmp_path / "other").sites[0]
+    assert embedding.cosine.value is None and "no direction" in (embedding.cosine.reason or "")
+
+
 def test_rounded_weights_are_equivalent(tiny: Copy, tmp_path: Path) -> None:
     """What a conversion to bfloat16 leaves: states that differ, predictions that do not count as different."""
     rounded = changed(tiny("llama"), tmp_path / "rounded", lambda model: model.bfloat16().float())

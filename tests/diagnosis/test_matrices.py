@@ -189,6 +189,18 @@ def test_the_gate(tiny: Copy, tmp_path: Path) -> None:
     assert condense("check", saved, "--baseline", saved, "--assert", change).exit_code == 0
 
 
+def test_a_reading_that_lacks_a_number_has_it_undefined(diagnosed: Callable[[str], Diagnosis], tmp_path: Path) -> None:
+    data = json.loads(diagnosed("gpt2").to_json())
+    data["matrices"][MATRICES[0]]["metrics"].pop("mean_shift")
+    data["matrices"][MATRICES[1]]["metrics"].clear()
+    (tmp_path / "run.json").write_text(json.dumps(data))
+    result = condense("report", tmp_path / "run.json", "--md", tmp_path / "run.md")
+    assert result.exit_code == 0, result.output
+    targets = ("--assert", "embedding-matrix.mean_shift<=1", "--assert", "unembedding-matrix.effective_rank>=2")
+    checked = condense("check", tmp_path / "run.json", *targets)
+    assert checked.output.count("it was not measured") == 2 and "internal error" not in checked.output
+
+
 def test_a_saved_run_of_an_older_release_has_none(diagnosed: Callable[[str], Diagnosis], tmp_path: Path) -> None:
     data = json.loads(diagnosed("llama").to_json())
     del data["matrices"]
