@@ -1,1 +1,1 @@
-"""Holds assertions against a run. May import comparison and what is below."""
+"""Checks assertions on a run. May import comparison and what is below."""

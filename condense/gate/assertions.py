@@ -1,4 +1,4 @@
-"""What a gate asks for: `deep.mean_cosine <= 0.8` and the like, from a settings file or a flag. Pure Python.
+"""The assertions of a gate: `deep.mean_cosine <= 0.8` and the like, from a settings file or a flag. Pure Python.
 
 An assertion is a target (which number, where), a bound and a level. The grammar of a target is
 `[encoder.|decoder.]scope.metric`; without a stack the main one is meant (the last: the decoder where there is one).
@@ -54,7 +54,7 @@ _RELATIVE = re.compile(r"baseline(?:\s*(?P<sign>[+-])\s*(?P<size>.+))?")
 
 @dataclass(frozen=True)
 class Target:
-    """Which number is asked for: a metric at a scope of a stack; `index` counts blocks from 1, from −1 backwards."""
+    """The number of an assertion: a metric at a scope of a stack; `index` counts blocks from 1, from −1 backwards."""
 
     scope: str
     metric: str
@@ -99,7 +99,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Assertion:
-    """One thing a gate asks for; `level` says what a violation is: a failure (`error`) or a warning (`warn`)."""
+    """One assertion of a gate; `level` says what a violation is: a failure (`error`) or a warning (`warn`)."""
 
     target: Target
     bound: Bound
@@ -107,7 +107,7 @@ class Assertion:
 
 
 def default_gate(baseline: bool, quality: str = "bits_per_byte", treatment: bool = False) -> tuple[Assertion, ...]:
-    """What is asked for where nobody asked: little, and the same everywhere.
+    """The default assertions, the same for every run.
 
     With a baseline: the cone may not narrow by more than 0.02 nor the quality suffer by more than 1 %. Without:
     a severe cone is a warning. A treatment must not have condensed the model further.
@@ -169,7 +169,7 @@ def _index(text: str, whole: str) -> int:
 
 
 def unknown(what: str, name: str, known: Iterable[str], otherwise: str) -> UsageError:
-    """An error about an unknown name with the nearest known one as its hint, or `otherwise`."""
+    """An error about an unknown name with the nearest known name in its hint, or `otherwise`."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return UsageError(f"unknown {what}", f"did you mean {near[0]}?" if near else otherwise)
 
@@ -201,7 +201,7 @@ def _parse_table(name: str, table: Any) -> list[Assertion]:
 
 
 def _bound(target: Target, kind: Any, value: Any, where: str, strict: bool = False) -> Bound:
-    """A bound that fits its target; UsageError where a number meets a word."""
+    """A bound that fits its target; UsageError for a number where a word is needed, or the reverse."""
     if target.is_word:
         return Bound(kind, words=_limit_words(target, kind, value, where))
     if kind in ("is", "not"):

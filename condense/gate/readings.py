@@ -1,4 +1,4 @@
-"""The numbers and words that an assertion asks of a run, its own or its change against a baseline; what to do next.
+"""The numbers that an assertion is checked on, of a run or its change against a baseline; the next command.
 
 numpy is loaded where an interval has to be taken: for changes, and for the blocks of `any-block`, which are judged
 side by side and share the .05 between them.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reading:
-    """A number at one place, with its interval; the reason where it is undefined or has none.
+    """A number at one site, with its interval; the reason where it is undefined or has none.
 
     The interval's level is 95 %, and 1 − .05/blocks for each block of `any-block`. For a change, `value` is
     run − baseline, `current` and `reference` are the two.
@@ -41,7 +41,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class _LocatedEstimate:
-    """Where a target's number is: `key` names a place, in the run and in the baseline alike."""
+    """A target's number at one site: `key` identifies the site in the run and in the baseline."""
 
     key: int
     where: str
@@ -66,7 +66,7 @@ def refuse_missing(run: Diagnosis, target: Target) -> None:
 
 
 def absolute(run: Diagnosis, target: Target) -> tuple[Reading, ...]:
-    """The target's number at every place that it names: one, or all blocks for `any-block`."""
+    """The target's number at every site that it names: one, or all blocks for `any-block`."""
     if missing := _missing_reason(run, target):
         return (Reading("", reason=missing),)
     readings = []
@@ -80,7 +80,7 @@ def absolute(run: Diagnosis, target: Target) -> tuple[Reading, ...]:
 def _reading_of_estimate(
     where: str, own: Estimate, current: float | None, reference: float | None, run: Diagnosis
 ) -> Reading:
-    """A reading of an estimate; a number without an interval says why it has none."""
+    """A reading of an estimate; a number without an interval has the reason."""
     reason = None
     if own.value is None:
         reason = own.reason or "undefined in this run"
@@ -107,7 +107,7 @@ def _alpha(run: Diagnosis, target: Target) -> float:
 
 
 def change(run: Diagnosis, baseline: Diagnosis, target: Target) -> tuple[Reading, ...]:
-    """Run − baseline of the target's number at every place that it names, paired by text where that is possible."""
+    """Run − baseline of the target's number at every site that it names, paired by text where that is possible."""
     if missing := _missing_reason(run, target):
         return (Reading("", reason=missing),)
     if missing := _missing_reason(baseline, target):
@@ -213,7 +213,7 @@ def _difference_to_baseline(
 ) -> Estimate:
     from condense.comparison.differences import Pairing
 
-    if target.scope in MATRICES:  # no sample of anything
+    if target.scope in MATRICES:  # not a sample
         known = located.estimate.value is not None and other.estimate.value is not None
         change = (located.estimate.value or 0.0) - (other.estimate.value or 0.0) if known else None
         return Estimate(change, change, change, reason=None if known else "undefined in one of the two")
@@ -230,7 +230,7 @@ def _difference_to_baseline(
     return Estimate(spread.value, low, high, reason=spread.reason)
 
 
-# --- what to do next -------------------------------------------------------------------------------------
+# --- the next command -------------------------------------------------------------------------------------
 
 
 MORE_TEXT = "; more text is needed, not more windows of the same"
@@ -240,7 +240,7 @@ _PROBE_DOCUMENTS = 32
 
 @dataclass(frozen=True)
 class Names:
-    """What the files are called, for the commands that are advised; a baseline without a file has none."""
+    """The names of the files in advised commands; a baseline without a file has none."""
 
     run: str = "run.json"
     baseline: str = ""
@@ -249,8 +249,8 @@ class Names:
 def next_command(run: Diagnosis | Treatment, base: Diagnosis | None, result: Result, names: Names) -> str:
     """The command that would decide more, or help; "" where there is nothing to do.
 
-    More text for an open result, the comparison for a change, else what the verdict advises where it found
-    something, else the report. What is measured again is measured alike: a baseline with the run.
+    More text for an open result, the comparison for a change, else the verdict's next command where it has
+    a finding, else the report. A baseline is measured again with the run, under the same settings.
     """
     assertion, own = result.assertion, shlex.quote(names.run)
     target, subject = assertion.target, run if isinstance(run, Diagnosis) else run.arms["treated"].validation

@@ -1,7 +1,7 @@
-"""Does a run keep to what is asked of it? pass, warn, fail, inconclusive, or not run with its reason. Pure Python.
+"""Checks a run: each assertion passes, warns, fails, is inconclusive, or did not run with a reason. Pure Python.
 
-A number passes when its whole interval keeps to the bound, and violates it when the whole interval does not; in
-between, or without an interval, it is inconclusive. A word of the verdict passes where it keeps to the bound in 95 %
+A number passes when its whole interval is within the bound, and violates it when the whole interval is outside; in
+between, or without an interval, it is inconclusive. A word of the verdict passes where it is within the bound in 95 %
 of the resamples of the documents, and violates it in 5 % or less. The policy decides which of these end a build.
 """
 
@@ -40,7 +40,7 @@ LIKELY = 0.95
 
 @dataclass(frozen=True)
 class Policy:
-    """What ends a build, beside a violation at level error.
+    """What fails a build, besides a violation at level error.
 
     informational: nothing; strict: whatever did not pass; inconclusive, not_run: whether what the text leaves open, or
     what could not be measured, counts as a failure at level error. `ignore`: what did not run was not asked for.
@@ -54,7 +54,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one assertion: the outcome, what was found and where, why it is open, and what to do next.
+    """The result of one assertion: the outcome, the number or word and its site, the reason, and the next command.
 
     limit: the bound in the metric's own unit, percent resolved; words: found first, then what stays possible.
     """
@@ -69,7 +69,7 @@ class Result:
 
 
 class Subject(Protocol):
-    """What a gate is about, as far as it is shown: a diagnosis, or the first model of a comparison."""
+    """The subject of a gate, as far as it is shown: a diagnosis, or the first model of a comparison."""
 
     @property
     def condense(self) -> str:
@@ -94,7 +94,7 @@ class Subject(Protocol):
 
 @dataclass(frozen=True)
 class Gate:
-    """Everything a gate found, worst first, and whether the build may go on."""
+    """All results of a gate, worst first, and whether the build passes."""
 
     model: str
     subject: Subject
@@ -119,7 +119,7 @@ class Gate:
 
     @property
     def failed(self) -> bool:
-        """True if the build must not go on: exit code 1."""
+        """True if the build fails: exit code 1."""
         return any(self.blocks(result) for result in self.results)
 
     @property
@@ -156,7 +156,7 @@ def subject_of(run: Diagnosis | Treatment) -> Diagnosis:
 
 
 def own_baseline(run: Diagnosis | Treatment) -> Diagnosis | None:
-    """The baseline a treatment brings along: the model before it, unless that had random weights."""
+    """The baseline contained in a treatment: the model before it, unless that had random weights."""
     if isinstance(run, Diagnosis) or "before" not in run.arms:
         return None
     before = run.arms["before"].validation
@@ -172,7 +172,7 @@ def evaluate(
     names: Names | None = None,
     force: bool = False,
 ) -> Gate:
-    """Hold a run against assertions (None: the default gate) and a baseline, if there is one.
+    """Check assertions (None: the default gate) on a run and a baseline, if there is one.
 
     baseline: None takes the model before the treatment, for a treatment. UsageError if the baseline was not
     measured alike (`force` goes on and notes it), or for a target that the model does not have.
@@ -263,7 +263,7 @@ def _assertion_result(
 
 
 def _number_result(subject: Diagnosis, base: Diagnosis | None, assertion: Assertion) -> Result:
-    """The worst of the places that the target names; the widest miss among equals."""
+    """The worst of the sites that the target names; the widest miss among equals."""
     if assertion.bound.relative and base is not None:
         readings = change(subject, base, assertion.target)
     else:
@@ -281,7 +281,7 @@ def _excess(result: Result) -> float:
 
 
 def judged(reading: Reading, assertion: Assertion) -> Result:
-    """What comes of a number with its interval."""
+    """The result for a number with its interval."""
     if reading.value is None:
         return Result(assertion, "not-run", reading, reason=reading.reason or "undefined")
     limit = _resolved_limit(assertion.bound, reading)
@@ -315,7 +315,7 @@ def _is_within(value: float, limit: float, bound: Bound) -> bool:
 
 
 def violation(assertion: Assertion) -> Outcome:
-    """What a violation of this assertion counts as."""
+    """The outcome of a violation of this assertion."""
     return "fail" if assertion.level == "error" else "warn"
 
 
@@ -347,7 +347,7 @@ def _word_result(run: Diagnosis | Treatment, subject: Diagnosis, assertion: Asse
 
 
 def _number_behind_word(subject: Diagnosis, target: Target) -> Reading:
-    """The number that a word of the verdict rests on most."""
+    """The number that mainly decides a word of the verdict."""
     ranks = target.metric == "rank"
     number = Target("deep", "effective_rank.null_ratio" if ranks else "mean_cosine", stack=target.stack)
     return replace(
@@ -369,7 +369,7 @@ def _treatment_result(run: Diagnosis | Treatment, assertion: Assertion) -> Resul
 
 
 def keeps_word(word: str, assertion: Assertion) -> bool:
-    """Whether a word keeps to the bound."""
+    """Whether a word is within the bound."""
     words, kind = assertion.bound.words, assertion.bound.kind
     if kind in ("is", "not"):
         return (word in words) == (kind == "is")

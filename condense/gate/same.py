@@ -1,4 +1,4 @@
-"""Is it the same model, as a gate: assertions on what a comparison of live models found, over all of its members."""
+"""Assertions on whether models are the same, from a comparison of live models, over all of its members."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT = (Assertion(Target("same", "word"), Bound("max", words=("equivalent",))
 
 @dataclass(frozen=True)
 class Reference:
-    """The first of a comparison, as what a gate is about."""
+    """The first of a comparison, as the subject of a gate."""
 
     condense: str
     model: ModelInfo
@@ -39,7 +39,7 @@ def evaluate_comparison(
     policy: Policy | None = None,
     names: Names | None = None,
 ) -> Gate:
-    """Hold every member against assertions on `same.*` (None: identical or equivalent to the first).
+    """Check assertions on `same.*` for every member (None: identical or equivalent to the first).
 
     Of several members the worst counts, one that could not be measured among them, and intervals are at .05 over their
     number. UsageError for other targets, and for a comparison of one model.

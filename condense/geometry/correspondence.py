@@ -47,7 +47,7 @@ def update_ratio(x: Tensor, y: Tensor) -> Tensor:
 
 
 def update_cosine(x: Tensor, y: Tensor) -> Tensor:
-    """Mean cosine of what a block receives and what it hands on for the same token: 1 where it turns nothing.
+    """Mean cosine of what a block receives and what it returns for the same token: 1 where it changes no direction.
 
     (n, d) twice -> (), range [−1, 1]. Men et al. 2024, arXiv:2403.03853 (1 − it is their block influence).
     """
@@ -57,7 +57,7 @@ def update_cosine(x: Tensor, y: Tensor) -> Tensor:
 def block_updates(x: Tensor, y: Tensor) -> Tensor:
     """Update ratio and cosine of every token, from lengths in the states' own precision.
 
-    x, y (n, d) what a block receives and hands on -> (2, n) float64 on the CPU, NaN where x has no direction. Their
+    x, y (n, d) what a block receives and returns -> (2, n) float64 on the CPU, NaN where x has no direction. Their
     means are `update_ratio` and `update_cosine` to 1e-6, in a twentieth of the time.
     """
     lengths = [torch.linalg.vector_norm(rows, dim=-1) for rows in _wide(x, y)]

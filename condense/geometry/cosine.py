@@ -1,4 +1,4 @@
-"""How alike are the directions of the tokens? Everything that is a mean over pairs of rows."""
+"""Similarity of the tokens' directions: all metrics that are means over pairs of rows."""
 
 from __future__ import annotations
 

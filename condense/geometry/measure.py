@@ -24,8 +24,8 @@ class Measurement:
     (`paper`), the moments of the dimension (`dimension_numerator`, `dimension_denominator`), and the mean cosine
     without the top dimensions and with the sink over pairs of different tokens (`without_distinct`, `sink_distinct`).
     `count` rows are in the primary numbers. `sinks` (k, 4): position, times the median, two coordinates, longest
-    first. `repeats` (m, 2): how often a token stands among the spectral rows, and how many tokens do. `shared`
-    (M, d + 1): Σu of each token that the corpus repeats, and how often it stands.
+    first. `repeats` (m, 2): how often a token occurs among the spectral rows, and how many tokens do. `shared`
+    (M, d + 1): Σu of each token that the corpus repeats, and how often it occurs.
     """
 
     values: dict[str, float]
@@ -63,7 +63,7 @@ def measure(
     positions, used by the spectral metrics (default: the first 256 kept ones); ids (m,) token ids (default: all
     different); shared (M, m) bool, the positions of each token whose sum is wanted by itself (default: none); same
     (2, P), `same_pairs(ids)` where it is known already.
-    Sinks are left out of the primary numbers wherever they stand. NaN where fewer than two rows with a direction are
+    Sinks are left out of the primary numbers at every position. NaN where fewer than two rows with a direction are
     left. ValueError if the states are not finite.
     """
     x = states.detach()
@@ -95,7 +95,7 @@ def same_pairs(ids: Tensor) -> Tensor:
 
 
 def _repeats(ids: Tensor) -> Tensor:
-    """Pairs of (how often a token stands, how many tokens do) among the ids, (m, 2)."""
+    """Pairs of (how often a token occurs, how many tokens do) among the ids, (m, 2)."""
     return torch.stack(torch.unique(torch.unique(ids, return_counts=True)[1], return_counts=True), dim=1)
 
 

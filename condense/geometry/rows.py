@@ -1,6 +1,6 @@
 """Rows of states: which of them have a direction, how long they are, how much they vary.
 
-What all metrics share stands here: `each_cloud` applies a function of one cloud (n, d) to (..., n, d) in float64.
+Shared by all metrics: `each_cloud` applies a function of one cloud (n, d) to (..., n, d) in float64.
 """
 
 from __future__ import annotations

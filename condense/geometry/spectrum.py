@@ -129,7 +129,7 @@ NullKey = Literal["effective_rank", "entropy_rank"]
 
 
 def gaussian_null(key: NullKey, n: int, d: int, draws: int = NULL_DRAWS) -> float:
-    """What isotropic Gaussian rows of the same (n, d) would score: the ceiling that the shape allows.
+    """The metric of isotropic Gaussian rows of the same (n, d): about the largest value for this shape.
 
     Mean over `draws` seeded clouds; range as the metric's; NaN for n < 2.
     """
@@ -138,9 +138,9 @@ def gaussian_null(key: NullKey, n: int, d: int, draws: int = NULL_DRAWS) -> floa
 
 @functools.lru_cache(maxsize=512)
 def repeated_null(key: NullKey, repeats: tuple[tuple[int, int], ...], d: int, draws: int = NULL_DRAWS) -> float:
-    """The same for a text that repeats itself: Gaussian rows, one per distinct token, as often as the token stands.
+    """The same for a text that repeats itself: Gaussian rows, one per distinct token, as often as the token occurs.
 
-    repeats: pairs of (how often a token stands, how many tokens do).
+    repeats: pairs of (how often a token occurs, how many tokens do).
     """
     times = torch.tensor([size for size, tokens in repeats for _ in range(tokens)], dtype=torch.int64)
     if int(times.sum()) < 2:

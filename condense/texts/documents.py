@@ -103,7 +103,7 @@ def _short_name(path: Path) -> str:
 
 
 def _standard_input() -> BinaryIO:
-    """A reader of standard input that may be closed without closing it; UnavailableError where it is closed."""
+    """A reader of standard input whose closing leaves standard input open; UnavailableError where it is closed."""
     try:
         return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     except (AttributeError, ValueError):  # none, or one that is no file
@@ -213,7 +213,7 @@ def dataset(name: str, config: str | None, split: str | None, column: str) -> It
     try:
         chosen = split or _chosen(datasets.get_dataset_split_names(name, config), None, name)
         rows = datasets.load_dataset(name, config, split=chosen)
-    except Exception as error:  # the hub client raises many kinds; all but these mean that the data is not to be had
+    except Exception as error:  # the hub client raises many kinds; all but these mean that the data is not available
         if (failure := system_failure(error)) is not None:
             raise failure from None
         raise UnavailableError(f"dataset {name} cannot be loaded: {reason_of(error)}") from None

@@ -51,7 +51,7 @@ _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 @dataclass(frozen=True)
 class Document:
-    """One text with a name that says where it came from (`probe/encyclopaedic-1`, `notes.txt`, `a.jsonl:17`).
+    """One text, named by its origin (`probe/encyclopaedic-1`, `notes.txt`, `a.jsonl:17`).
 
     A chat record keeps its `messages` (role, content); its text is their contents, a line each. A file that is read
     in pieces is `long`, and `text` is empty. `untrainable` says why it must not be trained on, if so.
@@ -71,12 +71,12 @@ class Document:
 
     @property
     def body(self) -> str | LongText:
-        """The text, or what gives it in slices."""
+        """The text, or the object that reads it in slices."""
         return self.text if self.long is None else self.long
 
 
 def shown(name: str) -> str:
-    """A name that may stand in a file: bytes of a path that are not UTF-8 are written as escapes."""
+    """A name that can be written to a file: bytes of a path that are not UTF-8 are written as escapes."""
     if name.isascii():
         return name
     return name.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="backslashreplace")
@@ -85,7 +85,7 @@ def shown(name: str) -> str:
 def document_of(name: str, record: Any, column: str) -> Document:
     """A record (an object, or a string that is its own text) as a document.
 
-    UsageError for a column that is not there or holds something else than text, UnavailableError for a record that
+    UsageError for a column that is missing or holds anything but text, UnavailableError for a record that
     is neither object nor string.
     """
     if isinstance(record, str):
@@ -106,7 +106,7 @@ def document_of(name: str, record: Any, column: str) -> Document:
 
 
 def missing(column: str, columns: Iterable[Any], where: str) -> UsageError:
-    """The error for a column that is not there, naming those that are."""
+    """The error for a missing column, naming those present."""
     known = ", ".join(" ".join(str(name).split())[:60] for name, _ in zip(columns, range(8), strict=False))
     what = f"no column {column!r} in {where} (found: {known or 'none'})"
     if isinstance(columns, Mapping):
@@ -147,7 +147,7 @@ def _text_of_value(value: Any) -> str | None:
         except UnicodeDecodeError:
             return None
     if isinstance(value, Mapping):
-        keys = {key for key, item in value.items() if item is not None}  # a table fills what other parts have
+        keys = {key for key, item in value.items() if item is not None}  # a table has null in columns of other parts
         is_part = value.get("type") in _TEXT_PARTS and keys <= {"type", "text", "cache_control", "annotations"}
         return _text_of_value(value["text"]) if is_part and isinstance(value.get("text"), str | bytes) else None
     if isinstance(value, list):
@@ -203,7 +203,7 @@ _NUMPY = re.compile(r"[\w'\"\]}]\}\s+\{['\"]")  # an array of objects as text: n
 
 
 def _unspelled(value: str) -> Any:
-    """The list that a cell of text spells, in JSON or, as pandas writes it into CSV, in Python; None if it does not."""
+    """The list that a cell's text encodes, in JSON or, as pandas writes it into CSV, in Python; None if it does not."""
     if value.lstrip()[:1] != "[":
         return None
     for read in (json.loads, ast.literal_eval):
@@ -215,7 +215,7 @@ def _unspelled(value: str) -> Any:
 
 
 def _by_turn(value: Any) -> Any:
-    """Turns that are kept by column ({role: [...], content: [...]}), as `datasets` does, one by one."""
+    """Turns stored by column ({role: [...], content: [...]}), as `datasets` does, one by one."""
     if isinstance(value, Mapping) and any(isinstance(value.get(key), list) for key in _SPEAKERS):
         columns = {key: item for key, item in value.items() if isinstance(item, list)}
         if len({len(item) for item in columns.values()}) == 1:

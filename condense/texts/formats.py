@@ -1,7 +1,7 @@
-"""A file to its documents: compression, encodings, what kind of file it is by its content. Nothing is swallowed.
+"""A file to its documents: compression, encodings, and the kind of file by its content.
 
-Files come from outside. Each is read piece by piece, as what its name says, or its content where its name does not
-say it; one that cannot be read right is refused with its line, record, delimiter or encoding.
+Files come from outside. Each is read piece by piece, as the kind in its name, or by its content where the name has
+none; one that cannot be read correctly raises an error naming its line, record, delimiter or encoding.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _MARKUP = re.compile(r"\s*(<!doctype html|<html[\s>]|<\?xml[\s?])", re.IGNORECAS
 
 
 def kind_by_name(name: str) -> Kind | None:
-    """What a file's name says it holds, behind the suffix of a compression; None if it does not say."""
+    """The kind of file by its name, without the suffix of a compression; None for an unknown suffix."""
     stem = name.lower()
     for suffix in COMPRESSED:
         stem = stem.removesuffix(suffix)
@@ -72,7 +72,7 @@ def kind_by_name(name: str) -> Kind | None:
 
 @dataclass
 class Source:
-    """An open file: its name in messages, its unpacked content, and what has to be closed in the end."""
+    """An open file: its name in messages, its unpacked content, and the resources to close in the end."""
 
     name: str
     file: BinaryIO
@@ -110,7 +110,7 @@ class Source:
 
 
 def _buffered(stream: Any) -> Any:
-    """What a pipe gives, in memory or, where it is more than 64 MB, in a temporary file."""
+    """The content of a pipe, in memory or, beyond 64 MB, in a temporary file."""
     with ExitStack() as on_error:
         file = on_error.enter_context(tempfile.SpooledTemporaryFile(max_size=1 << 26))
         shutil.copyfileobj(stream, file, _PIECE)
@@ -122,8 +122,8 @@ def _buffered(stream: Any) -> Any:
 def documents(source: Source, column: str, *, stream: bool) -> Iterator[Document]:
     """The documents of an open file, which is closed then. `stream`: a long text stays in its file, read in slices.
 
-    UnavailableError for what is empty, damaged, binary or not what its name says; UsageError for a column that is
-    not there or does not hold text.
+    UnavailableError for what is empty, damaged, binary or not of the kind in its name; UsageError for a column that
+    is missing or does not hold text.
     """
     with source.opened:
         try:
@@ -170,7 +170,7 @@ def _documents_of(source: Source, column: str, stream: bool) -> Iterator[Documen
 
 
 def _sniffed(head: str, column: str) -> Kind:
-    """What a text is whose name does not say it: JSON, a table with the column in its header, or text."""
+    """The kind of a text without a known suffix: JSON, a table with the column in its header, or text."""
     string = r'"(\\.|[^"\\])*"\s*'
     if re.match(rf"\s*((\[\s*)?\{{\s*({string}:|\}}\s*$)|\[\s*{string}[,\]])", head):
         return "lines"
@@ -276,7 +276,7 @@ class LongText:
     """A text too long to hold, in slices by characters: `len(text)`, `text[a:b]`. One pass, then flat memory."""
 
     def __init__(self, text: Text, opened: ExitStack) -> None:
-        """Count the characters; every megabyte the place in the file is noted. The open file is this object's."""
+        """Count the characters; every megabyte the offset in the file is stored. The object owns the open file."""
         weakref.finalize(self, opened.close)
         self._text = text
         self._starts, self._offsets, self._length = [0], [text.mark], 0

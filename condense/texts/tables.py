@@ -1,7 +1,7 @@
 """JSON, delimited text, Parquet and Arrow to records, piece by piece, each with its number.
 
-A row that cannot be read right is refused with its line. Of a table whose format allows it only the columns that are
-needed are read, so that an odd value in another column does not matter.
+A row that cannot be read correctly raises an error naming its line. Where the format allows it only the columns that
+are needed are read, so that an odd value in another column does not matter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ROWS = 256
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an exception says."""
+    """The first line of an exception's message."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip() or type(error).__name__).splitlines()[0][:200]
 
@@ -35,8 +35,8 @@ def reason_of(error: BaseException) -> str:
 def json_records(stream: TextIO, name: str, head: str, *, lines: bool) -> Iterator[Record]:
     """The records of JSON Lines, numbered by line, or of JSON: an array's elements, or values one after another.
 
-    `lines`: the name says that each line is a record. JSON Lines under the name of JSON, and JSON under the name of
-    JSON Lines, are read as what they are. UnavailableError naming the line that is not JSON.
+    `lines`: the suffix is that of JSON Lines. JSON Lines under the suffix of JSON, and JSON under the suffix of
+    JSON Lines, are read by their content. UnavailableError naming the line that is not JSON.
     """
     if not lines and head.lstrip()[:1] == "{":
         return _by_row(_json_records(stream, name, head, lines=False))
@@ -50,7 +50,7 @@ def _json_records(stream: TextIO, name: str, head: str, *, lines: bool) -> Itera
     except (ValueError, RecursionError):
         is_cut = not rest and len(line) > _PIECE // 8  # a first line longer than what was read of the file
         return _Values(stream, name).records() if line[:1] == "[" or not is_cut else _lines(stream, name)
-    is_record = rest.lstrip()[:1] == "["  # one array a line: refused as what it is
+    is_record = rest.lstrip()[:1] == "["  # one array per line: its error names that
     if isinstance(first, list) and not is_record and (not lines or all(isinstance(i, dict | str) for i in first)):
         return _Values(stream, name).records()
     return _lines(stream, name)
@@ -146,7 +146,7 @@ class _Values:
             self._read_more()
 
     def _read_more(self) -> None:
-        """Forget what was used, and read as much again as is still in use."""
+        """Drop the text already parsed, and read as much again as is still in use."""
         self._line += self._text.count("\n", 0, self._at)
         piece = self._stream.read(max(_PIECE, len(self._text) - self._at))
         self._text, self._at, self._ended = self._text[self._at :] + piece, 0, not piece
@@ -173,8 +173,8 @@ def is_header(head: str, column: str) -> bool:
 def delimited_rows(stream: TextIO, name: str, head: str, column: str) -> Iterator[Record]:
     """The rows of a table in text as objects, the delimiter found by the header; numbered as in a spreadsheet.
 
-    UsageError for a column that is not there or stands twice. UnavailableError, naming the line, for quotes that do
-    not close, for more fields than the header has, and for a cell that has swallowed rows.
+    UsageError for a column that is missing or occurs twice. UnavailableError, naming the line, for quotes that do
+    not close, for more fields than the header has, and for a cell that contains other rows.
     """
     table = _Table.of(name, head, column)
     csv.field_size_limit(_MOST_IN_A_CELL)
@@ -207,7 +207,7 @@ def _header_fields(head: str, delimiter: str) -> list[str]:
 
 @dataclass
 class _Table:
-    """What a delimited file looks like, and what its rows have shown so far."""
+    """The shape of a delimited file, and statistics of its rows so far."""
 
     name: str
     delimiter: str
@@ -240,7 +240,7 @@ class _Table:
         return cls(name, delimiter, header, spaced, int(told_by_file is not None), index, numeric)
 
     def check(self, row: list[str], line: int) -> None:
-        """UnavailableError for a row that has not the shape of the header, or seems to have swallowed others."""
+        """UnavailableError for a row with another number of fields than the header, or that contains other rows."""
         width = len(self.header)
         while len(row) > width and not row[-1]:
             row.pop()
@@ -265,17 +265,17 @@ class _Table:
             )
 
     def _looks_like_a_row(self, cells: list[str]) -> bool:
-        """Whether numbers stand where every row so far had them."""
+        """Whether this row has numbers in the columns in which every row so far had them."""
         return all(_NUMBER.fullmatch(cells[column]) for column in self.numeric if column < len(cells))
 
     def _has_swallowed(self, cell: str) -> bool:
         """Whether each line inside a cell looks like another row, which a pair of stray quotes would hide."""
         rows = [line.split(self.delimiter) for line in cell.splitlines()[1:] if line.strip()]
-        telling = self.delimiter == "\t" or any(column < (self.index or 0) for column in self.numeric)
-        return telling and bool(rows) and all(len(r) > (self.index or 0) and self._looks_like_a_row(r) for r in rows)
+        separable = self.delimiter == "\t" or any(column < (self.index or 0) for column in self.numeric)
+        return separable and bool(rows) and all(len(r) > (self.index or 0) and self._looks_like_a_row(r) for r in rows)
 
     def broken(self, line: int, error: csv.Error) -> UnavailableError:
-        """The error for a row that csv refuses."""
+        """The error for a row that csv cannot parse."""
         text = str(error)
         if "end of data" in text or "field limit" in text:
             text = "a quote that opens here does not close"
@@ -285,7 +285,7 @@ class _Table:
 
 
 def _possible_delimiters(name: str, body: str, column: str) -> str:
-    """Characters that may divide the fields; one that stands beside the column's name in the header is among them."""
+    """Characters that may divide the fields; one next to the column's name in the header is included."""
     line = body.lstrip("\r\n").partition("\n")[0]
     beside = re.findall(rf'([^\w"\s])"?{re.escape(column)}(?!\w)|(?<!\w){re.escape(column)}"?([^\w"\s])', line)
     usual = _DELIMITERS if ".csv" in name.lower() else "\t,;|"
@@ -296,7 +296,7 @@ def _possible_delimiters(name: str, body: str, column: str) -> str:
 
 
 def load_pyarrow(what: str) -> Any:
-    """The package pyarrow; UnavailableError saying what it is needed for."""
+    """The package pyarrow; UnavailableError naming the kind of file that needs it."""
     try:
         import pyarrow
     except ImportError:

@@ -18,7 +18,7 @@ _CHANGED_BY_A_CUT = 64
 
 
 def added_specials(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
-    """Special tokens that the tokenizer puts before and after a text by default, found on a beginning of this text.
+    """Special tokens that the tokenizer puts before and after a text by default, found at the beginning of this text.
 
     So a vocabulary of characters, bytes or nucleotides, which may have no token for other text, shows them too.
     """
@@ -68,7 +68,7 @@ class Piece:
         return Piece(self.text, self.ids[:count], None if self.ends is None else self.ends[:count])
 
     def passage(self, start: int, end: int, has_prefix: bool) -> tuple[str, str] | None:
-        """What stands before the first predicted token in a window, and the text from there to the last one's end."""
+        """The text before the first predicted token of a window, and the text from there to the last one's end."""
         if self.ends is None:
             return None
         first = start if has_prefix else start + 1
@@ -79,7 +79,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Cutter:
-    """How windows are cut: with which tokenizer, how many tokens each, and whether special tokens stand before."""
+    """How windows are cut: with which tokenizer, how many tokens each, and whether special tokens come before."""
 
     tokenizer: Any
     content: int

@@ -1,9 +1,9 @@
-"""Documents to windows of token ids: what is measured, and the hashes that say so.
+"""Documents to windows of token ids: the input of a measurement, and its hashes.
 
 A window is exactly S contiguous token ids of one document, the special tokens that the tokenizer adds by default
-included. It carries its document, which is the unit of inference. With enough documents each gives its beginning;
-with fewer, further windows are shared out round robin and spread evenly over each document (docs/metrics.md). Text
-that spells a special token is text, never a control token.
+included. It keeps the number of its document, which is the unit of inference. With enough documents each gives its
+beginning; with fewer, further windows are assigned round robin and spread evenly over each document (docs/metrics.md).
+Text that spells a special token is text, never a control token.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Windows:
     ids (N, S) int64; special (N, S) bool, the tokens the tokenizer added; `predicted_bytes` the UTF-8
     bytes of the source span of the predicted tokens of each text (None without offsets); `passages` that span
     itself, behind what of the text the model is given before it (empty where a BOS is given). `info.documents`
-    numbers the document of each window; `told` is False where no word of the text may be shown.
+    numbers the document of each window; `told` is False where no word of the text may be in the record.
     """
 
     ids: Tensor
@@ -307,7 +307,7 @@ class _Kept:
 
 
 class _Reading:
-    """What was read of the documents: those long enough, how many were too short or repeated, the hash of all."""
+    """The documents read: those long enough, how many were too short or repeated, the hash of all."""
 
     def __init__(self, cutter: Cutter) -> None:
         self.cutter = cutter
@@ -352,8 +352,8 @@ class _Reading:
 def _shared_out(kept: list[_Kept], wanted: int) -> Iterator[tuple[int, int, Window]]:
     """Yield (document, number, window): all documents' first windows, then their second ones.
 
-    The windows that the documents' beginnings leave to be cut go to the documents one after another, as far as they
-    fit without overlap.
+    Windows beyond one per document are assigned to the documents one after another, as far as they fit without
+    overlap.
     """
     left = wanted - len(kept)
     room = [document.capacity() - 1 for document in kept] if left else []
@@ -379,7 +379,7 @@ def _ids_sha256(ids: Tensor) -> str:
 
 
 def check_ids(ids: Tensor, rows: int) -> None:
-    """Refuse token ids that the embedding has no row for; UnavailableError names the largest."""
+    """UnavailableError for token ids that the embedding has no row for, naming the largest."""
     largest = int(ids.max())
     if largest >= rows:
         raise UnavailableError(
