@@ -123,10 +123,10 @@ def mean_of(estimate: Estimate, documents: tuple[int, ...]) -> Linear:
     known = np.isfinite(values)
     if not known.any():
         return Linear(estimate.value, reason=_POOLED)
-    return Linear(estimate.value, _centred(values, known) / known.sum(), known, documents)
+    return Linear(estimate.value, _centred_where_known(values, known) / known.sum(), known, documents)
 
 
-def _centred(values: Floats, known: NDArray[np.bool_]) -> Floats:
+def _centred_where_known(values: Floats, known: NDArray[np.bool_]) -> Floats:
     return np.where(known, values - values[known].mean(), 0.0)
 
 

@@ -52,17 +52,17 @@ def find(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) -> list
     What cannot be read is a candidate with its `error`. UsageError for fewer than two or for folders that do not go
     together; the error itself where fewer than two others are left.
     """
-    given = [str(argument) for argument in arguments]
+    names = [str(argument) for argument in arguments]
     if revisions:
-        return _revisions(given, revisions)
-    if len(given) == 1:
-        candidates = _of_one(given[0])
+        return _revisions(names, revisions)
+    if len(names) == 1:
+        candidates = _of_one(names[0])
         if len(candidates) < 2:
             raise UsageError(
-                f"there is nothing to compare {given[0]} with", "name two or more, or a folder of checkpoint-*"
+                f"there is nothing to compare {names[0]} with", "name two or more, or a folder of checkpoint-*"
             )
         return candidates
-    candidates = [candidate for argument in given for candidate in _readable(argument)]
+    candidates = [candidate for argument in names for candidate in _readable(argument)]
     if len(candidates) < 2:
         raise UsageError("compare needs two or more", "condense compare A B: models, checkpoints or saved runs")
     _refuse_too_few(candidates)

@@ -185,7 +185,7 @@ def with_same(kind: Kind, members: Sequence[Member], others: Sequence[Finding]) 
     if not known:
         return tuple(others)
     if kind == "pair":
-        own = _pair_finding(members[0], members[1], known[0].same)
+        own = _same_pair_finding(members[0], members[1], known[0].same)
         moved = others[0].id in ("more-condensed", "less-condensed")
         behind = moved and own.id == "same-different"
         return (others[0], own, *others[1:]) if behind else (own, *others)
@@ -228,7 +228,7 @@ _WHERE = {
 }
 
 
-def _pair_finding(first: Member, other: Member, same: Same | None) -> Finding:
+def _same_pair_finding(first: Member, other: Member, same: Same | None) -> Finding:
     if same is None:
         raise ValueError("these two were not compared token by token")
     a, b = first.name, other.name

@@ -113,7 +113,7 @@ def _read_diagnosis(path: Path) -> Diagnosis | None:
     except (OSError, ValueError, CondenseError):
         return None
     with contextlib.suppress(OSError):
-        os.utime(path)  # pruning removes the files used least recently
+        os.utime(path)  # pruning removes files unused for long
     return diagnosis
 
 

@@ -68,7 +68,7 @@ def judge(facts: Facts, bands: Bands = BANDS) -> Verdict:
 def _findings(facts: Facts, labels: Labels, verdict: Verdict, bands: Bands) -> list[Finding]:
     undefined = labels.attribution == UNDEFINED
     made = [
-        _no_verdict(facts, verdict.reason or "") if undefined else _attribution(facts, labels, bands),
+        _no_verdict(facts, verdict.reason or "") if undefined else _attribution_finding(facts, labels, bands),
         _repetition_finding(facts) if facts.repeats else None,
         sink_finding(facts, labels, bands),
         idle_finding(facts),
@@ -164,7 +164,7 @@ _MODERATE_COMMON = replace(
 )
 
 
-def _attribution(facts: Facts, labels: Labels, bands: Bands) -> Finding:
+def _attribution_finding(facts: Facts, labels: Labels, bands: Bands) -> Finding:
     words = _WORDS[labels.attribution]
     if labels.attribution == NOT and labels.cone == "moderate":
         words = _MODERATE_COMMON if is_common(facts.inputs, bands) else _MODERATE
@@ -385,7 +385,7 @@ def _quality_finding(facts: Facts, labels: Labels) -> Finding:
         id="geometry-is-not-quality",
         severity="info",
         title="Geometry is not quality",
-        seen=f"{seen}; {_trend_words(facts)}",
+        seen=f"{seen}; {_depth_trend(facts)}",
         why="Across model families geometry barely ranks models (rho about 0.2), the bands are a convention, and a "
         "rising curve is a trend, not a severity: random weights score +1. Treat only with a control arm.",
         next=facts.closer_look() if labels.level in ("ok", "watch", "undefined") else facts.treatment(),
@@ -393,7 +393,7 @@ def _quality_finding(facts: Facts, labels: Labels) -> Finding:
     )
 
 
-def _trend_words(facts: Facts) -> str:
+def _depth_trend(facts: Facts) -> str:
     rho = facts.trend.spearman.rho
     if rho is None:
         return "no trend over depth can be computed"

@@ -117,7 +117,7 @@ def read_texts(
     """
     start = 0
     with _Workers() as workers:
-        reader = _Reader(model, stacks, windows, scorer, workers, spectral_tokens, seed, halves)
+        reader = _BatchReader(model, stacks, windows, scorer, workers, spectral_tokens, seed, halves)
         while start < len(indices):
             batch = indices[start : start + batch_size]
             readings = _attempt(reader, batch)
@@ -128,7 +128,7 @@ def read_texts(
             start += len(batch)
 
 
-def _attempt(reader: _Reader, batch: list[int]) -> list[TextReading] | None:
+def _attempt(reader: _BatchReader, batch: list[int]) -> list[TextReading] | None:
     """The readings of a batch, or None where memory ran out; the memory of the attempt is freed then."""
     try:
         return reader.read(batch)
@@ -152,7 +152,7 @@ def _halved(size: int, windows: Windows, on_note: OnNote | None) -> int:
 
 
 @dataclass
-class _Reader:
+class _BatchReader:
     """One forward pass over a batch of texts, with the readings that its hooks fill in."""
 
     model: Any

@@ -96,7 +96,7 @@ class SiteTally:
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
         """Every metric over the texts, with its interval over documents."""
-        return {key: self._estimate(key) for key in METRICS}
+        return {key: self._site_estimate(key) for key in METRICS}
 
     @cached_property
     def repeats_itself(self) -> bool:
@@ -173,7 +173,7 @@ class SiteTally:
             raise ValueError("no text was measured")
         return self._parts / max(1, self._measured)
 
-    def _estimate(self, key: str) -> Estimate:
+    def _site_estimate(self, key: str) -> Estimate:
         if key == "cross_text_cosine":
             whole = torch.ones(1, len(self._sums), dtype=torch.float64)
             value = _finite_or_none(float(geometry.cross_cosines(*self.products, whole)))
@@ -234,7 +234,7 @@ class DepthSummary:
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
         """`deep`: the mean over windows of every metric, with its interval over documents."""
-        return {key: self._estimate(key) for key in METRICS}
+        return {key: self._deep_estimate(key) for key in METRICS}
 
     @cached_property
     def repeats_itself(self) -> bool:
@@ -293,7 +293,7 @@ class DepthSummary:
         tables = [t.distinct_products if self.repeats_itself else t.products for t in self.half]
         return _mean_over_blocks([geometry.cross_cosines(*table, documents).numpy() for table in tables])
 
-    def _estimate(self, key: str) -> Estimate:
+    def _deep_estimate(self, key: str) -> Estimate:
         if not self.half:
             return Estimate(None, reason="no blocks")
         if key == "cross_text_cosine":

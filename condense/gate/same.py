@@ -71,10 +71,10 @@ def _worst_member_result(comparison: Comparison, assertion: Assertion, names: Na
     if not results:
         raise UsageError("a comparison of one model has nothing to check", "compare it with another")
     worst = min(results, key=lambda result: OUTCOMES.index(result.outcome))
-    return replace(worst, next=_next_command(comparison, worst, names))
+    return replace(worst, next=_next_compare(comparison, worst, names))
 
 
-def _next_command(comparison: Comparison, result: Result, names: Names) -> str:
+def _next_compare(comparison: Comparison, result: Result, names: Names) -> str:
     models = " ".join(shlex.quote(member.source) for member in comparison.members)
     if result.outcome == "inconclusive":
         return f"condense compare {models} --num-texts {4 * comparison.reference.corpus.texts}"

@@ -129,7 +129,7 @@ NullKey = Literal["effective_rank", "entropy_rank"]
 
 
 def gaussian_null(key: NullKey, n: int, d: int, draws: int = NULL_DRAWS) -> float:
-    """The metric of isotropic Gaussian rows of the same (n, d): about the largest value for this shape.
+    """The metric of isotropic Gaussian rows of the same (n, d): its reference value for the shape.
 
     Mean over `draws` seeded clouds; range as the metric's; NaN for n < 2.
     """

@@ -41,13 +41,13 @@ def with_and_without_mean(gram: Floats) -> tuple[Floats, Floats, float]:
     A reflection takes the direction (1, …, 1)/√n to the first axis; dsytrd leaves that axis where it is. Centring the
     rows then sets the first row and column of the tridiagonal form to 0: the rest of it has the other eigenvalues.
     """
-    diagonal, beside = _tridiagonal(_turned(np.array(gram, dtype=np.float64, order="C")))
+    diagonal, beside = _tridiagonal(_reflected(np.array(gram, dtype=np.float64, order="C")))
     squares = float(diagonal[1:] @ diagonal[1:] + 2 * beside[1:] @ beside[1:])
     whole = _of_tridiagonal(diagonal, beside)
     return whole, _of_tridiagonal(diagonal[1:], beside[1:], _NOISE * _EPSILON * float(whole[-1])), squares
 
 
-def _turned(matrix: Floats) -> Floats:
+def _reflected(matrix: Floats) -> Floats:
     """P A P, in place, for the reflection P that takes (1, …, 1)/√n to the first axis."""
     n = len(matrix)
     axis = np.full(n, n**-0.5)

@@ -188,7 +188,7 @@ def _all_weights(folder: Folder, files: contextlib.ExitStack) -> dict[str, Any]:
 def _from_folder(
     kind: Any, folder: Folder, config: Any, dtype: torch.dtype, device_map: str | None
 ) -> tuple[Any, dict[str, Any]]:
-    """For models that the loader distributes or unpacks: it reads the folder, then the weights are compared."""
+    """For models that the loader distributes or unpacks: it reads the folder; plain weights are compared then."""
     parts = sorted(file.name for file in folder.path.glob("shard-*.safetensors"))
     if parts:  # which the loader would prefer to the files that were hashed
         raise UnavailableError(

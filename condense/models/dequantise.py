@@ -305,13 +305,13 @@ def _tensor_names(network: Any, model: Gguf) -> dict[str, str]:
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
-    known = get_tensor_name_map(kinds[model.architecture], network.config.num_hidden_layers)
+    name_map = get_tensor_name_map(kinds[model.architecture], network.config.num_hidden_layers)
     processor = _processor(model, network.config)
     names: dict[str, str] = {}
     for name in network.state_dict():
         stem, dot, end = name.rpartition(".")
         stem, suffix = (stem, f"{dot}{end}") if end in ("weight", "bias") else (name, "")
-        own = known.get_name(stem) or known.get_name(stem.removeprefix(f"{network.base_model_prefix}."))
+        own = name_map.get_name(stem) or name_map.get_name(stem.removeprefix(f"{network.base_model_prefix}."))
         if own is None:
             processor.perform_fallback_tensor_mapping(names, suffix, "", name)
         else:

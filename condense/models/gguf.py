@@ -126,7 +126,7 @@ def quantisation(model: Gguf) -> str:
 # --- headers ----------------------------------------------------------------------------------------
 
 
-class _Reader:
+class _HeaderReader:
     """The bytes of a header, one after the other."""
 
     def __init__(self, data: mmap.mmap) -> None:
@@ -172,14 +172,14 @@ def _read_header(file: Path) -> tuple[dict[str, Any], list[Tensor]]:
     inspection.refuse_pointer(file)
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _parse_header(file, _Reader(data))
+            return _parse_header(file, _HeaderReader(data))
     except (struct.error, ValueError, OverflowError, RecursionError, OSError) as error:
         if (failure := system_failure(error)) is not None:
             raise failure from error
         raise UnavailableError(f"{file.name} is truncated or not GGUF", _FETCH) from None
 
 
-def _parse_header(file: Path, reader: _Reader) -> tuple[dict[str, Any], list[Tensor]]:
+def _parse_header(file: Path, reader: _HeaderReader) -> tuple[dict[str, Any], list[Tensor]]:
     if reader.number("4s") != b"GGUF":
         raise ValueError("another kind of file")
     version = reader.number("I")
@@ -213,7 +213,7 @@ def _parse_header(file: Path, reader: _Reader) -> tuple[dict[str, Any], list[Ten
     return metadata, tensors_read
 
 
-def _tensor_entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
+def _tensor_entry(reader: _HeaderReader) -> tuple[str, tuple[int, ...], int, int]:
     name = reader.text()
     shape = tuple(reader.number("Q") for _ in range(min(reader.number("I"), 8)))
     return name, shape[::-1], reader.number("I"), reader.number("Q")

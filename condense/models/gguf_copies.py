@@ -44,7 +44,7 @@ def converted(model: Gguf) -> Path:
     target = copy_of(model.parts)
     if _is_complete_copy(target):
         with contextlib.suppress(OSError):
-            os.utime(target)  # pruning removes the copies used least recently
+            os.utime(target)  # pruning removes copies unused for long
         return target
     if target.exists():
         _LOGGER.warning("the converted copy of %s in %s is damaged: it is made again", model.parts[0].name, target)

@@ -280,8 +280,8 @@ def test_ranks_share_an_entry_of_single_texts_only(tiny: Copy, diagnosed: Callab
     one, four = asked(tiny("gpt2")), asked(tiny("gpt2"), batch_size=4)
     for wanted in (one, four):
         keep(wanted, diagnosed("gpt2"))
-    assert diagnosis_cache._path(one, 1) == diagnosis_cache._path(one, 2)
-    assert diagnosis_cache._path(four, 1) != diagnosis_cache._path(four, 2)
+    assert diagnosis_cache._cache_file(one, 1) == diagnosis_cache._cache_file(one, 2)
+    assert diagnosis_cache._cache_file(four, 1) != diagnosis_cache._cache_file(four, 2)
     keep(asked(tiny("gpt2"), seed=5), diagnosed("gpt2"), ranks=Ranks(1, 2))  # not the first: writes nothing
     assert recall(asked(tiny("gpt2"), seed=5)) is None
 
