@@ -111,7 +111,7 @@ def _pair_finding(first: Member, other: Member) -> Finding:
     change, word = change_of(other, "mean_cosine"), word_of(other, "mean_cosine")
     seen = (
         f"deep mean cosine {number(first.deep['mean_cosine'], 3)} → {number(other.deep['mean_cosine'], 3)}, difference "
-        f"{signed(change, 4)} (counts from {LEAST:g}); effective rank {_rank_and_share(first)} → {_rank_and_share(other)}"
+        f"{signed(change, 4)} (counts from {LEAST:g}); effective rank {_rank_shown(first)} → {_rank_shown(other)}"
     )
     if other.difference is not None and not other.difference.paired and word.word in ("more spread", "more condensed"):
         return _other_windows(first, other, seen)
@@ -381,7 +381,7 @@ def quoted_id(member: Member) -> str:
     return shlex.quote(member.model.id)
 
 
-def _rank_and_share(member: Member) -> str:
+def _rank_shown(member: Member) -> str:
     rank = member.deep["effective_rank"]
     share = "" if rank.null_ratio is None else f" ({100 * rank.null_ratio:.0f} % of random)"
     return number(rank, 1) + share
