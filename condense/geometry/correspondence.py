@@ -106,14 +106,17 @@ def debiased_cka(x: Tensor, y: Tensor) -> Tensor:
 def divergences(logits: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """KL(P‖Q) in nats and whether both have the same most likely token, for each row of logits (n, V) -> (n,), (n,).
 
-    Over the tokens that both have, the first min(V, V'). As Σ p·log(p/q) − p + q, which is the same for what sums to 1
-    and does not carry the rounding of the two normalisers.
+    Of other widths: P over the tokens that both have, the first min(V, V'), where the KL would be infinite else; Q over
+    all of its own, so that what it gives to tokens that P lacks counts. As Σ p·log(p/q) − p + q, which is the same for
+    what sums to 1 and does not carry the rounding of the two normalisers.
     """
     words = min(logits.shape[-1], others.shape[-1])
-    p, q = (functional.log_softmax(rows[..., :words].float(), dim=-1) for rows in (logits, others))
+    p = functional.log_softmax(logits[..., :words].float(), dim=-1)
+    q, beyond = functional.log_softmax(others.float(), dim=-1).tensor_split((words,), dim=-1)
     chance, other = p.exp(), q.exp()
     terms = torch.where(chance > 0, chance * (p - q), 0.0) + (other - chance)
-    return terms.sum(-1).clamp_min(0.0), p.argmax(-1) == q.argmax(-1)
+    apart = terms.sum(-1) + beyond.exp().sum(-1)
+    return apart.clamp_min(0.0), logits.argmax(-1) == others.argmax(-1)
 
 
 def _checked_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -128,6 +128,14 @@ def test_kl_and_agreement() -> None:
     assert float(nothing.max()) < 1e-6 and bool(all_alike.all())
     wider = torch.cat([p, torch.full((6, 3), 9.0)], dim=1)  # padded rows of an embedding
     torch.testing.assert_close(geometry.divergences(wider, q)[0], apart)
+    more = torch.cat([q, torch.full((6, 3), 40.0)], dim=1)  # tokens that the first lacks, and that take the prediction
+    apart, alike = geometry.divergences(p, more)
+    c = log_softmax(more.numpy(), axis=1)[:, :50]
+    np.testing.assert_allclose(apart, (np.exp(a) * (a - c)).sum(1), rtol=1e-5)
+    assert not bool(alike.any())
+    padded = torch.cat([p, torch.full((6, 3), -30.0)], dim=1)
+    nothing, all_alike = geometry.divergences(p, padded)
+    assert float(nothing.max()) < 1e-6 and bool(all_alike.all())
 
 
 def test_the_numbers_of_a_pair_are_those_of_the_models(tiny: Copy) -> None:
