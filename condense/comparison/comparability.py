@@ -1,4 +1,4 @@
-"""Were runs measured alike? Numbers of unlike runs differ for reasons that have nothing to do with the models."""
+"""Whether runs were measured under equal settings; otherwise numbers differ for other reasons than the models."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Source(Protocol):
 
 
 class LiveModel:
-    """A model in memory, read window by window; `scored` says why it predicts nothing, or is None."""
+    """A model in memory, read window by window; `scored`: the reason why it predicts nothing, or None."""
 
     def __init__(self, checkpoint: Checkpoint, windows: Windows, seed: int) -> None:
         """UnavailableError where the windows hold ids that the model has no embedding for."""
@@ -174,8 +174,8 @@ def read_pair(first: Source, other: LiveModel, on_text: OnText) -> Reading:
     reasons = [f"{name}: {why}" for name, why in (("the first", first.scored), ("the other", other.scored)) if why]
     windows = []
     for index in range(len(other.windows)):
-        one, two = first.window(index), other.window(index)
-        windows.append(WindowReading(*_predictions(one, two), _states(one, two, other, index)))
+        pair = first.window(index), other.window(index)
+        windows.append(WindowReading(*_predictions(*pair), _states(*pair, other, index)))
         on_text(index + 1, len(other.windows))
     return Reading(tuple(windows), "; ".join(reasons) or None)
 

@@ -101,7 +101,7 @@ def compare(
     texts of saved runs out of the record.
 
     Members that were opened here and read the same tokens as the first, or are of its shape, are also read beside it
-    token by token (`Member.same`), which `measure` has to know how to do; not the checkpoints of one run.
+    token by token (`Member.same`), if `measure` is an `Opener`; not the checkpoints of one run.
 
     A member that cannot be measured is left out and named in `failures`; with fewer than two left its error is
     raised. UsageError for runs that cannot be compared, naming the settings that differ.
@@ -316,7 +316,7 @@ class _Measuring:
         if isinstance(candidate.live, Checkpoint):
             return candidate.live
         if candidate.live is not None:
-            assert self._given is not None  # or it was refused before any work
+            assert self._given is not None  # otherwise an error was raised before any work
             return checkpoint_of(candidate.live, self._given.ids[:1, :PROBE_TOKENS])
         return load(
             candidate.place,

@@ -44,7 +44,7 @@ class WindowReading:
 
 @dataclass(frozen=True)
 class Reading:
-    """Two models over all windows; `unscored` says why there are no predictions to compare, or is None."""
+    """Two models over all windows; `unscored`: the reason why there are no predictions to compare, or None."""
 
     windows: tuple[WindowReading, ...]
     unscored: str | None = None
@@ -122,7 +122,7 @@ def _sameness_word(site: str | None, kl: Estimate, strict: Bounds, limit: float 
 
 
 def _other_tokenizer(made: Same) -> Same:
-    """The word of a pair whose tokenizers cut the text into other tokens."""
+    """The word of a pair whose tokenizers give other tokens for the text."""
     if made.word in SAFE:
         return replace(made, word="different", from_block=None, from_site="tokenizer", weights=made.word)
     reason = "another tokenizer cuts the text into other tokens, and the models differ on the same tokens too"

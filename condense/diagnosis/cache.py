@@ -56,7 +56,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """A diagnosis that is asked for: the model, the windows, and the arguments that `analyze` would be given."""
+    """The inputs of a diagnosis: the model, the windows, and the arguments that `analyze` would be given."""
 
     located: Located
     windows: Windows

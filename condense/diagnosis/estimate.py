@@ -48,7 +48,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Source:
-    """A model as it was found: its sizes, what would be downloaded, where the copy of a .gguf would be made."""
+    """A located model: its sizes, what would be downloaded, where the copy of a .gguf would be made."""
 
     shape: Shape
     downloads: tuple[tuple[str, int], ...] = ()
@@ -104,9 +104,9 @@ def _local(path: Path, options: ModelOptions, name: str | None = None) -> Source
         if not isinstance(base, str) or not base:
             raise UnavailableError(f"{path}/adapter_config.json names no base model")
         beside = path / base
-        found = str(beside) if not Path(base).is_absolute() and beside.exists() else base
+        base_path = str(beside) if not Path(base).is_absolute() and beside.exists() else base
         own = revision if isinstance(revision, str) else None  # --revision is the adapter's
-        return find(found, replace(options, revision=own, token=None, trust_remote_code=False))
+        return find(base_path, replace(options, revision=own, token=None, trust_remote_code=False))
     opened = inspection.open_folder(path)
     if options.random_init:
         return Source(shape(opened.config, name))

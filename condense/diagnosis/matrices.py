@@ -1,4 +1,4 @@
-"""The embedding and unembedding matrices of a model: what their rows look like, without a forward pass."""
+"""The embedding and unembedding matrices of a model: the geometry of their rows, without a forward pass."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def _is_same_matrix(first: Tensor, second: Tensor) -> bool:
 def _initial_std(model: Any) -> float | None:
     """The standard deviation of the embedding's initialisation, if the config names it."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    found = (getattr(config, key, None) for key in ("initializer_range", "init_std"))
-    return next((float(std) for std in found if isinstance(std, float) and std > 0), None)
+    declared = (getattr(config, key, None) for key in ("initializer_range", "init_std"))
+    return next((float(std) for std in declared if isinstance(std, float) and std > 0), None)
 
 
 def _matrix_reading(weight: Tensor, numbers: MatrixNumbers, *, tied: bool) -> MatrixReading:

@@ -48,7 +48,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Scorer:
-    """How the texts of one model are scored; `reason` says why they cannot be, if so.
+    """How the texts of one model are scored; `reason`: why they cannot be scored, or None.
 
     `head` maps last hidden states to logits; None where only the whole model gives the right ones.
     """
@@ -105,10 +105,10 @@ def mask_positions(special: Tensor, seed: int, index: int) -> Tensor:
 
 def logits_of(output: Any, ids: Tensor) -> Tensor:
     """Logits (B, S, V) over the vocabulary; BERT's pre-training head returns other logits too."""
-    found = output.prediction_logits if hasattr(output, "prediction_logits") else logits_in(output, ids)
-    if found is None:
+    values = output.prediction_logits if hasattr(output, "prediction_logits") else logits_in(output, ids)
+    if values is None:
         raise UnavailableError(f"the model returns {type(output).__name__} without logits", "it needs `logits`")
-    return found
+    return values
 
 
 def _nats(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """analyze(): model x windows -> Diagnosis, streaming.
 
-The order of steps: the sites are found, each text is read inside hooks (or taken from a run that crashed, or from
+The order of steps: the sites are located, each text is read inside hooks (or taken from a run that crashed, or from
 another process), `summary` sums up, `findings` judges. This module computes no metric.
 """
 
@@ -90,7 +90,7 @@ def analyze(
     batch_size: texts per forward pass (None chooses; halved where memory runs out); twin: measure the same
     architecture with random weights too, three times; halves: embed the halves of each text apart too; lens: read
     every block through the model's head too; on_text(done, total) is called after each text, on_note(line) for what a
-    user should know. journal: keep what is measured in the cache until all is done, and resume from there after a
+    user should know. journal: keep readings in the cache until the run is done, and resume from there after a
     crash; ranks: the processes that share the texts, each of which has to call this. RunError for non-finite states or
     too little memory, UnavailableError for an architecture without one (B, S, d) stream or ids beyond the embedding.
     """

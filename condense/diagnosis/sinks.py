@@ -90,7 +90,7 @@ def sink_finding(facts: Facts, labels: Labels, bands: Bands) -> Finding | None:
 
 
 def _anatomy(facts: Facts) -> str:
-    """Which positions, tokens and coordinates carry the sinks, and from which block to which."""
+    """The positions, tokens and coordinates of the sinks, and the first and last block that has them."""
     sinks = facts.sinks
     if sinks is None:
         return ""

@@ -99,7 +99,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Assertion:
-    """One assertion of a gate; `level` says what a violation is: a failure (`error`) or a warning (`warn`)."""
+    """One assertion of a gate; `level`: whether a violation is a failure (`error`) or a warning (`warn`)."""
 
     target: Target
     bound: Bound

@@ -43,7 +43,7 @@ class Policy:
     """What fails a build, besides a violation at level error.
 
     informational: nothing; strict: whatever did not pass; inconclusive, not_run: whether what the text leaves open, or
-    what could not be measured, counts as a failure at level error. `ignore`: what did not run was not asked for.
+    what could not be measured, counts as a failure at level error. `ignore`: assertions that did not run do not count.
     """
 
     informational: bool = False
@@ -56,7 +56,7 @@ class Policy:
 class Result:
     """The result of one assertion: the outcome, the number or word and its site, the reason, and the next command.
 
-    limit: the bound in the metric's own unit, percent resolved; words: found first, then what stays possible.
+    limit: the bound in the metric's own unit, percent resolved; words: the measured one, then other possible ones.
     """
 
     assertion: Assertion
@@ -114,7 +114,7 @@ class Gate:
         return counts_as == "fail" and result.assertion.level == "error"
 
     def ignores(self, result: Result) -> bool:
-        """True if this result is taken as not asked for: it did not run, and the policy ignores that."""
+        """True if this result does not count: the assertion did not run, and the policy ignores that."""
         return result.outcome == "not-run" and self.policy.not_run == "ignore" and not self.policy.strict
 
     @property
@@ -127,8 +127,8 @@ class Gate:
         """True if something could fail and nothing of it was decided: exit code 5, so that no accident is green."""
         if self.policy.informational or self.failed:
             return False
-        asked = [result for result in self.results if result.assertion.level == "error" and not self.ignores(result)]
-        return bool(asked) and all(result.outcome in ("inconclusive", "not-run") for result in asked)
+        errors = [result for result in self.results if result.assertion.level == "error" and not self.ignores(result)]
+        return bool(errors) and all(result.outcome in ("inconclusive", "not-run") for result in errors)
 
     @property
     def outcome(self) -> Literal["failed", "undecided", "passed with warnings", "passed"]:

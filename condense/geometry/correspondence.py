@@ -99,8 +99,8 @@ def debiased_cka(x: Tensor, y: Tensor) -> Tensor:
     1: the same geometry up to rotation and scale; about 0 for unrelated states, whatever n and d are. Kornblith et al.
     2019, arXiv:1905.00414; debiased: Murphy et al. 2024, arXiv:2405.01012.
     """
-    both, one, other = debiased_hsic(x, y)
-    return both / (one * other).sqrt()
+    cross, first, second = debiased_hsic(x, y)
+    return cross / (first * second).sqrt()
 
 
 def divergences(logits: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

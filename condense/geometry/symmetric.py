@@ -25,7 +25,7 @@ def upper_gram(rows: NDArray[Any]) -> NDArray[Any]:
     rows, n = np.ascontiguousarray(rows), len(rows)
     gram = np.empty((n, n), dtype=rows.dtype)
     name, number = ("ssyrk", ctypes.c_float) if rows.dtype == np.float32 else ("dsyrk", ctypes.c_double)
-    # BLAS reads matrices by columns: to it the rows stand as (d, n), and the lower triangle of theirs is the upper here
+    # BLAS reads matrices by columns: it sees the rows as (d, n), and the lower triangle of theirs is the upper here
     _call(name, b"L", b"T", n, rows.shape[1], number(1.0), rows, rows.shape[1], number(0.0), gram, n)
     return gram
 

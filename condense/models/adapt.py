@@ -1,4 +1,4 @@
-"""Any module in place of a transformers model: its blocks found or named, its forward pass read through hooks.
+"""Any module in place of a transformers model: its blocks detected or named, its forward pass read through hooks.
 
 What the module tree does not show (final norm, head, whether it is causal) is detected in one forward pass over
 the first tokens. Nothing is decided by size: where several lists of modules could be the blocks, they are listed.
@@ -91,8 +91,8 @@ def find_blocks(module: nn.Module) -> Blocks:
     listed = ", ".join(str(candidate) for candidate in candidates[:_MOST_LISTED]) or "none"
     more = f" and {len(candidates) - _MOST_LISTED} more" if len(candidates) > _MOST_LISTED else ""
     if len(fitting) > 1:
-        said = f" (depth {', '.join(map(str, sorted(depths)))})" if depths else ""
-        what = f"several lists of modules could be the blocks of {name}{said}: {listed}{more}"
+        of_depth = f" (depth {', '.join(map(str, sorted(depths)))})" if depths else ""
+        what = f"several lists of modules could be the blocks of {name}{of_depth}: {listed}{more}"
     elif candidates:
         what = f"no list of {' or '.join(map(str, sorted(depths)))} blocks found in {name}; it has {listed}{more}"
     else:
@@ -132,7 +132,7 @@ def _block_lists_in(part: nn.Module) -> list[tuple[nn.Module, ...]]:
 def named_depths(module: nn.Module) -> set[int]:
     """The numbers of blocks that the module, its configs or those of its direct parts name."""
     holders: list[Any] = [module, *module.children()]
-    holders += [getattr(one, name, None) for one in (module, *module.children()) for name in _CONFIG_NAMES]
+    holders += [getattr(part, name, None) for part in (module, *module.children()) for name in _CONFIG_NAMES]
     values = [_value_of(holder, name) for holder in holders for name in DEPTH_NAMES]
     return {value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0}
 
@@ -235,11 +235,11 @@ class Adapted(nn.Module):
         return self._parts.final_norm
 
     def get_input_embeddings(self) -> nn.Module | None:
-        """The embedding of token ids, if it was named or seen."""
+        """The embedding of token ids, if it was named or detected."""
         return self._parts.embedding
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The head, if it was named or seen."""
+        """The head, if it was named or detected."""
         return self._parts.head
 
     def call(self, ids: Tensor) -> Any:

@@ -27,7 +27,7 @@ _SIZE = r".*?Size\(\[(.*?)\]\)"
 _MISFIT = re.compile(rf"size mismatch for (?:base_model\.model\.)?(\S+): {_SIZE}{_SIZE}", re.DOTALL)
 _ANOTHER_BASE = "is the base the one that it was trained on? (base_model_name_or_path in adapter_config.json)"
 _PROBES, _PROBE_TOKENS = 4, 48
-_TOLERANCE = 5e-6  # half of what is promised (1e-5), since other tokens may differ by more than those tried
+_TOLERANCE = 5e-6  # half of the documented 1e-5, since other tokens may differ by more than those tried
 
 
 def head_of(folder: Path, model: Any) -> str | None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class Checkpoint:
     """A model with its tokenizer and their provenance.
 
-    `head_missing` says why there is no language-modelling head to score with, or is None; `source_dtype` and
+    `head_missing`: the reason why there is no language-modelling head to score with, or None; `source_dtype` and
     `use_cache` are the checkpoint's own values, for saving it again.
     """
 

@@ -41,7 +41,7 @@ _IGNORED_HEADS = ("pooler", "cls.seq_relationship", "discriminator_predictions")
 
 
 def check_loaded(model: Any, problems: dict[str, list[str]], folder: Folder) -> str | None:
-    """Refuse missing, unexpected or non-finite weights; return why the head is missing, if only that is.
+    """UnavailableError for missing, unexpected or non-finite weights; return why the head is missing, if only that is.
 
     problems: `missing_keys` and `unexpected_keys` as the loader reports them. UnavailableError names the first.
     """

@@ -2,7 +2,7 @@
 
 Numbers and switches are honoured. A text is honoured under a key that the class of the model's type declares or reads
 itself, and only if it is no path or id; other texts are left out before transformers sees them. Keys that name weights,
-backbones or files to load are refused; attention and kernels are chosen here.
+backbones or files to load raise UnavailableError; attention and kernels are chosen here.
 """
 
 from __future__ import annotations
@@ -165,17 +165,17 @@ def _of_its_own_code(folder: Folder, trust_remote_code: bool) -> Any:
 
 def _attention(config: Mapping[str, Any], device: str) -> tuple[str | None, tuple[str, ...]]:
     """The attention to use, None for transformers' own choice, and a note where another was asked for."""
-    asked = next(
+    attention = next(
         (name for key, value in entries_of(config) if ATTENTION.fullmatch(key) for name in texts_in(value)), None
     )
-    if asked is None or asked == "sdpa":  # the default wherever a class has it
+    if attention is None or attention == "sdpa":  # the default wherever a class has it
         return None, ()
-    if asked == "eager":
-        return asked, ()
-    if device.startswith("cuda") and _is_installed(asked):
-        return asked, ()
+    if attention == "eager":
+        return attention, ()
+    if device.startswith("cuda") and _is_installed(attention):
+        return attention, ()
     return None, (
-        f"config.json asks for the attention implementation {asked}, which is not to be had here: sdpa is used",
+        f"config.json asks for the attention implementation {attention}, which is not to be had here: sdpa is used",
     )
 
 
@@ -189,9 +189,9 @@ def _is_installed(name: str) -> bool:
 def weights_dtype(folder: Folder) -> str | None:
     """The type of most of a checkpoint's weights, for configs that name none; None for pickles and random weights."""
     names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    held: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for file in () if folder.is_pickle else folder.weights:
         for entry in safetensors_header(file).values():
             if entry.get("dtype") in names:
-                held[entry["dtype"]] = held.get(entry["dtype"], 0) + prod(entry["shape"])
-    return names[max(held, key=lambda name: held[name])] if held else None
+                sizes[entry["dtype"]] = sizes.get(entry["dtype"], 0) + prod(entry["shape"])
+    return names[max(sizes, key=lambda name: sizes[name])] if sizes else None

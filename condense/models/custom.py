@@ -36,7 +36,7 @@ def output_head(model: Any) -> nn.Module | None:
     if own is not None or not is_custom(model):
         return own
     rows = _vocabulary(model)
-    inside = {id(part) for blocks in candidate_blocks(model) for one in blocks.modules for part in one.modules()}
+    inside = {id(part) for blocks in candidate_blocks(model) for block in blocks.modules for part in block.modules()}
     heads = [
         part
         for part in model.modules()

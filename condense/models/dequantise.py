@@ -1,4 +1,4 @@
-"""From the header of a `.gguf` file to a checkpoint folder: every key and every tensor is used, or refused by name.
+"""From the header of a `.gguf` file to a checkpoint folder: every key and every tensor is used, or an error names it.
 
 The maps of names and the changes of layout are those of transformers and of the package gguf. What they leave out
 (biases, rope scaling, llama.cpp's defaults) is added here; what is still left is an error: it would be another model.

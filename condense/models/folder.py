@@ -178,12 +178,12 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     """Read adapter_config.json; UnavailableError for a kind of adapter or an option that cannot be merged."""
     config = read_config(folder, "adapter_config.json")
     kind = config.get("peft_type")
-    asked = next((f"with {key}" for key in _OUTSIDE if config.get(key)), None)
+    reason = next((f"with {key}" for key in _OUTSIDE if config.get(key)), None)
     if kind is not None and kind not in _MERGEABLE:
-        asked = f"of type {kind}"
-    if asked:
+        reason = f"of type {kind}"
+    if reason:
         raise UnavailableError(
-            f"an adapter {asked} cannot be merged into the weights", "LoRA and its relatives can be measured"
+            f"an adapter {reason} cannot be merged into the weights", "LoRA and its relatives can be measured"
         )
     return config
 
@@ -292,7 +292,7 @@ def _are_sizes(values: Any) -> bool:
 
 
 def refuse_pointer(file: Path) -> None:
-    """Refuse a file that git would have replaced by the real one: UnavailableError with the command."""
+    """UnavailableError, with the command to run, for a git-lfs pointer in place of the file."""
     try:
         with file.open("rb") as stream:
             head = stream.read(24)

@@ -117,10 +117,10 @@ def quantisation(model: Gguf) -> str:
     with contextlib.suppress(ValueError):
         if stated != LlamaFileType.GUESSED:
             return str(LlamaFileType(stated).name).removeprefix("MOSTLY_").removeprefix("ALL_")
-    held: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     for tensor in model.tensors.values():
-        held[tensor.kind] = held.get(tensor.kind, 0) + prod(tensor.shape)
-    return str(GGMLQuantizationType(max(held, key=lambda kind: held[kind])).name) if held else "empty"
+        sizes[tensor.kind] = sizes.get(tensor.kind, 0) + prod(tensor.shape)
+    return str(GGMLQuantizationType(max(sizes, key=lambda kind: sizes[kind])).name) if sizes else "empty"
 
 
 # --- headers ----------------------------------------------------------------------------------------

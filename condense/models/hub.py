@@ -147,7 +147,7 @@ def list_files(repo: str, options: ModelOptions, selection: Selection) -> Listin
         commit, present = str(info.sha), [file.rfilename for file in info.siblings or [] if "/" not in file.rfilename]
         indexed = selection.weights and INDEX in present and "model.safetensors" not in present
         names = needed(repo, present, selection, shards_of(_read_remote(repo, commit, INDEX, token)) if indexed else ())
-        # the client's own look at the cache, which knows blobs that another commit brought
+        # the client's own check of the cache, which includes blobs of other commits
         files = snapshot_download(
             repo,
             revision=commit,

@@ -70,7 +70,7 @@ def cached(repo: str, revision: str | None, selection: Selection | None = None, 
     """The copy in the hub's cache, without asking the hub; UnavailableError if there is none or it is incomplete.
 
     Which files belong to it is known from the listing that the client keeps. Of a copy without one, fetched file by
-    file by another program, what is there is taken; with `listed` it is refused.
+    file by another program, the files present are taken; with `listed` that is an error.
     """
     from huggingface_hub import errors, get_cached_repo_tree
 

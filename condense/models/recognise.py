@@ -167,18 +167,18 @@ def _litgpt(path: Path, names: set[str]) -> Other | None:
 
 
 def _meta(path: Path, names: set[str]) -> Other | None:
-    here = shlex.quote(str(path))
+    quoted = shlex.quote(str(path))
     if any(_META.fullmatch(name) for name in names):
         return Other(
             "a checkpoint in Meta's own format (consolidated.*.pth)",
             "convert it with convert_llama_weights_to_hf.py of transformers' repository: "
-            f"python convert_llama_weights_to_hf.py --input_dir {here} --output_dir OUT && condense analyze OUT",
+            f"python convert_llama_weights_to_hf.py --input_dir {quoted} --output_dir OUT && condense analyze OUT",
         )
     if "consolidated.safetensors" in names or {"consolidated-00001-of-00001.safetensors", "params.json"} <= names:
         return Other(
             "a checkpoint in Mistral's own format (consolidated.safetensors)",
             "convert it with convert_mistral_weights_to_hf.py of transformers' repository: "
-            f"python convert_mistral_weights_to_hf.py --input_dir {here} --output_dir OUT && condense analyze OUT",
+            f"python convert_mistral_weights_to_hf.py --input_dir {quoted} --output_dir OUT && condense analyze OUT",
         )
     return None
 
@@ -211,10 +211,10 @@ def _fsdp(path: Path, names: set[str]) -> Other | None:
 def _distributed(path: Path, names: set[str]) -> Other | None:
     if ".metadata" not in names or not any(name.endswith(".distcp") for name in names):
         return None
-    here = shlex.quote(str(path))
+    quoted = shlex.quote(str(path))
     return Other(
         "a distributed checkpoint of torch (DCP)",
-        f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {here} OUT.pt && condense analyze OUT.pt "
+        f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {quoted} OUT.pt && condense analyze OUT.pt "
         "(which says how to go on)",
     )
 

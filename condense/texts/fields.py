@@ -54,7 +54,7 @@ class Document:
     """One text, named by its origin (`probe/encyclopaedic-1`, `notes.txt`, `a.jsonl:17`).
 
     A chat record keeps its `messages` (role, content); its text is their contents, a line each. A file that is read
-    in pieces is `long`, and `text` is empty. `untrainable` says why it must not be trained on, if so.
+    in pieces is `long`, and `text` is empty. `untrainable`: why it must not be trained on, or empty.
     """
 
     name: str
@@ -279,23 +279,23 @@ def _turns(name: str, column: str, value: Iterable[Any], reasons: list[str]) -> 
 
 def _question_and_answer(name: str, record: Mapping[Any, Any], reasons: list[str]) -> Turns | None:
     """A question with its answer (Alpaca, Dolly, prompt and completion): texts, or both lists of turns."""
-    asked = next((key for key in QUESTIONS if record.get(key) is not None), None)
-    answered = next((key for key in ANSWERS if record.get(key) is not None), None)
-    if asked is None or answered is None:
+    question_key = next((key for key in QUESTIONS if record.get(key) is not None), None)
+    answer_key = next((key for key in ANSWERS if record.get(key) is not None), None)
+    if question_key is None or answer_key is None:
         return None
-    if isinstance(record[answered], list) and all(map(_is_turn, record[answered])):
-        before = record[asked] if isinstance(record[asked], list) else []
-        if record[answered][: len(before)] == before:  # the answer repeats its prompt, as in preference data
+    if isinstance(record[answer_key], list) and all(map(_is_turn, record[answer_key])):
+        before = record[question_key] if isinstance(record[question_key], list) else []
+        if record[answer_key][: len(before)] == before:  # the answer repeats its prompt, as in preference data
             before = []
         return (
-            *_turns(name, asked, before, reasons),
-            *_turns(name, answered, record[answered], reasons),
+            *_turns(name, question_key, before, reasons),
+            *_turns(name, answer_key, record[answer_key], reasons),
         )
-    question = cell_text(record[asked], name, asked)
-    if asked == "instruction":
+    question = cell_text(record[question_key], name, question_key)
+    if question_key == "instruction":
         context = next((key for key in CONTEXTS if record.get(key)), None)
         question += f"\n\n{cell_text(record[context], name, context)}" if context else ""
-    answer = cell_text(record[answered], name, answered)
+    answer = cell_text(record[answer_key], name, answer_key)
     return (*_system(name, record), *_history(name, record), ("user", question), ("assistant", answer))
 
 
