@@ -97,9 +97,12 @@ def _place_against(run: Diagnosis, other: AtlasModel, count: int) -> Place:
     from condense import intervals
 
     mine, theirs = run.deep[PLACED_BY], other.deep[PLACED_BY]
-    if run.corpus.windows_sha256 == other.corpus.windows_sha256 and mine.per_text and theirs.per_text:
-        pairs = zip(mine.per_text, theirs.per_text, strict=True)
-        paired = [None if a is None or b is None else a - b for a, b in pairs]
+    sides, alike = (
+        (mine.per_text or (), theirs.per_text or ()),
+        run.corpus.windows_sha256 == other.corpus.windows_sha256,
+    )
+    if alike and len(sides[0]) == len(sides[1]) == len(run.corpus.documents) > 0:
+        paired = [None if a is None or b is None else a - b for a, b in zip(*sides, strict=True)]
         spread = intervals.over_documents(paired, run.corpus.documents)
     else:
         both = ((mine, run.corpus.documents), (theirs, other.corpus.documents))

@@ -311,7 +311,9 @@ def _equivalents_title(first: Member, others: Sequence[Member], safe: Sequence[M
         names = ", ".join(other.name for other in safe[:3])
         return f"{len(safe)} of {len(others)} equivalent to {first.name}: {names}"
     instead = "" if whole is None or whole <= size else f", {_in_bytes(size)} instead of {_in_bytes(whole)}"
-    return f"{smallest.name} is the smallest that is equivalent to {first.name}{instead}"
+    unscored = smallest.same is not None and smallest.same.kl.value is None
+    states = " in its states; no predictions were compared" if unscored else ""
+    return f"{smallest.name} is the smallest that is equivalent to {first.name}{states}{instead}"
 
 
 def _weights_size(member: Member) -> tuple[float, str]:

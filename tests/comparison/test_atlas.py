@@ -111,6 +111,16 @@ def test_the_interval_decides(run: Diagnosis, same_windows: bool, count: int) ->
     assert "open" in answers and "less" in answers
 
 
+def test_an_entry_of_fewer_windows_under_the_same_name_is_read(run: Diagnosis) -> None:
+    """What somebody else wrote ends no command."""
+    other = entry(run, 0.3)
+    mean = other.deep["mean_cosine"]
+    corpus = replace(other.corpus, documents=other.corpus.documents[1:])
+    short = {**other.deep, "mean_cosine": replace(mean, per_text=(mean.per_text or ())[1:])}
+    found = standing(run, [replace(other, corpus=corpus, deep=short)])
+    assert found is not None and found.places == ("less",)
+
+
 def test_only_what_was_measured_alike(run: Diagnosis) -> None:
     def changed(**protocol: Any) -> AtlasModel:
         other = entry(run, 0.2)

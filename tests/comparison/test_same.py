@@ -24,6 +24,7 @@ from condense.comparison import pair
 from condense.comparison.run import compare
 from condense.comparison.same import Reading, WindowReading, same_of, with_same
 from condense.models.checkpoint import load
+from condense.records.base import Estimate
 from condense.records.comparison import Comparison, Same
 from condense.records.diagnosis import Diagnosis
 from condense.records.options import CompareOptions
@@ -348,6 +349,9 @@ def test_the_smallest_that_is_safe(family: Comparison) -> None:
     assert sizes[2] < 0.6 * sizes[0]
     assert family.findings[0].id == "same-smallest" and family.findings[0].severity == "good"
     assert family.findings[0].title.startswith("half is the smallest that is equivalent to llama")
+    nothing = Estimate(None, reason="no head")
+    headless = [replace(m, same=m.same and replace(m.same, kl=nothing, top1=nothing)) for m in family.members]
+    assert "no predictions were compared" in with_same("family", headless, family.findings[1:])[0].title
     worse = [replace(m, same=m.same and replace(m.same, word="different")) for m in family.members]
     none = with_same("family", worse, family.findings[1:])[0]
     assert none.title == "None of the 2 is shown to be equivalent to llama" and none.severity == "warning"
