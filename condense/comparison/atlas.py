@@ -68,18 +68,18 @@ def standing(run: Diagnosis, models: Iterable[AtlasModel] | None = None) -> Stan
     if own is None or own.value is None:  # of matrices alone
         return None
     known = read_atlas()[0] if models is None else models
-    alike = [other for other in known if not _differing(run, other)]
+    alike = [other for other in known if not _is_unlike(run, other)]
     others = [other for other in alike if not _is_same(run, other)]
     if not others:
         return None
     places = tuple(_place_against(run, other, len(others)) for other in others)
     size = max(1, run.model.parameters)
     by_size = sorted(others, key=lambda other: abs(math.log(max(1, other.model.parameters) / size)))
-    nearest = tuple(sorted(by_size[:_NEAREST], key=_name))
+    nearest = tuple(sorted(by_size[:_NEAREST], key=_model_name))
     return Standing(tuple(others), places, nearest, itself=len(others) < len(alike))
 
 
-def _differing(run: Diagnosis, other: AtlasModel) -> bool:
+def _is_unlike(run: Diagnosis, other: AtlasModel) -> bool:
     """Whether the two were measured differently in anything that changes the number compared."""
     if run.protocol.get("hash") != other.protocol.get("hash"):
         return True
@@ -152,7 +152,7 @@ def read_atlas() -> tuple[list[AtlasModel], list[str]]:
             own.append(_complete(AtlasModel.from_json(file)))
         except (CondenseError, OSError) as error:
             problems.append(f"{file}: {error}")
-    return sorted(models, key=_name) + sorted(own, key=_name), problems
+    return sorted(models, key=_model_name) + sorted(own, key=_model_name), problems
 
 
 def _complete(model: AtlasModel) -> AtlasModel:
@@ -166,7 +166,7 @@ def _complete(model: AtlasModel) -> AtlasModel:
     return model
 
 
-def _name(model: AtlasModel) -> str:
+def _model_name(model: AtlasModel) -> str:
     return model.name.lower()
 
 

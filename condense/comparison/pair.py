@@ -98,10 +98,10 @@ class LiveModel:
                 hooks.enter_context(watching(stack, receive))
             with forward_pass(self.model):
                 output = self.model(input_ids=ids) if whole else run(self.model, self.stacks, ids)
-        return Window(states, self._logits(index, ids, output))
+        return Window(states, self._predicted_logits(index, ids, output))
 
     @torch.inference_mode()
-    def _logits(self, index: int, ids: Tensor, output: Any) -> Iterator[Tensor]:
+    def _predicted_logits(self, index: int, ids: Tensor, output: Any) -> Iterator[Tensor]:
         """The logits of the predicted positions, a block at a time."""
         if self.scored is not None:
             return

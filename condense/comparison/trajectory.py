@@ -63,10 +63,10 @@ def scale_of(steps: Sequence[int]) -> Literal["linear", "log"]:
     if len(positive) < 3:
         return "linear"
     logs = [math.log(step) for step in positive]
-    return "log" if _closest(logs) > _closest([float(step) for step in positive]) else "linear"
+    return "log" if _scale_of_closest(logs) > _scale_of_closest([float(step) for step in positive]) else "linear"
 
 
-def _closest(positions: Sequence[float]) -> float:
+def _scale_of_closest(positions: Sequence[float]) -> float:
     gaps = [b - a for a, b in zip(positions[:-1], positions[1:], strict=True)]
     return min(gaps) / (positions[-1] - positions[0])
 

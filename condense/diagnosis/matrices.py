@@ -79,7 +79,7 @@ def _matrix_reading(weight: Tensor, numbers: MatrixNumbers, *, tied: bool) -> Ma
     rows, width = weight.shape
     null_rank, null_spectrum = matrix_null(rows, width)
     nulls = {"effective_rank": null_rank, "dimension": float(width)}  # U-statistics: whatever the number of rows
-    metrics = {key: _exact(value, nulls.get(key)) for key, value in numbers.values.items()}
+    metrics = {key: _exact_estimate(value, nulls.get(key)) for key, value in numbers.values.items()}
     return MatrixReading(
         rows=rows,
         width=width,
@@ -93,7 +93,7 @@ def _matrix_reading(weight: Tensor, numbers: MatrixNumbers, *, tied: bool) -> Ma
     )
 
 
-def _exact(value: float, null: float | None) -> Estimate:
+def _exact_estimate(value: float, null: float | None) -> Estimate:
     """A number of the whole matrix, which is not a sample: the interval is the number itself."""
     if not math.isfinite(value):
         return Estimate(None, reason="undefined: fewer than two rows that vary")

@@ -178,7 +178,7 @@ def summarise(scorer: Scorer, scores: list[Score], windows: Windows) -> Quality:
         empty = Estimate(None, reason=scorer.reason)
         return Quality(empty, empty, empty, label="not measured")
     documents = windows.info.documents
-    loss = _loss(scores, documents)
+    loss = _loss_estimate(scores, documents)
     return Quality(
         loss=loss,
         perplexity=perplexity(loss),
@@ -189,7 +189,7 @@ def summarise(scorer: Scorer, scores: list[Score], windows: Windows) -> Quality:
     )
 
 
-def _loss(scores: Sequence[Score], documents: Sequence[int]) -> Estimate:
+def _loss_estimate(scores: Sequence[Score], documents: Sequence[int]) -> Estimate:
     """Mean over windows of the nats per token, with its interval over documents."""
     per_text = tuple(score.nats / score.tokens for score in scores)
     spread = over_documents(per_text, documents)
@@ -209,15 +209,15 @@ def perplexity(loss: Estimate) -> Estimate:
 
     e^709.8 is the largest float: a diverged checkpoint can lose more, and its report is written all the same.
     """
-    value, low, high = (_exp(bound) for bound in (loss.value, loss.low, loss.high))
-    per_text = None if loss.per_text is None else tuple(_exp(text) for text in loss.per_text)
+    value, low, high = (_exponential(bound) for bound in (loss.value, loss.low, loss.high))
+    per_text = None if loss.per_text is None else tuple(_exponential(text) for text in loss.per_text)
     reason = loss.reason
     if value is None and loss.value is not None:
         reason = f"exp of {loss.value:,.0f} nats per token is beyond the numbers there are"
     return Estimate(value, low, high, per_text, reason=reason)
 
 
-def _exp(nats: float | None) -> float | None:
+def _exponential(nats: float | None) -> float | None:
     try:
         return None if nats is None else math.exp(nats)
     except OverflowError:
@@ -258,7 +258,7 @@ def rescored(quality: Quality, checkpoint: Checkpoint, reference: Windows, seed:
         return quality
     scores = [Score(*score_passage(checkpoint, context, text)) for context, text in reference.passages]
     documents = reference.info.documents
-    loss = _loss(scores, documents)
+    loss = _loss_estimate(scores, documents)
     return replace(
         quality,
         loss=loss,

@@ -163,7 +163,7 @@ class SiteTally:
             index=self.site.index,
             depth=self.site.depth,
             metrics=self.estimates,
-            top_dimensions=self._top(),
+            top_dimensions=self._top_coordinates(),
             histogram=Histogram(tuple(self._histogram.tolist())),
         )
 
@@ -182,7 +182,7 @@ class SiteTally:
         nulls = self.null_table(key) if key in SPECTRAL else None
         return estimated(over_documents(table, self.documents), key, table, nulls)
 
-    def _top(self) -> tuple[TopDimension, ...]:
+    def _top_coordinates(self) -> tuple[TopDimension, ...]:
         mean = self.contributions()
         total = float(mean.sum())
         top = mean.topk(min(geometry.TOP, len(mean)))

@@ -60,7 +60,7 @@ def key_of(target: Target) -> str:
 def refuse_missing(run: Diagnosis, target: Target) -> None:
     """UsageError for a target that the model cannot have, whatever was measured: a misspelt one must not pass."""
     if missing := _missing_reason(run, target):
-        count = len(_blocks(run, target))
+        count = len(_stack_blocks(run, target))
         hint = f"its blocks are block.1 to block.{count}, or block.-1 to block.-{count}" if target.index else ""
         raise UsageError(f"there is no {target.name}: {missing}", hint or "see the targets in docs/ci.md")
 
@@ -103,7 +103,7 @@ def _at_level(run: Diagnosis, target: Target, own: Estimate) -> Estimate:
 
 
 def _alpha(run: Diagnosis, target: Target) -> float:
-    return ALPHA / max(1, len(_blocks(run, target))) if target.scope == "any-block" else ALPHA
+    return ALPHA / max(1, len(_stack_blocks(run, target))) if target.scope == "any-block" else ALPHA
 
 
 def change(run: Diagnosis, baseline: Diagnosis, target: Target) -> tuple[Reading, ...]:
@@ -147,7 +147,7 @@ def _missing_reason(run: Diagnosis, target: Target) -> str | None:
         return f"the model has no {target.stack} stack"
     if target.scope in ("quality", "pooled", "verdict", "same") or _target_sites(run, target):
         return None
-    return f"the model has {len(_blocks(run, target))} blocks" if target.index else f"there is no {target.scope}"
+    return f"the model has {len(_stack_blocks(run, target))} blocks" if target.index else f"there is no {target.scope}"
 
 
 def _located_estimates(run: Diagnosis, target: Target) -> list[_LocatedEstimate]:
@@ -158,7 +158,7 @@ def _located_estimates(run: Diagnosis, target: Target) -> list[_LocatedEstimate]
         own = run.matrices[target.scope].metrics[target.metric.removesuffix(".null_ratio")]
         return [_LocatedEstimate(0, "all rows", own)]
     if target.scope == "pooled":
-        return [_LocatedEstimate(0, "one vector per text", _pooled(run, target))]
+        return [_LocatedEstimate(0, "one vector per text", _pooled_number(run, target))]
     key, sites = key_of(target), _target_sites(run, target)
     prefix = f"{target.stack} " if target.stack else ""
     if target.scope == "deep":
@@ -175,20 +175,20 @@ def _number_of(numbers: Mapping[str, Estimate], key: str) -> Estimate:
     return numbers.get(key, Estimate(None, reason="not measured: condense analyze MODEL --lens"))
 
 
-def _pooled(run: Diagnosis, target: Target) -> Estimate:
+def _pooled_number(run: Diagnosis, target: Target) -> Estimate:
     """A number of the pooled view; undefined in a run of an older condense."""
     pooling, _, key = target.metric.removesuffix(".null_ratio").partition(".")
     reason = f"condense {run.condense}, which measured this run, did not have it"
     return run.pooled.get(pooling, {}).get(key, Estimate(None, reason=reason))
 
 
-def _blocks(run: Diagnosis, target: Target) -> list[SiteReading]:
+def _stack_blocks(run: Diagnosis, target: Target) -> list[SiteReading]:
     stack = target.stack or run.main_stack
     return [site for site in run.sites if site.stack == stack and site.site == "block"]
 
 
 def _target_sites(run: Diagnosis, target: Target) -> list[SiteReading]:
-    blocks, stack = _blocks(run, target), target.stack or run.main_stack
+    blocks, stack = _stack_blocks(run, target), target.stack or run.main_stack
     if target.scope == "deep":
         return [site for site in blocks if site.index > len(blocks) // 2]
     if target.scope == "any-block":

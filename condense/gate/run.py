@@ -269,10 +269,10 @@ def _number_result(subject: Diagnosis, base: Diagnosis | None, assertion: Assert
     else:
         readings = absolute(subject, assertion.target)
     results = [judged(reading, assertion) for reading in readings]
-    return min(results, key=lambda result: (OUTCOMES.index(result.outcome), -_excess(result)))
+    return min(results, key=lambda result: (OUTCOMES.index(result.outcome), -_excess_over_limit(result)))
 
 
-def _excess(result: Result) -> float:
+def _excess_over_limit(result: Result) -> float:
     """How far the value is beyond the limit; negative within it."""
     if result.found.value is None or result.limit is None:
         return 0.0

@@ -55,7 +55,7 @@ def merged(model: Any, folder: Path, vocabulary: int) -> Any:
     _refuse_astray(wrapped, set(header))
     expected = _outputs(wrapped, ids)
     ties = _untie(wrapped)
-    was_tied = [(part, part.tie_word_embeddings) for part in _configs(model)]  # peft changes them as it merges
+    was_tied = [(part, part.tie_word_embeddings) for part in _tying_configs(model)]  # peft changes them as it merges
     kind = getattr(wrapped.active_peft_config.peft_type, "value", "this kind")
     try:
         with warnings.catch_warnings():
@@ -213,7 +213,7 @@ def _is_tied(model: Any) -> bool:
 # --- shared weights --------------------------------------------------------------------------
 
 
-def _owners(root: nn.Module) -> Iterator[list[tuple[nn.Module, str]]]:
+def _shared_parameters(root: nn.Module) -> Iterator[list[tuple[nn.Module, str]]]:
     """For every parameter shared by several modules, these modules and its name in each."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in root.modules():
@@ -225,7 +225,7 @@ def _owners(root: nn.Module) -> Iterator[list[tuple[nn.Module, str]]]:
 
 def _untie(wrapped: nn.Module) -> list[list[tuple[nn.Module, str]]]:
     """Give every module a weight of its own, so that merging into one does not change the other."""
-    ties = list(_owners(wrapped))
+    ties = list(_shared_parameters(wrapped))
     for owners in ties:
         for module, name in owners[1:]:
             parameter: nn.Parameter = getattr(module, name)
@@ -246,12 +246,12 @@ def _tie_again(result: Any, ties: list[list[tuple[nn.Module, str]]]) -> bool:
                 setattr(module, other, getattr(first, name))
         return True
     result.all_tied_weights_keys = {}
-    for part in _configs(result):
+    for part in _tying_configs(result):
         part.tie_word_embeddings = False
     return False
 
 
-def _configs(model: Any) -> list[Any]:
+def _tying_configs(model: Any) -> list[Any]:
     """The configs with the switch that ties embeddings: the model's, and that of its text part."""
     parts = {id(part): part for part in (model.config, model.config.get_text_config())}
     return [part for part in parts.values() if hasattr(part, "tie_word_embeddings")]

@@ -72,7 +72,7 @@ def read(located: Located) -> Checkpoint:
             model = in_dtype(merged(model, located.adapter, len(located.tokenizer)), DTYPES[located.dtype])
     model = _move_to_device(model, located)
     model.name_or_path = model.config.name_or_path = located.name  # what cards name: never a folder of the cache
-    info = _info(model, located, (*notes, *located.notes))
+    info = _model_info(model, located, (*notes, *located.notes))
     if located.has_changed():  # else the hash would be of other bytes than those measured
         raise UnavailableError(
             f"the weights of {located.name} changed while they were read", "wait until they are saved, and run again"
@@ -243,7 +243,7 @@ def _move_to_device(model: Any, located: Located) -> Any:
         raise UsageError(f"cannot use device {located.device!r}: {first_line(error)}", "use --device cpu") from None
 
 
-def _info(model: Any, located: Located, notes: tuple[str, ...]) -> ModelInfo:
+def _model_info(model: Any, located: Located, notes: tuple[str, ...]) -> ModelInfo:
     text = model.config.get_text_config()
     digest, source = located.weights_sha256, located.source_format
     if located.options.random_init:

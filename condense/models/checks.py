@@ -224,7 +224,7 @@ def self_check(model: nn.Module, stacks: tuple[Stack, ...], ids: Tensor) -> None
         key = "hidden_states" if len(stacks) == 1 else f"{stack.name}_hidden_states"
         theirs = getattr(output, key, None)
         if stack.called is not None:  # a module of any class need not report hidden states
-            theirs = _reported(stack.called, ids[:1, :PROBE_TOKENS])
+            theirs = _reported_states(stack.called, ids[:1, :PROBE_TOKENS])
             if not theirs:
                 continue
         if not theirs and is_custom(unwrapped(model)) and _gives_its_logits(model, ids[:1, :PROBE_TOKENS], states[-1]):
@@ -248,7 +248,7 @@ def _run_with_hidden_states(model: nn.Module, stacks: tuple[Stack, ...], ids: Te
         ) from cause
 
 
-def _reported(model: nn.Module, ids: Tensor) -> Any:
+def _reported_states(model: nn.Module, ids: Tensor) -> Any:
     """The hidden states that a model with its head and blocks in one module reports itself, if it does."""
     if not is_transformers(model):
         return None

@@ -65,16 +65,16 @@ def dequantise(model: Gguf, folder: Path) -> str | None:
     if kind not in _MODEL_TYPES:
         raise UnavailableError(f"{name} is of architecture {kind}, whose conversion is not verified", _ORIGINAL)
     config = _config(model)
-    network = _empty(config)
+    network = _network_without_weights(config)
     names = _tensor_names(network, model)
-    state, unused = _state(model, config, names)
+    state, unused = _state_by_name(model, config, names)
     if unused:
         raise UnavailableError(
             f"{len(unused)} tensors of {name} (architecture {kind}) have no place in the model, first {unused[0]}",
             f"a model without them is another model: {_ORIGINAL}",
         )
     _add_absent_biases(network, state)
-    _save(network, config, state, folder, name)
+    _save_checkpoint(network, config, state, folder, name)
     return save_tokenizer_of(model, folder)
 
 
@@ -93,7 +93,7 @@ def _config(model: Gguf) -> Any:
     own = {key.removeprefix(f"{kind}."): value for key, value in model.metadata.items() if key.startswith(f"{kind}.")}
     values = {names[key]: value for key, value in own.items() if key in names}
     values |= GGUF_CONFIG_DEFAULTS_MAPPING.get(model_type, {})
-    _shape(model, own, values)
+    _shape_settings(model, own, values)
     used = {*names, *_DESCRIPTIVE, *_rope(model, own, values), *_architecture_settings(model, own, values)}
     _refuse_unused(model, {key: value for key, value in own.items() if key not in used})
     for token in ("bos", "eos", "pad"):
@@ -102,7 +102,7 @@ def _config(model: Gguf) -> Any:
     return AutoConfig.for_model(model_type, **values, dtype=torch.float32)
 
 
-def _shape(model: Gguf, own: Mapping[str, Any], values: dict[str, Any]) -> None:
+def _shape_settings(model: Gguf, own: Mapping[str, Any], values: dict[str, Any]) -> None:
     """The shape by the tensors and llama.cpp's defaults, where transformers would take its own defaults."""
     values["vocab_size"] = model.tensors["token_embd.weight"].shape[0]
     values["tie_word_embeddings"] = "output.weight" not in model.tensors
@@ -286,7 +286,7 @@ def _save_as_read(model: Gguf, folder: Path) -> None:
 # --- tensors ----------------------------------------------------------------------------------------
 
 
-def _empty(config: Any) -> Any:
+def _network_without_weights(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -335,7 +335,7 @@ def _float32_values(tensor: Tensor) -> Any:
         ) from None
 
 
-def _state(model: Gguf, config: Any, names: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+def _state_by_name(model: Gguf, config: Any, names: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     """The model's weights by their names, and the file's tensors that are none of them."""
     processor = _processor(model, config)
     state: dict[str, Any] = {}
@@ -376,7 +376,7 @@ def _add_absent_biases(network: Any, state: dict[str, Any]) -> None:
                 state[name] = torch.zeros(tensor.shape)
 
 
-def _save(network: Any, config: Any, state: dict[str, Any], folder: Path, name: str) -> None:
+def _save_checkpoint(network: Any, config: Any, state: dict[str, Any], folder: Path, name: str) -> None:
     try:
         model, problems = type(network).from_pretrained(
             None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True

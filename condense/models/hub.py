@@ -258,7 +258,7 @@ def _repaired(fetched: Fetched, options: ModelOptions) -> Fetched:
     """Check the files beside the weights, whose hash is taken later in any case."""
     for file in sorted(fetched.path.iterdir()):
         if not file.name.endswith(WEIGHTS):
-            _intact(file, options)
+            _is_intact(file, options)
     return fetched
 
 
@@ -271,12 +271,12 @@ def checked_sha256(files: Iterable[Path], options: ModelOptions) -> dict[Path, s
     for file in files:
         if repository_of(file) is not None and file.is_file():
             digests[file] = sha256_of_files((file,))
-            if not _intact(file, options, digests[file]):
+            if not _is_intact(file, options, digests[file]):
                 digests[file] = sha256_of_files((file,))
     return digests
 
 
-def _intact(file: Path, options: ModelOptions, digest: str | None = None) -> bool:
+def _is_intact(file: Path, options: ModelOptions, digest: str | None = None) -> bool:
     """True if a file of the hub's cache is what it should be; else it is fetched again, and False."""
     repo, wrong = repository_of(file), damage(file, digest)
     if repo is None or not wrong:

@@ -105,14 +105,14 @@ def _repository_folder(repo: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
-def _ref(repo: str, revision: str) -> Path | None:
+def _ref_file(repo: str, revision: str) -> Path | None:
     """The file that holds the commit of a branch or tag, where the hub's client reads it; None for an invalid name."""
     return None if ".." in revision or revision.startswith("/") else _repository_folder(repo) / "refs" / revision
 
 
 def _read_ref(repo: str, revision: str) -> str | None:
     """The commit of a branch or tag when it was fetched last."""
-    path = _ref(repo, revision)
+    path = _ref_file(repo, revision)
     try:
         return path.read_text(encoding="ascii").strip() if path else None
     except (OSError, ValueError):
@@ -121,7 +121,7 @@ def _read_ref(repo: str, revision: str) -> str | None:
 
 def keep_ref(repo: str, revision: str, commit: str) -> None:
     """Record the commit of a branch or tag; a cache that cannot be written is left as it is."""
-    path = _ref(repo, revision)
+    path = _ref_file(repo, revision)
     if path is not None and revision != commit and _read_ref(repo, revision) != commit:
         with contextlib.suppress(CondenseError):
             write_text(path, commit)

@@ -69,7 +69,7 @@ def read(
         yield from formats.documents(opened, column, stream=stream)
         return
     path = expanded(source)
-    mode = _mode(path)
+    mode = _read_mode(path)
     if stat.S_ISDIR(mode):
         if is_saved_dataset(path):
             yield from _saved_dataset(path, column, split)
@@ -85,7 +85,7 @@ def read(
     yield from formats.documents(_open_source(path, shown(path.name)), column, stream=stream)
 
 
-def _mode(path: Path) -> int:
+def _read_mode(path: Path) -> int:
     try:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -195,7 +195,7 @@ def _saved_dataset(folder: Path, column: str, split: str | None) -> Iterator[Doc
         raise UnavailableError(f"{label(folder)} is not a readable saved dataset: {reason_of(error)}") from None
     name = label(folder.name)
     if isinstance(saved, dict):
-        chosen = _chosen(list(saved), split, name)
+        chosen = _chosen_split(list(saved), split, name)
         saved, name = saved[chosen], f"{name}/{chosen}"
     elif split is not None and split != str(saved.split):
         raise UsageError(f"{name} has no split {split!r}: it is a single one", "leave --split out")
@@ -211,7 +211,7 @@ def dataset(name: str, config: str | None, split: str | None, column: str) -> It
         raise UsageError("the dataset is named by an empty string", "give --dataset ID")
     datasets = _datasets()
     try:
-        chosen = split or _chosen(datasets.get_dataset_split_names(name, config), None, name)
+        chosen = split or _chosen_split(datasets.get_dataset_split_names(name, config), None, name)
         rows = datasets.load_dataset(name, config, split=chosen)
     except Exception as error:  # the hub client raises many kinds; all but these mean that the data is not available
         if (failure := system_failure(error)) is not None:
@@ -228,7 +228,7 @@ def _datasets() -> Any:
     return datasets
 
 
-def _chosen(splits: Sequence[str], asked: str | None, name: str) -> str:
+def _chosen_split(splits: Sequence[str], asked: str | None, name: str) -> str:
     if asked is not None and asked not in splits:
         raise UsageError(f"{name} has no split {asked!r} (found: {', '.join(splits)})", "name one with --split")
     return asked or next((split for split in SPLITS if split in splits), splits[0])

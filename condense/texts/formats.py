@@ -154,7 +154,7 @@ def _documents_of(source: Source, column: str, stream: bool) -> Iterator[Documen
             )
         kind = kind or _sniffed(text.head, column)
         if kind == "text":
-            yield _whole(text, source, stream)
+            yield _whole_document(text, source, stream)
             return
         if kind == "table":
             stream_of_rows = source.opened.enter_context(text.stream(""))
@@ -177,7 +177,7 @@ def _sniffed(head: str, column: str) -> Kind:
     return "table" if tables.is_header(head, column) else "text"
 
 
-def _whole(text: Text, source: Source, stream: bool) -> Document:
+def _whole_document(text: Text, source: Source, stream: bool) -> Document:
     """A file that is one document."""
     reader = text.stream("")
     beginning = reader.read(WHOLE_CHARACTERS + 1) if stream else reader.read()

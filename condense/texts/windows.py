@@ -95,7 +95,7 @@ def windows(
         raise _too_short(reading, length, length - content)
     cut = list(_shared_out(reading.kept, num_texts))
     ids = torch.tensor([[*before, *window.ids, *after] for _, _, window in cut], dtype=torch.int64)
-    special = _added(ids, len(before), len(after))
+    special = _added_mask(ids, len(before), len(after))
     info = CorpusInfo(
         source=source or _source_label(text),
         sha256=reading.digest.hexdigest(),
@@ -117,7 +117,7 @@ def windows(
     return _with_passages(ids, special, getattr(tokenizer, "mask_token_id", None), info, passages)
 
 
-def _added(ids: Tensor, before: int, after: int) -> Tensor:
+def _added_mask(ids: Tensor, before: int, after: int) -> Tensor:
     """Which tokens of windows (N, S) the tokenizer added at their two ends, bool."""
     special = torch.zeros_like(ids, dtype=torch.bool)
     special[:, :before] = True
@@ -163,7 +163,7 @@ def _windows_of_ids(
                 counts[number], room[number], left = counts[number] + 1, room[number] - 1, left - 1
     cut = {number: even_starts(len(rows[number]) - length, count) for number, count in counts.items()}
     starts = [(d, j, own[j]) for j in range(max(counts.values())) for d, own in cut.items() if j < len(own)]
-    ids = torch.stack([torch.as_tensor(_plain(rows[d][at : at + length])) for d, _, at in starts]).to(torch.int64)
+    ids = torch.stack([torch.as_tensor(_plain_ids(rows[d][at : at + length])) for d, _, at in starts]).to(torch.int64)
     digest = _ids_sha256(ids)
     info = CorpusInfo(
         source=source or "token ids in memory",
@@ -199,7 +199,7 @@ def _rows_of_ids(given: Any) -> Sequence[Any] | None:
     return [row for part in rows if part is not None for row in part] if all(rows) else None
 
 
-def _plain(ids: Any) -> Any:
+def _plain_ids(ids: Any) -> Any:
     """Ids that torch takes: numpy's unsigned types are widened, a memory map is read."""
     return ids.astype("int64") if hasattr(ids, "astype") else ids
 
