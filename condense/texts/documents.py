@@ -32,6 +32,7 @@ __all__ = ["PROBE_VERSION", "Document", "Kept", "dataset", "label", "probe", "re
 PROBE_VERSION = "1"
 SPLITS = ("test", "validation", "train")
 """Which split of a dataset is read where none is named: the first of these that there is."""
+_ROWS_AT_ONCE = 256
 _NO_CORPUS = ("readme", "license", "licence", "copying", "notice", "citation")
 _INFO_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json")
 
@@ -235,8 +236,13 @@ def _chosen_split(splits: Sequence[str], asked: str | None, name: str) -> str:
 
 
 def _dataset_documents(rows: Any, name: str, column: str) -> Iterator[Document]:
-    """The documents of a dataset's rows: only the columns that are needed are decoded."""
-    for number, record in enumerate(rows.select_columns(needed(column, rows.column_names, name))):
+    """The documents of a dataset's rows: only the columns that are needed, as they are stored.
+
+    `datasets` itself would open the files and addresses that a column of images or sounds names.
+    """
+    stored = rows.select_columns(needed(column, rows.column_names, name)).with_format("arrow")
+    records = (record for table in stored.iter(_ROWS_AT_ONCE) for record in table.to_pylist())
+    for number, record in enumerate(records):
         yield document_of(f"{name}:{number}", record, column)
 
 

@@ -417,3 +417,19 @@ def test_a_table_that_memory_is_too_small_for_is_not_damaged(
     monkeypatch.setattr("pyarrow.ipc.open_file", fail)
     with pytest.raises(RunError, match="out of memory"):
         texts(written(tmp_path, name, b"PAR1 " if name == "a.parquet" else b"ARROW1\0\0"))
+
+
+def test_nothing_that_a_dataset_names_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images by address or path were fetched from there by `datasets`, whoever had named them."""
+    datasets = pytest.importorskip("datasets")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise AssertionError("what a dataset names was opened")
+
+    image = {"bytes": None, "path": "http://127.0.0.1:9/x.png"}
+    features = datasets.Features({"text": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"text": [image]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **options: rows)
+    monkeypatch.setattr(datasets.Image, "decode_example", fail)
+    with pytest.raises(UsageError, match=r"column 'text' holds an object \(bytes, path\), not text"):
+        list(dataset("org/x", None, "train", "text"))
