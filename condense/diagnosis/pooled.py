@@ -205,8 +205,10 @@ def _halves_found(halves: Tensor | None, documents: Sequence[int]) -> Estimate:
     """
     if halves is None:
         return Estimate(None, reason=NO_HALVES)
-    if len(halves) < 2 or not bool(torch.isfinite(halves).all()):
+    if len(halves) < 2:
         return Estimate(None, reason="needs at least two texts")
+    if not bool(torch.isfinite(halves).all()):
+        return Estimate(None, reason="half a text has no such vector")
     cosines = halves[:, 0] @ halves[:, 1].T
     hits = (_nearest(cosines) + _nearest(cosines.T)) / 2
     spread = over_documents(hits.numpy(), tuple(documents))

@@ -42,7 +42,7 @@ from condense.records.diagnosis import (
 
 Floats = NDArray[np.float64]
 REASONS = {
-    **dict.fromkeys(UPDATES, "a block is measured here, and there is none"),
+    **dict.fromkeys(UPDATES, "there is no block here, or all that it receives is zero"),
     "top_dimension_share": f"mean cosine is below {geometry.SHARE_FLOOR} in every text",
     "cross_text_cosine": "needs at least two documents",
     "dimension": "needs four tokens of a text that vary in more than noise",

@@ -16,7 +16,7 @@ from condense import geometry
 from condense.diagnosis.blocks import idle_finding
 from condense.diagnosis.run import analyze
 from condense.metrics import UPDATES
-from condense.models.checkpoint import load
+from condense.models.checkpoint import checkpoint_of, load
 from condense.records.diagnosis import Diagnosis
 from condense.texts.windows import windows
 
@@ -118,6 +118,17 @@ def test_blocks_that_change_almost_nothing_are_a_finding(tiny: Callable[[str], P
     assert (run.deep["update_cosine"].value or 0) > 0.999
     whole = analyze(load(tiny("llama"), device="cpu"), replace(texts))
     assert not any(finding.id == "idle-blocks" for finding in whole.verdict.findings)
+
+
+def test_a_block_that_receives_nothing_is_not_called_none(tiny: Callable[[str], Path]) -> None:
+    model = transformers.GPT2LMHeadModel.from_pretrained(tiny("gpt2"))
+    with torch.no_grad():
+        model.transformer.wte.weight.zero_()
+        model.transformer.wpe.weight.zero_()
+    ids = torch.arange(64).reshape(4, 16)
+    texts = windows(ids)
+    first = analyze(checkpoint_of(model, ids), texts).sites[1].metrics["update_ratio"]
+    assert first.value is None and "all that it receives is zero" in (first.reason or "")
 
 
 def test_only_blocks_that_are_idle_are_named() -> None:

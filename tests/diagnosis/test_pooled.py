@@ -119,6 +119,14 @@ def test_dimension_and_effective_rank() -> None:
         assert found[key].low < found[key].value < found[key].high and len(found[key].deleted) == 14
 
 
+def test_a_half_without_a_vector_is_not_called_one_text() -> None:
+    """All tokens of a half may be sinks."""
+    halves = cloud(n=10, d=12, seed=5)[:, None] * np.ones((10, 2, 1))
+    halves[3, 1] = np.nan
+    found = view_of(cloud(n=10, d=12, seed=5), tuple(range(10)), halves)["mean"]["halves_found"]
+    assert found.value is None and found.reason == "half a text has no such vector"
+
+
 def test_halves_that_find_each_other() -> None:
     rng = np.random.default_rng(5)
     own = cloud(n=10, d=12, seed=5)
