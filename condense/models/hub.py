@@ -166,7 +166,7 @@ def remote_config(repo: str, revision: str | None, token: str | None) -> dict[st
     with _explained(repo):
         try:
             config = json.loads(_read_remote(repo, revision or "main", "config.json", token))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return {}
     return config if isinstance(config, dict) else {}
 

@@ -132,7 +132,7 @@ def shards_of(index: bytes) -> tuple[str, ...]:
     try:
         weight_map = json.loads(index)["weight_map"]
         return tuple(sorted({str(name) for name in weight_map.values()}))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ()
 
 

@@ -21,7 +21,7 @@ from condense.diagnosis.estimate import find
 from condense.errors import CondenseError, RunError, UnavailableError
 from condense.models import hub, hub_files
 from condense.models.hub import HubOutageError, fetch
-from condense.models.hub_files import Selection, needed
+from condense.models.hub_files import Selection, needed, shards_of
 from condense.models.locate import locate
 from condense.records.options import ModelOptions
 from tests.models.hub_server import Hub
@@ -427,3 +427,8 @@ def test_a_repository_without_weights_says_what_it_holds(names: list[str], line:
     with pytest.raises(UnavailableError) as caught:
         needed("org/x", names)
     assert line in str(caught.value) and hint in caught.value.hint
+
+
+@pytest.mark.parametrize("index", [b"[" * 200_000, b"{}", b"[]", b"\xff", b'{"weight_map": 1}'])
+def test_an_index_that_is_none_names_no_shards(index: bytes) -> None:
+    assert shards_of(index) == ()
