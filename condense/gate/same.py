@@ -42,7 +42,7 @@ def evaluate_comparison(
     """Check assertions on `same.*` for every member (None: identical or equivalent to the first).
 
     Of several members the worst counts, one that could not be measured among them, and intervals are at .05 over their
-    number. UsageError for other targets, and for a comparison of one model.
+    number. UsageError for other targets.
     """
     names, first = names or Names(), comparison.reference
     assertions = DEFAULT if assertions is None else assertions
@@ -68,8 +68,6 @@ def _worst_member_result(comparison: Comparison, assertion: Assertion, names: Na
         Result(assertion, "not-run", Reading(failure.name), reason=f"could not be measured: {failure.reason}")
         for failure in comparison.failures
     ]
-    if not results:
-        raise UsageError("a comparison of one model has nothing to check", "compare it with another")
     worst = min(results, key=lambda result: OUTCOMES.index(result.outcome))
     return replace(worst, next=_next_compare(comparison, worst, names))
 

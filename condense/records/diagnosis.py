@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from condense.metrics import MATRIX, METRICS
 from condense.records.base import Estimate, Finding, Saved
+from condense.records.serial import refuse_other_lengths
 
 Site = Literal["embedding", "block", "output"]
 Objective = Literal["causal", "masked", "seq2seq", "none"]
@@ -301,6 +302,8 @@ class Diagnosis(Saved):
             return {**data, "corpus": {**vars(NO_CORPUS), "windows": [], "documents": [], "notes": []}}
         known = isinstance(corpus, Mapping) and corpus.get("documents")
         measured = ("quality", "sites", "deep", "stacks")
+        if known and isinstance(known, list):
+            refuse_other_lengths({key: data.get(key) for key in measured}, len(known))
         return data if known else {**data, **{key: _without_bounds(data[key]) for key in measured if key in data}}
 
     def __post_init__(self) -> None:

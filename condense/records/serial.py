@@ -247,3 +247,13 @@ def _record(kind: Any, records: dict[str, Any]) -> dict[str, Any]:
         "properties": {field.name: _schema(hints[field.name], records) for field in fields},
         "required": [f.name for f in fields if f.default is missing and f.default_factory is missing],
     }
+
+
+def refuse_other_lengths(data: Any, windows: int, where: str = "") -> None:
+    """ValueError for values per text that are not one per window; those of the lens are of the first windows only."""
+    items = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        if key == "per_text" and isinstance(value, list) and len(value) != windows:
+            raise ValueError(f"{where.lstrip('.')} has {len(value)} values for {windows} windows")
+        if not str(key).startswith("lens."):
+            refuse_other_lengths(value, windows, f"{where}.{key}")

@@ -424,10 +424,10 @@ def test_a_member_that_could_not_be_measured_is_never_green(copy_of: Copy, tmp_p
     assert condense("check", saved).exit_code == 5
     replace(found, failures=()).to_json(saved)
     assert condense("check", saved).exit_code == 0
-    replace(found, members=found.members[:1]).to_json(saved)
-    assert condense("check", saved).exit_code == 5
-    replace(found, members=found.members[:1], failures=()).to_json(saved)
-    assert condense("check", saved).exit_code == 2
+    alone = json.loads(saved.read_text())
+    alone["members"] = alone["members"][:1]
+    saved.write_text(json.dumps(alone))
+    assert condense("check", saved).exit_code == 3  # `compare` never writes it
 
 
 def test_the_gate(family: Comparison, conversions: list[Path], tmp_path: Path) -> None:

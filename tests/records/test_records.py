@@ -192,6 +192,13 @@ def test_the_shares_of_a_word() -> None:
     assert verdict.share("cone") == ""
 
 
+def test_values_that_are_not_one_per_window_are_refused(saved: dict[str, Any]) -> None:
+    saved["deep"]["mean_cosine"]["per_text"].pop()
+    count = len(saved["corpus"]["documents"])
+    with pytest.raises(UnavailableError, match=f"deep.mean_cosine has {count - 1} values for {count} windows"):
+        Diagnosis.from_json(saved)
+
+
 def test_a_missing_value_is_named(saved: dict[str, Any]) -> None:
     del saved["sites"][2]["index"]
     with pytest.raises(UnavailableError, match=r"sites\[2\]\.index is missing"):
