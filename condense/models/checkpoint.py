@@ -126,6 +126,8 @@ def _model_class(located: Located) -> Any:
     for name in located.config.architectures or ():
         named = getattr(transformers, name, None)
         if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            if named.forward is torch.nn.Module.forward:  # making one of it changes what transformers keeps for all
+                raise UnavailableError(f"{name} (architectures) is a base class, no model", "name the model's class")
             return named
     if own:
         raise UnavailableError(f"auto_map of {located.base.path.name} names no class of a model", "it needs AutoModel")

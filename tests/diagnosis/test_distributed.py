@@ -178,8 +178,8 @@ def test_own_failures_are_sent_to_the_others(error: Exception) -> None:
         raise error
 
     readings = failing()
-    assert isinstance(Ranks(1, 2)._next(readings), bytes)
-    sent = Ranks(1, 2)._next(readings)
+    assert isinstance(Ranks(1, 2)._encode_next(readings), bytes)
+    sent = Ranks(1, 2)._encode_next(readings)
     assert isinstance(sent, UnavailableError if isinstance(error, UnavailableError) else RunError)
     assert isinstance(sent, RunError) is ("rank 1" in str(sent))
 

@@ -184,13 +184,13 @@ def test_only_what_is_missing_is_measured_again(opened: Callable[[str], Any], mo
     with pytest.raises(FellError):
         measure(opened("gpt2"), journal=True, on_text=falling(4))
     read: list[int] = []
-    original = measuring._Reader.read
+    original = measuring._BatchReader.read
 
     def counting(self: Any, batch: list[int]) -> Any:
         read.extend(batch)
         return original(self, batch)
 
-    monkeypatch.setattr(measuring._Reader, "read", counting)
+    monkeypatch.setattr(measuring._BatchReader, "read", counting)
     measure(opened("gpt2"), journal=True)
     assert read == [4, 5]
 

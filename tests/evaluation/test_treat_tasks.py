@@ -115,7 +115,7 @@ def test_a_dry_run_loads_no_data(tiny, text, tmp_path):
     plan, seen = Plan(eval_tasks=("far",), include_path=str(tmp_path), max_steps=1, max_length=64, num_texts=2), []
     watch = Watch(on_plan=lambda plan, schedule, overhead: seen.append(plan))
     assert treat(tiny("llama"), text, tmp_path / "out", plan, dry_run=True, watch=watch, device="cpu") is None
-    assert [one.training for one in seen] == [plan]
+    assert [one.training for one in seen] == [plan.resolved()]
     with pytest.raises(UnavailableError, match="cannot be reached"):
         treat(tiny("llama"), text, tmp_path / "out", plan, device="cpu")
     assert not (tmp_path / "out.work").exists()

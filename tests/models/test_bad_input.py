@@ -150,6 +150,12 @@ def test_config_that_asks_for_nonsense(copy_of: Copy, changes: dict[str, Any]) -
     assert_refused(analyze(edit_config(copy_of("llama"), **changes)), 3)
 
 
+@pytest.mark.parametrize("name", ["PreTrainedModel", "LlamaPreTrainedModel"])
+def test_a_base_class_is_no_model(copy_of: Copy, name: str) -> None:
+    """Making one left a value on the class by which the next model of the process failed."""
+    assert_refused(analyze(edit_config(copy_of("llama"), architectures=[name])), 3, f"{name} (architectures) is a base")
+
+
 @pytest.mark.parametrize("changes", [{"model_type": None}, {"experts_implementation": "bogus"}], ids=str)
 def test_what_a_config_need_not_say_changes_nothing(tiny: Copy, copy_of: Copy, changes: dict[str, Any]) -> None:
     """`architectures` names the class; a key that the class does not declare is not honoured."""

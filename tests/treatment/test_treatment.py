@@ -232,7 +232,8 @@ def test_lora_is_planned_as_lora(tiny, texts, tmp_path):
 
 
 def test_adapters_have_a_learning_rate_of_their_own():
-    assert Plan().learning_rate == 5e-5 and Plan(use_peft=True).learning_rate == 2e-4
+    assert Plan().peak_rate == 5e-5 and Plan(use_peft=True).resolved().learning_rate == 2e-4
+    assert replace(Plan(), use_peft=True).peak_rate == 2e-4
     assert Plan(use_peft=True, learning_rate=1e-3).peak_rate == 1e-3
     assert replace(Plan(learning_rate=3e-5), use_peft=True).learning_rate == 3e-5
 
