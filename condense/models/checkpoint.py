@@ -126,9 +126,8 @@ def _model_class(located: Located) -> Any:
     for name in located.config.architectures or ():
         named = getattr(transformers, name, None)
         if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
-            if (
-                getattr(named, "forward", None) is torch.nn.Module.forward
-            ):  # making one of it changes what transformers keeps for all
+            # a base class; making one changes what transformers keeps for all
+            if getattr(named, "forward", None) is torch.nn.Module.forward:
                 raise UnavailableError(f"{name} (architectures) is a base class, no model", "name the model's class")
             return named
     if own:
