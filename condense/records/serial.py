@@ -255,5 +255,5 @@ def refuse_other_lengths(data: Any, windows: int, where: str = "") -> None:
     for key, value in items:
         if key == "per_text" and isinstance(value, list) and len(value) != windows:
             raise ValueError(f"{where.lstrip('.')} has {len(value)} values for {windows} windows")
-        if not str(key).startswith("lens."):
+        elif isinstance(value, Mapping | list) and not str(key).startswith("lens."):
             refuse_other_lengths(value, windows, f"{where}.{key}")

@@ -1,4 +1,4 @@
-"""`condense report` draws a saved run in less than 0.8 s of processor time, and loads its own kind only."""
+"""`condense report` draws a saved run in less than 1.5 s of processor time, and loads its own kind only."""
 
 import json
 import resource
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-LIMIT = 0.8
+LIMIT = 1.5
 
 
 @pytest.fixture(scope="module")
@@ -21,19 +21,21 @@ def large(diagnosed: Callable[[str], Any], tmp_path_factory: pytest.TempPathFact
     first, *_, output = run.sites
     blocks = [replace(run.sites[1], index=i, depth=i / 30) for i in range(1, 31)]
 
-    def longer(site: Any) -> Any:
-        metrics = {
-            key: replace(value, per_text=None if value.per_text is None else value.per_text * 4)
-            for key, value in site.metrics.items()
-        }
-        return replace(site, metrics=metrics)
+    def longer(data: Any) -> Any:
+        """Four times as many values per text, everywhere."""
+        if isinstance(data, dict):
+            return {
+                key: value * 4 if key in ("per_text", "documents") and isinstance(value, list) else longer(value)
+                for key, value in data.items()
+            }
+        return [longer(item) for item in data] if isinstance(data, list) else data
 
     made = replace(
-        run, sites=tuple(longer(site) for site in (first, *blocks, output)),
+        run, sites=(first, *blocks, output),
         paper=replace(run.paper, mean_cosine=tuple(i / 40 for i in range(31))),
     )  # fmt: skip
     path = tmp_path_factory.mktemp("large") / "run.json"
-    made.to_json(path)
+    path.write_text(json.dumps(longer(json.loads(made.to_json()))))
     assert len(json.loads(path.read_text())["sites"]) == 32
     return path
 
