@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from condense.errors import CondenseError
-from condense.files import cache_root
+from condense.files import cache_root, size_in_words
 from condense.models.gguf_copies import Copy, copies
 from condense.version import __version__
 
@@ -322,7 +322,7 @@ def _folder_problems(folders: tuple[Folder, ...]) -> list[Problem]:
             fix = f"export {variable}=$HOME/{variable.lower()}"
             problems.append(Problem(what, f"{folder.path} is not writable", fix))
         elif folder.free < _FREE_BYTES:
-            why = f"{folder.free / 1e9:.1f} GB are free for {folder.path}, a small model takes up to 2"
+            why = f"{size_in_words(folder.free)} are free for {folder.path}, a small model takes up to 2 GB"
             problems.append(Problem(what, why, f"export {variable}=/another/disk"))
     return problems
 

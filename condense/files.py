@@ -17,6 +17,17 @@ from typing import Any
 from condense.errors import RunError, UsageError
 
 
+def size_in_words(size: float | None) -> str:
+    """A number of bytes with three digits: `1.24 GB`, `38.2 MB`, `7 kB`; "unknown" for None."""
+    if size is None:
+        return "unknown"
+    rounded = float(f"{size:.3g}")  # first, or 999.9 MB would be 1e+03 MB
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if rounded >= unit:
+            return f"{rounded / unit:.3g} {name}"
+    return f"{rounded / 1e3:.3g} kB"
+
+
 def expanded(path: str | Path) -> Path:
     """A path with `~` replaced by the home folder; UsageError where there is none (no HOME, no entry in passwd)."""
     try:

@@ -13,6 +13,7 @@ import pytest
 
 from condense import folders, lock
 from condense.errors import RunError, UsageError
+from condense.files import size_in_words
 from condense.folders import (
     MARK,
     Mark,
@@ -33,6 +34,25 @@ from condense.records.plans import TrialPlan
 from condense.treatment.run import CONTROL, treat
 from condense.trials.run import trial
 from tests.folder_kills import PLACES
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (None, "unknown"),
+        (0, "0 kB"),
+        (999, "0.999 kB"),
+        (20_700, "20.7 kB"),
+        (999_600, "1 MB"),
+        (38_240_000, "38.2 MB"),
+        (999_700_000, "1 GB"),
+        (1_236_000_000, "1.24 GB"),
+        (538e9, "538 GB"),
+    ],
+)
+def test_a_size_has_three_digits(size: float | None, words: str) -> None:
+    assert size_in_words(size) == words
+
 
 # --- publishing ----------------------------------------------------------------------------------------
 

@@ -13,12 +13,12 @@ from condense.cli.demo import demo_file
 from condense.cli.groups import command
 from condense.cli.outputs import check_file
 from condense.errors import CondenseError, UnavailableError
-from condense.files import write_text
+from condense.files import size_in_words, write_text
 from condense.records.options import Flag
 from condense.records.serial import dumps
 from condense.report.console import MOST_CELLS, room_for
 from condense.report.escape import for_terminal
-from condense.report.text import DASH, SEVERITIES, gigabytes
+from condense.report.text import DASH, SEVERITIES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,19 +119,21 @@ def _aligned_rows(rows: list[tuple[str, str, str]]) -> Table:
 def _machine(found: Installation) -> list[tuple[str, str, str]]:
     rows = []
     for device in found.devices:
-        own = f", {gigabytes(device.memory)}" if device.memory else ""
+        own = f", {size_in_words(device.memory)}" if device.memory else ""
         how = "in hardware" if device.bfloat16 else "slower than float32"
         rows.append((device.name, f"{device.title}{own}", f"bfloat16 {how}"))
     if not any(device.name.startswith(("cuda", "mps")) for device in found.devices):
         rows.append(("GPU", "none", "treat trains on the CPU in float32"))
-    rows.append(("memory", gigabytes(found.memory), f"{gigabytes(found.memory_available)} available"))
+    rows.append(("memory", size_in_words(found.memory), f"{size_in_words(found.memory_available)} available"))
     rows += [(folder.name, folder.path, _space(folder)) for folder in found.folders]
-    return rows + [("converted .gguf", f"{copy.source} in {copy.path}", gigabytes(copy.size)) for copy in found.copies]
+    return rows + [
+        ("converted .gguf", f"{copy.source} in {copy.path}", size_in_words(copy.size)) for copy in found.copies
+    ]
 
 
 def _space(folder: Folder) -> str:
-    held = "" if folder.name == "here" else f"{'' if folder.counted else 'over '}{gigabytes(folder.size)} used, "
-    return f"{held}{gigabytes(folder.free)} free{'' if folder.writable else ', not writable'}"
+    held = "" if folder.name == "here" else f"{'' if folder.counted else 'over '}{size_in_words(folder.size)} used, "
+    return f"{held}{size_in_words(folder.free)} free{'' if folder.writable else ', not writable'}"
 
 
 def _hub(found: Installation) -> list[tuple[str, str, str]]:

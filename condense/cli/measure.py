@@ -16,7 +16,7 @@ import typer
 
 from condense.cli.console import MANNER, console, counting, quieten_libraries, say, say_first, show_line, working
 from condense.errors import CondenseError, UnavailableError, UsageError
-from condense.files import expanded
+from condense.files import expanded, size_in_words
 from condense.report.escape import for_terminal
 from condense.report.text import in_words
 
@@ -285,7 +285,7 @@ def _model_lines(model: str, source: Source, load: Load, text: str) -> list[tupl
     sizes = f"{shape.parameters / 1e6:,.1f} M parameters, {shape.blocks} blocks, width {shape.width}"
     first = []
     if source.copy is not None:
-        first = [("first", f"the .gguf is converted once: {_size_in_words(4 * shape.parameters)} in {source.copy}")]
+        first = [("first", f"the .gguf is converted once: {size_in_words(4 * shape.parameters)} in {source.copy}")]
     return [
         ("model", f"{model}{twin}: {sizes}, {load.dtype}"),
         *first,
@@ -296,15 +296,11 @@ def _model_lines(model: str, source: Source, load: Load, text: str) -> list[tupl
 def _cost_lines(source: Source, load: Load, device: str, memory: float, seconds: float) -> list[tuple[str, str]]:
     several = load.processes > 1
     total = sum(size for _, size in source.downloads)
-    names = ", ".join(f"{name} {_size_in_words(size)}" for name, size in source.downloads)
+    names = ", ".join(f"{name} {size_in_words(size)}" for name, size in source.downloads)
     kind = "resident memory" if device == "cpu" else f"memory of {device}"
     return [
         ("where", f"{device}, {load.batch} at a time" + (f", {load.processes} processes" if several else "")),
-        ("downloads", f"{_size_in_words(total)}: {names}" if source.downloads else "nothing"),
+        ("downloads", f"{size_in_words(total)}: {names}" if source.downloads else "nothing"),
         ("time", f"about {in_words(seconds)}"),
-        ("memory", f"about {_size_in_words(memory)} of {kind} at the peak" + (" in each process" if several else "")),
+        ("memory", f"about {size_in_words(memory)} of {kind} at the peak" + (" in each process" if several else "")),
     ]
-
-
-def _size_in_words(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

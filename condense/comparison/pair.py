@@ -23,7 +23,7 @@ from condense.comparison.same import Reading, SiteKey, WindowReading
 from condense.diagnosis.forward import kept_positions, spectral_positions
 from condense.diagnosis.quality import Scorer, logits_of, make_scorer, mask_positions
 from condense.errors import RunError, UnavailableError, as_condense_error, is_out_of_memory
-from condense.files import cache_folder
+from condense.files import cache_folder, size_in_words
 from condense.geometry import SPECTRAL_TOKENS
 from condense.models.checkpoint import Checkpoint
 from condense.models.layers import (
@@ -152,7 +152,7 @@ def keep_on_disk(model: LiveModel, folder: Path, on_text: OnText, on_note: Calla
             size = file.stat().st_size
             _check_room(folder, size * (count - 1))
             if on_note is not None:
-                on_note(f"keeping states and predictions on the disk: {size * count / 1e9:.2f} GB until this ends")
+                on_note(f"keeping states and predictions on the disk: {size_in_words(size * count)} until this ends")
         on_text(index + 1, count)
     return KeptModel(folder, model.scored)
 
@@ -161,7 +161,7 @@ def _check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise RunError(
-            f"states and predictions take {size / 1e9:.1f} GB more on the disk, {free / 1e9:.1f} GB are free",
+            f"states and predictions take {size_in_words(size)} more on the disk, {size_in_words(free)} are free",
             "ask for fewer windows with --num-texts, or name another folder with CONDENSE_CACHE",
         )
 

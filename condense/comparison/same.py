@@ -13,6 +13,7 @@ import numpy as np
 
 from condense import intervals
 from condense.comparison.verdict import Bounds, Severity, analyze_again, quoted_id, word_of
+from condense.files import size_in_words
 from condense.intervals import ALPHA, Floats
 from condense.records.base import Estimate, Finding
 from condense.records.comparison import Kind, Member, Same, SameSite, SameWord
@@ -310,7 +311,7 @@ def _equivalents_title(first: Member, others: Sequence[Member], safe: Sequence[M
     if size is None or any(other.model.weights_bytes is None for other in safe):
         names = ", ".join(other.name for other in safe[:3])
         return f"{len(safe)} of {len(others)} equivalent to {first.name}: {names}"
-    instead = "" if whole is None or whole <= size else f", {_in_bytes(size)} instead of {_in_bytes(whole)}"
+    instead = "" if whole is None or whole <= size else f", {size_in_words(size)} instead of {size_in_words(whole)}"
     unscored = smallest.same is not None and smallest.same.kl.value is None
     states = " in its states; no predictions were compared" if unscored else ""
     return f"{smallest.name} is the smallest that is equivalent to {first.name}{states}{instead}"
@@ -319,10 +320,3 @@ def _equivalents_title(first: Member, others: Sequence[Member], safe: Sequence[M
 def _weights_size(member: Member) -> tuple[float, str]:
     size = member.model.weights_bytes
     return (float("inf") if size is None else float(size), member.name)
-
-
-def _in_bytes(size: int) -> str:
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size / 1e3:.0f} kB"

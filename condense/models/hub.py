@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from condense.errors import CondenseError, RunError, UnavailableError, system_failure
-from condense.files import sha256_of_files
+from condense.files import sha256_of_files, size_in_words
 from condense.models.hub_files import (
     COMMIT,
     GO_ONLINE,
@@ -219,11 +219,6 @@ def _check_disk(repo: str, listing: Listing, cache: Path) -> None:
             f"in {folder}",
             "free some space or set HF_HOME to another disk",
         )
-
-
-def size_in_words(size: float) -> str:
-    """`1.24 GB`, `38.2 MB`."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _progress(repo: str, total: int) -> Any:

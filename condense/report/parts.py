@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from condense.files import size_in_words
 from condense.records.base import Estimate, Finding
 from condense.report.charts import Look, padded
 from condense.report.tables import digits_of
-from condense.report.text import DASH, NOTHING, gigabytes, in_words, interval, number, signed, written
+from condense.report.text import DASH, NOTHING, in_words, interval, number, signed, written
 
 if TYPE_CHECKING:
     from condense.records.plans import Schedule
@@ -342,5 +343,5 @@ def without_windows(corpus: Mapping[str, Any]) -> dict[str, Any]:
 
 def schedule_facts(schedule: Schedule) -> dict[str, Any]:
     """What a plan came to, with its sizes and times in words."""
-    words = {"disk_bytes": gigabytes(schedule.disk_bytes), "memory_bytes": gigabytes(schedule.memory_bytes)}
+    words = {"disk_bytes": size_in_words(schedule.disk_bytes), "memory_bytes": size_in_words(schedule.memory_bytes)}
     return asdict(schedule) | words | {"seconds": in_words(schedule.seconds)}

@@ -99,13 +99,6 @@ def times(ratio: float | None, digits: int = 2) -> str:
     return DASH if ratio is None else f"× {ratio:.{digits}f}"
 
 
-def gigabytes(size: int | None) -> str:
-    """Bytes in GB or MB."""
-    if size is None:
-        return "unknown"
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
 def parameter_count(count: int | None) -> str:
     """A number of parameters: 135 M, 1.5 B, 66 k."""
     if count is None:

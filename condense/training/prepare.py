@@ -15,6 +15,7 @@ from torch import Tensor
 
 from condense.dispersion.config import chosen_blocks
 from condense.errors import RunError, UnavailableError, UsageError, first_line
+from condense.files import size_in_words
 from condense.models.checkpoint import Checkpoint
 from condense.models.layers import find_stacks
 from condense.records.options import MAX_SEED
@@ -229,14 +230,11 @@ def refuse_small_disk(work: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free >= needed - written:
         return
+    missing = f"{size_in_words(needed - written)} needed, {size_in_words(free)} free"
     raise RunError(
-        f"not enough disk in {existing.absolute()}: {_bytes(needed - written)} needed, {_bytes(free)} free",
+        f"not enough disk in {existing.absolute()}: {missing}",
         "free some space, or choose an --output on another disk",
     )
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def training_memory(trained: int, peaks: Mapping[str, int]) -> int | None:

@@ -770,9 +770,9 @@ def test_too_many_copies_are_pruned_by_size(
 
 def test_copies_are_shown(file: Path) -> None:
     planned = command("analyze", file, "--dry-run")
-    size = 4 * gguf.read(file).parameters / 1e6
+    size = files.size_in_words(4 * gguf.read(file).parameters)
     told = " ".join(planned.stdout.split())
-    assert planned.exit_code == 0 and f"converted once: {size:.1f} MB in {files.cache_root() / 'gguf'}" in told
+    assert planned.exit_code == 0 and f"converted once: {size} in {files.cache_root() / 'gguf'}" in told
     copy = gguf_copies.converted(gguf.read(file))
     assert "converted once" not in command("analyze", file, "--dry-run").stdout
     shown = "".join(command("doctor").stdout.split())

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from condense.cli.app import app
 from condense.diagnosis.estimate import find
 from condense.errors import CondenseError, RunError, UnavailableError
+from condense.files import size_in_words
 from condense.models import hub, hub_files
 from condense.models.hub import HubOutageError, fetch
 from condense.models.hub_files import Selection, needed, shards_of
@@ -80,16 +81,22 @@ def test_what_is_needed_is_fetched_and_nothing_else(server: Hub, tiny: Callable[
     assert all((fetched.path / name).read_bytes() == data for name, data in files_of(tiny("llama")).items())
 
 
-def test_size_and_free_disk_are_told_before_a_download(server: Hub, caplog: pytest.LogCaptureFixture) -> None:
+def test_size_and_free_disk_are_told_before_a_download(
+    server: Hub, tiny: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {name: len(data) for name, data in files_of(tiny("llama")).items()}
+    weights = sizes.pop("model.safetensors")
     caplog.set_level(logging.INFO, "condense")
     fetch(REPO, ModelOptions(), TOKENIZER)
     first, *progress = [record.getMessage() for record in caplog.records]
-    assert first.startswith(f"{REPO}: 4 of 4 files to download, 0.0 MB; free disk ")
+    assert first.startswith(f"{REPO}: 4 of 4 files to download, {size_in_words(sum(sizes.values()))}; free disk ")
     assert progress[-1].startswith(f"{REPO}: 100 % of")
     caplog.clear()
     fetch(REPO, ModelOptions())
     first, *progress = [record.getMessage() for record in caplog.records]
-    assert first.startswith(f"{REPO}: 1 of 5 files to download, 0.2 MB; free disk "), "what is there is not counted"
+    assert first.startswith(f"{REPO}: 1 of 5 files to download, {size_in_words(weights)}; free disk "), (
+        "what is there is not counted"
+    )
     caplog.clear()
     fetch(REPO, ModelOptions())
     assert not caplog.records
@@ -212,7 +219,7 @@ def test_a_repository_without_safetensors(server: Hub, tiny: Callable[[str], Pat
 def test_a_disk_that_is_too_small(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch(REPO, ModelOptions(), TOKENIZER)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
-    error = refused("not enough disk for org/tiny: 0.2 MB to download, 0.1 MB free")
+    error = refused("not enough disk for org/tiny: ... kB to download, 100 kB free")
     assert isinstance(error, RunError) and "HF_HOME" in error.hint
     assert not server.asked("GET .*model.safetensors")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))

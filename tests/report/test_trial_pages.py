@@ -169,7 +169,7 @@ def test_the_plan_names_every_arm_its_runs_and_its_cost(width):
     assert max(map(len, text.splitlines())) <= width
     flat = " ".join(text.split())
     assert "9 arms × 3 seeds (0 to 2) = 27 runs" in flat and "60 steps of 1,024 tokens (61,440 tokens)" in flat
-    assert "estimate: 70 min in all, 2.6 GB memory, 1.0 GB disk" in flat
+    assert "estimate: 70 min in all, 2.6 GB memory, 1 GB disk" in flat
     for spec in made.plan.arms:
         assert spec.name in text
     assert "× 1.12" in text and "coefficient 0.3" in flat
@@ -178,7 +178,7 @@ def test_the_plan_names_every_arm_its_runs_and_its_cost(width):
 def test_the_plan_before_anything_was_measured():
     made = trial(seeds=1, tasks=True)
     flat = " ".join(planned(made, {}, None).split())
-    assert "1 seed (0) = 9 runs" in flat and "unknown time in all, 2.0 GB memory" in flat
+    assert "1 seed (0) = 9 runs" in flat and "unknown time in all, 2 GB memory" in flat
     assert "× 1." not in flat and "tasks: piqa, wiki" in flat
     kept = replace(made, plan=replace(made.plan, keep_models=True))
     assert "the models of all runs are kept" in " ".join(planned(kept, {}, None).split())

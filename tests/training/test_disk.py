@@ -34,7 +34,7 @@ def test_room_is_asked_for_where_the_output_goes(tmp_path: Path, monkeypatch: py
     asked = free(monkeypatch, 1000)
     refuse_small_disk(tmp_path / "deep" / "out.work", 1000)
     assert asked == [tmp_path]
-    with pytest.raises(RunError, match=r"not enough disk in .*: 2\.50 GB needed, 0\.0 MB free") as refused:
+    with pytest.raises(RunError, match=r"not enough disk in .*: 2\.5 GB needed, 1 kB free") as refused:
         refuse_small_disk(tmp_path / "deep" / "out.work", 2_500_000_000)
     assert refused.value.exit_code == 4 and "--output" in refused.value.hint
 

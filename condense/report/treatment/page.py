@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, get_args
 
+from condense.files import size_in_words
 from condense.records.base import Estimate, PlotlyJs
 from condense.records.treatment import Overhead, Treatment, VerdictId
 from condense.report.glossary import TREATMENT, glossary
@@ -36,7 +37,6 @@ from condense.report.text import (
     NOTHING,
     WITHOUT_TOP,
     difference,
-    gigabytes,
     in_words,
     model_name,
     number,
@@ -214,7 +214,7 @@ def overhead(treatment: Treatment) -> dict[str, Any]:
     """What the loss costs in time and memory: ratios, their words, the numbers behind them."""
     cost = treatment.overhead
     seconds = {name: f"{value:.3g}" for name, value in cost.seconds_per_step.items()}
-    memory = {name: gigabytes(value) for name, value in cost.peak_memory_bytes.items()}
+    memory = {name: size_in_words(value) for name, value in cost.peak_memory_bytes.items()}
     rows = [(words, values) for words, values in (("seconds per pass", seconds), ("peak memory", memory)) if values]
     return {
         "rounds": cost.rounds,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from condense.files import size_in_words
 from condense.metrics import QUALITY
 from condense.records.diagnosis import Diagnosis
 from condense.records.treatment import Treatment
@@ -32,7 +33,6 @@ from condense.report.text import (
     NOTHING,
     corpus_line,
     folded,
-    gigabytes,
     in_words,
     markdown_findings,
     markdown_head,
@@ -283,8 +283,8 @@ def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Conso
         *schedule.notes,
         *([f"training: {plan.tuned}; {schedule.adapter}"] if plan.use_peft else []),
         cost_line(overhead),
-        f"estimate: {in_words(schedule.seconds)} in all, {gigabytes(schedule.memory_bytes)} memory, "
-        f"{gigabytes(schedule.disk_bytes)} disk",
+        f"estimate: {in_words(schedule.seconds)} in all, {size_in_words(schedule.memory_bytes)} memory, "
+        f"{size_in_words(schedule.disk_bytes)} disk",
         *(f"power: {line}" for line in power),
     )
     if plan.eval_tasks:

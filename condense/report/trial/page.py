@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from condense.files import size_in_words
 from condense.records.base import PlotlyJs
 from condense.records.trial import ArmResult, Trial
 from condense.report.glossary import TRIAL, glossary
@@ -16,7 +17,6 @@ from condense.report.tables import title_of
 from condense.report.text import (
     DASH,
     corpus_line,
-    gigabytes,
     in_words,
     model_line,
     model_name,
@@ -107,7 +107,7 @@ def arm_facts(arm: ArmResult) -> ArmFacts:
     cost, seeds = arm.cost, ", ".join(str(run.seed) for run in arm.runs)
     step = [] if cost.seconds is None else [f"{cost.seconds:.3g} s ({times(cost.time_ratio.value, 3)})"]
     if cost.peak_memory_bytes is not None:
-        step.append(f"{gigabytes(cost.peak_memory_bytes)} ({times(cost.memory_ratio)})")
+        step.append(f"{size_in_words(cost.peak_memory_bytes)} ({times(cost.memory_ratio)})")
     facts = (
         *tables.settings(arm),
         ("seeds trained", seeds or "none"),

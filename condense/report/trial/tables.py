@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from condense.files import size_in_words
 from condense.records.base import Estimate
 from condense.records.plans import RANK_SEEDS
 from condense.records.trial import (
@@ -46,7 +47,6 @@ from condense.report.text import (
     LAYERS,
     WITHOUT_TOP,
     difference,
-    gigabytes,
     interval,
     number,
     parameter_count,
@@ -115,7 +115,7 @@ def _control_row(trial: Trial) -> Row:
         added=f"0, of {parameter_count(arm.parameters)}",
         time=DASH if cost.seconds is None else f"{cost.seconds:.3g} s per step",
         time_note=f"median of {cost.rounds} rounds" if cost.rounds else cost.reason or "",
-        memory=DASH if cost.peak_memory_bytes is None else gigabytes(cost.peak_memory_bytes),
+        memory=DASH if cost.peak_memory_bytes is None else size_in_words(cost.peak_memory_bytes),
         measures=tuple(measures),
         verdict="reference",
         reason=_reason(trial, arm),

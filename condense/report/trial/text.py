@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from condense.files import size_in_words
 from condense.records.plans import ArmSpec
 from condense.records.trial import ArmResult, Trial, quality_key, reading
 from condense.report.console import COLOURS, new_table, say, show_panel, show_table, text
@@ -15,7 +16,6 @@ from condense.report.text import (
     LAYERS,
     difference,
     folded,
-    gigabytes,
     in_words,
     markdown_findings,
     markdown_head,
@@ -238,7 +238,9 @@ def show_trial_plan(
     memory = [cost.peak_memory_bytes for cost in costs.values() if cost.peak_memory_bytes is not None]
     most = max(memory, default=schedule.memory_bytes)
     kept = "the models of all runs are kept" if plan.keep_models else "models are deleted once they are measured"
-    line = f"estimate: {in_words(seconds)} in all, {gigabytes(most)} memory, {gigabytes(schedule.disk_bytes)} disk"
+    line = (
+        f"estimate: {in_words(seconds)} in all, {size_in_words(most)} memory, {size_in_words(schedule.disk_bytes)} disk"
+    )
     say(console, f"{line}; {kept}", *(f"power: {line}" for line in power))
 
 
