@@ -84,7 +84,7 @@ def run_training(start: Callable[..., Result], show: ShowPlan, run: RunOptions, 
     show: prints the plan once it is known, on the given console; not with --quiet, but for a dry run.
     """
     from condense.training.loop import InterruptedRunError
-    from condense.trials.runs import Watch
+    from condense.trials.arm_run import Watch
 
     try:
         with run_progress() as (screen, on_phase, on_run, on_text, on_step):

@@ -52,8 +52,9 @@ from condense.texts.windows import Windows
 from condense.training.costs import ROUNDS
 from condense.training.prepare import disk_needed, refuse_small_disk
 from condense.treatment.verdict import assess
+from condense.trials.arm_run import Watch
 from condense.trials.folder import TRAINED, Run, Runs, clear_runs, read_step, refuse_links
-from condense.trials.runs import Job, Request, Watch, prepare, run_arms
+from condense.trials.runs import Job, Request, prepare, run_arms
 from condense.version import __version__
 
 CONTROL = ArmSpec("control", "control")

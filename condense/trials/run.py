@@ -37,10 +37,11 @@ from condense.records.plans import ArmSpec, TrialPlan
 from condense.records.trial import TRIAL_SCHEMA, ArmResult, StepCost, Trial
 from condense.texts.documents import Document
 from condense.training.remedies import remedy_of
+from condense.trials.arm_run import Watch
 from condense.trials.doses import dose_responses
 from condense.trials.effects import MEASURES, arm_effect, compare_pairs, rank_arms, reference_of
 from condense.trials.folder import Run, Runs, clear_runs, names_made, refuse_links
-from condense.trials.runs import Request, Watch, prepare, run_arms
+from condense.trials.runs import Request, prepare, run_arms
 from condense.trials.verdict import arm_verdict, trial_findings, unranked
 from condense.version import __version__
 

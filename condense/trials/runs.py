@@ -20,24 +20,21 @@ from typing import Any
 
 import torch
 
-from condense.diagnosis.quality import rescored
-from condense.diagnosis.run import analyze, environment
+from condense.diagnosis.run import environment
 from condense.errors import CondenseError, RunError, UsageError
 from condense.evaluation.harness import OpenTasks, find_tasks, open_tasks
-from condense.evaluation.run import check_model, evaluate
+from condense.evaluation.run import check_model
 from condense.files import json_or_none, sha256, write_text
 from condense.models import checkpoint as checkpoints
 from condense.models.checkpoint import Checkpoint
 from condense.records.options import ModelOptions
-from condense.records.plans import ArmSpec, Schedule, TrialPlan
+from condense.records.plans import ArmSpec, TrialPlan
 from condense.records.serial import decode, encode
 from condense.records.treatment import Overhead
 from condense.records.trial import StepCost
-from condense.texts.windows import Windows
 from condense.training.arm_names import slug
 from condense.training.costs import Costed, Pass, interleaved, overhead_of, step_costs
 from condense.training.interventions import adapted, as_trained
-from condense.training.loop import InterruptedRunError, OnStep, train_arm
 from condense.training.prepare import (
     Prepared,
     disk_needed,
@@ -46,48 +43,25 @@ from condense.training.prepare import (
     refuse_settings,
     refuse_small_disk,
     training_memory,
-    windows_for,
 )
 from condense.training.remedies import remedy_of
 from condense.training.rows import Rows
-from condense.training.trackers import RunName
+from condense.trials.arm_run import Also, ArmRunInput, Watch, attempt, measure, nothing_else, train_and_measure
 from condense.trials.folder import (
-    FAILED,
     MEASURED,
-    TRAINED,
     Runs,
     begin,
-    drop_checkpoints,
-    drop_model,
-    fail,
     failure,
     failures,
     finish_step,
     is_done,
     read_run,
-    read_step,
 )
 from condense.version import __version__
 
 BEFORE = ArmSpec("before", "control")
 FINGERPRINT = "fingerprint.json"
 _MEASURING = 0.45  # of a forward and backward pass: what measuring the same tokens takes
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Callbacks while arms are trained; every callback may be left out.
-
-    on_plan(plan, schedule, overhead) before anything is trained; on_run(arm, seed, done, total) before each run, with
-    total 0 for the model as it came; on_note for what went wrong without an end to the whole.
-    """
-
-    on_plan: Callable[[TrialPlan, Schedule, Overhead], None] = lambda plan, schedule, overhead: None
-    on_phase: Callable[[str], None] = lambda phase: None
-    on_run: Callable[[str, int, int, int], None] = lambda arm, seed, done, total: None
-    on_text: Callable[[int, int], None] = lambda done, total: None
-    on_step: OnStep = lambda step, steps, logs: None
-    on_note: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True)
@@ -116,7 +90,7 @@ class Request:
     rounds: int = 1
     all_costs: bool = False
     lenient: bool = False
-    also: Callable[[Checkpoint, Windows, Path], None] = lambda checkpoint, windows, folder: None
+    also: Also = nothing_else
     text_column: str = "text"
     resume: bool = False
     dry_run: bool = False
@@ -154,15 +128,24 @@ class Job:
         runs = [(seed, spec) for seed in self.seeds for spec in self.asked.plan.arms]
         return [(seed, spec) for seed, spec in runs if not (self.asked.resume and self.is_done(spec, seed))]
 
-    def fresh(self, seed: int) -> Checkpoint:
-        """The source weights, opened anew; random ones are each training seed's own, the same for all of its arms."""
-        shift = seed - self.seeds[0] if self.asked.options.random_init else 0
-        return checkpoints.load(self.asked.model, replace(self.asked.options, seed=self.asked.options.seed + shift))
-
-    def source_of(self, spec: ArmSpec, seed: int) -> tuple[Checkpoint, Rows, tuple[str, ...]]:
-        """The source weights, the rows of an arm, and what there is to say of them."""
-        source, enlarge = self.fresh(seed), remedy_of(spec).enlarge
-        return enlarge(source, self.texts, self.asked.plan.training) if enlarge else (source, self.texts.rows, ())
+    def run_of(self, spec: ArmSpec, seed: int) -> ArmRunInput:
+        """The input of a run; random weights are each training seed's own, the same for all of its arms."""
+        asked, options = self.asked, self.asked.options
+        shift = seed - self.seeds[0] if options.random_init else 0
+        return ArmRunInput(
+            spec=spec,
+            seed=seed,
+            training=asked.plan.training,
+            model=asked.model,
+            options=replace(options, seed=options.seed + shift),
+            folder=self.folder_of(spec, seed),
+            fingerprint=self.fingerprint,
+            title=asked.title(spec, seed),
+            keep=asked.keeps(spec, seed),
+            resume=asked.resume,
+            group=asked.name,
+            also=asked.also,
+        )
 
     def batch(self, tokenizer: Any, rows: Rows) -> dict[str, torch.Tensor]:
         """A micro-batch of the first rows."""
@@ -211,12 +194,13 @@ def run_arms(job: Job) -> Runs:
     if not is_done(before, job.fingerprint):
         asked.watch.on_run("before", training.seed, 0, 0)
         begin(before, job.fingerprint)
-        _measure(job, BEFORE, opened, before, asked.model)
+        measured = replace(job.run_of(BEFORE, training.seed), folder=before, title=asked.model)
+        measure(measured, opened, job.texts, job.tasks, asked.watch)
         finish_step(before, MEASURED, job.fingerprint, (None, ()))
-    info, around, device = opened.info, environment(opened.model), str(opened.model.device)
+    info, around = opened.info, environment(opened.model)
     del opened
     gc.collect()
-    _train_all(job, device, unavailable)
+    _train_all(job, unavailable)
     schedule = job.texts.schedule
     folders = {spec.name: {seed: job.folder_of(spec, seed) for seed in job.seeds} for spec in asked.plan.arms}
     return Runs(
@@ -299,7 +283,7 @@ def _all_costs(job: Job, opened: Checkpoint) -> tuple[dict[str, StepCost], dict[
             return {name: decode(StepCost, cost) for name, cost in kept["costs"].items()}, dict(kept["reasons"])
     asked.watch.on_phase("what a step costs")
     first, lora = job.seeds[0], asked.plan.training.use_peft
-    timed = adapted(job.fresh(first).model, asked.plan.training) if lora else opened.model
+    timed = adapted(job.run_of(asked.plan.arms[0], first).fresh().model, asked.plan.training) if lora else opened.model
     batch = job.batch(opened.tokenizer, texts.rows)
     reasons: dict[str, str] = {}
     arms = []
@@ -308,7 +292,7 @@ def _all_costs(job: Job, opened: Checkpoint) -> tuple[dict[str, StepCost], dict[
             arms.append(Costed(spec, timed, batch))
             continue
         try:
-            source, rows, _ = job.source_of(spec, first)
+            source, rows, _ = job.run_of(spec, first).source(texts)
         except CondenseError as error:
             reasons[spec.name] = str(error)
             continue
@@ -320,81 +304,19 @@ def _all_costs(job: Job, opened: Checkpoint) -> tuple[dict[str, StepCost], dict[
     return costs, reasons
 
 
-def _train_all(job: Job, device: str, unavailable: Mapping[str, str]) -> None:
+def _train_all(job: Job, unavailable: Mapping[str, str]) -> None:
     """Every arm under every seed that is not finished; a failure ends it, or is written down where that was asked."""
     asked = job.asked
     todo = [(seed, spec) for seed, spec in job.todo() if spec.name not in unavailable]
     for number, (seed, spec) in enumerate(todo):
-        folder = job.folder_of(spec, seed)
         asked.watch.on_run(spec.name, seed, number, len(todo))
-        begin(folder, job.fingerprint)
-        (folder / FAILED).unlink(missing_ok=True)
-        try:
-            _train_and_measure(job, spec, seed, folder, device)
-        except InterruptedRunError:
-            raise
-        except Exception as error:
-            if not asked.lenient:
-                raise
-            line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-            kind = "" if isinstance(error, CondenseError) else f"{type(error).__name__}: "
-            fail(folder, kind + line)
-            asked.watch.on_note(f"{spec.name}, seed {seed}: {kind}{line}; going on with the others")
+        if not asked.lenient:
+            train_and_measure(job.run_of(spec, seed), job.texts, job.tasks, asked.watch)
+        elif (reason := attempt(job.run_of(spec, seed), job.texts, job.tasks, asked.watch)) is not None:
+            asked.watch.on_note(f"{spec.name}, seed {seed}: {reason}; going on with the others")
     control = asked.plan.arms[0]
     if not any(is_done(job.folder_of(control, seed), job.fingerprint) for seed in job.seeds):
         raise RunError(
             f"the control arm failed under every seed: {failure(job.folder_of(control, job.seeds[0]))}",
             "without a control nothing can be said of the other arms",
         )
-
-
-def _train_and_measure(job: Job, spec: ArmSpec, seed: int, folder: Path, device: str) -> None:
-    """Train, save, reload and measure one arm under one seed."""
-    asked = job.asked
-    plan, step = replace(asked.plan.training, seed=seed), read_step(folder, TRAINED, job.fingerprint)
-    if step is None or step.trained is None:
-        asked.watch.on_phase("training")
-        drop_model(folder)
-        source, rows, details = job.source_of(spec, seed)
-        trained = train_arm(
-            source,
-            rows,
-            plan,
-            job.texts.schedule,
-            remedy_of(spec).acts(spec, plan),
-            folder,
-            masked=job.texts.masked,
-            resume=asked.resume,
-            on_step=asked.watch.on_step,
-            name=RunName(f"{spec.name} seed {seed}", asked.name),
-        )
-        del source
-        gc.collect()
-        finish_step(folder, TRAINED, job.fingerprint, (trained, details))
-        drop_checkpoints(folder)
-    else:
-        trained, details = step.trained, step.details
-    current = checkpoints.load(folder / "model", device=device, trust_remote_code=asked.options.trust_remote_code)
-    _measure(job, spec, current, folder, asked.title(spec, seed))
-    finish_step(folder, MEASURED, job.fingerprint, (trained, (*details, *trained.details)))
-    if not asked.keeps(spec, seed):
-        drop_model(folder)
-
-
-def _measure(job: Job, spec: ArmSpec, current: Checkpoint, folder: Path, name: str) -> None:
-    """Measure a model on both texts and on the tasks, and write it; bits per byte always on the control's bytes."""
-    watch, training = job.asked.watch, job.asked.plan.training
-    named = replace(current, info=replace(current.info, id=name))
-    shared = (job.texts.validation, job.texts.probe)
-    own = windows_for(current, job.texts) if remedy_of(spec).other_tokens else shared
-    for kind, texts, reference in zip(("validation", "probe"), own, shared, strict=True):
-        watch.on_phase(f"{kind} text")
-        diagnosis = analyze(named, texts, seed=training.seed, on_text=watch.on_text)
-        if texts is not reference:
-            diagnosis = replace(diagnosis, quality=rescored(diagnosis.quality, current, reference, training.seed))
-        diagnosis.to_json(folder / f"{kind}.json")
-    job.asked.also(current, own[0], folder)
-    if job.tasks.names:
-        watch.on_phase("downstream tasks")
-        scores = evaluate(current, job.tasks, limit=training.eval_limit, seed=training.seed, on_request=watch.on_text)
-        write_text(folder / "tasks.json", json.dumps(encode(scores), allow_nan=False))

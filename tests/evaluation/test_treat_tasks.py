@@ -19,7 +19,7 @@ from condense.records.treatment import Treatment
 from condense.report.tables import task_rows
 from condense.report.treatment.text import treatment_markdown
 from condense.treatment.run import treat
-from condense.trials.runs import Watch
+from condense.trials.arm_run import Watch
 
 pytest.importorskip("lm_eval", reason="pip install 'condense-lm[eval]'")
 TASKS = Path(__file__).parents[1] / "tasks"

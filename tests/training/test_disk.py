@@ -61,7 +61,7 @@ def test_treat_refuses_before_it_trains(
         "treat", str(tiny("llama")), "--text", str(tmp_path / "texts"), "-o", str(tmp_path / "out"), "--device", "cpu",
         "--max-steps", "2", "--max-length", "64", "--num-texts", "2", *more,
     ]  # fmt: skip
-    monkeypatch.setattr("condense.trials.runs.train_arm", lambda *a, **k: pytest.fail("it trained"))
+    monkeypatch.setattr("condense.trials.arm_run.train_arm", lambda *a, **k: pytest.fail("it trained"))
     free(monkeypatch, 1)
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 4, result.output

@@ -30,8 +30,8 @@ from condense.records.plans import Plan, TrialPlan
 from condense.records.treatment import Treatment
 from condense.treatment import run as treatment_run
 from condense.treatment.run import CONTROL, treat
+from condense.trials.arm_run import Watch
 from condense.trials.run import trial
-from condense.trials.runs import Watch
 from tests.folder_kills import killed_before
 
 PLAN = Plan(coefficient=2.0, max_steps=3, max_length=64, per_device_train_batch_size=2, num_texts=4, warmup=0.0)
@@ -269,7 +269,7 @@ def test_nothing_is_trained_again_without_need(
 ) -> None:
     shutil.copytree(nearly, tmp_path / "out.work")
     emptied(tmp_path / "out.work" / TREATED / "probe.json")
-    monkeypatch.setattr("condense.trials.runs.train_arm", lambda *given, **more: pytest.fail("it was trained again"))
+    monkeypatch.setattr("condense.trials.arm_run.train_arm", lambda *given, **more: pytest.fail("it was trained again"))
     assert resumed(tiny("llama"), tmp_path) == straight
 
 
@@ -436,7 +436,7 @@ def test_a_disk_that_the_model_would_not_fit_on_is_refused_before_training(
         return os.stat_result((*found[:2], found.st_dev + 1, *found[3:])) if self == out else found
 
     monkeypatch.setattr(Path, "stat", on_its_own)
-    monkeypatch.setattr("condense.trials.runs.train_arm", lambda *given, **more: pytest.fail("it was trained"))
+    monkeypatch.setattr("condense.trials.arm_run.train_arm", lambda *given, **more: pytest.fail("it was trained"))
     with pytest.raises(RunError, match=rf"not enough disk in {out}: 5\.\d+ MB needed, 1 MB free"):
         treat(tiny("llama"), TEXTS, out, PLAN, device="cpu")
     assert asked == [tmp_path / "out.work", out] and names_in(tmp_path) == []

@@ -23,7 +23,7 @@ from condense.records.treatment import Power, Treatment
 from condense.texts.documents import Document
 from condense.training.interventions import as_trained
 from condense.treatment.run import treat
-from condense.trials.runs import Watch
+from condense.trials.arm_run import Watch
 from condense.trials.verdict import power_before
 
 PLAN = Plan(

@@ -18,7 +18,7 @@ from condense.lock import locked
 from condense.records.plans import Plan, TrialPlan
 from condense.records.trial import Trial
 from condense.training.arm_names import parse_arms
-from condense.trials import folder, runs
+from condense.trials import arm_run, folder, runs
 from condense.trials import run as trial_run
 from condense.trials.run import trial
 from tests.folder_kills import killed_before
@@ -88,7 +88,7 @@ def replayed(
     tiny: Callable[[str], Path], other: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """Training and measuring are replayed and the page is empty; what happens in the folder stays as it is."""
-    train, analyze, kept = runs.train_arm, runs.analyze, {}
+    train, analyze, kept = arm_run.train_arm, arm_run.analyze, {}
 
     def train_arm(*given: Any, **more: Any) -> Any:
         place = given[5]
@@ -106,8 +106,8 @@ def replayed(
             kept[key] = analyze(checkpoint, texts, **more)
         return kept[key]
 
-    monkeypatch.setattr(runs, "train_arm", train_arm)
-    monkeypatch.setattr(runs, "analyze", measured)
+    monkeypatch.setattr(arm_run, "train_arm", train_arm)
+    monkeypatch.setattr(arm_run, "analyze", measured)
     monkeypatch.setattr(Trial, "to_html", lambda self: "<!doctype html>")
     monkeypatch.setattr(gc, "collect", lambda: 0)
     made = trial(tiny("llama"), TEXTS, tmp_path / "out", OTHER, device="cpu")

@@ -17,9 +17,9 @@ from condense.records.plans import Plan, TrialPlan
 from condense.records.trial import Trial
 from condense.training.arm_names import parse_arms
 from condense.training.loop import InterruptedRunError
-from condense.trials import runs
+from condense.trials import arm_run, runs
+from condense.trials.arm_run import Watch
 from condense.trials.run import trial
-from condense.trials.runs import Watch
 
 ALL = (
     "control,dispersion=3,dispersion:mean_cosine@late=0.1,embedding-dropout,noisy-embedding,active-forgetting,"
@@ -170,14 +170,14 @@ def test_other_settings_are_not_mixed_in(whole, tiny, texts):
 
 def failing(monkeypatch, wanted):
     """Make the training of the wanted arms fail; wanted is asked with (coefficient of dispersion, seed)."""
-    plain = runs.train_arm
+    plain = arm_run.train_arm
 
     def train(source, rows, plan, schedule, acts, folder, **more):
         if wanted(acts.dispersion.coefficient, plan.seed):
             raise ValueError("the remedy <b>broke</b>\nin two lines")
         return plain(source, rows, plan, schedule, acts, folder, **more)
 
-    monkeypatch.setattr(runs, "train_arm", train)
+    monkeypatch.setattr(arm_run, "train_arm", train)
     monkeypatch.setattr(runs, "step_costs", lambda *given, **more: {})
 
 

@@ -1,0 +1,187 @@
+"""One arm under one seed: from a picklable input to the record in the run's folder.
+
+    source weights → trained → saved, reloaded → measured → marked as finished
+
+`trial` and `treat` call it for one run after the other, in this process or in workers; a search calls it for its own.
+What is finished and sound in the folder is not repeated.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from condense.diagnosis.quality import rescored
+from condense.diagnosis.run import analyze
+from condense.errors import CondenseError
+from condense.evaluation.harness import OpenTasks
+from condense.evaluation.run import evaluate
+from condense.files import write_text
+from condense.models import checkpoint as checkpoints
+from condense.models.checkpoint import Checkpoint
+from condense.records.options import ModelOptions
+from condense.records.plans import ArmSpec, Plan, Schedule, TrialPlan
+from condense.records.serial import encode
+from condense.records.treatment import Overhead
+from condense.texts.windows import Windows
+from condense.training.loop import InterruptedRunError, OnStep, Trained, train_arm
+from condense.training.prepare import Prepared, windows_for
+from condense.training.remedies import remedy_of
+from condense.training.rows import Rows
+from condense.training.trackers import RunName
+from condense.trials.folder import (
+    FAILED,
+    MEASURED,
+    TRAINED,
+    begin,
+    drop_checkpoints,
+    drop_model,
+    fail,
+    finish_step,
+    read_step,
+)
+
+Also = Callable[[Checkpoint, Windows, Path], None]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Callbacks while arms are trained; every callback may be left out.
+
+    on_plan(plan, schedule, overhead) before anything is trained; on_run(arm, seed, done, total) before each run, with
+    total 0 for the model as it came; on_note for what went wrong without an end to the whole.
+    """
+
+    on_plan: Callable[[TrialPlan, Schedule, Overhead], None] = lambda plan, schedule, overhead: None
+    on_phase: Callable[[str], None] = lambda phase: None
+    on_run: Callable[[str, int, int, int], None] = lambda arm, seed, done, total: None
+    on_text: Callable[[int, int], None] = lambda done, total: None
+    on_step: OnStep = lambda step, steps, logs: None
+    on_note: Callable[[str], None] = lambda line: None
+
+
+def nothing_else(checkpoint: Checkpoint, windows: Windows, folder: Path) -> None:
+    """The `also` of a run that makes nothing but its record."""
+
+
+@dataclass(frozen=True)
+class ArmRunInput:
+    """What one arm under one seed needs besides its text; picklable, so that any process can run it.
+
+    training     the plan of all arms; its own seed is the first one and decides what is measured, not how it trains.
+    options      how the source is opened, with the seed of its weights where they are random.
+    folder       the run's own: trained.json, run.json, validation.json, probe.json and the model go there.
+    fingerprint  of settings, model and text: what another one left in the folder is removed.
+    title        what the model is called in the records; group: what trackers call all runs that belong together.
+    keep         whether the trained model stays once it is measured; resume: whether training goes on from the last
+                 sound checkpoint in the folder.
+    also         what else is made of the measured model, written into the folder.
+    """
+
+    spec: ArmSpec
+    seed: int
+    training: Plan
+    model: str
+    options: ModelOptions
+    folder: Path
+    fingerprint: str
+    title: str
+    keep: bool = False
+    resume: bool = False
+    group: str = "condense"
+    also: Also = nothing_else
+
+    def fresh(self) -> Checkpoint:
+        """The source weights, opened anew."""
+        return checkpoints.load(self.model, self.options)
+
+    def source(self, texts: Prepared) -> tuple[Checkpoint, Rows, tuple[str, ...]]:
+        """The source weights, the rows of the arm, and what there is to say of them."""
+        source, enlarge = self.fresh(), remedy_of(self.spec).enlarge
+        return enlarge(source, texts, self.training) if enlarge else (source, texts.rows, ())
+
+
+def attempt(run: ArmRunInput, texts: Prepared, tasks: OpenTasks, watch: Watch) -> str | None:
+    """As `train_and_measure`, but a run that fails is written down: its reason, in one line; None for one that did not.
+
+    InterruptedRunError is raised all the same.
+    """
+    try:
+        train_and_measure(run, texts, tasks, watch)
+    except InterruptedRunError:
+        raise
+    except Exception as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        reason = line if isinstance(error, CondenseError) else f"{type(error).__name__}: {line}"
+        fail(run.folder, reason)
+        return reason
+    return None
+
+
+def train_and_measure(run: ArmRunInput, texts: Prepared, tasks: OpenTasks, watch: Watch) -> None:
+    """Train, save, reload and measure one arm under one seed; its record lies in the run's folder afterwards.
+
+    What a run of other settings left in the folder is removed first. Errors as `train_arm` and `analyze`;
+    InterruptedRunError after a signal, with a checkpoint saved.
+    """
+    folder = run.folder
+    begin(folder, run.fingerprint)
+    (folder / FAILED).unlink(missing_ok=True)
+    step = read_step(folder, TRAINED, run.fingerprint)
+    if step is None or step.trained is None:
+        watch.on_phase("training")
+        trained, details = _train(run, texts, watch)
+    else:
+        trained, details = step.trained, step.details
+    device, trusted = run.options.device, run.options.trust_remote_code
+    current = checkpoints.load(folder / "model", device=device, trust_remote_code=trusted)
+    measure(run, current, texts, tasks, watch)
+    finish_step(folder, MEASURED, run.fingerprint, (trained, (*details, *trained.details)))
+    if not run.keep:
+        drop_model(folder)
+
+
+def _train(run: ArmRunInput, texts: Prepared, watch: Watch) -> tuple[Trained, tuple[str, ...]]:
+    """Train one arm and save it in its folder: how it trained, and what there is to say of its source and rows."""
+    folder, plan = run.folder, replace(run.training, seed=run.seed)
+    drop_model(folder)
+    source, rows, details = run.source(texts)
+    trained = train_arm(
+        source,
+        rows,
+        plan,
+        texts.schedule,
+        remedy_of(run.spec).acts(run.spec, plan),
+        folder,
+        masked=texts.masked,
+        resume=run.resume,
+        on_step=watch.on_step,
+        name=RunName(f"{run.spec.name} seed {run.seed}", run.group),
+    )
+    del source
+    gc.collect()
+    finish_step(folder, TRAINED, run.fingerprint, (trained, details))
+    drop_checkpoints(folder)
+    return trained, details
+
+
+def measure(run: ArmRunInput, current: Checkpoint, texts: Prepared, tasks: OpenTasks, watch: Watch) -> None:
+    """Measure a model on both texts and on the tasks, and write it; bits per byte always on the control's bytes."""
+    training, folder = run.training, run.folder
+    named = replace(current, info=replace(current.info, id=run.title))
+    shared = (texts.validation, texts.probe)
+    own = windows_for(current, texts) if remedy_of(run.spec).other_tokens else shared
+    for kind, measured, reference in zip(("validation", "probe"), own, shared, strict=True):
+        watch.on_phase(f"{kind} text")
+        diagnosis = analyze(named, measured, seed=training.seed, on_text=watch.on_text)
+        if measured is not reference:
+            diagnosis = replace(diagnosis, quality=rescored(diagnosis.quality, current, reference, training.seed))
+        diagnosis.to_json(folder / f"{kind}.json")
+    run.also(current, own[0], folder)
+    if tasks.names:
+        watch.on_phase("downstream tasks")
+        scores = evaluate(current, tasks, limit=training.eval_limit, seed=training.seed, on_request=watch.on_text)
+        write_text(folder / "tasks.json", json.dumps(encode(scores), allow_nan=False))
