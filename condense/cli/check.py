@@ -9,25 +9,25 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from condense.cli.console import console, say, show_line
 from condense.cli.groups import command, group_from_settings
 from condense.cli.outputs import check_file
-from condense.comparison.comparability import Conditions
 from condense.errors import UnavailableError, UsageError
 from condense.files import write_text
-from condense.gate.assertions import Assertion, parse_inline, parse_tables, unknown
-from condense.gate.readings import Names
-from condense.gate.run import Gate, Policy, evaluate, refuse_unlike, subject_of
-from condense.gate.same import evaluate_comparison
 from condense.records.comparison import COMPARISON_SCHEMA, Comparison
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis
 from condense.records.options import GateOptions
 from condense.records.serial import other_schema, parse_json, read_file, read_json
 from condense.records.treatment import TREATMENT_SCHEMA, Treatment
+
+if TYPE_CHECKING:  # the gate loads numpy, which no other command that only reads needs
+    from condense.comparison.comparability import Conditions
+    from condense.gate.assertions import Assertion
+    from condense.gate.run import Gate, Policy
 
 Run = TypeVar("Run", Diagnosis, Treatment, Comparison)
 
@@ -53,6 +53,9 @@ def _check_comparison(asked: Asked, data: dict[str, Any], path: Path) -> None:
     """Hold what a comparison found of its members: are they the same model as the first?"""
     if asked.options.baseline is not None:
         raise UsageError("a comparison is checked without a baseline", "its first model is what the others are held to")
+    from condense.gate.readings import Names
+    from condense.gate.same import evaluate_comparison
+
     planned = plan_gate(asked)
     comparison = _decoded(Comparison, data, path)
     planned.show(evaluate_comparison(comparison, planned.assertions, policy=planned.policy, names=Names(str(path))))
@@ -88,11 +91,16 @@ class Planned:
 
     def refuse_unlike(self, conditions: Conditions) -> None:
         """UsageError before measuring, where what will be measured could not be compared with the baseline."""
+        from condense.gate.run import refuse_unlike
+
         if self.baseline is not None:
             refuse_unlike(conditions, self.baseline, self.assertions, force=self.options.force)
 
     def conclude(self, run: Diagnosis | Treatment, path: Path) -> None:
         """Hold the run against the gate, show and write what came of it; typer.Exit with 1 or 5 unless it passes."""
+        from condense.gate.readings import Names
+        from condense.gate.run import evaluate
+
         options = self.options
         names = Names(str(path), str(options.baseline or ""))
         self.show(evaluate(run, self.assertions, self.baseline, policy=self.policy, names=names, force=options.force))
@@ -100,6 +108,8 @@ class Planned:
     @property
     def policy(self) -> Policy:
         """What ends a build."""
+        from condense.gate.run import Policy
+
         options = self.options
         return Policy(options.informational, options.strict, options.inconclusive, options.not_run)
 
@@ -116,6 +126,8 @@ def accept(run: Path, options: GateOptions, tables: Mapping[str, Any]) -> None:
 
     Nothing fails: what changed is shown so that a person accepts it.
     """
+    from condense.gate.run import subject_of
+
     path = options.accept or run
     text = read_file(run)
     record = run_of(parse_json(text, run), run)
@@ -129,6 +141,8 @@ def accept(run: Path, options: GateOptions, tables: Mapping[str, Any]) -> None:
 
 def plan_gate(asked: Asked) -> Planned:
     """Read the assertions and the baseline before any work; UsageError or UnavailableError if that fails."""
+    from condense.gate.run import subject_of
+
     options = asked.options
     for path in (options.junit, options.md):
         if path is not None:
@@ -139,6 +153,8 @@ def plan_gate(asked: Asked) -> Planned:
 
 def _assertions(asked: Asked) -> tuple[Assertion, ...] | None:
     """Those of the flags, else those of the file, else None: the default gate."""
+    from condense.gate.assertions import parse_inline, parse_tables, unknown
+
     tables = {name: table for name, table in asked.tables.items() if isinstance(table, Mapping)}
     for name in tables:
         if name != "assertions":

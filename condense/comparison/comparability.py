@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from condense.errors import UsageError
-from condense.intervals import coverage_note
 from condense.records.diagnosis import CorpusInfo, Diagnosis
 
 
@@ -106,6 +105,8 @@ def caveats(runs: Mapping[str, Diagnosis]) -> list[str]:
             "perplexity are not compared; bits per byte are"
         )
     made += _model_caveats(runs, reference, others)
+    from condense.intervals import coverage_note  # with numpy, which the atlas of a report does not need
+
     notes = {name: coverage_note(runs[name].corpus.documents) for name in (reference, *others)}
     for note in dict.fromkeys(note for note in notes.values() if note):
         named = [name for name, own in notes.items() if own == note]

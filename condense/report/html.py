@@ -112,15 +112,16 @@ def _plotly(plotlyjs: PlotlyJs) -> Mapping[str, str]:
     if plotlyjs == "none":
         return {}
     import base64
-    import pkgutil
+    from importlib.util import find_spec
 
-    source = pkgutil.get_data("plotly", "package_data/plotly.min.js")  # as plotly.offline.get_plotlyjs, but at once
-    if source is None:
-        raise RuntimeError("this plotly comes without plotly.min.js")
+    spec = find_spec("plotly")  # its file is read without the package being loaded
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("plotly is not installed")
+    source = Path(spec.submodule_search_locations[0], "package_data", "plotly.min.js").read_bytes()
     if plotlyjs == "inline":
         import gzip
 
-        return {"gzip": _markup(base64.b64encode(gzip.compress(source, 7, mtime=0)).decode("ascii"))}
+        return {"gzip": _markup(base64.b64encode(gzip.compress(source, 5, mtime=0)).decode("ascii"))}
     import hashlib
 
     from plotly.offline import get_plotlyjs_version

@@ -1,4 +1,4 @@
-"""`condense report` draws a saved run in less than 1.5 s of processor time, and loads its own kind only."""
+"""`condense report` draws a saved run in less than 0.8 s of processor time, and loads its own kind only."""
 
 import json
 import resource
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-LIMIT = 1.5
+LIMIT = 0.8
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +42,16 @@ def large(diagnosed: Callable[[str], Any], tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("more", [(), ("--html", "report.html"), ("--md", "report.md"), ("--csv", "layers.csv")])
 def test_a_report_takes_little_time(large: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
-    taken = []
-    for _ in range(3):  # the least of three: what else runs on the machine only adds
+    taken: list[float] = []
+    while len(taken) < 5 and min(taken, default=LIMIT) >= LIMIT:  # the least: what else the machine does only adds
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
-            [sys.executable, "-m", "condense", "report", str(large), *more],
-            check=True, capture_output=True, cwd=tmp_path, timeout=60,
-        )  # fmt: skip
+            [sys.executable, "-m", "condense", "report", str(large), *more, *(("--force",) if more else ())],
+            check=True,
+            capture_output=True,
+            cwd=tmp_path,
+            timeout=60,
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(taken) < LIMIT, taken
@@ -58,9 +61,10 @@ def test_a_report_loads_the_pages_of_its_own_kind(large: Path) -> None:
     code = (
         "import sys\nfrom condense.cli.app import app\n"
         f"try:\n    app(['report', {str(large)!r}])\nexcept SystemExit as end:\n    assert not end.code\n"
-        "print(*(name for name in sys.modules if name.startswith('condense.report.')))"
+        "print(*(name for name in sys.modules if name.startswith('condense.report.') or name == 'numpy'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     loaded = done.stdout.splitlines()[-1].split()
     assert "condense.report.diagnosis.text" in loaded and "condense.report.tables" in loaded
+    assert "numpy" not in loaded, "a tenth of the time of a report"
     assert not any("treatment" in name or "html" in name for name in loaded), loaded
