@@ -121,7 +121,7 @@ def _plotly(plotlyjs: PlotlyJs) -> Mapping[str, str]:
     if plotlyjs == "inline":
         import gzip
 
-        return {"gzip": _markup(base64.b64encode(gzip.compress(source, 5, mtime=0)).decode("ascii"))}
+        return {"gzip": _markup(base64.b64encode(gzip.compress(source, 6, mtime=0)).decode("ascii"))}
     import hashlib
 
     from plotly.offline import get_plotlyjs_version

@@ -270,7 +270,7 @@ def test_what_is_no_failed_gate_is_not_1(files, run, arguments, code, parts):
 
 
 def test_a_bug_is_4(files, monkeypatch):
-    monkeypatch.setattr("condense.cli.check.evaluate", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("condense.gate.run.evaluate", lambda *a, **k: 1 / 0)
     result = condense("check", "base.json")
     assert result.exit_code == 4 and "internal error" in result.stderr
 
