@@ -1,5 +1,7 @@
 """`condense report` draws a saved run in less than 0.8 s of processor time, and loads its own kind only."""
 
+import base64
+import gzip
 import json
 import resource
 import subprocess
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from condense.report import html
 
 LIMIT = 0.8
 
@@ -68,3 +72,26 @@ def test_a_report_loads_the_pages_of_its_own_kind(large: Path) -> None:
     assert "condense.report.diagnosis.text" in loaded and "condense.report.tables" in loaded
     assert "numpy" not in loaded, "a tenth of the time of a report"
     assert not any("treatment" in name or "html" in name for name in loaded), loaded
+
+
+def test_a_script_in_the_cache_is_only_used_where_it_is_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It becomes code of the page: whatever else lies in the cache is made anew."""
+    monkeypatch.setenv("CONDENSE_CACHE", str(tmp_path / "cache"))
+    source, kept = b"alert(1);" * 100, tmp_path / "cache" / "pages" / "plotly.txt"
+    right = html._gzipped(source)
+    assert gzip.decompress(base64.b64decode(right)) == source and kept.read_text() == right
+    with monkeypatch.context() as patch:
+        patch.setattr(gzip, "compress", lambda *given, **more: pytest.fail("it was compressed again"))
+        assert html._gzipped(source) == right
+    evil = base64.b64encode(gzip.compress(b"evil();")).decode()
+    more = base64.b64encode(gzip.compress(source) + b"more").decode()
+    for wrong in (evil, more, right[:-8], "not base64 \xff", ""):
+        kept.write_text(wrong, encoding="latin-1")
+        assert html._gzipped(source) == right and kept.read_text() == right
+    kept.unlink()
+    kept.mkdir()
+    assert html._gzipped(source) == right
+    monkeypatch.setenv("CONDENSE_CACHE", "/dev/null/nowhere")
+    assert html._gzipped(source) == right
