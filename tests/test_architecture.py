@@ -28,7 +28,8 @@ HEAVY = (
     "torch", "transformers", "pandas", "sklearn", "scipy", "plotly", "datasets", "peft", "accelerate", "trl", "lm_eval",
 )  # fmt: skip
 HEAVY_TRAINING = [  # all but remedies.py, which the grammar of --arms and the reports read, and bpe.py
-    f"training/{name}.py" for name in ("costs", "interventions", "loop", "prepare", "pretraining", "rows", "vocabulary")
+    f"training/{name}.py"
+    for name in ("costs", "interventions", "learning", "loop", "prepare", "pretraining", "rows", "vocabulary")
 ]
 # Files that may import a heavy package when they are loaded; inside functions every file may.
 LOADS: dict[str, set[str]] = {
@@ -43,7 +44,8 @@ LOADS: dict[str, set[str]] = {
         "trials/arm_run.py", "trials/folder.py", "trials/run.py", "trials/runs.py", "treatment/*",
     },
     "transformers": {
-        "dispersion/callback.py", "dispersion/trainer.py", "training/loop.py", "training/interventions.py",
+        "dispersion/callback.py", "dispersion/trainer.py", "training/learning.py", "training/loop.py",
+        "training/interventions.py",
         "training/pretraining.py",
     },
 }  # fmt: skip

@@ -182,6 +182,7 @@ class Disperser:
         self._seen = dict.fromkeys(self._seen, 0)
         explicit = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         values, cosines, sites = [], [], []
+        weighs = bool(self.config.coefficient)  # else the loss is read and nothing more
         for stack in self._stacks:
             inputs, states = passes[stack.name]["inputs"], passes[stack.name]["states"]
             known = [inputs[index] for index in sorted(inputs)]
@@ -201,7 +202,8 @@ class Disperser:
                 more["labels"] = next_tokens(candidates, like, documents).flatten()[choice.tokens]
             for site in self._sites[stack.name]:
                 rows, mask = choice.of(states.pop(_number_of_site(site)))
-                values.append(self._loss(rows, mask, **more))
+                with torch.set_grad_enabled(weighs and torch.is_grad_enabled()):
+                    values.append(self._loss(rows, mask, **more))
                 cosines.append(mean_cosine(rows.detach(), mask))
                 sites.append(site)
         return self._total(values, cosines, sites, self.config.coefficient_at(step))

@@ -118,7 +118,7 @@ class DispersionMixin(_Base):
             return (loss, outputs) if return_outputs else loss
         count = self._count(inputs)
         loss, outputs, own = self._supers_loss(model, inputs, return_outputs, num_items_in_batch)
-        penalty = disperser.penalty(step=step)
+        penalty = self._penalty(disperser, step)
         weight = self._weight(count, steps)
         total = loss + penalty.to(loss.device) * (weight * undivided)
         if not bool(torch.isfinite(total)):
@@ -126,6 +126,9 @@ class DispersionMixin(_Base):
         self._since_log.add(own / undivided)
         self._since_log.add_penalty(penalty.detach(), disperser, weight)
         return (total, outputs) if return_outputs else total
+
+    def _penalty(self, disperser: Disperser, step: int) -> Tensor:
+        return disperser.penalty(step=step)
 
     def _supers_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, items: Tensor | int | None

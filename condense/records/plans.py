@@ -281,6 +281,16 @@ class TrialPlan(Options):
     ] = 3
     training: Plan = field(default_factory=Plan)
     keep_models: Annotated[bool, Flag("Keep the trained checkpoints of all runs.", OUTPUT)] = False
+    curve_points: Annotated[
+        int | None,
+        Flag(
+            "Evaluations of the validation text per run. Default: 16, fewer or none where they would take over a fifth "
+            "of the training time.",
+            ARMS,
+            at_least=0,
+            settings="found",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         """The plan of every arm has the trial's number of seeds. UsageError for values that mean nothing."""

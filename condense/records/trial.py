@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from condense.records.base import Estimate, Finding, Saved
 from condense.records.diagnosis import CorpusInfo, ModelInfo, Quality
+from condense.records.learning import Learning, LearningCurve
 from condense.records.plans import ArmSpec, RemedyName, Schedule, TrialPlan
 from condense.records.tasks import TaskEffect, TaskScore
 from condense.records.treatment import (
@@ -78,6 +79,7 @@ class ArmRun:
     penalty_to_ce: float | None = None
     folder: str = ""
     tasks: tuple[TaskScore, ...] = ()
+    learning: LearningCurve = field(default_factory=LearningCurve)
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class ArmResult:
     opened: Opened | None = None
     ranks: Mapping[str, Rank] = field(default_factory=dict)
     task_effects: tuple[TaskEffect, ...] = ()
+    learning: Learning | None = None
 
     @classmethod
     def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +27,7 @@ from transformers import (
     default_data_collator,
 )
 
+from condense.dispersion.disperser import Disperser
 from condense.dispersion.trainer import DispersionTrainer
 from condense.errors import (
     CondenseError,
@@ -43,10 +44,12 @@ from condense.models.adapters import merged_after_training
 from condense.models.checkpoint import Checkpoint
 from condense.models.layers import raised_inside, unwrapped
 from condense.models.locate import DTYPES
+from condense.records.learning import Scores
 from condense.records.plans import Plan, Schedule
 from condense.records.treatment import Curve
 from condense.training.chats import IGNORED
 from condense.training.interventions import Intervention, Regulariser, adapted
+from condense.training.learning import Clock, Evaluation
 from condense.training.rows import Rows
 from condense.training.trackers import RunName, tracked
 
@@ -65,12 +68,16 @@ class InterruptedRunError(Exception):
 
 @dataclass(frozen=True)
 class Trained:
-    """What training an arm left: the curve, the time, the mean |penalty| / cross-entropy, what its callbacks say."""
+    """What training an arm left: the curve, the time, the mean |penalty| / cross-entropy, what its callbacks say.
+
+    `scores` are of the validation text on the way; `seconds` of training and saving, since the last resume.
+    """
 
     curve: Curve
     seconds: float
     penalty_to_ce: float | None
     details: tuple[str, ...] = ()
+    scores: Scores = field(default_factory=Scores)
 
 
 def arguments(
@@ -126,6 +133,7 @@ def train(
     resume: bool = False,
     on_step: OnStep | None = None,
     name: RunName | None = None,
+    evaluation: Evaluation | None = None,
 ) -> Trained:
     """Train a model in place on rows, by cross-entropy and what the arm's intervention adds.
 
@@ -133,15 +141,18 @@ def train(
     """
     stop = _Stop()
     log, callbacks = _Log(on_step, schedule.steps), intervention.callbacks()
+    device = next(model.parameters()).device
+    clock = Clock(device, evaluation)
     trainer = _ArmTrainer(
         model=model,
-        args=arguments(plan, schedule, folder, next(model.parameters()).device, name),
+        args=arguments(plan, schedule, folder, device, name),
         train_dataset=rows,
         data_collator=collator(tokenizer, masked, plan.seed),
         processing_class=tokenizer,
         dispersion=intervention.dispersion,
         regulariser=intervention.regulariser,
-        callbacks=[stop, log, _Manifest(), *callbacks],
+        clock=clock,
+        callbacks=[stop, log, _Manifest(), *callbacks, clock],
     )
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ == "PrinterCallback":
@@ -153,7 +164,8 @@ def train(
         raise InterruptedRunError(stop.code)
     history = trainer.state.log_history
     details = tuple(line for callback in callbacks for line in getattr(callback, "details", ()))
-    return Trained(log.curve(history), time.perf_counter() - started, log.ratio(history), details)
+    seconds = time.perf_counter() - started
+    return Trained(log.curve(history), seconds, log.ratio(history), details, clock.scores(history))
 
 
 def train_arm(
@@ -168,6 +180,7 @@ def train_arm(
     resume: bool = False,
     on_step: OnStep | None = None,
     name: RunName | None = None,
+    evaluation: Evaluation | None = None,
 ) -> Trained:
     """Train a freshly opened checkpoint and save it in `folder/model`, beside its training checkpoints.
 
@@ -175,7 +188,7 @@ def train_arm(
     """
     torch.manual_seed(plan.seed)
     model: Any = adapted(source.model, plan) if plan.use_peft else source.model
-    more: Any = {"masked": masked, "resume": resume, "on_step": on_step, "name": name}
+    more: Any = {"masked": masked, "resume": resume, "on_step": on_step, "name": name, "evaluation": evaluation}
     trained = train(model, source.tokenizer, rows, plan, schedule, intervention=acts, folder=folder, **more)
     save_model(model, source, folder / "model", merge=plan.merge_adapter, adapter=folder / "adapter")
     del model
@@ -202,11 +215,14 @@ def save_model(model: Any, source: Checkpoint, folder: Path, *, merge: bool, ada
 
 
 class _ArmTrainer(DispersionTrainer):
-    """`DispersionTrainer` with a regulariser of the weights, which counts once per optimizer step."""
+    """`DispersionTrainer` with a regulariser of the weights, which counts once per optimizer step.
 
-    def __init__(self, *args: Any, regulariser: Regulariser | None = None, **kwargs: Any) -> None:
+    An arm without a dispersion loss only reads the cosine of its states; the clock leaves that out.
+    """
+
+    def __init__(self, *args: Any, clock: Clock, regulariser: Regulariser | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._regulariser = regulariser
+        self._regulariser, self._clock = regulariser, clock
         self._penalties: list[float] = []
 
     def compute_loss(
@@ -222,6 +238,12 @@ class _ArmTrainer(DispersionTrainer):
         steps = getattr(self, "current_gradient_accumulation_steps", 1)
         total = loss + (penalty / steps if self._is_scaled(num_items_in_batch) else penalty)
         return (total, outputs) if return_outputs else total
+
+    def _penalty(self, disperser: Disperser, step: int) -> torch.Tensor:
+        if disperser.config.coefficient:
+            return super()._penalty(disperser, step)
+        with self._clock.stopped():
+            return super()._penalty(disperser, step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the regulariser's mean penalty since the last log beside the rest."""

@@ -97,7 +97,7 @@ def treat(
     request = Request(
         model=str(model),
         text=text,
-        plan=TrialPlan((CONTROL, treated) if plan.control else (treated,), plan.seeds, plan),
+        plan=TrialPlan((CONTROL, treated) if plan.control else (treated,), plan.seeds, plan, curve_points=0),
         folder=work,
         timed={"control": CONTROL, "treated": replace(treated, coefficient=abs(plan.coefficient) or 0.1)},
         rounds=ROUNDS,

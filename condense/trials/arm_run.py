@@ -27,6 +27,7 @@ from condense.records.plans import ArmSpec, Plan, Schedule, TrialPlan
 from condense.records.serial import encode
 from condense.records.treatment import Overhead
 from condense.texts.windows import Windows
+from condense.training.learning import Evaluation, WindowScore, evaluated_steps
 from condense.training.loop import InterruptedRunError, OnStep, Trained, train_arm
 from condense.training.prepare import Prepared, windows_for
 from condense.training.remedies import remedy_of
@@ -79,6 +80,7 @@ class ArmRunInput:
     keep         whether the trained model stays once it is measured; resume: whether training goes on from the last
                  sound checkpoint in the folder.
     also         what else is made of the measured model, written into the folder.
+    points       how many points the curve of bits per byte has, the end among them.
     """
 
     spec: ArmSpec
@@ -93,6 +95,7 @@ class ArmRunInput:
     resume: bool = False
     group: str = "condense"
     also: Also = nothing_else
+    points: int = 0
 
     def fresh(self) -> Checkpoint:
         """The source weights, opened anew."""
@@ -160,12 +163,19 @@ def _train(run: ArmRunInput, texts: Prepared, watch: Watch) -> tuple[Trained, tu
         resume=run.resume,
         on_step=watch.on_step,
         name=RunName(f"{run.spec.name} seed {run.seed}", run.group),
+        evaluation=_evaluation(run, source, texts),
     )
     del source
     gc.collect()
     finish_step(folder, TRAINED, run.fingerprint, (trained, details))
     drop_checkpoints(folder)
     return trained, details
+
+
+def _evaluation(run: ArmRunInput, source: Checkpoint, texts: Prepared) -> Evaluation:
+    """What scores the validation windows while an arm trains, by bytes where it has other tokens."""
+    score = WindowScore(source, texts.validation, by_passage=remedy_of(run.spec).other_tokens)
+    return Evaluation(score, evaluated_steps(texts.schedule.steps, run.points))
 
 
 def measure(run: ArmRunInput, current: Checkpoint, texts: Prepared, tasks: OpenTasks, watch: Watch) -> None:

@@ -41,6 +41,7 @@ from condense.trials.arm_run import Watch
 from condense.trials.doses import dose_responses
 from condense.trials.effects import MEASURES, arm_effect, compare_pairs, rank_arms, reference_of
 from condense.trials.folder import Run, Runs, clear_runs, names_made, refuse_links
+from condense.trials.learning import with_learning
 from condense.trials.runs import Request, prepare, run_arms
 from condense.trials.verdict import arm_verdict, trial_findings, unranked
 from condense.version import __version__
@@ -176,13 +177,14 @@ def assembled(plan: TrialPlan, runs: Runs, *, command: str, output: str, timing:
     """The record of a trial from its runs."""
     before, model = runs.before, runs.model
     control = runs.arms[plan.arms[0].name]
-    arms = [_result(spec, plan, runs, control) for spec in plan.arms]
+    readings = {seed: run.validation for seed, run in control.items()}
+    least = reference_of(readings, plan.training)
+    arms = with_learning([_result(spec, plan, runs, control) for spec in plan.arms], runs, control, least)
     other = [spec.name for spec in plan.arms if remedy_of(spec).other_tokens]
     measured = {
         name: {seed: run.validation for seed, run in by_seed.items()} for name, by_seed in runs.arms.items() if by_seed
     }
-    readings = {seed: run.validation for seed, run in control.items()}
-    pairs = compare_pairs(measured, reference_of(readings, plan.training), other)
+    pairs = compare_pairs(measured, least, other)
     seeds = min((len(by_seed) for by_seed in measured.values()), default=0)
     reason = unranked(seeds, len(measured))
     if reason is None:

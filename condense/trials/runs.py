@@ -35,6 +35,7 @@ from condense.records.trial import StepCost
 from condense.training.arm_names import slug
 from condense.training.costs import Costed, Pass, interleaved, overhead_of, step_costs
 from condense.training.interventions import adapted, as_trained
+from condense.training.learning import FORWARD, default_points
 from condense.training.prepare import (
     Prepared,
     disk_needed,
@@ -145,7 +146,16 @@ class Job:
             resume=asked.resume,
             group=asked.name,
             also=asked.also,
+            points=self.points,
         )
+
+    @property
+    def points(self) -> int:
+        """How many points the curve of a run has, the end among them; none for a model without bits per byte."""
+        windows, asked = self.texts.validation, self.asked.plan.curve_points
+        if self.texts.masked or not all(windows.predicted_bytes):
+            return 0
+        return default_points(self.texts.schedule.train_tokens, windows.ids.numel()) if asked is None else asked
 
     def batch(self, tokenizer: Any, rows: Rows) -> dict[str, torch.Tensor]:
         """A micro-batch of the first rows."""
@@ -262,6 +272,8 @@ def _estimate(job: Job, opened: Checkpoint) -> None:
     training = sum(steps.get(spec.name, control) for _, spec in todo) * schedule.steps * schedule.accumulation
     tokens = texts.validation.ids.numel() + texts.probe.ids.numel()
     measuring = control / (schedule.row_length * schedule.batch_size) * _MEASURING * tokens
+    scored = FORWARD * texts.validation.ids.numel() * max(0, job.points - 1)
+    training += control / (schedule.row_length * schedule.batch_size) * scored * len(todo)
     kept = [asked.keeps(spec, seed) for seed in job.seeds for spec in asked.plan.arms]
     estimated = replace(
         schedule,

@@ -1,0 +1,134 @@
+"""How runs learned: bits per byte of the validation text while they trained, and what that comes to. No libraries.
+
+The curve of one run is kept with it; what an arm did over the steps and over the time stands in the trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from condense.records.base import Estimate
+from condense.records.treatment import QualityWord
+
+TimingWord = Literal["early and final", "early only", "early, the end is open", "final only", "the sign turns", "none"]
+"""When an arm differs from the control: in the first quarter of the steps, at the end, both, or with opposite signs."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the validation windows cost at some steps of one run, in nats per window, beside the clock.
+
+    `seconds` are of training alone, without these evaluations and without saving. On a CPU they are processor time
+    over threads (`clock`), so that what else the machine does is not counted; on a GPU they are wall time.
+    """
+
+    step: tuple[int, ...] = ()
+    seconds: tuple[float, ...] = ()
+    nats: tuple[tuple[float, ...], ...] = ()
+    total_seconds: float | None = None
+    clock: Literal["processor", "wall"] = "wall"
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Bits per byte of the validation text of one run, by step; the last point is the saved and reloaded model."""
+
+    step: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    seconds: tuple[float, ...] = ()
+    bits_per_byte: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Look:
+    """A part of training, its mean difference to the control in bits per byte, and the word for it.
+
+    first, last: the first and the last evaluated step of it.
+    """
+
+    name: str
+    first: int
+    last: int
+    change: Estimate
+    word: QualityWord
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How soon an arm reaches the control's final bits per byte: tokens and seconds, and their ratios to the control's.
+
+    Each is the mean over seeds with its interval over seeds, known only where the arm gets there under every seed.
+    The control's own are where its curve first has that value, which may be before its end.
+    """
+
+    reached: int
+    seeds: int
+    tokens: Estimate
+    seconds: Estimate
+    token_ratio: Estimate
+    second_ratio: Estimate
+
+
+@dataclass(frozen=True)
+class Learning:
+    """One arm over the steps, mean over its seeds: own values (interval over seeds) and differences to the control.
+
+    `changes` are at equal tokens; `timed` after equal seconds of training, `seconds` being the control's at each step
+    (an arm that is done earlier is held at its end). Both have intervals over seeds and documents. The control has own
+    values only. `looks` are the quarters of the steps and the end; `turn` is where the sign of the difference turns,
+    between two looks that are measurable with opposite signs, else None. `load` is the ratio of the arm's seconds to
+    the control's.
+    """
+
+    step: tuple[int, ...]
+    tokens: tuple[int, ...]
+    seconds: tuple[float, ...]
+    own: tuple[Estimate, ...]
+    seeds: int
+    changes: tuple[Estimate, ...] = ()
+    timed: tuple[Estimate, ...] = ()
+    looks: tuple[Look, ...] = ()
+    timing: TimingWord | None = None
+    turn: float | None = None
+    timed_word: QualityWord | None = None
+    second_ratio: Estimate = field(default_factory=lambda: Estimate(None))
+    reach: Reach | None = None
+    clock: Literal["processor", "wall"] = "wall"
+
+
+def crossing(places: Sequence[float], values: Sequence[float], level: float) -> float | None:
+    """Where a curve first comes down to a level, interpolated between its points; None where it never does."""
+    for index, value in enumerate(values):
+        if value <= level:
+            if index == 0:
+                return float(places[0])
+            before = values[index - 1]
+            share = (before - level) / (before - value)
+            return float(places[index - 1] + share * (places[index] - places[index - 1]))
+    return None
+
+
+def timing_sentence(name: str, learning: Learning) -> str:
+    """When an arm differs from the control, in a sentence; empty for the control and where nothing is known."""
+    if learning.timing is None:
+        return ""
+    before = [look for look in learning.looks[:-1] if look.word in ("improved", "worse")]
+    end = learning.looks[-1].word
+    early = f"{_BETTER[before[0].word]} in the {before[0].name}" if before else ""
+    if learning.timing == "the sign turns":
+        parts = [f"{_BETTER[look.word]} in the {look.name}" for look in before]
+        parts += [f"{_BETTER[end]} at the end"] if end in _BETTER else []
+        where = "" if learning.turn is None else f", and the sign turns at about step {learning.turn:.0f}"
+        return f"{name}: {', '.join(parts)}{where}"
+    words = {
+        "early and final": f"{early} and {_BETTER.get(end, '')} at the end",
+        "early only": f"an early effect only: {early}, at the end smaller than what counts",
+        "early, the end is open": f"an early effect: {early}; at the end it is not shown",
+        "final only": f"a final effect: {_BETTER.get(end, '')} at the end, not shown before",
+    }
+    return f"{name}: {words.get(learning.timing, 'no effect is shown, neither early nor at the end')}"
+
+
+_BETTER = {"improved": "better", "worse": "worse"}
