@@ -45,6 +45,8 @@ class LearningCurve:
 class Look:
     """A part of training, its mean difference to the control in bits per byte, and the word for it.
 
+    The word is None below three seeds.
+
     first, last: the first and the last evaluated step of it.
     """
 
@@ -52,7 +54,7 @@ class Look:
     first: int
     last: int
     change: Estimate
-    word: QualityWord
+    word: QualityWord | None
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,16 @@ class Learning:
     """One arm over the steps, mean over its seeds: own values (interval over seeds) and differences to the control.
 
     `changes` are at equal tokens; `timed` after equal seconds of training, `seconds` being the control's at each step
-    (an arm that is done earlier is held at its end). Both have intervals over seeds and documents. The control has own
-    values only. `looks` are the quarters of the steps and the end; `turn` is where the sign of the difference turns,
-    between two looks that are measurable with opposite signs, else None. `load` is the ratio of the arm's seconds to
-    the control's.
+    (an arm that is done earlier is held at its end) and `own_seconds` the arm's. Both have intervals over seeds and
+    documents. The control has own values only. `looks` are the quarters of the steps and the end; `turn` is where the
+    sign of the difference turns, between two looks that are measurable with opposite signs, else None. `second_ratio`
+    is the arm's seconds over the control's.
     """
 
     step: tuple[int, ...]
     tokens: tuple[int, ...]
     seconds: tuple[float, ...]
+    own_seconds: tuple[float, ...]
     own: tuple[Estimate, ...]
     seeds: int
     changes: tuple[Estimate, ...] = ()
@@ -115,10 +118,10 @@ def timing_sentence(name: str, learning: Learning) -> str:
     if learning.timing is None:
         return ""
     before = [look for look in learning.looks[:-1] if look.word in ("improved", "worse")]
-    end = learning.looks[-1].word
-    early = f"{_BETTER[before[0].word]} in the {before[0].name}" if before else ""
+    end = learning.looks[-1].word or ""
+    early = f"{_BETTER[before[0].word or '']} in the {before[0].name}" if before else ""
     if learning.timing == "the sign turns":
-        parts = [f"{_BETTER[look.word]} in the {look.name}" for look in before]
+        parts = [f"{_BETTER[look.word or '']} in the {look.name}" for look in before]
         parts += [f"{_BETTER[end]} at the end"] if end in _BETTER else []
         where = "" if learning.turn is None else f", and the sign turns at about step {learning.turn:.0f}"
         return f"{name}: {', '.join(parts)}{where}"

@@ -17,6 +17,7 @@ from condense.comparison.verdict import quality_word
 from condense.intervals import ALPHA, Floats, Spread, over_seeds
 from condense.records.base import Estimate
 from condense.records.learning import Learning, LearningCurve, Look, Reach, TimingWord, crossing
+from condense.records.plans import MIN_SEEDS
 from condense.records.treatment import QualityWord
 from condense.records.trial import ArmResult
 from condense.trials.folder import Run, Runs
@@ -50,10 +51,10 @@ class Path:
         if seconds < self.seconds[0]:
             return None
         after = int(np.searchsorted(self.seconds, seconds))
-        if after >= len(self.seconds):
-            return self.bits[-1]
-        if after == 0:
-            return self.bits[0]
+        held = {len(self.seconds): -1, 0: 0}
+        if after in held:
+            end: Floats = self.bits[held[after]]
+            return end
         width = self.seconds[after] - self.seconds[after - 1]
         share = (seconds - self.seconds[after - 1]) / width if width > 0 else 1.0
         between: Floats = (1 - share) * self.bits[after - 1] + share * self.bits[after]
@@ -126,6 +127,7 @@ def learning_of(
         step=tuple(shared),
         tokens=tuple(step * tokens_per_step for step in shared),
         seconds=tuple(np.mean([theirs.seconds for _, theirs in pairs], axis=0).round(4).tolist()),
+        own_seconds=tuple(np.mean([mine.seconds for mine, _ in pairs], axis=0).round(4).tolist()),
         own=tuple(estimate_of(mean_over_seeds(column)) for column in values.T),
         seeds=len(seeds),
         clock="processor" if pairs[0][1].clock == "processor" else "wall",
@@ -156,23 +158,20 @@ def _compared(
     spreads = [_spread(changed[:, at], theirs[0]) for at in range(len(own.step))]
     timed = [_after(pairs, at) for at in range(len(own.step))]
     looks = _looks(own.step, changed, theirs[0], least, alpha)
+    if few := len(pairs) < MIN_SEEDS:
+        looks = tuple(replace(look, word=None) for look in looks)
     values = [spread.value or 0.0 for spread in spreads]
     ratios = [a.seconds[-1] / b.seconds[-1] for a, b in pairs]
-    return Learning(
-        step=own.step,
-        tokens=own.tokens,
-        seconds=own.seconds,
-        own=own.own,
-        seeds=own.seeds,
+    return replace(
+        own,
         changes=tuple(map(estimate_of, spreads)),
         timed=tuple(map(estimate_of, timed)),
         looks=looks,
-        timing=timing_of(looks, least),
+        timing=None if few else timing_of(looks, least),
         turn=_turn(own.step, values, looks),
-        timed_word=quality_word(estimate_of(timed[-1]), timed[-1].bounds(alpha), least),
+        timed_word=None if few else quality_word(estimate_of(timed[-1]), timed[-1].bounds(alpha), least),
         second_ratio=estimate_of(mean_over_seeds(ratios)),
         reach=_reach(mine, theirs, tokens_per_step),
-        clock=own.clock,
     )
 
 
@@ -213,7 +212,7 @@ def _looks(steps: Sequence[int], changed: Floats, control: Path, least: float | 
     return tuple(made)
 
 
-_SIGNS: Mapping[QualityWord, int] = {"improved": -1, "worse": 1}
+_SIGNS: Mapping[QualityWord | None, int] = {"improved": -1, "worse": 1}
 
 
 def timing_of(looks: Sequence[Look], least: float | None) -> TimingWord | None:
@@ -255,8 +254,8 @@ def _reach(mine: Sequence[Path], theirs: Sequence[Path], tokens_per_step: int) -
     tokens, seconds, reference = [], [], []
     for arm, control in zip(mine, theirs, strict=True):
         level = float(control.per_byte[-1])
-        places = [crossing(where, arm.per_byte.tolist(), level) for where in (arm.step, arm.seconds)]
-        own = [crossing(where, control.per_byte.tolist(), level) for where in (control.step, control.seconds)]
+        places = [crossing(where, arm.per_byte.tolist(), level) for where in (arm.step, arm.seconds.tolist())]
+        own = [crossing(where, control.per_byte.tolist(), level) for where in (control.step, control.seconds.tolist())]
         if None not in places:
             tokens.append((places[0] or 0.0) * tokens_per_step)
             seconds.append(places[1] or 0.0)

@@ -217,7 +217,7 @@ def test_a_masked_model_has_no_larger_vocabulary(tiny, texts, tmp_path, monkeypa
 
 def test_a_signal_leaves_what_was_done(tiny, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "step_costs", lambda *given, **more: {})
-    plan = TrialPlan(parse_arms("dispersion=3", ()), 1, replace(TRAINING, max_steps=4))
+    plan = TrialPlan(parse_arms("dispersion=3", ()), 1, replace(TRAINING, max_steps=4), curve_points=4)
 
     def stop(step, steps, logs):
         if step == 2:
@@ -230,10 +230,14 @@ def test_a_signal_leaves_what_was_done(tiny, texts, tmp_path, monkeypatch):
         trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", watch=Watch(on_step=stop))
     assert stopped.value.code == 130
     made = trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", resume=True)
-    straight = trial(tiny("llama"), texts, tmp_path / "straight", plan, device="cpu")
+    straight = trial(tiny("llama"), texts, tmp_path / "straight", replace(plan, curve_points=0), device="cpu")
     for name in ("control", "dispersion=3"):
-        one, two = (arms(run)[name].runs[0].weights_sha256 for run in (made, straight))
-        assert one == two, "a resumed run ends with the weights of an uninterrupted one"
+        one, two = (arms(run)[name].runs[0] for run in (made, straight))
+        assert one.weights_sha256 == two.weights_sha256, "a resumed run ends with the weights of an uninterrupted one"
+        curve = one.learning
+        assert curve.step == (1, 2, 3, 4) and list(curve.seconds) == sorted(curve.seconds), "what was scored stays"
+        assert curve.bits_per_byte[-1] == pytest.approx(one.quality.bits_per_byte.value, abs=1e-5)
+        assert two.learning.step == (), "the same weights without a curve"
 
 
 # --- the command ---------------------------------------------------------------------------------------

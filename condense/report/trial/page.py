@@ -24,7 +24,7 @@ from condense.report.text import (
     sentence,
     times,
 )
-from condense.report.trial import figures, tables
+from condense.report.trial import figures, learning, tables
 
 
 def trial_page(trial: Trial, *, plotlyjs: PlotlyJs = "inline") -> str:
@@ -32,11 +32,14 @@ def trial_page(trial: Trial, *, plotlyjs: PlotlyJs = "inline") -> str:
     trade, depth, training = figures.tradeoff(trial), figures.depth_figures(trial), figures.training_figures(trial)
     doses = [(dose, figures.dose_figures(trial, dose, rank)) for rank, dose in enumerate(trial.doses)]
     effects, tasks = figures.strips(trial), tables.task_tables(trial)
+    looks = figures.looks(trial)
+    learned = learning.learning_figures(trial, looks)
     sections = {
         "verdict": "The arms",
         "effects": "Effects" if effects else "",
         "ranks": "Ranks",
         "dose": "Effect and cost" if trade or doses else "",
+        "learning": "Learning" if learned else "",
         "findings": "Findings" if trial.findings else "",
         "depth": "Over depth" if depth else "",
         "training": "Training",
@@ -59,7 +62,7 @@ def trial_page(trial: Trial, *, plotlyjs: PlotlyJs = "inline") -> str:
     )
     return render(
         head,
-        [*([trade] if trade else []), *(figure for _, drawn in doses for figure in drawn), *depth, *training],
+        [*([trade] if trade else []), *(figure for _, drawn in doses for figure in drawn), *learned, *depth, *training],
         plotlyjs,
         command=trial.command,
         provenance=provenance(trial),
@@ -68,7 +71,7 @@ def trial_page(trial: Trial, *, plotlyjs: PlotlyJs = "inline") -> str:
         findings=trial.findings,
         rows=tables.rows(trial),
         heads=list(map(title_of, tables.keys(trial))),
-        looks={"before": figures.BEFORE} | figures.looks(trial),
+        looks={"before": figures.BEFORE} | looks,
         seeds=trial.plan.seeds,
         caveats=tables.caveats(trial),
         unranked=trial.unranked,
@@ -79,6 +82,9 @@ def trial_page(trial: Trial, *, plotlyjs: PlotlyJs = "inline") -> str:
         power=tables.powers_of(trial),
         tradeoff=trade,
         doses=[(dose, tables.recommendation(dose), drawn) for dose, drawn in doses],
+        learned=learned,
+        learning_table=learning.learning_table(trial),
+        learning_lines=[*learning.learning_lines(trial), learning.clock_words(trial)] if learned else [],
         depth=depth,
         training=training,
         arms=[arm_facts(arm) for arm in trial.arms],

@@ -10,7 +10,7 @@ from condense.records.plans import ArmSpec
 from condense.records.trial import ArmResult, Trial, quality_key, reading
 from condense.report.console import COLOURS, new_table, say, show_panel, show_table, text
 from condense.report.escape import for_code, for_markdown
-from condense.report.tables import Cell, digits_of, markdown_rows, title_of
+from condense.report.tables import Cell, digits_of, markdown_rows, markdown_table, title_of
 from condense.report.text import (
     DASH,
     LAYERS,
@@ -23,6 +23,7 @@ from condense.report.text import (
     plural,
     times,
 )
+from condense.report.trial.learning import clock_words, learning_lines, learning_table
 from condense.report.trial.tables import (
     MISSING,
     Row,
@@ -56,6 +57,7 @@ def trial_markdown(trial: Trial) -> str:
         "",
         *_ranks(trial),
         *_doses(trial),
+        *_learning(trial),
         *(["## Findings", "", *markdown_findings(trial.findings)] if trial.findings else []),
         *_tasks(trial),
         *_definitions(trial),
@@ -122,6 +124,14 @@ def _doses(trial: Trial) -> list[str]:
         lines += [f"## Dose and response: {for_markdown(dose.title)}", "", f"{for_markdown(recommendation(dose))}.", ""]
         lines += [*markdown_rows(head, points), ""]
     return lines
+
+
+def _learning(trial: Trial) -> list[str]:
+    table = learning_table(trial)
+    if table is None:
+        return []
+    lines = [f"- {for_markdown(line)}" for line in (*learning_lines(trial), clock_words(trial))]
+    return ["## How fast each arm learns", "", *lines, "", *markdown_table(table), "", for_markdown(table.note), ""]
 
 
 def _tasks(trial: Trial) -> list[str]:
@@ -328,4 +338,5 @@ def _beneath(trial: Trial, table: Sequence[Row]) -> list[str]:
         lines.append(f"ranked by {ranking.title} (arms of one place are a tie):")
         for rank, arms in ranking.places:
             lines.append(f"  {rank}. {', '.join(placed(name, ties) for name, ties in arms)}")
-    return [*lines, *(f"{dose.title}: {recommendation(dose)}" for dose in trial.doses)]
+    lines += [f"{dose.title}: {recommendation(dose)}" for dose in trial.doses]
+    return [*lines, *learning_lines(trial)]

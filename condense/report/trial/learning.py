@@ -1,0 +1,172 @@
+"""How the arms learned: curves over tokens and over time, differences to the control, and when there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from condense.records.base import Estimate
+from condense.records.learning import Learning, timing_sentence
+from condense.records.trial import ArmResult, Trial, tolerated
+from condense.report.charts import Axis, Chart, Figure, Look, Series, known_values, padded
+from condense.report.tables import EMPTY, Cell, Column, Table, change_cell, digits_of
+from condense.report.text import difference, interval, number, plural, times
+
+KEY = "bits_per_byte"
+UNIT, CHANGE = "bits per byte", "arm − control, bits per byte"
+_HELD = "An arm that is done earlier is held at its end."
+
+
+def learned(trial: Trial) -> list[tuple[ArmResult, Learning]]:
+    """The arms that have a curve, the control among them."""
+    return [(arm, arm.learning) for arm in trial.arms if arm.learning is not None]
+
+
+def clock_words(trial: Trial) -> str:
+    """What the seconds are; empty without curves."""
+    found = learned(trial)
+    if not found:
+        return ""
+    processor = any(one.clock == "processor" for _, one in found)
+    kind = "processor time of the training, over its threads" if processor else "wall clock of the training"
+    return f"Seconds: {kind}, without evaluations and saving; in the control without reading the cosine"
+
+
+# --- figures -------------------------------------------------------------------------------------------
+
+
+def learning_figures(trial: Trial, looks: Mapping[str, Look]) -> list[Figure]:
+    """Bits per byte of every arm and its difference to the control, over tokens and over seconds."""
+    found = learned(trial)
+    if not found:
+        return []
+    made = [_own(found, looks, "tokens"), _changes(trial, found, looks, "tokens")]
+    made += [_own(found, looks, "seconds"), _changes(trial, found, looks, "seconds")]
+    return [figure for figure in made if figure is not None]
+
+
+def _own(found: Sequence[tuple[ArmResult, Learning]], looks: Mapping[str, Look], over: str) -> Figure:
+    """Bits per byte of every arm; bands are over seeds."""
+    series = []
+    for arm, one in reversed(found):  # the legend turns them round again
+        at = tuple(map(float, one.tokens if over == "tokens" else one.own_seconds))
+        series.append(looks[arm.spec.name].curve(one.own, digits_of(KEY), at=at, places=_places(one, at, over)))
+    ends = ", ".join(f"{arm.spec.name} {number(one.own[-1].value, digits_of(KEY))}" for arm, one in found)
+    words = f"Validation text, mean over the seeds; bands are 95 % over seeds. At the end: {ends}."
+    title = "How fast does each arm learn, per token?" if over == "tokens" else "And per second of training?"
+    return Figure(_chart(f"learning-{over}", UNIT, series, over), title, words, wide=over == "tokens")
+
+
+def _changes(
+    trial: Trial, found: Sequence[tuple[ArmResult, Learning]], looks: Mapping[str, Look], over: str
+) -> Figure | None:
+    """Arm − control at equal tokens or after equal seconds, with the control as the line at 0."""
+    series = []
+    for arm, one in reversed(found):
+        values: Sequence[Estimate] = one.changes if over == "tokens" else one.timed
+        if any(value.value is not None for value in values):
+            at = tuple(map(float, one.tokens if over == "tokens" else one.seconds))
+            series.append(looks[arm.spec.name].curve(values, digits_of(KEY), at=at, places=_places(one, at, over)))
+    if not series:
+        return None
+    least = round(tolerated(trial) or 0.0, digits_of(KEY))
+    zone = (-least, least) if least else None
+    chart = _chart(f"changes-{over}", CHANGE, series, over, edges=((0.0, "control"),), zone=zone)
+    if over == "tokens":
+        ends = [f"{arm.spec.name} {difference(one.changes[-1], digits_of(KEY))}" for arm, one in found if one.changes]
+        words = "Below 0 an arm is ahead of the control after as many tokens; bands are 95 % over seeds and documents. "
+        return Figure(chart, "Early or final effect?", f"{words}At the end: {'; '.join(ends)}.")
+    ends = [f"{arm.spec.name} {difference(one.timed[-1], digits_of(KEY))}" for arm, one in found if one.timed]
+    words = f"After as many seconds as the control had, at its end: {'; '.join(ends)}. {_HELD}"
+    return Figure(chart, "The same, after equal time", words, wide=False)
+
+
+def _chart(
+    name: str,
+    unit: str,
+    series: Sequence[Series],
+    over: str,
+    *,
+    edges: tuple[tuple[float, str], ...] = (),
+    zone: tuple[float, float] | None = None,
+) -> Chart:
+    last = max(place for one in series for place in one.at)
+    axis = Axis(title="tokens trained on" if over == "tokens" else "seconds of training", at=series[0].at)
+    axis = Axis(title=axis.title, at=axis.at, span=(0.0, 1.025 * last))
+    span = padded([*known_values(series), *([0.0, *zone] if zone else [0.0] if edges else [])])
+    height, width = (420, 1000) if over == "tokens" else (340, 520)
+    return Chart(
+        f"chart-{name}", axis, unit, tuple(series), y_range=span, edges=edges, zone=zone, height=height, width=width
+    )
+
+
+def _places(one: Learning, at: Sequence[float], over: str) -> tuple[str, ...]:
+    """What a point is called when it is pointed at."""
+    unit = "tokens" if over == "tokens" else "s"
+    return tuple(f"step {step}, {place:,.0f} {unit}" for step, place in zip(one.step, at, strict=True))
+
+
+# --- the table and the words ---------------------------------------------------------------------------
+
+
+def learning_table(trial: Trial) -> Table | None:
+    """An arm a row: its difference in each quarter and at the end, after equal time, and how soon it is there."""
+    found = [(arm, one) for arm, one in learned(trial) if one.looks]
+    if not found:
+        return None
+    names = list(dict.fromkeys(look.name for _, one in found for look in one.looks))
+    heads = [Column(name) for name in names] + [Column("equal time", full="end, after equal time")]
+    heads += [Column("to its end ÷ control", full="to the control’s final value ÷ control")]
+    rows = []
+    for arm, one in found:
+        by_name = {look.name: look for look in one.looks}
+        cells = [_look(by_name[name].change, by_name[name].word) if name in by_name else EMPTY for name in names]
+        cells.append(_look(one.timed[-1], one.timed_word))
+        rows.append((arm.spec.name, (*cells, _reach(one))))
+    note = (
+        "Bits per byte, arm − control, mean over the seeds, 95 % interval. A quarter is the mean over its evaluated "
+        "steps; a word before the end needs an interval at .05 over arms and looks. Last: tokens and seconds "
+        "to the control’s final value, over the control’s own."
+    )
+    return Table(tuple(heads), tuple(rows), "When, and how soon", note, "arm")
+
+
+def _look(change: Estimate, word: str | None) -> Cell:
+    return change_cell(change, digits_of(KEY), (word.replace("not shown to be held", "not shown"),) if word else ())
+
+
+def _reach(one: Learning) -> Cell:
+    """Tokens and seconds to the control's final value over the control's own, or how often it is not reached."""
+    reach = one.reach
+    if reach is None:
+        return EMPTY
+    if reach.token_ratio.value is None:
+        said = f"{reach.reached} of {plural(reach.seeds, 'seed')}"
+        return Cell(said if reach.reached else "not reached")
+    bounds = [
+        "one seed" if ratio.low is None else interval(ratio, 2) for ratio in (reach.token_ratio, reach.second_ratio)
+    ]
+    tokens, seconds = times(reach.token_ratio.value), times(reach.second_ratio.value)
+    return Cell(f"{tokens} tokens", notes=(bounds[0], f"{seconds} seconds", bounds[1]))
+
+
+def learning_lines(trial: Trial) -> list[str]:
+    """What the curves come to, in sentences: when there is an effect, and whether it is there after equal time."""
+    lines = []
+    for arm, one in learned(trial):
+        words = timing_sentence(arm.spec.name, one)
+        if not words:
+            continue
+        lines.append(words + _time_words(one))
+    return lines
+
+
+def _time_words(one: Learning) -> str:
+    """What is left of a final gain or loss after equal time; empty where there is none."""
+    end = one.looks[-1].word
+    if end not in ("improved", "worse") or one.timed_word is None:
+        return ""
+    known = {"improved": "better", "worse": "worse"}
+    if one.timed_word == end:
+        return f"; {known[end]} after equal time too ({difference(one.timed[-1], digits_of(KEY))})"
+    gone = "gone" if one.timed_word in ("held", "worse") and end == "improved" else "not shown"
+    return f"; after equal time that is {gone} ({difference(one.timed[-1], digits_of(KEY))})"

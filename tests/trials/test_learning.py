@@ -1,0 +1,123 @@
+"""When an arm is ahead of the control and how soon: signs, words, equal time, and no word from noise."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from condense.records.base import Estimate
+from condense.records.learning import Scores, crossing, timing_sentence
+from condense.records.serial import decode
+from condense.report.trial.learning import learning_lines
+from condense.training.loop import Trained
+from condense.trials.folder import Run
+from condense.trials.learning import curve_of, learning_of
+
+WINDOWS, BYTES = 12, 100
+DOCUMENTS = tuple(number // 2 for number in range(WINDOWS))
+STEPS = tuple(range(25, 401, 25))
+LEAST = 0.01
+
+
+def run_of(values, seconds=None, noise=None):
+    """A run with these bits per byte at each of the steps; noise: (K, N) on top."""
+    table = np.asarray(values)[:, None] * BYTES + (0 if noise is None else noise * BYTES)
+    table = np.broadcast_to(table, (len(values), WINDOWS))
+    times = list(seconds or (step / 100 for step in STEPS))
+    scores = Scores(STEPS[:-1], tuple(times[:-1]), tuple(map(tuple, table[:-1] * np.log(2))), times[-1], "processor")
+    quality = SimpleNamespace(
+        bits_per_byte=Estimate(float(values[-1]), per_text=tuple(table[-1] / BYTES)), predicted_bytes=(BYTES,) * WINDOWS
+    )
+    diagnosis = SimpleNamespace(quality=quality, corpus=SimpleNamespace(documents=DOCUMENTS))
+    return Run(None, diagnosis, None, SimpleNamespace(scores=scores), (), None)
+
+
+def arms(change, seeds=5, spread=0.002, seconds=None, seed=0):
+    """An arm and its control: a falling curve, the arm's change on top, noise of seeds and windows."""
+    draw = np.random.default_rng(seed)
+    falling = 2 + 3 / np.arange(1, len(STEPS) + 1)
+    both = ({}, {})
+    for number in range(seeds):
+        windows = draw.normal(0, 0.2, (1, WINDOWS))
+        off = draw.normal(0, spread)
+        own = windows + draw.normal(0, 0.002, (len(STEPS), WINDOWS))
+        both[1][number] = run_of(falling, noise=windows)
+        both[0][number] = run_of(falling + np.asarray(change) + off, seconds, own)
+    return both
+
+
+def learned(change, compared=1, **more):
+    arm, control = arms(change, **more)
+    return learning_of(arm, control, STEPS[-1], 1000, LEAST, compared)
+
+
+def test_a_gain_that_turns_into_a_loss_is_called_so_with_the_step():
+    change = np.interp(STEPS, (25, 100, 300, 400), (-0.06, -0.06, 0.02, 0.04))
+    made = learned(change)
+    assert made.timing == "the sign turns" and made.turn == pytest.approx(250, abs=15)
+    said = timing_sentence("angular", made)
+    assert said.startswith("angular: better in the first quarter") and "worse at the end" in said
+    assert "turns at about step 2" in said
+    assert [value.value for value in made.changes] == pytest.approx(list(change), abs=0.01)
+    assert made.looks[0].first == 25 and made.looks[0].last == 100 and made.looks[-1].first == 400
+
+
+@pytest.mark.parametrize(
+    ("ends", "word"),
+    [
+        ((-0.06, -0.04), "early and final"),
+        ((-0.06, 0.0), "early only"),
+        ((0.0, -0.04), "final only"),
+        ((0.0, 0.0), "none"),
+    ],
+)
+def test_early_and_final_effects_have_their_words(ends, word):
+    made = learned(np.interp(STEPS, (100, 390, 400), (ends[0], ends[0], ends[1])))
+    assert made.timing == word and made.turn is None
+
+
+def test_where_the_seeds_disagree_nothing_is_shown():
+    """The signs of the means turn, but neither is measurable: that is no turn."""
+    made = learned(np.interp(STEPS, (25, 100, 300, 400), (-0.06, -0.06, 0.02, 0.04)), spread=0.2, seeds=3)
+    assert made.turn is None and made.timing in ("none", "final only", "early, the end is open")
+    few = learned(np.full(len(STEPS), -0.2), seeds=2)
+    assert few.timing is None and {look.word for look in few.looks} == {None} and not timing_sentence("a", few)
+
+
+def test_an_arm_of_twice_the_time_is_read_at_half_its_steps():
+    gain = np.full(len(STEPS), -0.05)
+    made = learned(gain, spread=0.0, seconds=[step / 50 for step in STEPS])
+    assert made.changes[-1].value == pytest.approx(-0.05, abs=0.005)
+    falling = dict(zip(STEPS, 2 + 3 / np.arange(1, 17), strict=True))
+    assert made.timed[-1].value == pytest.approx(falling[200] - 0.05 - falling[400], abs=0.005)
+    assert made.timed[0].value is None and "first evaluation" in made.timed[0].reason
+    assert made.second_ratio.value == pytest.approx(2) and made.timed_word == "worse"
+    arm = SimpleNamespace(spec=SimpleNamespace(name="slow"), learning=made)
+    assert "after equal time that is gone" in learning_lines(SimpleNamespace(arms=(arm,)))[0]
+
+
+def test_tokens_and_seconds_to_the_controls_end():
+    made = learned(np.full(len(STEPS), -0.05), spread=0.0)
+    falling = 2 + 3 / np.arange(1, 17) - 0.05
+    expected = crossing(STEPS, list(falling), 2 + 3 / 16)
+    assert made.reach.reached == 5 and made.reach.tokens.value == pytest.approx(1000 * expected, rel=0.02)
+    assert made.reach.token_ratio.value == pytest.approx(expected / 400, rel=0.02)
+    behind = learned(np.full(len(STEPS), 0.2)).reach
+    assert behind.reached == 0 and behind.token_ratio.value is None and "0 of 5" in behind.token_ratio.reason
+    assert crossing((10, 20), (3.0, 2.0), 2.5) == 15 and crossing((10, 20), (3.0, 2.0), 3.5) == 10
+    assert crossing((10, 20), (3.0, 2.0), 1.0) is None
+
+
+def test_noise_alone_gives_hardly_any_arm_a_word():
+    draw, wrong = np.random.default_rng(3), 0
+    for number in range(60):
+        walk = draw.normal(0, 0.02, len(STEPS)).cumsum() / 4  # what one seed's curve does around the other's
+        made = learned(walk - walk.mean(), seeds=3, spread=0.05, seed=number)
+        wrong += made.timing != "none"
+    assert wrong <= 6
+
+
+def test_runs_of_an_earlier_version_have_no_curve():
+    old = decode(Trained, {"curve": {}, "seconds": 1.0, "penalty_to_ce": None, "details": []})
+    run = Run(None, run_of([2.0] * len(STEPS)).validation, None, old, (), None)
+    assert curve_of(run, 400, 1000).step == () and learning_of({0: run}, {0: run}, 400, 1000, LEAST) is None
