@@ -43,16 +43,17 @@ Runs = Annotated[
         metavar="A B [C …]",
         show_default=False,
         help="Models, checkpoints or saved runs; the first is what the others are compared to. "
-        "Or one folder of checkpoint-*.",
+        "Or folders of checkpoint-*: runs over their steps, each against the first at equal steps.",
     ),
 ]
 Revisions = Flag(
-    "Revisions of one hub id, such as step1000,step2000.",
+    "Revisions of hub ids, such as step1000,step2000.",
     MODEL,
     metavar="R1,R2,…",
     kind=str | None,
     read=names_of,
 )
+AsModels = Flag("Take a folder that holds a model and checkpoints as the model, not as a run over its steps.", MODEL)
 Output = Flag(
     "Write comparison.json, report.html, report.md, comparison.csv here, and what was measured to members/.",
     OUTPUT,
@@ -67,6 +68,7 @@ def compare(
     runs: Runs,
     *,
     revisions: Annotated[tuple[str, ...], Revisions] = (),
+    as_models: Annotated[bool, AsModels] = False,
     options: Annotated[ModelOptions, Without("revision", "random_init", "seed")],
     corpus: TextOptions,
     settings: CompareOptions,
@@ -75,7 +77,7 @@ def compare(
     force: Annotated[bool, Force] = False,
     measure: Annotated[MeasureOptions, Without("num_texts", "max_length", "seed", "random_twin", "halves")],
 ) -> None:
-    """Put models side by side on the same texts: curves, differences with intervals, trends, a run over its steps."""
+    """Put models side by side on the same texts: curves, differences with intervals, trends, runs over their steps."""
     from condense.comparison.run import compare as compare_runs
     from condense.report.comparison.text import show_comparison
 
@@ -84,6 +86,7 @@ def compare(
     comparison = compare_runs(
         *runs,
         revisions=revisions,
+        as_models=as_models,
         force=force,
         command=command_line(no_text=files.no_text),
         settings=settings,
@@ -114,7 +117,7 @@ class MeasureMembers:
 
     def __call__(self, candidate: Candidate, settings: CompareOptions, position: tuple[int, int]) -> Diagnosis:
         """Open, cut, measure; `position` is which of how many."""
-        path = self._folder / self._file_name(candidate.name) if self._folder else None
+        path = self._folder / self._file_name(candidate) if self._folder else None
         if path is not None:
             check_file(path)
         located, measure = self._located(candidate, settings)
@@ -155,9 +158,18 @@ class MeasureMembers:
         )
         return locate_model(candidate.place, options), measure
 
-    def _file_name(self, name: str) -> str:
-        """A name of its own for a member: what is not a letter, a digit, a dot or a dash becomes a dash."""
-        kept = "".join(c if c.isalnum() or c in ".-_" else "-" for c in name).strip(".-")[:100] or "member"
+    def _file_name(self, candidate: Candidate) -> str:
+        """A name of its own for a member, of several runs in a folder for each of them."""
+        name, run = candidate.name, candidate.run
+        if run is not None and name.startswith(f"{run.name}/"):
+            kept = f"{_file_safe(run.name)}/{_file_safe(name.removeprefix(f'{run.name}/'))}"
+        else:
+            kept = _file_safe(name)
         self._written.append(kept)
         again = self._written.count(kept)
         return f"{kept}.json" if again == 1 else f"{kept}-{again}.json"
+
+
+def _file_safe(name: str) -> str:
+    """A name in which what is not a letter, a digit, a dot, a dash or = is a dash."""
+    return "".join(c if c.isalnum() or c in ".-_=" else "-" for c in name).strip(".-")[:100] or "member"

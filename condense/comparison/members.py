@@ -5,13 +5,16 @@ Standard library only: names and JSON are read here, no model is opened.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from condense.comparison import checkpoints
+from condense.comparison.checkpoints import Entry, TrainingRun, is_run, step_in_run, step_of
 from condense.errors import CondenseError, UnavailableError, UsageError, as_condense_error
 from condense.files import expanded
 from condense.models import folder as inspection
@@ -21,7 +24,6 @@ from condense.records.serial import read_json
 from condense.records.treatment import TREATMENT_SCHEMA, Treatment
 from condense.records.trial import TRIAL_SCHEMA
 
-_STEP = re.compile(r"(?:^|[-_/])(?:checkpoint|step|global_step|global-step|iter|ckpt)[-_]?(\d+)$")
 _NUMBER = re.compile(r"\d+$")
 Run = TypeVar("Run", Diagnosis, Treatment)
 
@@ -31,7 +33,8 @@ class Candidate:
     """One thing to compare: a model to be measured, or a diagnosis that was saved.
 
     `place`: the argument for `load`, or the saved run's path; `probe`: a treatment arm measured on the probe text;
-    `error`: why it cannot be read (it is left out then); `live`: a model in memory.
+    `error`: why it cannot be read (it is left out then); `live`: a model in memory; `run`: the training run that it is
+    a checkpoint of.
     """
 
     name: str
@@ -43,16 +46,20 @@ class Candidate:
     probe: Diagnosis | None = None
     error: CondenseError | None = None
     live: Any = None
+    run: TrainingRun | None = None
 
 
-def find(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) -> list[Candidate]:
-    """The candidates that the arguments name, each under a name of its own, a single run's in order of steps.
+def find(arguments: Sequence[str | Path], revisions: Sequence[str] = (), *, as_models: bool = False) -> list[Candidate]:
+    """The candidates that the arguments name, each under a name of its own, those of a run in the order of steps.
 
-    One folder that holds checkpoints (`checkpoint-500`, `step1000`, or saved runs so called) is a training run.
-    What cannot be read is a candidate with its `error`. UsageError for fewer than two or for folders that do not go
-    together; the error itself where fewer than two others are left.
+    A folder that holds checkpoints (`checkpoint-500`, `step1000`, or saved runs so called) is a training run, alone or
+    beside others; as_models: a folder that is a model too is taken as that. What cannot be read is a candidate with
+    its `error`. UsageError for fewer than two or for folders that do not go together; the error itself where fewer
+    than two others are left.
     """
     names = [str(argument) for argument in arguments]
+    if len(names) > 1 and not as_models and (revisions or all(is_run(expanded(name)) for name in names)):
+        return _several_runs(names, revisions)
     if revisions:
         return _revisions(names, revisions)
     if len(names) == 1:
@@ -88,12 +95,6 @@ def _refuse_too_few(candidates: Sequence[Candidate]) -> None:
         raise errors[0]
 
 
-def step_of(name: str) -> int | None:
-    """The training step that a name ends in (`run/checkpoint-500`, `step1000`), or None."""
-    match = _STEP.search(name.removesuffix(".json").rstrip("/"))
-    return int(match.group(1)) if match else None
-
-
 def run_of(candidates: Sequence[Candidate]) -> str | None:
     """The training run that all candidates are steps of: its folder or hub id; None if they are not one run's."""
     candidates = [candidate for candidate in candidates if candidate.error is None]
@@ -101,7 +102,13 @@ def run_of(candidates: Sequence[Candidate]) -> str | None:
     if None in steps or len(set(steps)) < len(steps):
         return None
     runs = {_training_run(candidate) for candidate in candidates}
-    return runs.pop() if len(runs) == 1 else None
+    named = {candidate.run.source if candidate.run else None for candidate in candidates}
+    return runs.pop() if len(runs) == 1 else named.pop() if len(named) == 1 else None
+
+
+def notes_of(candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """What of the candidates' training runs is left out, and why."""
+    return tuple(dict.fromkeys(note for c in candidates if c.run is not None for note in c.run.notes))
 
 
 def _training_run(candidate: Candidate) -> str:
@@ -121,33 +128,75 @@ def _of_one(argument: str) -> list[Candidate]:
     return _with_distinct_names(_candidates_of_argument(argument))
 
 
-def _run_of_folder(folder: Path) -> list[Candidate]:
-    """The checkpoints of a folder in the order of their steps; one that holds none is named as such."""
-    steps = sorted((step, path) for path in folder.iterdir() if (step := step_of(path.name)) is not None)
-    models = [(step, path) for step, path in steps if path.is_dir()]
-    saved = [(step, path) for step, path in steps if path.suffix == ".json"]
-    if not models and not saved:
-        if (folder / "config.json").exists():
-            raise UsageError(
-                f"{folder} is one model", "name a second one, or the folder whose checkpoint-* are to be compared"
-            )
+def _run_of_folder(folder: Path, name: str = "") -> list[Candidate]:
+    """The checkpoints of a folder in the order of their steps, with what of it is left out.
+
+    name: of the run, which is put before the names of its checkpoints.
+    """
+    inner, entries, left_out = checkpoints.read_run(folder)
+    run = TrainingRun(name or str(folder), str(inner), tuple(left_out))
+    start = f"{name}/" if name else ""
+    if all(entry.path.endswith(".json") for entry in entries):
+        saved = [replace(_readable(entry.path)[0], step=entry.step, run=run) for entry in entries]
+        names = [f"{start}{entry.name.removesuffix('.json')}" for entry in entries]
+        if name:
+            return [replace(candidate, name=own) for candidate, own in zip(saved, names, strict=True)]
+        _refuse_too_few(saved)
+        return _with_distinct_names(saved)
+    return [_checkpoint(entry, folder, run, start) for entry in entries]
+
+
+def _checkpoint(entry: Entry, folder: Path, run: TrainingRun, start: str) -> Candidate:
+    """A checkpoint of a run, with the tokenizer of the run's folder where it has none."""
+    path = checkpoints.model_inside(Path(entry.path))
+    places = (path, *path.parents[: len(path.parts) - len(folder.parts)]) if path != folder else (path,)
+    tokenizer = next((place for place in places if inspection.has_tokenizer(place)), None)
+    own = None if tokenizer in (path, None) else str(tokenizer)
+    return Candidate(f"{start}{entry.name}", str(path), entry.step, tokenizer=own, run=run)
+
+
+def _several_runs(arguments: Sequence[str], revisions: Sequence[str]) -> list[Candidate]:
+    """The checkpoints of runs that are laid over each other: of folders, and of hub ids at the given revisions."""
+    hub = [name for name in arguments if not inspection.is_path(name)]
+    if revisions and not hub:
         raise UsageError(
-            f"{folder} holds no checkpoints", "expected folders such as checkpoint-500 or step1000, or saved runs"
+            "--revisions belongs to a hub id", "condense compare ORG/A ORG/B --revisions step1000,step2000"
         )
-    if not models:
-        candidates = [candidate for _, path in saved for candidate in _readable(str(path))[:1]]
-        _refuse_too_few(candidates)
-        return _with_distinct_names(candidates)
-    parent = str(folder) if inspection.has_tokenizer(folder) else None
-    return [
-        Candidate(
-            path.name,
-            str(path),
-            step,
-            tokenizer=None if inspection.has_tokenizer(path) else parent,
+    for name in arguments:
+        if name not in hub and not is_run(expanded(name)):
+            raise UsageError(f"{name} is not a run over its steps", "with --revisions name runs and hub ids only")
+    candidates: list[Candidate] = []
+    for argument, name in zip(arguments, _run_names(arguments), strict=True):
+        if argument not in hub:
+            candidates += _run_of_folder(expanded(argument), name)
+            continue
+        steps = {revision: step_in_run(revision) for revision in revisions}
+        entries, left_out = checkpoints.in_order(
+            Entry(key, step, key) for key, step in steps.items() if step is not None
         )
-        for step, path in models
+        unnamed = [f"{key} is left out: its name says no step" for key, step in steps.items() if step is None]
+        if not entries:
+            raise UsageError("--revisions names no training steps", "for example step1000,step2000")
+        run = TrainingRun(name, argument, (*left_out, *unnamed))
+        candidates += [
+            Candidate(f"{name}/{entry.name}", argument, entry.step, revision=entry.name, run=run) for entry in entries
+        ]
+    _refuse_too_few(candidates)
+    return candidates
+
+
+def _run_names(arguments: Sequence[str]) -> list[str]:
+    """A name for every run, the shortest end of its path that no other has; numbered where a run is named twice."""
+    parts = [
+        list(expanded(name).resolve().parts) if inspection.is_path(name) else name.split("/") for name in arguments
     ]
+    names = []
+    for own in parts:
+        ends = ["/".join(own[-length:]) for length in range(1, len(own) + 1)]
+        others = [other for other in parts if other is not own]
+        apart = [end for length, end in enumerate(ends, 1) if all(o[-length:] != own[-length:] for o in others)]
+        names.append((apart or ends)[0].lstrip("/"))
+    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
 def _candidates_of_argument(argument: str) -> list[Candidate]:
@@ -162,7 +211,8 @@ def _candidates_of_argument(argument: str) -> list[Candidate]:
         if path.is_dir() and not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
             if any(step_of(inner.name) is not None for inner in path.iterdir()):
                 raise UsageError(
-                    f"{path} holds the checkpoints of a run", "compare it alone, or name its checkpoints one by one"
+                    f"{path} holds the checkpoints of a run",
+                    "compare it alone or with other runs, or name its checkpoints one by one",
                 )
     parent = path.parent if path.is_dir() and step_of(path.name) is not None else None
     lacks = parent is not None and not inspection.has_tokenizer(path) and inspection.has_tokenizer(parent)
@@ -214,12 +264,17 @@ def _revisions(arguments: list[str], revisions: Sequence[str]) -> list[Candidate
         )
     if len(set(names)) < 2:
         raise UsageError("--revisions names fewer than two", "separate them by commas: step1000,step2000")
-    numbers = {name: _NUMBER.search(name) for name in dict.fromkeys(names)}
-    steps = {name: int(match.group()) for name, match in numbers.items() if match}
-    checkpoints = [Candidate(name, arguments[0], steps.get(name), revision=name) for name in numbers]
-    if len(steps) == len(checkpoints) == len(set(steps.values())):
-        return sorted(checkpoints, key=lambda candidate: steps[candidate.name])
-    return [replace(candidate, step=None) for candidate in checkpoints]
+    steps = {name: step for name in dict.fromkeys(names) if (step := _step_of_revision(name)) is not None}
+    listed = [Candidate(name, arguments[0], steps.get(name), revision=name) for name in dict.fromkeys(names)]
+    if len(steps) == len(listed) == len(set(steps.values())):
+        return sorted(listed, key=lambda candidate: steps[candidate.name])
+    return [replace(candidate, step=None) for candidate in listed]
+
+
+def _step_of_revision(name: str) -> int | None:
+    """The step in a revision's name; else the number that it ends in."""
+    step, number = step_in_run(name), _NUMBER.search(name)
+    return step if step is not None else int(number.group()) if number else None
 
 
 def _on_one_text(candidates: list[Candidate]) -> list[Candidate]:
@@ -271,11 +326,11 @@ def _possible_names(candidate: Candidate) -> tuple[str, ...]:
 # --- in memory -------------------------------------------------------------------------------------------
 
 
-def candidates_of(runs: Sequence[Any], revisions: Sequence[str]) -> list[Candidate]:
+def candidates_of(runs: Sequence[Any], revisions: Sequence[str], *, as_models: bool = False) -> list[Candidate]:
     """The candidates of names and files, or of what is in memory: errors as those of `find`; ValueError for both."""
     named = [run for run in runs if isinstance(run, str | Path)]
     if len(named) == len(runs):
-        return find(named, revisions)
+        return find(named, revisions, as_models=as_models)
     if named:
         raise ValueError("give what is in memory (diagnoses, checkpoints, modules), or names and files, not both")
     if len(runs) < 2:
@@ -298,6 +353,21 @@ def _in_memory(run: Any, number: int) -> Candidate:
         raise ValueError(f"{type(run).__name__} is no name, diagnosis, checkpoint or module")
     named = getattr(getattr(run, "config", None), "name_or_path", "")
     return Candidate(named or type(getattr(run, "module", run)).__name__, "in memory", live=run)
+
+
+@contextlib.contextmanager
+def in_evaluation_mode(candidates: Sequence[Candidate]) -> Iterator[None]:
+    """Put models in memory into evaluation mode; on exit restore the mode of each of their parts."""
+    live = [candidate.live for candidate in candidates if candidate.live is not None]
+    models = [module if hasattr(module, "named_modules") else module.model for module in live]
+    modes = [(part, part.training) for model in models for part in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def without_names(candidate: Candidate) -> Candidate:

@@ -10,18 +10,27 @@ import contextlib
 import functools
 import gc
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from condense.comparison import overlay as overlay_findings
 from condense.comparison import trajectory as run_findings
 from condense.comparison import verdict as model_findings
 from condense.comparison.comparability import caveats, refuse_incomparable
 from condense.comparison.differences import effect_of, same_windows
-from condense.comparison.members import Candidate, candidates_of, run_of, without_names
+from condense.comparison.members import (
+    Candidate,
+    candidates_of,
+    in_evaluation_mode,
+    notes_of,
+    run_of,
+    without_names,
+)
+from condense.comparison.overlay import Layout, laid_over
 from condense.comparison.same import Reading, not_compared, same_of, shape_of, with_same
 from condense.comparison.trajectory import peak_of, scale_of
 from condense.errors import CondenseError, as_condense_error, is_panic
@@ -78,6 +87,7 @@ class Opener(Protocol):
 def compare(
     *runs: str | Path | Diagnosis | Checkpoint | nn.Module,
     revisions: Sequence[str] = (),
+    as_models: bool = False,
     text: str | Path | None = None,
     windows: Windows | None = None,
     settings: CompareOptions | None = None,
@@ -91,22 +101,27 @@ def compare(
 ) -> Comparison:
     """Put models side by side, each against the first, paired by text where the windows are the same.
 
-    runs: saved runs (.json), models (hub id, folder, adapter, .gguf), or one folder of checkpoints; or what is in
-    memory: diagnoses, checkpoints of `load`, modules of any class. revisions: of one hub id. text, settings: how
-    models without a diagnosis are measured (the probe text; as the saved runs were); windows: the tokens that models
-    in memory are measured on, which a module without a tokenizer needs. options: how models are opened, as for
-    `load`, as an object or as keywords.
+    runs: saved runs (.json), models (hub id, folder, adapter, .gguf), or folders of checkpoints, which are training
+    runs over their steps, each against the first at equal steps; or what is in memory: diagnoses, checkpoints of
+    `load`, modules of any class. revisions: of hub ids. as_models: take a folder that holds a model and checkpoints as
+    the model. text, settings: how models without a diagnosis are measured (the probe text; as the saved runs were);
+    windows: the tokens that models in memory are measured on, which a module without a tokenizer needs. options: how
+    models are opened, as for `load`, as an object or as keywords.
     force: compare although protocol or corpus differ, with that caveat. measure: your own way from a candidate to
     its diagnosis; on_note(line) is called for members that failed; no_text: keep names of documents and paths of
     texts of saved runs out of the record.
 
     Members that were opened here and read the same tokens as the first, or are of its shape, are also read beside it
-    token by token (`Member.same`), if `measure` is an `Opener`; not the checkpoints of one run.
+    token by token (`Member.same`), if `measure` is an `Opener`; not the checkpoints of a run.
 
     A member that cannot be measured is left out and named in `failures`; with fewer than two left its error is
     raised. UsageError for runs that cannot be compared, naming the settings that differ.
     """
-    candidates = candidates_of(runs, revisions)
+    candidates = candidates_of(runs, revisions, as_models=as_models)
+    notes = notes_of(candidates)
+    if on_note is not None:
+        for note in notes:
+            on_note(note)
     if windows is None and measure is None:
         for candidate in candidates:
             if candidate.live is not None and getattr(candidate.live, "tokenizer", None) is None:
@@ -118,21 +133,25 @@ def compare(
         refuse_incomparable({c.name: c.diagnosis for c in candidates if c.diagnosis is not None})
     wanted = completed(settings or CompareOptions(), known)
     measuring = measure or _Measuring(text, ModelOptions.of(options, fields), windows)
-    with _in_evaluation_mode(candidates):
+    with in_evaluation_mode(candidates):
         measured, failures = _measured(candidates, measuring, wanted, on_note)
         diagnoses = {candidate.name: diagnosis for candidate, diagnosis in measured}
         if not force:
             refuse_incomparable(diagnoses)
-        run = run_of(candidates) if len(candidates) > 2 or len(runs) == 1 else None
-        same = _same_by_name(measured, measuring, wanted, on_note) if run is None else {}
+        layout = laid_over(candidates, [candidate for candidate, _ in measured], failures)
+        run = run_of(candidates) if layout is None and (len(candidates) > 2 or len(runs) == 1) else None
+        one_by_one = run is None and layout is None
+        same = _same_by_name(measured, measuring, wanted, on_note) if one_by_one else {}
     return assembled(
         diagnoses,
         steps={c.name: c.step for c, _ in measured},
         places={c.name: c.place for c, _ in measured},
         run=run,
+        layout=layout,
         command=command,
         failures=failures,
         same=same,
+        notes=notes,
     )
 
 
@@ -142,25 +161,29 @@ def assembled(
     steps: Mapping[str, int | None],
     places: Mapping[str, str],
     run: str | None = None,
+    layout: Layout | None = None,
     command: str = "",
     failures: Sequence[Failure] = (),
     same: Mapping[str, Same] | None = None,
+    notes: Sequence[str] = (),
 ) -> Comparison:
-    """The record of diagnoses by name, the first of which is the reference; `run` names the run they are steps of.
+    """The record of diagnoses by name, the first of which is the reference.
 
-    same: of members that were read token by token beside the reference.
+    run: the training run that all are steps of; layout: the several runs that they are steps of, and which is compared
+    to which; same: of members that were read token by token beside the reference; notes: what was left out.
     """
-    reference = next(iter(runs))
+    reference, *others = runs
+    first, against = runs[reference], dict.fromkeys(others, reference) if layout is None else layout.against
+    effects = {
+        name: _effect_against(runs[name], runs[other], other, len(against), layout is not None)
+        for name, other in against.items()
+    }
+    stepped = run is not None or layout is not None
     members = tuple(
         replace(
-            _member(
-                name,
-                diagnosis,
-                places[name],
-                steps[name] if run is not None else None,
-                None if name == reference else _effect_against(diagnosis, runs[reference], reference, len(runs) - 1),
-            ),
+            _member(name, diagnosis, places[name], steps[name] if stepped else None, effects.get(name)),
             same=(same or {}).get(name),
+            run=layout.run_of[name] if layout else None,
         )
         for name, diagnosis in runs.items()
     )
@@ -168,12 +191,14 @@ def assembled(
     if run is not None:
         marks = [step or 0 for step in steps.values()]
         trajectory = Trajectory(run, scale_of(marks), peak_of(runs, marks))
-    kind: Kind = "trajectory" if trajectory else "pair" if len(members) == 2 else "family"
-    first = runs[reference]
-    if trajectory is not None:
+    kind: Kind = "overlay" if layout else "trajectory" if trajectory else "pair" if len(members) == 2 else "family"
+    if layout is not None:
+        findings = overlay_findings.findings(members, layout.overlay)
+    elif trajectory is not None:
         findings = run_findings.findings(members, trajectory)
     else:
         findings = with_same(kind, members, model_findings.findings(kind, members))
+    failed = (f"{failure.name} could not be measured: {failure.reason}" for failure in failures)
     return Comparison(
         schema=COMPARISON_SCHEMA,
         condense=__version__,
@@ -183,29 +208,15 @@ def assembled(
         protocol=first.protocol,
         members=members,
         findings=findings,
-        caveats=(*caveats(runs), *(f"{failure.name} could not be measured: {failure.reason}" for failure in failures)),
+        caveats=(*(layout.caveats if layout else ()), *notes, *caveats(runs), *failed),
         failures=tuple(failures),
         trajectory=trajectory,
         environment=first.environment,
+        overlay=layout.overlay if layout else None,
     )
 
 
 # --- from arguments to diagnoses ---------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _in_evaluation_mode(candidates: Sequence[Candidate]) -> Iterator[None]:
-    """Put models in memory into evaluation mode; on exit restore the mode of each of their parts."""
-    live = [candidate.live for candidate in candidates if candidate.live is not None]
-    models = [module if hasattr(module, "named_modules") else module.model for module in live]
-    modes = [(part, part.training) for model in models for part in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _measured(
@@ -365,12 +376,12 @@ def _without_samples(estimate: Estimate) -> Estimate:
     return replace(estimate, per_text=None, deleted=None)
 
 
-def _effect_against(run: Diagnosis, first: Diagnosis, reference: str, compared: int) -> Effect:
+def _effect_against(run: Diagnosis, first: Diagnosis, reference: str, compared: int, trained: bool) -> Effect:
     """A member − the reference, without what cannot be a difference: see `caveats`.
 
-    compared: how many members are judged against the reference, over which .05 is divided for a word.
+    compared: how many differences are judged, over which .05 is divided for a word; trained: of two training runs.
     """
-    effect = effect_of({0: run}, {0: first}, reference, compared=compared, site_keys=CURVES, trained=False)
+    effect = effect_of({0: run}, {0: first}, reference, compared=compared, site_keys=CURVES, trained=trained)
     deep = {key: _without_samples(estimate) for key, estimate in effect.deep.items()}
     quality = {key: _without_samples(estimate) for key, estimate in effect.quality.items()}
     words = dict(effect.words)

@@ -42,9 +42,13 @@ def evaluate_comparison(
     """Check assertions on `same.*` for every member (None: identical or equivalent to the first).
 
     Of several members the worst counts, one that could not be measured among them, and intervals are at .05 over their
-    number. UsageError for other targets.
+    number. UsageError for other targets, and for runs over their steps.
     """
     names, first = names or Names(), comparison.reference
+    if comparison.overlay is not None:
+        raise UsageError(
+            "runs over their steps are not read token by token", "compare two of their checkpoints, and check that"
+        )
     assertions = DEFAULT if assertions is None else assertions
     for assertion in assertions:
         if assertion.target.scope != "same":

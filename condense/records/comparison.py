@@ -25,7 +25,7 @@ from condense.records.diagnosis import (
 from condense.records.treatment import Effect, has_documents, without_bounds
 
 COMPARISON_SCHEMA = "condense.comparison/1"
-Kind = Literal["pair", "family", "trajectory"]
+Kind = Literal["pair", "family", "trajectory", "overlay"]
 CURVES = ("mean_cosine", "mean_cosine_without_top_dimensions", "effective_rank")
 """The metrics that a comparison keeps, and compares, site by site."""
 
@@ -84,9 +84,11 @@ class Same:
 class Member:
     """One of the compared: which model, and what its diagnosis comes to.
 
-    `step` is the training step, if the members are checkpoints of one run. `sites` are those of the main stack with
-    the metrics of `CURVES` and histograms of 100 bins. `difference` is this member − the first, None for the first;
-    `same` says whether the two are one model, where both were opened for this comparison.
+    `step` is the training step, if the members are checkpoints of one run, or of several that are laid over each other
+    (`run` is its name then). `sites` are those of the main stack with the metrics of `CURVES` and histograms of 100
+    bins. `difference` is this member − the first (of several runs: − the first run's checkpoint of the same step), None
+    where there is nothing to subtract; `same` says whether the two are one model, where both were opened for this
+    comparison.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Member:
     step: int | None = None
     difference: Effect | None = None
     same: Same | None = None
+    run: str | None = None
 
     @classmethod
     def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -160,8 +163,37 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
+class RunSteps:
+    """One of several runs that are laid over each other: the steps of its members, and those that are compared.
+
+    left_out: what its folder holds besides, and why it is not used.
+    """
+
+    name: str
+    source: str
+    steps: tuple[int, ...]
+    paired: tuple[int, ...]
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Several training runs over their steps, each against the first at equal steps.
+
+    compared: how many differences are judged side by side, over which .05 is divided for a word.
+    """
+
+    runs: tuple[RunSteps, ...]
+    scale: Literal["linear", "log"]
+    compared: int
+
+
+@dataclass(frozen=True)
 class Comparison(Saved):
-    """What `compare` found: members side by side, each against the first, on the same texts where possible."""
+    """What `compare` found: members side by side, each against the first, on the same texts where possible.
+
+    Of several runs (`overlay`) the members are all checkpoints, each against the first run's of the same step.
+    """
 
     SCHEMA: ClassVar[str] = COMPARISON_SCHEMA
 
@@ -177,6 +209,7 @@ class Comparison(Saved):
     failures: tuple[Failure, ...] = ()
     trajectory: Trajectory | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
+    overlay: Overlay | None = None
 
     def __post_init__(self) -> None:
         """ValueError for fewer than two members: there is nothing to compare."""
@@ -194,7 +227,10 @@ class Comparison(Saved):
         return next((m.difference.least() for m in self.members if m.difference and m.difference.words), None)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per member: model, deep metrics, quality, trend, verdict, and the differences to the first."""
+        """One row per member: model, deep metrics, quality, trend, verdict, and the differences to the first.
+
+        Of several runs with the name of the run, and with the words of the differences.
+        """
         return [_member_row(member) for member in self.members]
 
 
@@ -202,6 +238,7 @@ def _member_row(member: Member) -> dict[str, Any]:
     model = member.model
     row: dict[str, Any] = {
         "member": member.name,
+        **({"run": member.run} if member.run is not None else {}),
         "step": member.step,
         "model": model.id,
         "revision": model.revision,
@@ -236,6 +273,8 @@ def _member_row(member: Member) -> dict[str, Any]:
                 f"{key}_difference_low": estimate.low,
                 f"{key}_difference_high": estimate.high,
             }
+        if member.run is not None:
+            row |= {f"{key}_word": word.word for key, word in member.difference.words.items()}
     if member.same is not None:
         same = member.same
         row |= {"same_word": same.word, "same_from_block": same.from_block, "same_from": same.from_site}

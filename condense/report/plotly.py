@@ -111,7 +111,7 @@ def _points(series: Series, axis: Axis) -> Json:
     """A cloud of points that no line joins, without hover texts."""
     marker = {"symbol": SYMBOLS[series.symbol] or "circle", "size": 2 * series.width, "opacity": 0.55}
     marker |= {"color": f"@{series.ink}", "line": {"width": 0}}
-    return _scatter(series, _short_numbers(axis.at), _short_numbers(series.values)) | {
+    return _scatter(series, _short_numbers(series.at or axis.at), _short_numbers(series.values)) | {
         "mode": "markers",
         "hoverinfo": "skip",
         "marker": marker,

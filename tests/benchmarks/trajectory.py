@@ -1,7 +1,8 @@
 """A small pretraining run from random weights, as a folder of checkpoints: `python -m tests.benchmarks.trajectory DIR`.
 
 A tiny Llama (or GPT-2) on the topics of Python's own help, byte-level BPE trained on the same text. What it makes
-is compared with `condense compare DIR`; docs/trajectories.md shows the page.
+is compared with `condense compare DIR`; docs/trajectories.md shows the page. With `--coefficient` it is trained with
+the dispersion loss, from the same weights and on the same rows: `condense compare CONTROL DISPERSED`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from condense.dispersion.disperser import Disperser
 
 STEPS = (0, 5, 10, 20, 40, 80, 160, 320)
 
@@ -72,14 +75,21 @@ def rows(ids: torch.Tensor, length: int, batch: int, seed: int) -> Iterator[torc
 def pretrain(
     folder: Path, *, kind: str = "llama", steps: Sequence[int] = STEPS, vocabulary: int = 2048, blocks: int = 6,
     width: int = 128, length: int = 128, batch: int = 16, rate: float = 1e-3, seed: int = 0, quiet: bool = False,
+    coefficient: float = 0.0,
 ) -> Path:  # fmt: skip
-    """Train and save `checkpoint-N` for every step of `steps`; the tokenizer lies in `folder` itself."""
+    """Train and save `checkpoint-N` for every step of `steps`; the tokenizer lies in `folder` itself.
+
+    coefficient: of the dispersion loss that is added to the cross-entropy; 0 for none.
+    """
     torch.manual_seed(seed)
     texts = text()
     coder = tokenizer(texts, vocabulary)
     coder.save_pretrained(folder)
     ids = torch.tensor(coder("<|endoftext|>".join(texts), verbose=False)["input_ids"])
     net = model(kind, len(coder), blocks, width, max(256, length)).train()
+    disperser = Disperser(net, coefficient) if coefficient else None
+    if disperser is not None:
+        disperser.attach()
     optimizer = torch.optim.AdamW(net.parameters(), rate, betas=(0.9, 0.95), weight_decay=0.1)
     batches = rows(ids, length, batch, seed)
     for step in range(max(steps) + 1):
@@ -89,7 +99,7 @@ def pretrain(
         for group in optimizer.param_groups:  # a short warm-up, as every recipe has one
             group["lr"] = rate * min(1.0, (step + 1) / 20)
         loss = net(input_ids=part, labels=part).loss
-        loss.backward()
+        (loss if disperser is None else loss + disperser.penalty()).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -106,8 +116,16 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--steps", type=lambda words: tuple(map(int, words.split(","))), default=STEPS)
+    parser.add_argument("--coefficient", type=float, default=0.0)
     chosen = parser.parse_args()
-    pretrain(chosen.folder, kind=chosen.kind, steps=chosen.steps, blocks=chosen.blocks, width=chosen.width)
+    pretrain(
+        chosen.folder,
+        kind=chosen.kind,
+        steps=chosen.steps,
+        blocks=chosen.blocks,
+        width=chosen.width,
+        coefficient=chosen.coefficient,
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from condense.comparison.run import compare
+from condense.comparison.checkpoints import TrainingRun
+from condense.comparison.members import Candidate, notes_of
+from condense.comparison.overlay import laid_over
+from condense.comparison.run import assembled, compare
 from condense.records.base import Estimate
 from condense.records.comparison import Comparison
 from condense.records.diagnosis import Diagnosis, Kendall, Spearman, Trend
@@ -65,6 +68,26 @@ def trajectory(count: int = 8) -> Comparison:
     return compare(*made, command="condense compare run/")
 
 
+def overlay(count: int = 2) -> Comparison:
+    """Runs of seven steps of which the last is the run's own; what lies in the folder besides is left out."""
+    listed = []
+    for number in range(count):
+        of = TrainingRun(f"run-{number}", f"runs/run-{number}", ("checkpoint-best is left out: of no known step",))
+        for rank, step in enumerate((0, 10, 20, 40, 80, 160, 320 * (number + 1))):
+            scale = 1.3 - 0.1 * rank - 0.02 * number * rank
+            made = run(f"run-{number}/checkpoint-{step}", rank, scale=scale)
+            name = f"{of.name}/checkpoint-{step}"
+            listed.append(Candidate(name, f"runs/{name}", step, diagnosis=made, run=of))
+    return assembled(
+        {c.name: c.diagnosis for c in listed if c.diagnosis is not None},
+        steps={c.name: c.step for c in listed},
+        places={c.name: c.place for c in listed},
+        layout=laid_over(listed, listed, ()),
+        command="condense compare run-0 run-1",
+        notes=notes_of(listed),
+    )
+
+
 MADE: dict[str, Callable[[], Comparison]] = {
     "pair": pair, "family": family, "deeper": lambda: family(5, 8, 3), "trajectory": trajectory,
 }  # fmt: skip
@@ -110,6 +133,24 @@ def test_a_run_shows_its_peak_and_its_steps(browser: Any, pages: dict[str, Path]
         assert [int(re.sub(r"\D", "", tick)) for tick in ticks][:3] == [0, 10, 20]
         assert page.locator("#table-members tbody tr").count() == 8
         assert page.locator("#size").count() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_runs_are_drawn_over_each_other_with_their_difference(browser: Any, tmp_path: Path, scheme: str) -> None:
+    path = tmp_path / "overlay.html"
+    path.write_text(comparison_page(overlay()), encoding="utf-8")
+    with Opened(browser, path, color_scheme=scheme, viewport={"width": 390, "height": 844}) as opened:
+        page = opened.page
+        assert "run-1 is less condensed than run-0 from step 20 on" in page.locator("main").text_content()
+        assert page.locator("#table-runs tbody tr").count() == 8
+        traces = page.evaluate("document.getElementById('chart-runs-difference').data.map(t => [t.mode, t.x])")
+        marks = [[round(x, 3) for x in at] for mode, at in traces if mode == "markers"]
+        lines = [[round(x, 3) for x in at] for mode, at in traces if mode == "lines"]
+        assert marks and marks[0] in lines and len(marks[0]) == 6, "marks stand at the steps that both have"
+        assert page.locator("#chart-runs-cone").count() == page.locator("#chart-runs-quality-difference").count() == 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert report_page.axe_violations(page) == [] and opened.trouble == []
 
 
 def test_members_are_sorted_by_a_click(browser: Any, pages: dict[str, Path]) -> None:

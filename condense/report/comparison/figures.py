@@ -63,7 +63,9 @@ def looks(comparison: Comparison) -> dict[str, Look]:
 
 
 def called(member: Member) -> str:
-    """A member's name, shortened in its middle; in a run its step."""
+    """A member's name, shortened in its middle; in a run its step, of several runs with the run."""
+    if member.run is not None:
+        return f"{shortened(member.run, 30)}, step {thousands(member.step or 0)}"
     return shortened(member.name) if member.step is None else f"step {thousands(member.step)}"
 
 

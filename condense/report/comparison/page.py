@@ -10,8 +10,15 @@ from condense.records.base import PlotlyJs
 from condense.records.comparison import Comparison, Member
 from condense.report.comparison import figures
 from condense.report.comparison.figures import called, change_of, deep_of
+from condense.report.comparison.overlay import (
+    at_last_common_step,
+    common_step,
+    overlay_cards,
+    overlay_figures,
+    step_table,
+)
 from condense.report.comparison.same import read_beside, same_card, same_figures, same_table
-from condense.report.comparison.text import KINDS, member_table, site_table, subject, title, value_of
+from condense.report.comparison.text import KINDS, against, member_table, site_table, subject, title, value_of
 from condense.report.comparison.trajectory import trajectory_figures
 from condense.report.glossary import COMPARISON, glossary
 from condense.report.html import render
@@ -43,12 +50,13 @@ MOST_IN_FULL = 24
 
 def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") -> str:
     """The report of a comparison as one HTML page; `plotlyjs` as in `diagnosis_page`."""
+    at_end = comparison if comparison.overlay is None else at_last_common_step(comparison)
     steps, size, depth = (
-        trajectory_figures(comparison),
-        figures.size_figures(comparison),
-        figures.depth_figures(comparison),
+        trajectory_figures(comparison) if comparison.overlay is None else overlay_figures(comparison),
+        [] if comparison.overlay else figures.size_figures(comparison),
+        figures.depth_figures(at_end),
     )
-    panels, same = figures.heat_panels(comparison), same_figures(comparison)
+    panels, same = figures.heat_panels(at_end), same_figures(comparison)
     sections = {
         "verdict": "What was found",
         "same": "The same model?" if read_beside(comparison) else "",
@@ -79,11 +87,13 @@ def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") ->
         glossary=glossary("Comparison", COMPARISON),
         answer=answer(comparison),
         findings=comparison.findings,
-        reference=called(comparison.reference),
+        reference=against(comparison),
         strips=strips(comparison),
         same=same,
         same_rows=same_table(comparison) if read_beside(comparison) else None,
         members=member_table(comparison),
+        runs=step_table(comparison) if comparison.overlay else None,
+        at_step=common_step(comparison),
         steps=steps,
         size=size,
         depth=depth,
@@ -97,14 +107,14 @@ def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") ->
 
 def answer(comparison: Comparison) -> Answer:
     """The main finding with three cards: the cone, what lies behind it or the peak, the quality."""
-    main, last = comparison.findings[0], comparison.members[-1].difference
-    covers = last.covers if last else ""
+    main = comparison.findings[0]
+    covers = next((m.difference.covers for m in reversed(comparison.members) if m.difference), "")
     icon = ICONS[main.severity]
     return Answer(
         level=icon if icon in ("severe", "condensed", "ok") else "none",
         icon=icon,
-        word=f"{len(comparison.members)} compared",
-        aside=f"each against {called(comparison.reference)}",
+        word=f"{len(comparison.overlay.runs)} runs" if comparison.overlay else f"{len(comparison.members)} compared",
+        aside=f"each against {against(comparison)}",
         finding=main,
         cards=cards(comparison),
         caveat=f"The intervals cover {covers or 'documents'}. Geometry is not quality: a condensed model can be good, "
@@ -118,6 +128,8 @@ def cards(comparison: Comparison) -> tuple[Card, ...]:
     if comparison.kind == "pair":
         same, (cone, rest, quality) = same_card(comparison), _pair_cards(comparison)
         return (*same, cone, quality) if same else (cone, rest, quality)
+    if comparison.overlay is not None:
+        return overlay_cards(comparison)
     return _trajectory_cards(comparison) if comparison.trajectory is not None else _range_cards(comparison.members)
 
 
@@ -197,10 +209,10 @@ def _best_card(members: tuple[Member, ...]) -> Card:
 def strips(comparison: Comparison) -> list[Strip]:
     """Each member with its interval on the deep mean cosine and on bits per byte; none of a run or of very many.
 
-    A run shows them against step, and very many are better read in the table, which can be sorted.
+    Runs show them against step, and very many are better read in the table, which can be sorted.
     """
     members = comparison.members
-    if comparison.trajectory is not None or len(members) > MOST_IN_FULL:
+    if comparison.trajectory is not None or comparison.overlay is not None or len(members) > MOST_IN_FULL:
         return []
     styles, made = figures.looks(comparison), []
     for heading, unit, key in (

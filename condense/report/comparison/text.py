@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from condense.metrics import METRICS, QUALITY
 from condense.records.base import Estimate
 from condense.records.comparison import CURVES, Comparison, Member
 from condense.report.comparison.figures import called, change_of, deep_of, drawn, left_out, same_depth, word_of
+from condense.report.comparison.overlay import at_last_common_step, common_step, overlay_rows, step_table
 from condense.report.comparison.same import read_beside, same_rows, same_table
 from condense.report.console import COLOURS, bar, new_table, say, show_panel, show_table, speaks_unicode, text
 from condense.report.escape import for_code, for_markdown
@@ -48,7 +50,12 @@ if TYPE_CHECKING:
 
 
 MOST_SITES = 400
-KINDS = {"pair": "comparison of two", "family": "comparison of several", "trajectory": "a run over its steps"}
+KINDS = {
+    "pair": "comparison of two",
+    "family": "comparison of several",
+    "trajectory": "a run over its steps",
+    "overlay": "runs over their steps",
+}
 
 MOST_IN_TITLE = 3
 
@@ -60,10 +67,20 @@ def title(comparison: Comparison) -> str:
     if comparison.trajectory is not None:
         run = comparison.trajectory.run.replace("\\", "/").rstrip("/")
         return f"{shortened(run.rsplit('/', 1)[-1] or run, 48)}: {len(comparison.members)} checkpoints"
-    names = [shortened(member.name, 34) for member in comparison.members]
+    runs = comparison.overlay.runs if comparison.overlay else comparison.members
+    names = [shortened(one.name, 34) for one in runs]
     if len(names) == 2:
         return f"{names[1]} against {names[0]}"
-    return ", ".join(names) if len(names) <= MOST_IN_TITLE else f"{len(names)} models, against {names[0]}"
+    if len(names) <= MOST_IN_TITLE:
+        return ", ".join(names)
+    return f"{len(names)} {'runs' if comparison.overlay else 'models'}, against {names[0]}"
+
+
+def against(comparison: Comparison) -> str:
+    """What every member is compared to: the first, or the first run at the same step."""
+    if comparison.overlay is not None:
+        return f"{shortened(comparison.overlay.runs[0].name, 34)} at the same step"
+    return called(comparison.reference)
 
 
 def subject(comparison: Comparison) -> str:
@@ -96,7 +113,7 @@ def value_of(member: Member, key: str) -> Estimate:
 
 def member_table(comparison: Comparison, level: int = 1) -> Table:
     """One row per member: size, metrics and quality with their intervals, each difference to the first, the trend."""
-    against, keys = called(comparison.reference), [metric.key for metric in shown(level)] + quality_keys(comparison)
+    other, keys = against(comparison), [metric.key for metric in shown(level)] + quality_keys(comparison)
     sized = len({(member.model.parameters, member.blocks) for member in comparison.members}) > 1
     columns = []
     if sized:
@@ -104,7 +121,7 @@ def member_table(comparison: Comparison, level: int = 1) -> Table:
     for key in keys:
         metric = METRICS.get(key) or QUALITY[key]
         group = metric.title.capitalize()
-        columns += [Column("value", group, metric.title), Column("− first", group, f"{metric.title} − {against}")]
+        columns += [Column("value", group, metric.title), Column("− first", group, f"{metric.title} − {other}")]
     columns += [Column("rho", "Trend", "rho with depth"), Column("tau", "Trend", "tau with depth")]
     columns += [Column("published", "Trend", "rho as published: last state normed")]
     columns += [Column("level", "Verdict", "what the diagnosis says"), Column("cone", "Verdict", "the cone’s word")]
@@ -124,7 +141,8 @@ def _member_cells(member: Member, keys: Sequence[str], sized: bool) -> tuple[Cel
         cells.append(value_cell(estimate, digits, bounds=estimate.null_ratio is None, bar=key == "mean_cosine"))
         word = word_of(member, "quality" if key in QUALITY else key)
         difference = change_cell(change_of(member, key), digits_of(key), (word,) if word else ())
-        cells.append(difference if member.difference else Cell("first"))
+        alone = "first" if member.run is None else DASH
+        cells.append(difference if member.difference else Cell(alone))
     trends = (member.trend.spearman.rho, member.trend.kendall.tau, member.paper.spearman.rho)
     verdict = member.verdict
     level = LEVEL_WORDS[verdict.level].lower()
@@ -136,8 +154,13 @@ def site_table(comparison: Comparison) -> Table:
     """One row per site, a column per member and curve; models of different depth are joined by their labels.
 
     So that the page stays small it holds those members that are drawn, and of many deep ones only the mean cosine;
-    comparison.json has all.
+    comparison.json has all. Of several runs: at the last step that all have.
     """
+    if comparison.overlay is not None:
+        step, runs = common_step(comparison), at_last_common_step(comparison)
+        note = "at the last of each run" if step is None else f"at step {step}, the last that all have"
+        table = site_table(runs)
+        return replace(table, note=f"{table.note} The runs {note}; comparison.json has all steps.")
     members = drawn(comparison)
     keys = CURVES if sum(len(member.sites) for member in members) <= MOST_SITES else CURVES[:1]
     columns = [
@@ -165,7 +188,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     """The report as Markdown, fit for a README, a model card or a CI summary."""
     first = comparison.reference
     lines = [
-        *markdown_head(comparison.condense, f"{KINDS[comparison.kind]}, against {first.name}"),
+        *markdown_head(comparison.condense, f"{KINDS[comparison.kind]}, against {against(comparison)}"),
         f"{for_markdown(corpus_line(first.corpus))}.",
         "",
         *markdown_findings(comparison.findings),
@@ -174,6 +197,8 @@ def comparison_markdown(comparison: Comparison) -> str:
         lines += ["Before reading the differences:", "", *(f"- {for_markdown(one)}" for one in comparison.caveats), ""]
     if read_beside(comparison):
         lines += ["## Is it the same model?", "", *markdown_table(same_table(comparison)), ""]
+    if comparison.overlay is not None:
+        lines += ["## Step by step", "", *markdown_table(step_table(comparison)), ""]
     lines += ["## Side by side", "", *markdown_table(member_table(comparison, 2)), ""]
     facts = [f"- command: `{for_code(comparison.command)}`"] if comparison.command else []
     facts.append(f"- protocol `{for_code(str(comparison.protocol.get('hash', '')))}`")
@@ -196,11 +221,19 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
     plain = not speaks_unicode(console)
     say(console, title(comparison), style="bold")
     say(console, f"{KINDS[comparison.kind]}: {subject(comparison)}")
-    show_table(console, _member_rows(comparison, console), spare=(6, 3, 4))
+    if comparison.overlay is not None:
+        several = len(comparison.overlay.runs) > 2
+        show_table(console, overlay_rows(comparison, console), spare=(6, 8, 5) if several else (5, 7, 4))
+    else:
+        show_table(console, _member_rows(comparison, console), spare=(6, 3, 4))
     notes = "Δ to the first ± half its 95 % interval, * where that excludes 0"
     unpaired = any(m.difference is not None and not m.difference.paired for m in comparison.members)
     notes += ", ~ unpaired" if unpaired else ""
-    say(console, f"{notes}; no top 3: without three dimensions; rank: share of random directions; rho: with depth.")
+    if comparison.overlay is not None:
+        notes = notes.replace("to the first", f"to {against(comparison)}")
+        say(console, f"{notes}; counts: at the level of all differences; no top 3: without three dimensions.")
+    else:
+        say(console, f"{notes}; no top 3: without three dimensions; rank: share of random directions; rho: with depth.")
     if (beside := same_rows(comparison, console)) is not None:
         show_table(console, beside)
     for caveat in comparison.caveats:
@@ -214,6 +247,8 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
         words |= {"same model": same.word} if same else {}
         facts = " · ".join(f"{name}: {word}" for name, word in words.items() if word)
     heading = f"{called(comparison.reference)} and {len(comparison.members) - 1} more"
+    if comparison.overlay is not None:
+        heading = title(comparison)
     show_panel(console, heading, COLOURS[main.severity], comparison.findings, facts=facts)
 
 

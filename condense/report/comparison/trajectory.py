@@ -23,7 +23,7 @@ def trajectory_figures(comparison: Comparison) -> list[Figure]:
     if trajectory is None:
         return []
     members = comparison.members
-    axis = step_axis([member.step or 0 for member in members], trajectory)
+    axis = step_axis([member.step or 0 for member in members], trajectory.scale)
     figures = [
         _cone_figure(members, axis, trajectory),
         _rank_figure(members, axis),
@@ -33,12 +33,12 @@ def trajectory_figures(comparison: Comparison) -> list[Figure]:
     return [*figures, *_map(comparison)]
 
 
-def step_axis(steps: Sequence[int], trajectory: Trajectory) -> Axis:
+def step_axis(steps: Sequence[int], scale: str) -> Axis:
     """Steps on a line of numbers; on the logarithmic one step 0 stands a little before the first other one."""
-    at = [position(step, steps, trajectory.scale) for step in steps]
+    at = [position(step, steps, scale) for step in steps]
     room = 0.03 * ((at[-1] - at[0]) or 1.0)
     axis = Axis(title="training step", at=tuple(at), span=(at[0] - room, at[-1] + room))
-    if trajectory.scale == "linear":
+    if scale == "linear":
         return axis
     title = "training step, logarithmic" + ("; step 0 set before it" if steps[0] == 0 else "")
     return replace(axis, title=title, marks=spaced_ticks(at, list(map(thousands, steps)), MOST_TICKS))
