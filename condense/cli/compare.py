@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from condense.cli.console import command_line, console, counting, say, working
+from condense.cli.console import command_line, console, say
 from condense.cli.groups import Without, command
 from condense.cli.measure import cut_windows, diagnosed, locate_model
 from condense.cli.outputs import check_file, plan_outputs
+from condense.cli.progress import counting, working
 from condense.errors import CondenseError
 from condense.records.options import (
     MODEL,

@@ -8,10 +8,11 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from condense.cli.console import command_line, console, quieten_libraries, say, show_line, working
+from condense.cli.console import command_line, console, quieten_libraries, say, show_line
 from condense.cli.groups import Only, command
 from condense.cli.measure import cut_windows, diagnosed, locate_model, show_and_write
 from condense.cli.outputs import plan_outputs
+from condense.cli.progress import working
 from condense.errors import RunError, UnavailableError, UsageError
 from condense.folders import Mark, describe, publish, refuse_foreign, resolved, write_mark
 from condense.records.options import OUTPUT, RUN, Flag, MeasureOptions, ModelOptions, OutputOptions, TextOptions

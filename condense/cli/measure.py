@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from condense.cli.console import MANNER, console, counting, quieten_libraries, say, say_first, show_line, working
+from condense.cli.console import MANNER, console, quieten_libraries, say, say_first, show_line
+from condense.cli.progress import counting, working
 from condense.errors import CondenseError, UnavailableError, UsageError
 from condense.files import expanded, size_in_words
 from condense.report.escape import for_terminal

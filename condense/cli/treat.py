@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from condense.cli.console import MANNER, command_line, console, quieten_libraries, run_progress, say
+from condense.cli.console import MANNER, command_line, console, quieten_libraries, say
 from condense.cli.groups import Without, command
 from condense.cli.measure import Model, go_offline, training_text
+from condense.cli.progress import run_progress
 from condense.errors import UnavailableError, UsageError
 from condense.records.options import OUTPUT, Flag, ModelOptions, RunOptions, TextOptions
 from condense.records.plans import Plan
@@ -84,16 +85,13 @@ def run_training(start: Callable[..., Result], show: ShowPlan, run: RunOptions, 
     show: prints the plan once it is known, on the given console; not with --quiet, but for a dry run.
     """
     from condense.training.loop import InterruptedRunError
-    from condense.trials.arm_run import Watch
+
+    def show_plan(plan: TrialPlan, schedule: Schedule, overhead: Overhead, screen: Console) -> None:
+        if not MANNER.quiet or run.dry_run:
+            show(plan, schedule, overhead, screen)
 
     try:
-        with run_progress() as (screen, on_phase, on_run, on_text, on_step):
-
-            def on_plan(plan: TrialPlan, schedule: Schedule, overhead: Overhead) -> None:
-                if not MANNER.quiet or run.dry_run:
-                    show(plan, schedule, overhead, screen)
-
-            watch = Watch(on_plan, on_phase, on_run, on_text, on_step, say)
+        with run_progress(show_plan) as watch:
             repeated = {"resume": run.resume, "force": run.force, "dry_run": run.dry_run}
             return start(**repeated, command=command_line(), watch=watch)
     except InterruptedRunError as stopped:

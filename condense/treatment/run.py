@@ -122,6 +122,7 @@ def treat(
         _refuse_small_output(job, work, target)
         if (treatment := _published(target, job.fingerprint, force=force) if resume else None) is None:
             runs = run_arms(job)
+            watch.on_phase("writing")
             treatment = _assembled(plan, str(model), str(output), runs, command, time.perf_counter() - started)
             _publish(treatment, runs, work, target, job.fingerprint)
         _clear(work)

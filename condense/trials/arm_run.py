@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,11 +49,23 @@ Also = Callable[[Checkpoint, Windows, Path], None]
 
 
 @dataclass(frozen=True)
+class RunState:
+    """How far a run in a worker is: so much is done of its phase (total 0 where that has no length)."""
+
+    arm: str
+    seed: int
+    phase: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Watch:
     """Callbacks while arms are trained; every callback may be left out.
 
     on_plan(plan, schedule, overhead) before anything is trained; on_run(arm, seed, done, total) before each run, with
-    total 0 for the model as it came; on_note for what went wrong without an end to the whole.
+    total 0 for the model as it came; on_note for what went wrong without an end to the whole. Of runs in workers
+    nothing is told but on_workers(running, done, total), about once a second.
     """
 
     on_plan: Callable[[TrialPlan, Schedule, Overhead], None] = lambda plan, schedule, overhead: None
@@ -62,6 +74,7 @@ class Watch:
     on_text: Callable[[int, int], None] = lambda done, total: None
     on_step: OnStep = lambda step, steps, logs: None
     on_note: Callable[[str], None] = lambda line: None
+    on_workers: Callable[[Sequence[RunState], int, int], None] = lambda running, done, total: None
 
 
 def nothing_else(checkpoint: Checkpoint, windows: Windows, folder: Path) -> None:

@@ -106,6 +106,7 @@ def trial(
     with locked(target):
         job = prepare(request)
         runs = run_arms(job)
+        request.watch.on_phase("writing")
         timing = {} if resume else {"total_seconds": time.perf_counter() - started}
         made = assembled(plan, runs, command=command, output=str(output), timing=timing)
         _write(made, target, job.fingerprint)
