@@ -40,7 +40,7 @@ def rows(timeline: Timeline, width: int, height: int, *, plain: bool = False) ->
     plain: the terminal has no more than ASCII.
     """
     width, most = max(10, min(width - 4, WIDEST)), max(1, height - 2)
-    now, made = timeline.clock(), list[str]()
+    now, made = timeline.clock(), list[list[str]]()
     if timeline.total:
         made.append(_overall(timeline, now, width, plain))
     if timeline.phase is not None:
