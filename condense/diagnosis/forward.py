@@ -1,8 +1,9 @@
 """A model over windows to one reading per text: forward passes with everything reduced inside the hooks.
 
 On a CPU the states of as many sites as there are threads wait until one thread each measures them, for small
-matrices do not gain from several threads; at no time are more kept. Elsewhere a site is measured where it is, and
-the eigenvalues of a text's Gram matrices are taken together after its forward pass.
+matrices do not gain from several threads; at no time are more kept. Elsewhere a hook keeps a copy of the states and no
+more, so that the host never waits for the device within a forward pass; the sites are measured where they are when it
+has been launched, and the eigenvalues of a batch's Gram matrices are taken together, on the CPU.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ class _BatchReader:
             for row, updates in enumerate(written):
                 updates.append(None if before is None else geometry.block_updates(before[row], states[row]))
             if site.index < site.blocks:
-                received[site.stack] = states.clone()  # a block may write over what it was given
+                received[site.stack] = states.clone() if _is_measured_at_once(states) else states
             known = zip(chosen[site.stack], same[site.stack], strict=True)
             for reading, own, token_ids, more in zip(readings, states, ids, known, strict=True):
                 waiting.add(reading, own, functools.partial(self._measure_site, site, reading.index, *more))
@@ -198,10 +199,8 @@ class _BatchReader:
                 if site.name == "output" and self.scorer.head is not None and not self.scorer.reason:
                     reading.score = self.scorer.from_states(own, token_ids, self.windows.special[reading.index])
 
-        with contextlib.ExitStack() as hooks:
-            for stack in self.stacks:
-                hooks.enter_context(watching(stack, receive))
-            run(self.model, self.stacks, ids)
+        for site, states in self.passing(ids, receive):
+            receive(site, states)
         waiting.finish()
         for reading, updates in zip(readings, written, strict=True):
             reading.sites = self._with_updates(reading, updates)
@@ -212,6 +211,22 @@ class _BatchReader:
         if self.halves:
             self._embed_halves(readings)
         return readings
+
+    def passing(self, ids: Tensor, receive: Callable[[Site, Tensor], None]) -> list[tuple[Site, Tensor]]:
+        """A forward pass over ids (B, S): on a CPU each site is received as it comes, else it is kept and returned."""
+        kept = list[tuple[Site, Tensor]]()
+
+        def take(site: Site, states: Tensor) -> None:
+            if _is_measured_at_once(states):
+                receive(site, states)
+            else:
+                kept.append((site, states.clone()))  # a block may write over what it was given
+
+        with contextlib.ExitStack() as hooks:
+            for stack in self.stacks:
+                hooks.enter_context(watching(stack, take))
+            run(self.model, self.stacks, ids)
+        return kept
 
     def _with_updates(self, reading: TextReading, updates: list[Tensor | None]) -> list[Measurement]:
         """The sites with the means of what their blocks do, over kept tokens that are a sink on no side of a block."""
@@ -253,6 +268,11 @@ class _BatchReader:
             return geometry.measure(states, keep, spectral, ids, shared, same)
         except ValueError as error:
             raise RunError(f"text {index} at {site.label} ({site.stack}): {error}", OVERFLOW) from None
+
+
+def _is_measured_at_once(states: Tensor) -> bool:
+    """Whether states are measured within the forward pass: on a CPU, where there is nothing to wait for."""
+    return states.device.type == "cpu"
 
 
 class _Waiting:

@@ -101,6 +101,7 @@ class Disperser:
         self._step = 0
         self._open: dict[str, _Pass] = {}
         self._done: dict[str, _Pass] = {}
+        self._unchecked: tuple[Callable[[], Tensor], list[Site]] | None = None
         self._seen = {"stray": 0, "without gradients": 0}
 
     @property
@@ -137,6 +138,7 @@ class Disperser:
         self._hooks.close()
         self._open.clear()
         self._done.clear()
+        self._unchecked = None
 
     def __enter__(self) -> Self:
         return self.attach()
@@ -169,7 +171,8 @@ class Disperser:
         max_tokens positions; without it each call counts as one. Where a schedule is through, the hooks are taken off
         and 0 is returned.
 
-        RunError without a new forward pass under gradients, or if states are not finite (the site is named);
+        RunError without a new forward pass under gradients, or if states are not finite (the site is named); on a
+        GPU that is found by the next call, or by `check`, so that no step waits for the device.
         ValueError for an argument that is not (B, S). Sequences of fewer than two tokens do not count; 0 if none do.
         """
         step, self._step = (self._step if step is None else step), self._step + 1
@@ -211,15 +214,25 @@ class Disperser:
     def _total(self, values: list[Tensor], cosines: list[Tensor], sites: list[Site], coefficient: float) -> Tensor:
         device = values[0].device
         total = torch.stack([value.to(device) for value in values])
-        if not bool(torch.isfinite(total).all()):
-            site = sites[int((~torch.isfinite(total)).nonzero()[0])]
-            raise RunError(
-                f"non-finite states at {site.name} {site.index} of the {site.stack}",
-                "lower the learning rate, or compute in bfloat16 or float32 instead of float16",
-            )
+        self.check()
+        self._unchecked = (_on_its_way(torch.isfinite(total.detach())), sites)
+        if device.type == "cpu":
+            self.check()
         self.value = total.detach().mean()
         self.mean_cosine = torch.stack([cosine.to(device) for cosine in cosines]).mean()
         return total.mean() * coefficient
+
+    def check(self) -> None:
+        """RunError if states of the last `penalty()` were not finite; nothing where that was looked at already."""
+        if self._unchecked is None:
+            return
+        (finite, sites), self._unchecked = self._unchecked, None
+        wrong = [site for site, good in zip(sites, finite().tolist(), strict=True) if not good]
+        if wrong:
+            raise RunError(
+                f"non-finite states at {wrong[0].name} {wrong[0].index} of the {wrong[0].stack}",
+                "lower the learning rate, or compute in bfloat16 or float32 instead of float16",
+            )
 
     def sequences(self, inputs: Mapping[str, Any]) -> int:
         """How many sequences `penalty` averages over for these inputs of the model. ValueError without input_ids."""
@@ -313,6 +326,20 @@ class Disperser:
             "penalty() without a new forward pass of the hooked model",
             f"call this very module once before each penalty(); a copy of it has no hooks ({self!r})",
         )
+
+
+def _on_its_way(values: Tensor) -> Callable[[], Tensor]:
+    """Values on their way to the CPU, and what waits until they are there; the work behind them is not waited for."""
+    if values.device.type != "cuda":
+        return lambda: values
+    there, arrived = values.to("cpu", non_blocking=True), torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(values.device))
+
+    def read() -> Tensor:
+        arrived.synchronize()
+        return there
+
+    return read
 
 
 def _owner(stack: Stack) -> nn.Module:

@@ -1,7 +1,7 @@
 """Which tokens of a batch count in the penalty, document by document, and which of them are drawn. Torch only.
 
 Left out are padding, special tokens and the first token of each document; a row holds one document unless its
-position ids restart.
+position ids restart. Where it is given none, no shape here depends on the tokens: the host never waits for a GPU.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ class Documents(NamedTuple):
     valid: Tensor  # bool: neither padding, nor special, nor the first token of its document
     document: Tensor  # running number over the batch; meaningless at padding
     position: Tensor  # within the document, from 0; meaningless at padding
+    one_a_row: bool = False  # known without looking: there are no position ids
 
     @property
     def sequences(self) -> Tensor:
         """How many documents have the two valid tokens it takes to make a pair; a scalar."""
+        if self.one_a_row:
+            return (self.valid.sum(1) >= 2).sum()
         return (torch.bincount(self.document[self.valid]) >= 2).sum()
 
 
@@ -44,12 +47,15 @@ def find_documents(attended: Tensor, ids: Tensor | None, position_ids: Tensor | 
     start = attended & (previous < 0)
     if position_ids is not None:
         start |= attended & (position_ids <= position_ids.gather(1, previous.clamp(min=0)))
-    document = (start.flatten().cumsum(0) - 1).clamp(min=0)
-    running = attended.flatten().cumsum(0) - 1
-    first = torch.cat([running[start.flatten()], running.new_zeros(1)])
     valid = attended & ~start
     if ids is not None:
         valid &= ~torch.isin(ids, special.to(ids.device))
+    if position_ids is None:
+        rows = torch.arange(len(attended), device=attended.device).unsqueeze(1).expand_as(attended)
+        return Documents(attended, valid, rows, attended.cumsum(1) - 1, one_a_row=True)
+    document = (start.flatten().cumsum(0) - 1).clamp(min=0)
+    running = attended.flatten().cumsum(0) - 1
+    first = torch.cat([running[start.flatten()], running.new_zeros(1)])
     return Documents(attended, valid, document.view_as(valid), (running - first[document]).view_as(valid))
 
 
@@ -85,6 +91,8 @@ class Choice(NamedTuple):
 
 def choose(documents: Documents, max_tokens: int, seed: int, step: int) -> Choice:
     """Draw at most max_tokens (0: all) valid tokens of each document, the same positions in every batch of a step."""
+    if documents.one_a_row:
+        return _choose_in_rows(documents, max_tokens, seed, step)
     token = documents.valid.flatten().nonzero().squeeze(1)
     document = documents.document.flatten()[token]
     position = documents.position.flatten()[token]
@@ -102,6 +110,17 @@ def choose(documents: Documents, max_tokens: int, seed: int, step: int) -> Choic
     table[row, column[kept]] = token[kept]
     mask[row, column[kept]] = True
     return Choice(table, mask)
+
+
+def _choose_in_rows(documents: Documents, max_tokens: int, seed: int, step: int) -> Choice:
+    """The same where each row holds one document: as many columns for every row, those without a token masked."""
+    valid, (rows, width) = documents.valid, documents.valid.shape
+    rank = _permutation(width, seed, step).to(valid.device, non_blocking=True)
+    order = torch.where(valid, rank[documents.position.clamp(min=0)], width).argsort(dim=1, stable=True)
+    columns = min(max_tokens or width, width)
+    sizes = valid.sum(1, keepdim=True)
+    mask = (torch.arange(columns, device=valid.device) < sizes) & (sizes >= 2)
+    return Choice(order[:, :columns] + width * torch.arange(rows, device=valid.device).unsqueeze(1), mask)
 
 
 def _permutation(length: int, seed: int, step: int) -> Tensor:

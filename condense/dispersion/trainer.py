@@ -65,6 +65,7 @@ class DispersionMixin(_Base):
         self._disperser = Disperser(self.model, **vars(config))
         self._sequences: float | None = None
         self._since_log = _Tally()
+        self._losses: list[Tensor] = []  # of the micro-batches of a step, looked at once before the optimizer's
         self.add_callback(_Guard(self))
 
     @property
@@ -121,11 +122,19 @@ class DispersionMixin(_Base):
         penalty = self._penalty(disperser, step)
         weight = self._weight(count, steps)
         total = loss + penalty.to(loss.device) * (weight * undivided)
-        if not bool(torch.isfinite(total)):
-            raise RunError(f"the loss at step {step} is {float(total.detach())}", _NON_FINITE_HINT)
+        self._losses.append(total.detach())
         self._since_log.add(own / undivided)
         self._since_log.add_penalty(penalty.detach(), disperser, weight)
         return (total, outputs) if return_outputs else total
+
+    def _check_step(self) -> None:
+        """RunError if states or the loss of a micro-batch since the last optimizer step were not finite."""
+        self._disperser.check()
+        losses, self._losses = self._losses, []
+        values = torch.stack(losses).tolist() if losses else []
+        for value in values:
+            if not math.isfinite(value):
+                raise RunError(f"the loss at step {self.state.global_step} is {value}", _NON_FINITE_HINT)
 
     def _penalty(self, disperser: Disperser, step: int) -> Tensor:
         return disperser.penalty(step=step)
@@ -269,6 +278,7 @@ class _Guard(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._trainer._check_step()
         if getattr(self._trainer.accelerator, "scaler", None) is not None:
             return  # float16: the scaler meets overflow by skipping the step and lowering its scale
         gradients = ((name, parameter.grad) for name, parameter in kwargs["model"].named_parameters())

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from tests.benchmarks import costs, gpu, whole
+from tests.benchmarks import costs, gpu, precision, whole
 
 ROWS = {
     "forward": (costs.forward, "analyze per text over the plain LM forward, interleaved"),
@@ -17,6 +17,7 @@ ROWS = {
     "start": (whole.start, "from the start of the process until measuring begins, second run of the .gguf"),
     "estimate": (whole.estimate, "what --dry-run says against what a run takes"),
     "gpu": (lambda texts, length: gpu.table(), "a step with each loss, and analyze, on a GPU where there is one"),
+    "precision": (lambda texts, length: precision.table(), "gradients with coarser matrix products against float64"),
     "batches": (costs.batches, "batch of 1 against batch of 4"),
 }
 

@@ -88,3 +88,10 @@ def test_one_text_is_no_fault_of_condense(tmp_path: Path) -> None:
     """The cosine across texts needs two: a verdict on one is not wrong."""
     result = CliRunner().invoke(app, ["demo", "--sick", "--num-texts", "1", "-o", str(tmp_path / "sick")])
     assert result.exit_code == 2 and "two texts" in result.stderr and not (tmp_path / "sick").exists()
+
+
+def test_what_make_demo_fetches_is_shown() -> None:
+    """Hundreds of megabytes: pip tells what it does, and no line of it is muted."""
+    lines = (Path(__file__).parents[2] / "Makefile").read_text().splitlines()
+    pip = [line for line in lines if "$(PIP)" in line]
+    assert len(pip) >= 4 and not any("--quiet" in line or " -q" in line or line.startswith("\t@") for line in pip)

@@ -297,7 +297,7 @@ def real(kind: str, phase: str, model: Path, folder: Path, **more: Any) -> Termi
 
 def no_rows(shown: list[str]) -> bool:
     """Whether nothing of the rows is left: neither the overall one nor one with a count."""
-    return not any("so far" in line or re.search(r"\d of \d+( ·|$)|[█░]", line) for line in shown)
+    return not any("so far" in line or re.search(r"\d of \d+( runs)?( ·|$)|[█░]", line) for line in shown)
 
 
 @pytest.mark.slow
@@ -311,7 +311,6 @@ def test_ctrl_c_leaves_no_torn_row(
     with real(kind, phase, tiny("llama"), tmp_path, columns=columns, lines=lines) as terminal:
         seen = name if columns == 80 else name.rpartition(": ")[2]
         terminal.until(lambda shown: any(seen in line for line in shown[-3:]) and not no_rows(shown), 120)
-        assert len(terminal.shown) < lines, "the rows are on the screen"
         terminal.press(CTRL_C)
         assert terminal.finish(120) == 130
         assert no_rows(terminal.shown), "\n".join(terminal.shown)

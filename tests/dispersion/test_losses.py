@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from condense.dispersion import losses
 from condense.dispersion.losses import LOSSES, angular, decorrelation, l2_repel, mean_cosine, orthogonal
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "dispersion.json").read_text())
@@ -555,6 +556,34 @@ def test_nothing_is_kept_without_a_graph() -> None:
     assert not angular(states).requires_grad
     with torch.no_grad():
         assert not angular(states.requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_products_in_tf32_keep_the_gradient_and_those_in_bfloat16_do_not(loss: str) -> None:
+    """The choice for a GPU: TF32 within 1e-3 of float64 on every cloud, bfloat16 not (but where no pair is formed)."""
+    from tests.benchmarks.precision import BITS, cone, gradient
+    from tests.clouds import states as made
+
+    clouds = [cone(cosine, 64, 48) for cosine in (0.0, 0.5, 0.9, 0.99)]
+    clouds += [made(1, 40, 16, cone=1.0, rogue=5.0)[None], made(2, 40, 16, cone=2.0, sink=50.0)[None]]
+    apart: dict[str, list[float]] = {name: [] for name in BITS}
+    for states in clouds:
+        right = gradient(loss, states, None)
+        for name, bits in BITS.items():
+            apart[name].append(float((gradient(loss, states, bits) - right).norm() / right.norm()))
+    assert max(apart["float32"]) < 1e-5 and max(apart["TF32"]) < 1e-3, apart
+    assert loss in ("l2_repel", "mean_cosine") or max(apart["bfloat16"]) > 1e-3, apart
+
+
+def test_what_was_set_of_tf32_comes_back() -> None:
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    with losses._tf32(torch.device("cpu")):
+        assert products.fp32_precision == before
+    with pytest.raises(RuntimeError), losses._tf32(torch.device("cuda")):
+        assert products.fp32_precision == "tf32"
+        raise RuntimeError
+    assert products.fp32_precision == before and not products.allow_tf32
 
 
 def test_the_table_of_costs_on_a_device_has_a_row_for_every_loss(tiny) -> None:
