@@ -332,7 +332,8 @@ def _on_its_way(values: Tensor) -> Callable[[], Tensor]:
     """Values on their way to the CPU, and what waits until they are there; the work behind them is not waited for."""
     if values.device.type != "cuda":
         return lambda: values
-    there, arrived = values.to("cpu", non_blocking=True), torch.cuda.Event()
+    there = values.to("cpu", non_blocking=True)
+    arrived: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record(torch.cuda.current_stream(values.device))
 
     def read() -> Tensor:
