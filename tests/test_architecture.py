@@ -41,7 +41,8 @@ LOADS: dict[str, set[str]] = {
         "diagnosis/lens.py", "diagnosis/matrices.py", "diagnosis/pooled.py", "diagnosis/quality.py",
         "diagnosis/resume.py", "diagnosis/run.py", "diagnosis/summary.py", "diagnosis/twin.py",
         "comparison/pair.py", *HEAVY_TRAINING,
-        "trials/arm_run.py", "trials/folder.py", "trials/learning.py", "trials/run.py", "trials/runs.py", "treatment/*",
+        "trials/arm_run.py", "trials/folder.py", "trials/learning.py", "trials/run.py", "trials/runs.py",
+        "trials/tuning.py", "treatment/*",
     },
     "transformers": {
         "dispersion/callback.py", "dispersion/trainer.py", "training/learning.py", "training/loop.py",

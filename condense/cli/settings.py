@@ -20,7 +20,9 @@ from condense.files import is_special, sha256, write_text
 from condense.records.options import Flag
 
 PREFIX = "CONDENSE_"
-PATHS = frozenset({"accept", "baseline", "csv", "html", "include_path", "json", "junit", "md", "output", "text"})
+PATHS = frozenset(
+    {"accept", "baseline", "csv", "html", "include_path", "json", "junit", "md", "output", "text", "tune_text"}
+)
 """The parameters that name a file or a folder: relative ones in a settings file are meant beside it."""
 Commands = Mapping[str, Mapping[str, Flag]]
 """For each command its flags by parameter."""

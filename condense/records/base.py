@@ -128,6 +128,15 @@ class Again:
                 return given if equals else next(iter(self.words[index + 1 : index + 2]), "")
         return ""
 
+    def without(self, key: str) -> Again:
+        """The command without an option, however often it is there."""
+        flag, made, skip = f"--{key.replace('_', '-')}", Again(""), False
+        for word in self.words:
+            if not skip and word.partition("=")[0] != flag:
+                made.words.append(word)
+            skip = not skip and word == flag
+        return made
+
     def __call__(self, **changes: str) -> str:
         """The command with `--key value` for each change, in place of the value it had."""
         words = list(self.words)

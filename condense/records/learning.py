@@ -5,7 +5,7 @@ The curve of one run is kept with it; what an arm did over the steps and over th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -101,6 +101,31 @@ class Learning:
     clock: Literal["processor", "wall"] = "wall"
 
 
+@dataclass(frozen=True)
+class Tried:
+    """One setting of the search of an arm: bits per byte of the tuning text after the last step, and what it took.
+
+    Of a masked model the loss stands in. `reason`: why it has no number. `edge`: which chosen values are the smallest
+    or the largest that were tried, so that a better one may lie outside.
+    """
+
+    learning_rate: float | None
+    warmup_steps: float | None
+    bits_per_byte: float | None
+    loss: float | None = None
+    seconds: float = 0.0
+    reason: str | None = None
+    chosen: bool = False
+    edge: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """The setting as it is read: `learning rate 0.001, 40 steps of warm-up`."""
+        rate = [] if self.learning_rate is None else [f"learning rate {self.learning_rate:g}"]
+        warm = [] if self.warmup_steps is None else [f"{self.warmup_steps:g} steps of warm-up"]
+        return ", ".join([*rate, *warm])
+
+
 def crossing(places: Sequence[float], values: Sequence[float], level: float) -> float | None:
     """Where a curve first comes down to a level, interpolated between its points; None where it never does."""
     for index, value in enumerate(values):
@@ -135,3 +160,18 @@ def timing_sentence(name: str, learning: Learning) -> str:
 
 
 _BETTER = {"improved": "better", "worse": "worse"}
+
+
+def tuning_lines(tried: Mapping[str, Sequence[Tried]]) -> list[str]:
+    """What the search chose for every arm, and where that stands on the edge of what was tried."""
+    lines = []
+    for name, settings in tried.items():
+        best = next((one for one in settings if one.chosen), None)
+        if best is None:
+            lines.append(f"{name}: no setting could be trained")
+            continue
+        value = best.loss if best.bits_per_byte is None else best.bits_per_byte
+        unit = "nats per token" if best.bits_per_byte is None else "bits per byte"
+        edge = f"; on the edge of what was tried ({' and '.join(best.edge)})" if best.edge else ""
+        lines.append(f"{name}: {best.words} of {len(settings)} settings ({value:.4f} {unit}){edge}")
+    return lines

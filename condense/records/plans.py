@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Self
 
@@ -268,6 +270,21 @@ class ArmSpec:
     schedule: str | None = None
 
 
+TUNED = ("learning_rate", "warmup_steps")
+"""What `--tune` may search."""
+TUNING_SEED = 1000
+"""How far the seed of the search lies behind the first seed of the trial."""
+
+
+def with_setting(plan: Plan, setting: Mapping[str, float]) -> Plan:
+    """A plan with one setting of the search in place of its own."""
+    return replace(
+        plan,
+        learning_rate=setting.get("learning_rate", plan.learning_rate),
+        warmup=setting.get("warmup_steps", plan.warmup),
+    )
+
+
 @dataclass(frozen=True)
 class TrialPlan(Options):
     """Everything that decides a trial: the arms (control is always one), the seeds, how every arm is trained.
@@ -281,6 +298,22 @@ class TrialPlan(Options):
     ] = 3
     training: Plan = field(default_factory=Plan)
     keep_models: Annotated[bool, Flag("Keep the trained checkpoints of all runs.", OUTPUT)] = False
+    tune: Annotated[
+        tuple[str, ...],
+        Flag(
+            "learning_rate=A,B or warmup_steps=A,B: tried for every arm on a text and a seed of its own; may be "
+            "repeated.",
+            ARMS,
+            metavar="NAME=A,B",
+            kind=list[str] | None,
+            read=lambda texts: tuple(texts or ()),
+            settings="found",
+        ),
+    ] = ()
+    tune_text: Annotated[
+        str | None,
+        Flag("Text to choose on. Default: half of the validation documents.", ARMS, metavar="FILE", settings="inside"),
+    ] = None
     curve_points: Annotated[
         int | None,
         Flag(
@@ -296,3 +329,36 @@ class TrialPlan(Options):
         """The plan of every arm has the trial's number of seeds. UsageError for values that mean nothing."""
         super().__post_init__()
         object.__setattr__(self, "training", replace(self.training, seeds=self.seeds))
+        self.grid()
+        if self.tune_text is not None and not self.tune:
+            raise UsageError("--tune-text is given, but nothing is chosen on it", "add --tune learning_rate=A,B")
+        if self.tune and self.seeds > TUNING_SEED:
+            raise UsageError(f"--tune leaves room for {TUNING_SEED} seeds", "give fewer --seeds")
+
+    @property
+    def tuning_seed(self) -> int:
+        """The seed of the search, which is none of the trial's."""
+        return self.training.seed + TUNING_SEED
+
+    def grid(self) -> tuple[dict[str, float], ...]:
+        """Every setting that `tune` asks for, as {name: value}; several options multiply. UsageError for others."""
+        choices: dict[str, list[float]] = {}
+        for text in self.tune:
+            name, _, values = text.partition("=")
+            key = name.strip().lower().replace("-", "_")
+            if key not in TUNED or not values.strip():
+                raise UsageError(f"--tune is {text!r}", "write learning_rate=3e-4,1e-3 or warmup_steps=20,40")
+            try:
+                numbers = sorted({float(part) for part in values.split(",")})
+            except ValueError:
+                raise UsageError(f"--tune {text} holds what is no number", "write learning_rate=3e-4,1e-3") from None
+            if not all(math.isfinite(number) and number > 0 for number in numbers):
+                raise UsageError(f"--tune {text}: a number is not above 0", "write learning_rate=3e-4,1e-3")
+            if key == "warmup_steps" and not all(number.is_integer() for number in numbers):
+                raise UsageError(f"--tune {text}: steps are whole numbers", "write warmup_steps=20,40")
+            if key in choices:
+                raise UsageError(f"--tune {key} is given twice", "name all of its values in one")
+            choices[key] = numbers
+        if not choices:
+            return ()
+        return tuple(dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))

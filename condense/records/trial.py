@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from condense.records.base import Estimate, Finding, Saved
 from condense.records.diagnosis import CorpusInfo, ModelInfo, Quality
-from condense.records.learning import Learning, LearningCurve
+from condense.records.learning import Learning, LearningCurve, Tried
 from condense.records.plans import ArmSpec, RemedyName, Schedule, TrialPlan
 from condense.records.tasks import TaskEffect, TaskScore
 from condense.records.treatment import (
@@ -144,6 +144,7 @@ class ArmResult:
     ranks: Mapping[str, Rank] = field(default_factory=dict)
     task_effects: tuple[TaskEffect, ...] = ()
     learning: Learning | None = None
+    tuning: tuple[Tried, ...] = ()
 
     @classmethod
     def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:

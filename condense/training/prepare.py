@@ -6,8 +6,8 @@ Nothing here trains or measures. Split by document, so that training, validation
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from condense.files import size_in_words
 from condense.models.checkpoint import Checkpoint
 from condense.models.layers import find_stacks
 from condense.records.options import MAX_SEED
-from condense.records.plans import Plan, Schedule
+from condense.records.plans import Plan, Schedule, TrialPlan
 from condense.texts.documents import Document
 from condense.texts.windows import Windows, documents_of, windows
 from condense.training.interventions import Intervention
@@ -28,6 +28,7 @@ from condense.training.rows import (
     MEASURED_LENGTHS,
     Rows,
     Split,
+    fingerprint,
     keeps_documents_apart,
     packed_rows,
     padded_rows,
@@ -44,8 +45,19 @@ REPORT_BYTES, RUN_BYTES = 5_000_000, 2_000_000  # the page with its record; what
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Documents that no run trains on and that are not in the validation text, with their windows."""
+
+    documents: Sequence[Document]
+    windows: Windows
+
+
+@dataclass(frozen=True)
 class Prepared:
-    """What all arms share: the split text, rows of token ids, windows of validation and probe, the schedule."""
+    """What all arms share: the split text, rows of token ids, windows of validation and probe, the schedule.
+
+    tuning: the text that settings are chosen on, None without a search.
+    """
 
     parts: Split
     rows: Rows
@@ -53,12 +65,18 @@ class Prepared:
     validation: Windows
     probe: Windows
     schedule: Schedule
+    tuning: HeldOut | None = None
 
 
 def prepare_text(
-    name: str, opened: Checkpoint, text: str | Path | Iterable[str] | Iterable[Document], column: str, plan: Plan
+    name: str,
+    opened: Checkpoint,
+    text: str | Path | Iterable[str] | Iterable[Document],
+    column: str,
+    plan: Plan,
+    more: TrialPlan | None = None,
 ) -> Prepared:
-    """Split, tokenise and cut the text for a model.
+    """Split, tokenise and cut the text for a model; more: the trial, for the texts that it takes besides.
 
     UnavailableError for a model without a causal or masked objective or a text without content, UsageError for
     lengths that the model or the text cannot give.
@@ -72,8 +90,48 @@ def prepare_text(
             f"--max-length {length} is beyond the model's {opened.positions} positions", "use a shorter one"
         )
     rows = training_rows(opened, parts, length, masked, most_tokens(plan, length))
+    chosen_on: Sequence[Document] = ()
+    if more is not None and more.tune:
+        if more.tune_text is None:
+            parts, chosen_on = halved(parts)
+        else:
+            chosen_on = apart(documents_of(more.tune_text, column), parts, "--tune-text")
     validation, probe = measured_windows(opened, parts, plan, rows.length)
-    return Prepared(parts, rows, masked, validation, probe, make_schedule(plan, rows, parts, opened))
+    tuning = held_out(validation, opened, chosen_on, plan, "tuning text") if chosen_on else None
+    return Prepared(parts, rows, masked, validation, probe, make_schedule(plan, rows, parts, opened), tuning)
+
+
+def halved(parts: Split) -> tuple[Split, tuple[Document, ...]]:
+    """The split with every second validation document taken off, and those; UsageError where there are not two."""
+    documents = tuple(parts.validation)
+    if len(documents) < 2:
+        raise UsageError(
+            "the validation text is one document, so none is left to choose settings on", "name a text with --tune-text"
+        )
+    return replace(parts, validation=documents[::2]), documents[1::2]
+
+
+def apart(documents: Iterable[Document], parts: Split, flag: str) -> tuple[Document, ...]:
+    """The documents that are neither trained on nor in the validation text, each once; UsageError without any."""
+    known = {fingerprint(document.text.strip()) for part in (parts.train, parts.validation) for document in part}
+    chosen = []
+    for document in documents:
+        mark = fingerprint(document.text.strip())
+        if document.text.strip() and mark not in known:
+            known.add(mark)
+            chosen.append(document)
+    if not chosen:
+        raise UsageError(f"{flag} holds no document that is not in --text too", "name other text")
+    return tuple(chosen)
+
+
+def held_out(
+    validation: Windows, opened: Checkpoint, documents: Sequence[Document], plan: Plan, source: str
+) -> HeldOut:
+    """Other documents with their windows, as long as those of the validation text."""
+    length = validation.info.length
+    cut = windows(opened.tokenizer, documents, num_texts=plan.num_texts, max_length=length, source=source)
+    return HeldOut(documents, cut)
 
 
 def measured_windows(opened: Checkpoint, parts: Split, plan: Plan, trained: int) -> tuple[Windows, Windows]:

@@ -111,11 +111,11 @@ def split(documents: Iterable[Document], seed: int) -> Split:
     several, are set apart. Repeated documents and those of the probe text are dropped, so that train, validation and
     probe are disjoint. UnavailableError if nothing is left to train on.
     """
-    known = {_fingerprint(passage.text.strip()) for passage in probe()}
+    known = {fingerprint(passage.text.strip()) for passage in probe()}
     unique, dropped, empty = Kept(), 0, 0
     for document in documents:
         text = document.text.strip()
-        mark = _fingerprint(text)
+        mark = fingerprint(text)
         if not text or mark in known:
             dropped += bool(text)
             empty += not text
@@ -138,7 +138,8 @@ def split(documents: Iterable[Document], seed: int) -> Split:
     return Split(heads, (*(tail for _, tail in pairs if tail.text.strip()), *apart), dropped, empty)
 
 
-def _fingerprint(text: str) -> bytes:
+def fingerprint(text: str) -> bytes:
+    """By which a text is known again, without its white space around it."""
     return hashlib.sha256(text.encode("utf-8", errors="replace")).digest()[:16]
 
 

@@ -94,6 +94,7 @@ class ArmRunInput:
                  sound checkpoint in the folder.
     also         what else is made of the measured model, written into the folder.
     points       how many points the curve of bits per byte has, the end among them.
+    searched     whether it is a run of a search, of which the validation text alone is measured.
     """
 
     spec: ArmSpec
@@ -109,6 +110,7 @@ class ArmRunInput:
     group: str = "condense"
     also: Also = nothing_else
     points: int = 0
+    searched: bool = False
 
     def fresh(self) -> Checkpoint:
         """The source weights, opened anew."""
@@ -197,12 +199,15 @@ def measure(run: ArmRunInput, current: Checkpoint, texts: Prepared, tasks: OpenT
     named = replace(current, info=replace(current.info, id=run.title))
     shared = (texts.validation, texts.probe)
     own = windows_for(current, texts) if remedy_of(run.spec).other_tokens else shared
-    for kind, measured, reference in zip(("validation", "probe"), own, shared, strict=True):
+    kinds = zip(("validation", "probe"), own, shared, strict=True)
+    for kind, measured, reference in [next(kinds)] if run.searched else kinds:
         watch.on_phase(f"{kind} text")
         diagnosis = analyze(named, measured, seed=training.seed, on_text=watch.on_text)
         if measured is not reference:
             diagnosis = replace(diagnosis, quality=rescored(diagnosis.quality, current, reference, training.seed))
         diagnosis.to_json(folder / f"{kind}.json")
+    if run.searched:
+        return
     run.also(current, own[0], folder)
     if tasks.names:
         watch.on_phase("downstream tasks")

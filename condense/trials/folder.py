@@ -21,6 +21,7 @@ from condense.files import flush, json_or_none, write_text
 from condense.folders import File, changed, describe, names_in, remove_unfinished
 from condense.records.base import Estimate
 from condense.records.diagnosis import Diagnosis, ModelInfo
+from condense.records.learning import Tried
 from condense.records.plans import Schedule
 from condense.records.serial import decode, encode
 from condense.records.tasks import TaskScore
@@ -65,7 +66,8 @@ class Run:
 class Runs:
     """All that was found: the model as it came, the finished runs by arm and seed, and why others are missing.
 
-    costs: what a step of each arm takes; unavailable: why an arm cannot be had at all; failures: of single runs.
+    costs: what a step of each arm takes; unavailable: why an arm cannot be had at all; failures: of single runs;
+    tuning: what the search tried for each arm.
     """
 
     model: ModelInfo
@@ -77,6 +79,7 @@ class Runs:
     costs: Mapping[str, StepCost] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)
     failures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tuning: Mapping[str, tuple[Tried, ...]] = field(default_factory=dict)
 
 
 # --- steps ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ go on.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -32,6 +33,7 @@ from condense.folders import (
     write_mark,
 )
 from condense.lock import locked, refuse_in_use
+from condense.records.base import Again
 from condense.records.options import ModelOptions, TextOptions, takes
 from condense.records.plans import ArmSpec, TrialPlan
 from condense.records.trial import TRIAL_SCHEMA, ArmResult, StepCost, Trial
@@ -43,10 +45,12 @@ from condense.trials.effects import MEASURES, arm_effect, compare_pairs, rank_ar
 from condense.trials.folder import Run, Runs, clear_runs, names_made, refuse_links
 from condense.trials.learning import with_learning
 from condense.trials.runs import Request, prepare, run_arms
+from condense.trials.tuning import TUNING, tuning_findings
 from condense.trials.verdict import arm_verdict, trial_findings, unranked
 from condense.version import __version__
 
 KIND, ARMS = "trial", "arms"
+RUNS = (ARMS, TUNING)
 NAMES = ("trial.json", "report.html", "report.md", "trial.csv")
 
 
@@ -134,7 +138,7 @@ def _check_output(target: Path, *, resume: bool, force: bool) -> None:
     if not is_empty(target) and not (resume or force):
         go_on, leave = "pass --resume to go on, or --force to start anew", "choose another --output, or pass --force"
         raise UsageError(f"{target} is not empty", go_on if ours else leave)
-    refuse_foreign(target, NAMES if ours else (*NAMES, ARMS))
+    refuse_foreign(target, NAMES if ours else (*NAMES, *RUNS))
     if not resume:
         refuse_foreign(target, mark.files if mark else ())
 
@@ -145,13 +149,17 @@ def _begin(target: Path, resume: bool) -> None:
     The mark is there from before the first file is removed until after the last one is written, so that whatever a
     kill leaves is known to be condense's.
     """
-    refuse_links(target / ARMS)
+    for name in RUNS:
+        refuse_links(target / name)
     mark = read_mark(target)
     if mark is None:
         mark = Mark(KIND)
         write_mark(target, mark)
     if not resume:
-        clear_runs(target / ARMS)
+        for name in RUNS:
+            clear_runs(target / name)
+        with contextlib.suppress(OSError):
+            (target / TUNING).rmdir()
         remove_files(target, mark)
     owned = [name for name in NAMES if mark.owns(target, name)]
     write_mark(target, Mark(KIND, mark.fingerprint, describe(target, owned)))
@@ -167,7 +175,7 @@ def _write(made: Trial, target: Path, fingerprint: str) -> None:
     for name, text in texts.items():
         write_text(target / name, text)
     remove_unfinished(target, NAMES)
-    runs = [f"{ARMS}/{name}" for name in names_made(target / ARMS)]
+    runs = [f"{part}/{name}" for part in RUNS for name in names_made(target / part)]
     write_mark(target, Mark(KIND, fingerprint, describe(target, (*NAMES, *runs))))
 
 
@@ -210,10 +218,20 @@ def assembled(plan: TrialPlan, runs: Runs, *, command: str, output: str, timing:
         pairs=pairs,
         unranked=reason,
         doses=doses,
-        findings=trial_findings(plan, model, before.record, arms, doses, reason, command),
-        timing={**timing, "training_seconds": sum(run.seconds for arm in arms for run in arm.runs)},
+        findings=(
+            *trial_findings(plan, model, before.record, arms, doses, reason, command),
+            *tuning_findings(plan, arms, Again(command)),
+        ),
+        timing={**timing, **_seconds(arms)},
         protocol=before.validation.protocol,
     )
+
+
+def _seconds(arms: Iterable[ArmResult]) -> dict[str, float]:
+    """Seconds of training of all runs, and of the search where there was one."""
+    made = [(sum(run.seconds for run in arm.runs), sum(one.seconds for one in arm.tuning)) for arm in arms]
+    training, tuning = (sum(column) for column in zip(*made, strict=True))
+    return {"training_seconds": training, **({"tuning_seconds": tuning} if tuning else {})}
 
 
 def _result(spec: ArmSpec, plan: TrialPlan, found: Runs, control: Mapping[int, Run]) -> ArmResult:
@@ -228,6 +246,7 @@ def _result(spec: ArmSpec, plan: TrialPlan, found: Runs, control: Mapping[int, R
         reason="; ".join(found.failures[spec.name]) or None,
         cost=found.costs.get(spec.name, StepCost()),
         runs=tuple(run.record for run in runs.values()),
+        tuning=found.tuning.get(spec.name, ()),
     )
     if spec.name in found.unavailable:
         return replace(made, status="unavailable", reason=found.unavailable[spec.name])

@@ -27,6 +27,7 @@ from condense.evaluation.run import check_model
 from condense.files import json_or_none, sha256, write_text
 from condense.models import checkpoint as checkpoints
 from condense.models.checkpoint import Checkpoint
+from condense.records.learning import Tried, tuning_lines
 from condense.records.options import ModelOptions
 from condense.records.plans import ArmSpec, TrialPlan
 from condense.records.serial import decode, encode
@@ -57,6 +58,13 @@ from condense.trials.folder import (
     finish_step,
     is_done,
     read_run,
+)
+from condense.trials.tuning import (
+    TUNING,
+    Search,
+    Setting,
+    tuned_fingerprint,
+    tuned_plan,
 )
 from condense.version import __version__
 
@@ -109,6 +117,17 @@ class Job:
     fingerprint: str
     opened: Checkpoint | None
     overhead: Overhead = field(default_factory=lambda: Overhead(None, None))
+    chosen: Mapping[str, Setting] = field(default_factory=dict)
+
+    @property
+    def search(self) -> Search | None:
+        """The search for settings, where the trial asks for one."""
+        plan, folder = self.asked.plan, self.asked.folder.with_name(TUNING)
+        return Search(plan, folder, self._plain_run, self.texts) if plan.tune else None
+
+    def fingerprint_of(self, spec: ArmSpec) -> str:
+        """The fingerprint of an arm's runs."""
+        return tuned_fingerprint(self.fingerprint, self.chosen.get(spec.name))
 
     @property
     def seeds(self) -> range:
@@ -122,7 +141,7 @@ class Job:
 
     def is_done(self, spec: ArmSpec, seed: int) -> bool:
         """Whether a run is finished, with its model where that is kept."""
-        return is_done(self.folder_of(spec, seed), self.fingerprint, with_model=self.asked.keeps(spec, seed))
+        return is_done(self.folder_of(spec, seed), self.fingerprint_of(spec), with_model=self.asked.keeps(spec, seed))
 
     def todo(self) -> list[tuple[int, ArmSpec]]:
         """The runs that are not finished, seed by seed."""
@@ -130,6 +149,12 @@ class Job:
         return [(seed, spec) for seed, spec in runs if not (self.asked.resume and self.is_done(spec, seed))]
 
     def run_of(self, spec: ArmSpec, seed: int) -> ArmRunInput:
+        """The input of a run, with what the search chose for its arm."""
+        run = self._plain_run(spec, seed)
+        plan = tuned_plan(run.training, self.chosen.get(spec.name))
+        return replace(run, training=plan, fingerprint=self.fingerprint_of(spec))
+
+    def _plain_run(self, spec: ArmSpec, seed: int) -> ArmRunInput:
         """The input of a run; random weights are each training seed's own, the same for all of its arms."""
         asked, options = self.asked, self.asked.options
         shift = seed - self.seeds[0] if options.random_init else 0
@@ -176,7 +201,7 @@ def prepare(asked: Request) -> Job:
     if training.eval_tasks:
         check_model(opened)
     watch.on_phase("reading text")
-    texts = prepare_text(asked.model, opened, asked.text, asked.text_column, training)
+    texts = prepare_text(asked.model, opened, asked.text, asked.text_column, training, asked.plan)
     arms = {spec.name: partial(remedy_of(spec).acts, spec, training) for spec in asked.plan.arms}
     refuse_settings(arms, training, opened, texts.schedule)
     facts = _facts(asked, texts, opened)
@@ -210,9 +235,11 @@ def run_arms(job: Job) -> Runs:
     info, around = opened.info, environment(opened.model)
     del opened
     gc.collect()
+    tried = _search(job, unavailable)
     _train_all(job, unavailable)
     schedule = job.texts.schedule
     folders = {spec.name: {seed: job.folder_of(spec, seed) for seed in job.seeds} for spec in asked.plan.arms}
+    prints = {spec.name: job.fingerprint_of(spec) for spec in asked.plan.arms}
     return Runs(
         model=info,
         environment=around,
@@ -220,12 +247,13 @@ def run_arms(job: Job) -> Runs:
         overhead=job.overhead,
         before=read_run(before, training.seed, schedule),
         arms={
-            name: {s: read_run(folder, s, schedule) for s, folder in of.items() if is_done(folder, job.fingerprint)}
+            name: {s: read_run(folder, s, schedule) for s, folder in of.items() if is_done(folder, prints[name])}
             for name, of in folders.items()
         },
         costs=costs,
         unavailable=unavailable,
         failures={name: failures(by_seed) for name, by_seed in folders.items()},
+        tuning=tried,
     )
 
 
@@ -269,7 +297,9 @@ def _estimate(job: Job, opened: Checkpoint) -> None:
     job.overhead = overhead_of(spent)
     todo, steps = job.todo(), job.overhead.seconds_per_step
     control = next(iter(steps.values()))
-    training = sum(steps.get(spec.name, control) for _, spec in todo) * schedule.steps * schedule.accumulation
+    searched = job.search.todo(asked.resume) if job.search else []
+    passes = [steps.get(spec.name, control) for spec in (*(spec for _, spec in todo), *(run.spec for run in searched))]
+    training = sum(passes) * schedule.steps * schedule.accumulation
     tokens = texts.validation.ids.numel() + texts.probe.ids.numel()
     measuring = control / (schedule.row_length * schedule.batch_size) * _MEASURING * tokens
     scored = FORWARD * texts.validation.ids.numel() * max(0, job.points - 1)
@@ -277,7 +307,7 @@ def _estimate(job: Job, opened: Checkpoint) -> None:
     kept = [asked.keeps(spec, seed) for seed in job.seeds for spec in asked.plan.arms]
     estimated = replace(
         schedule,
-        seconds=training + measuring * (len(todo) + 1),
+        seconds=training + measuring * (len(todo) + len(searched) / 2 + 1),
         memory_bytes=training_memory(trained, job.overhead.peak_memory_bytes),
         disk_bytes=disk_needed(opened, asked.plan.training, min(len(kept), sum(kept) + 1), len(kept) + 1),
         adapter=adapter,
@@ -316,6 +346,30 @@ def _all_costs(job: Job, opened: Checkpoint) -> tuple[dict[str, StepCost], dict[
     return costs, reasons
 
 
+def _search(job: Job, unavailable: dict[str, str]) -> dict[str, tuple[Tried, ...]]:
+    """Try every setting of `--tune` for every arm, and choose; an arm without one that trains is unavailable."""
+    search, watch = job.search, job.asked.watch
+    if search is None:
+        return {}
+    todo = [run for run in search.todo(job.asked.resume) if run.spec.name not in unavailable]
+    for number, run in enumerate(todo):
+        watch.on_run(f"{run.spec.name} ({run.folder.parent.name.rpartition('+')[2]})", run.seed, number, len(todo))
+        if (reason := attempt(run, search.prepared, OpenTasks(), watch)) is not None:
+            watch.on_note(f"{run.title}: {reason}; going on with the others")
+    tried = {spec.name: search.tried(spec) for spec in job.asked.plan.arms if spec.name not in unavailable}
+    chosen = {spec.name: search.chosen(spec) for spec in job.asked.plan.arms if spec.name not in unavailable}
+    job.chosen = {name: setting for name, setting in chosen.items() if setting is not None}
+    for line in tuning_lines(tried):
+        watch.on_note(f"chosen for {line}")
+    control = job.asked.plan.arms[0].name
+    for name, settings in tried.items():
+        if name not in job.chosen:
+            unavailable[name] = f"no setting of --tune could be trained: {settings[0].reason}"
+    if control not in job.chosen:
+        raise RunError(unavailable.get(control, "the control has no setting"), "try smaller rates with --tune")
+    return tried
+
+
 def _train_all(job: Job, unavailable: Mapping[str, str]) -> None:
     """Every arm under every seed that is not finished; a failure ends it, or is written down where that was asked."""
     asked = job.asked
@@ -327,7 +381,7 @@ def _train_all(job: Job, unavailable: Mapping[str, str]) -> None:
         elif (reason := attempt(job.run_of(spec, seed), job.texts, job.tasks, asked.watch)) is not None:
             asked.watch.on_note(f"{spec.name}, seed {seed}: {reason}; going on with the others")
     control = asked.plan.arms[0]
-    if not any(is_done(job.folder_of(control, seed), job.fingerprint) for seed in job.seeds):
+    if not any(is_done(job.folder_of(control, seed), job.fingerprint_of(control)) for seed in job.seeds):
         raise RunError(
             f"the control arm failed under every seed: {failure(job.folder_of(control, job.seeds[0]))}",
             "without a control nothing can be said of the other arms",

@@ -9,7 +9,7 @@ from condense.records.learning import Learning, timing_sentence
 from condense.records.trial import ArmResult, Trial, tolerated
 from condense.report.charts import Axis, Chart, Figure, Look, Series, known_values, padded
 from condense.report.tables import EMPTY, Cell, Column, Table, change_cell, digits_of
-from condense.report.text import difference, interval, number, plural, times
+from condense.report.text import difference, in_words, interval, number, plural, times
 
 KEY = "bits_per_byte"
 UNIT, CHANGE = "bits per byte", "arm − control, bits per byte"
@@ -103,6 +103,33 @@ def _places(one: Learning, at: Sequence[float], over: str) -> tuple[str, ...]:
     """What a point is called when it is pointed at."""
     unit = "tokens" if over == "tokens" else "s"
     return tuple(f"step {step}, {place:,.0f} {unit}" for step, place in zip(one.step, at, strict=True))
+
+
+def tuning_table(trial: Trial) -> Table | None:
+    """A setting a row, an arm a column: bits per byte of the tuning text, the chosen bold; None without a search."""
+    arms = [arm for arm in trial.arms if arm.tuning]
+    if not arms:
+        return None
+    rows = []
+    for at, setting in enumerate(arms[0].tuning):
+        cells = []
+        for arm in arms:
+            tried = arm.tuning[at] if at < len(arm.tuning) else None
+            value = None if tried is None else tried.loss if tried.bits_per_byte is None else tried.bits_per_byte
+            if tried is None or value is None:
+                cells.append(Cell("failed", notes=((tried.reason or "") if tried else "",)))
+            else:
+                edge = (f"edge: {' and '.join(tried.edge)}",) if tried.edge else ()
+                cells.append(Cell(number(value, digits_of(KEY)), notes=edge, strong=tried.chosen))
+        rows.append((setting.words, tuple(cells)))
+    seconds = trial.timing.get("tuning_seconds", 0.0)
+    runs = sum(len(arm.tuning) for arm in arms)
+    unit = "bits per byte" if arms[0].tuning[0].bits_per_byte is not None else "loss"
+    note = (
+        f"{unit.capitalize()} of the tuning text after the last step, seed {trial.plan.tuning_seed}, which is none of "
+        f"the trial’s; bold is chosen. {plural(runs, 'run')}, {in_words(seconds)} of training."
+    )
+    return Table(tuple(Column(arm.spec.name) for arm in arms), tuple(rows), "Settings tried", note, "setting")
 
 
 # --- the table and the words ---------------------------------------------------------------------------

@@ -83,6 +83,7 @@ def trial_page(trial: Trial, *, plotlyjs: PlotlyJs = "inline") -> str:
         tradeoff=trade,
         doses=[(dose, tables.recommendation(dose), drawn) for dose, drawn in doses],
         learned=learned,
+        tuning=learning.tuning_table(trial),
         learning_table=learning.learning_table(trial),
         learning_lines=[*learning.learning_lines(trial), learning.clock_words(trial)] if learned else [],
         depth=depth,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from condense.files import size_in_words
+from condense.records.learning import Tried, tuning_lines
 from condense.records.plans import ArmSpec
 from condense.records.trial import ArmResult, Trial, quality_key, reading
 from condense.report.console import COLOURS, new_table, say, show_panel, show_table, text
@@ -23,7 +24,7 @@ from condense.report.text import (
     plural,
     times,
 )
-from condense.report.trial.learning import clock_words, learning_lines, learning_table
+from condense.report.trial.learning import clock_words, learning_lines, learning_table, tuning_table
 from condense.report.trial.tables import (
     MISSING,
     Row,
@@ -58,6 +59,7 @@ def trial_markdown(trial: Trial) -> str:
         *_ranks(trial),
         *_doses(trial),
         *_learning(trial),
+        *_tuning(trial),
         *(["## Findings", "", *markdown_findings(trial.findings)] if trial.findings else []),
         *_tasks(trial),
         *_definitions(trial),
@@ -132,6 +134,19 @@ def _learning(trial: Trial) -> list[str]:
         return []
     lines = [f"- {for_markdown(line)}" for line in (*learning_lines(trial), clock_words(trial))]
     return ["## How fast each arm learns", "", *lines, "", *markdown_table(table), "", for_markdown(table.note), ""]
+
+
+def _tuning(trial: Trial) -> list[str]:
+    table = tuning_table(trial)
+    if table is None:
+        return []
+    lines = [f"- {for_markdown(line)}" for line in tuning_lines(tuned(trial))]
+    return ["## Settings tried", "", *lines, "", *markdown_table(table), "", for_markdown(table.note), ""]
+
+
+def tuned(trial: Trial) -> dict[str, Sequence[Tried]]:
+    """What the search tried for each arm; nothing without one."""
+    return {arm.spec.name: arm.tuning for arm in trial.arms if arm.tuning}
 
 
 def _tasks(trial: Trial) -> list[str]:
@@ -242,6 +257,13 @@ def show_trial_plan(
         *schedule.notes,
         *([f"training: {plan.training.tuned}; {schedule.adapter}"] if plan.training.use_peft else []),
     )
+    if grid := plan.grid():
+        searched = plural(len(grid) * len(plan.arms), "run")
+        say(
+            console,
+            f"search: {plural(len(grid), 'setting')} × {plural(len(plan.arms), 'arm')} = {searched} more, on seed "
+            f"{plan.tuning_seed}, measured on {plan.tune_text or 'half of the validation documents'} alone",
+        )
     console.print(_plan_table(plan, costs))
     if plan.training.eval_tasks:
         say(console, f"tasks: {', '.join(plan.training.eval_tasks)}, of before and of every run")
@@ -339,4 +361,5 @@ def _beneath(trial: Trial, table: Sequence[Row]) -> list[str]:
         for rank, arms in ranking.places:
             lines.append(f"  {rank}. {', '.join(placed(name, ties) for name, ties in arms)}")
     lines += [f"{dose.title}: {recommendation(dose)}" for dose in trial.doses]
+    lines += [f"tuned: {line}" for line in tuning_lines(tuned(trial))]
     return [*lines, *learning_lines(trial)]
