@@ -122,10 +122,10 @@ def reported() -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Terminated:
-        say("terminated")
+        say_first("terminated")
         raise typer.Exit(TERMINATED) from None
     except KeyboardInterrupt:
-        say("interrupted")
+        say_first("interrupted")
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

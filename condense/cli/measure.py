@@ -18,6 +18,7 @@ from condense.cli.console import MANNER, console, quieten_libraries, say, say_fi
 from condense.cli.progress import counting, working
 from condense.errors import CondenseError, UnavailableError, UsageError
 from condense.files import expanded, size_in_words
+from condense.records.options import RUN, Flag
 from condense.report.escape import for_terminal
 from condense.report.text import in_words
 
@@ -39,6 +40,26 @@ Model = Annotated[
         metavar="MODEL", help="Hub id, checkpoint folder, adapter folder or .gguf file.", show_default=False
     ),
 ]
+
+ExpectWorld = Flag("Fail unless torchrun started N processes.", RUN, metavar="N", at_least=1)
+
+
+def ranks_of_run(expected: int | None, verb: str) -> Ranks | None:
+    """This process's rank under torchrun, with one line that says how many they are; None where it is alone.
+
+    A single process needs no torch to find out. UsageError for another number than the expected one.
+    """
+    if expected is None and os.environ.get("WORLD_SIZE", "1") == "1":
+        return None
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings of every process, read when torch is imported
+    from condense.diagnosis.distributed import expect, ranks_of
+
+    ranks = ranks_of()
+    if not ranks.is_first:
+        MANNER.quiet, MANNER.rank = True, ranks.rank
+    expect(ranks, expected)
+    say_first(f"{ranks.size} processes {verb} together" if ranks.size > 1 else "1 process")
+    return ranks
 
 
 def go_offline(options: ModelOptions) -> None:

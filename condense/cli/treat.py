@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from condense.cli.console import MANNER, command_line, console, quieten_libraries, say
+from condense.cli.console import MANNER, command_line, console, quieten_libraries, say, say_first
 from condense.cli.groups import Without, command
-from condense.cli.measure import Model, go_offline, training_text
+from condense.cli.measure import ExpectWorld, Model, go_offline, ranks_of_run, training_text
 from condense.cli.progress import run_progress
-from condense.errors import UnavailableError, UsageError
+from condense.errors import UnavailableError
 from condense.records.options import OUTPUT, Flag, ModelOptions, RunOptions, TextOptions
 from condense.records.plans import Plan
 
@@ -39,18 +38,20 @@ def treat(
     output: Annotated[Path, Output],
     *,
     push_to_hub: Annotated[str | None, PushToHub] = None,
+    expect_world: Annotated[int | None, ExpectWorld] = None,
     corpus: TextOptions,
     plan: Plan,
     options: Annotated[ModelOptions, Trained],
     run: RunOptions,
 ) -> None:
     """Fine-tune with dispersion loss, beside a control arm, and report before / control / treated."""
-    refuse_processes("treat")
-    text = training_text(corpus)
+    ranks = ranks_of_run(expect_world, "train")
+    first = ranks is None or ranks.is_first
     go_offline(options)
+    text = training_text(corpus) if first else None
     quieten_libraries()
     treatment = _train(model, text, output, plan, corpus.text_column, options, run)
-    if treatment is None:
+    if treatment is None or not first:
         return
     from condense.report.treatment.text import show_treatment
 
@@ -95,7 +96,7 @@ def run_training(start: Callable[..., Result], show: ShowPlan, run: RunOptions, 
             repeated = {"resume": run.resume, "force": run.force, "dry_run": run.dry_run}
             return start(**repeated, command=command_line(), watch=watch)
     except InterruptedRunError as stopped:
-        say(f"interrupted; what was done is in {kept_in}: run again with --resume to go on")
+        say_first(f"interrupted; what was done is in {kept_in}: run again with --resume to go on")
         raise typer.Exit(stopped.code) from None
 
 
@@ -107,12 +108,3 @@ def _spread_before(output: Path) -> list[tuple[str, Mapping[str, Power]]]:
         return [("", Treatment.from_json(output / "condense.json").effect.power)]
     except UnavailableError:
         return []
-
-
-def refuse_processes(name: str) -> None:
-    """UsageError under torchrun: the commands that train do so in one process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            f"condense {name} trains in one process",
-            "for several, use condense.DispersionTrainer under torchrun",
-        )

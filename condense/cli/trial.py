@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from condense.cli.console import INTERNAL, console, quieten_libraries, say
+from condense.cli.console import INTERNAL, MANNER, console, quieten_libraries, say
 from condense.cli.groups import Without, command
 from condense.cli.measure import Model, go_offline, training_text
-from condense.cli.treat import Trained, refuse_processes, run_training
+from condense.cli.treat import Trained, run_training
 from condense.errors import UnavailableError, UsageError
 from condense.records.options import ARMS, OUTPUT, Flag, ModelOptions, RunOptions, TextOptions
 from condense.records.plans import Plan, Schedule, TrialPlan
@@ -35,7 +36,7 @@ Arms = Flag(
 )
 Coefficients = Flag("For every dispersion and cosreg arm without one.", ARMS, metavar="C,…", settings="found")
 DEFAULT_ARMS = "control,dispersion,embedding-dropout,larger-vocab"
-OfTheArms = Without("coefficient", "loss", "layers", "paper_sites", "control", "merge_adapter")
+OfTheArms = Without("coefficient", "loss", "layers", "paper_sites", "control", "merge_adapter", "fsdp")
 """Options of one arm; in a trial they stand in the arm's name."""
 
 
@@ -54,13 +55,25 @@ def trial(
 ) -> None:
     """Train remedies against condensation side by side, each against the same control, and report what each did."""
     plan = replace(plan, arms=_arms_of(named_arms, coefficients), training=training)
-    refuse_processes("trial")
+    _refuse_processes()
     text = training_text(corpus)
     go_offline(options)
     quieten_libraries()
     finished = _train(model, text, output, plan, corpus.text_column, options, run)
     if finished is not None:
         _finish(finished, output)
+
+
+def _refuse_processes() -> None:
+    """UsageError under torchrun, raised by every process and reported by the first."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        MANNER.rank = int(os.environ.get("RANK", "0") != "0")
+        error = UsageError(
+            "condense trial does not train one arm over several processes",
+            "run several arms at once with trial --jobs N, or spread one with torchrun … -m condense treat",
+        )
+        error.shared = True
+        raise error
 
 
 def _arms_of(arms: str, coefficients: str | None) -> Any:

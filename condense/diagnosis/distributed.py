@@ -1,21 +1,34 @@
-"""Several processes, one result: texts are spread over the ranks of `torchrun` and gathered in text order.
+"""Several processes, one result: the ranks of `torchrun`, what they tell each other, and who fails for all.
 
 Rank r measures the texts r, r + size, … Everything that is gathered is on the CPU (numbers and float64
 sums of some hundred kilobytes per text), so gloo sends it, whatever device the model is on. Every rank
 ends with the same diagnosis; which of them prints and writes is the caller's choice.
+
+A process that waits for another waits as long as it takes: one may measure for hours while the others have nothing to
+do. One that is gone is noticed at once, because its connections close.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from condense.diagnosis.forward import TextReading
 from condense.diagnosis.resume import decode, encode
-from condense.errors import CondenseError, RunError, UsageError, system_failure
+from condense.errors import CondenseError, RunError, UsageError, as_condense_error, system_failure
+
+PATIENCE = timedelta(days=30)  # how long a process waits for one that is alive
+_FAILURE = "condense/failure/"
+_LISTENING = 2.0  # seconds in which a process that failed looks for the failure of another
 
 
 @dataclass(frozen=True)
@@ -43,35 +56,42 @@ class Ranks:
         if self.size == 1:
             yield from readings
             return
-        import torch.distributed as dist
-
         for start in range(0, total, self.size):
             part: bytes | CondenseError = b""
             if start + self.rank < total:
                 part = self._encode_next(readings)
-            parts: list[Any] = [None] * self.size
-            try:
-                dist.all_gather_object(parts, part)
-            except RuntimeError as error:
-                raise RunError("another process of this run is gone", "its own message is above") from error
+            parts = self.all_of(part)
             failure = next((each for each in parts if isinstance(each, CondenseError)), None)
             if failure is not None:
                 failure.shared = True
                 raise failure
             yield from (decode(each) for each in parts if each)
 
-    def told(self, value: Any) -> Any:
+    def told(self, value: Any, group: Any = None) -> Any:
         """The first rank's value, on every rank; inside `together` only."""
         if self.size == 1:
             return value
-        import torch.distributed as dist
-
         values = [value]
-        try:
-            dist.broadcast_object_list(values, src=0)
-        except RuntimeError as error:
-            raise RunError("another process of this run is gone", "its own message is above") from error
+        with _lost_ones():
+            dist.broadcast_object_list(values, src=0, group=group)
         return values[0]
+
+    def all_of(self, value: Any) -> list[Any]:
+        """The values of all ranks by rank, on every rank; inside `together` only."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with _lost_ones():
+            dist.all_gather_object(values, value)
+        return values
+
+    def largest(self, value: int) -> int:
+        """The largest of the ranks' values, on every rank, which have all come this far; inside `together` only."""
+        if self.size == 1:
+            return value
+        number = torch.tensor(value)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
 
     def _encode_next(self, readings: Iterator[TextReading]) -> bytes | CondenseError:
         try:
@@ -86,6 +106,23 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+@contextlib.contextmanager
+def _lost_ones() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise _failure_of(joined()) or _gone() from error
+
+
+def _gone() -> RunError:
+    return RunError("another process of this run is gone", "its own message is above")
+
+
+def joined() -> Ranks:
+    """The ranks that are together now."""
+    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else ALONE
 
 
 def ranks_of(environment: Mapping[str, str] = os.environ) -> Ranks:
@@ -117,25 +154,81 @@ def device_of(asked: str, environment: Mapping[str, str] = os.environ) -> str:
     """The device of this rank: under a launcher `auto` and `cuda` mean the GPU of its local number."""
     if int(environment.get("WORLD_SIZE", "1")) == 1 or asked not in ("auto", "cuda"):
         return asked
-    import torch
-
     count = torch.cuda.device_count()
     return f"cuda:{int(environment.get('LOCAL_RANK', '0')) % count}" if count else asked
 
 
 @contextlib.contextmanager
-def together(ranks: Ranks) -> Iterator[None]:
-    """Join the other ranks for as long as texts are gathered; nothing for a single process."""
-    if ranks.size == 1:
+def together(ranks: Ranks, *, training: bool = False) -> Iterator[None]:
+    """Join the other ranks for as long as something is shared; nothing for a single process.
+
+    training: tensors on GPUs are sent too. An outer `together`, or a process group of the caller's, is used.
+    """
+    if ranks.size == 1 or dist.is_initialized():
         yield
         return
-    import torch.distributed as dist
-
-    joined = dist.is_initialized()
-    if not joined:
-        dist.init_process_group("gloo", rank=ranks.rank, world_size=ranks.size)
+    if training:  # a step takes minutes at most: what hangs for longer than the default is given up
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    else:
+        dist.init_process_group("gloo", rank=ranks.rank, world_size=ranks.size, timeout=PATIENCE)
     try:
         yield
-    finally:
-        if not joined:
+    except BaseException:
+        if not torch.cuda.is_available():  # NCCL would wait for what the others no longer send
             dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Have the failure of one rank end all of them with one message and its exit code, while tensors are exchanged.
+
+    The others find their connections closed, or the launcher ends them. Of a failure of all the first rank speaks.
+    """
+    ranks = joined()
+    try:
+        yield
+    except BaseException as error:
+        if ranks.size == 1 or getattr(error, "shared", False) or has_failed(ranks):
+            raise
+        if _is_loss(error):
+            raise _failure_of(ranks) or _gone() from error
+        own = as_condense_error(error) if isinstance(error, Exception) else CondenseError(type(error).__name__)
+        _store().set(f"{_FAILURE}{ranks.rank}", json.dumps([str(own), own.hint, own.exit_code]))
+        if not ranks.is_first and isinstance(error, Exception) and _failure_of(Ranks(0, 1)) is not None:
+            own.shared = True
+            raise own from error
+        raise
+
+
+def has_failed(ranks: Ranks) -> bool:
+    """Whether this rank failed while tensors were exchanged, so that the others cannot be told of anything."""
+    return bool(dist.is_initialized() and _store().check([f"{_FAILURE}{ranks.rank}"]))
+
+
+def _store() -> Any:
+    """The store that all ranks reach; that of `torchrun` outlives them."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone."""
+    said = str(error).lower()
+    signs = ("closed by peer", "reset by peer", "connection refused", "broken pipe", "remote process exited")
+    return isinstance(error, RuntimeError) and any(sign in said for sign in signs)
+
+
+def _failure_of(ranks: Ranks) -> CondenseError | None:
+    """The failure that one of so many ranks left in the store, waited for a little; the others share it."""
+    until = time.monotonic() + _LISTENING
+    while dist.is_initialized() and time.monotonic() < until:
+        for rank in range(ranks.size):
+            with contextlib.suppress(RuntimeError):  # the store was that of a process that is gone
+                if _store().check([f"{_FAILURE}{rank}"]):
+                    message, hint, code = json.loads(_store().get(f"{_FAILURE}{rank}"))
+                    failure = CondenseError(message, hint)
+                    failure.exit_code, failure.shared = code, True
+                    return failure
+        time.sleep(0.05)
+    return None

@@ -135,7 +135,7 @@ class Plan(Options):
     per_device_train_batch_size: Annotated[
         int | None,
         Flag(
-            "Rows per micro-batch.",
+            "Rows per micro-batch of each process.",
             TRAINING,
             ("--per-device-train-batch-size", "--batch-size"),
             above=0,
@@ -143,7 +143,7 @@ class Plan(Options):
         ),
     ] = None
     gradient_accumulation_steps: Annotated[
-        int | None, Flag("Micro-batches per step.", TRAINING, above=0, settings="found")
+        int | None, Flag("Micro-batches per step and process.", TRAINING, above=0, settings="found")
     ] = None
     precision: Annotated[
         Literal["auto", "bf16", "fp32"],
@@ -157,6 +157,9 @@ class Plan(Options):
         ),
     ] = "auto"
     activation_checkpointing: Annotated[bool, Flag("Trade time for memory.", TRAINING)] = False
+    fsdp: Annotated[
+        bool, Flag("Under torchrun: shard weights, gradients and moments over the processes (FSDP2).", TRAINING)
+    ] = False
     use_peft: Annotated[bool, Flag("Train LoRA adapters only.", LORA)] = False
     lora_r: Annotated[int, Flag("Rank.", LORA, above=0, settings="found")] = 16
     lora_alpha: Annotated[int, Flag("Scale.", LORA, settings="found")] = 32
@@ -235,8 +238,9 @@ class Plan(Options):
 class Schedule:
     """What a plan comes to on a given text: rows, steps and tokens, and an estimate of time and disk.
 
-    `notes` says in words what of the text was left out, and why; `adapter` which modules LoRA adapts and how many
-    parameters that trains, empty without it.
+    A step holds `tokens_per_step` over all `processes`, each of which takes up to `accumulation` micro-batches of
+    `batch_size` rows. `notes` says in words what of the text was left out, and why; `adapter` which modules LoRA adapts
+    and how many parameters that trains, empty without it.
     """
 
     rows: int
@@ -256,6 +260,7 @@ class Schedule:
     memory_bytes: int | None = None
     notes: tuple[str, ...] = ()
     adapter: str = ""
+    processes: int = 1
 
 
 @dataclass(frozen=True)

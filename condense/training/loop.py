@@ -27,8 +27,7 @@ from transformers import (
     default_data_collator,
 )
 
-from condense.dispersion.disperser import Disperser
-from condense.dispersion.trainer import DispersionTrainer
+from condense.diagnosis.distributed import failing_together, joined
 from condense.errors import (
     CondenseError,
     RunError,
@@ -47,8 +46,9 @@ from condense.models.locate import DTYPES
 from condense.records.learning import Scores
 from condense.records.plans import Plan, Schedule
 from condense.records.treatment import Curve
+from condense.training.arm_trainer import ArmTrainer, filled, launched_sharded, skeleton_of
 from condense.training.chats import IGNORED
-from condense.training.interventions import Intervention, Regulariser, adapted
+from condense.training.interventions import Intervention, adapted
 from condense.training.learning import Clock, Evaluation
 from condense.training.rows import Rows
 from condense.training.trackers import RunName, tracked
@@ -115,6 +115,7 @@ def arguments(
             remove_unused_columns=False,
             dataloader_pin_memory=device.type == "cuda",
             disable_tqdm=True,
+            fsdp=True if plan.fsdp and not launched_sharded() else None,
         )
     except (ValueError, ImportError) as error:
         raise UsageError(f"these training options do not go together: {str(error).splitlines()[0][:200]}") from None
@@ -134,38 +135,47 @@ def train(
     on_step: OnStep | None = None,
     name: RunName | None = None,
     evaluation: Evaluation | None = None,
-) -> Trained:
-    """Train a model in place on rows, by cross-entropy and what the arm's intervention adds.
+) -> tuple[Trained, Any]:
+    """Train a model in place on rows, by cross-entropy and what the arm's intervention adds; how, and the model.
 
+    Every process of a distributed run calls it. With `plan.fsdp` the model is another one, whole on the first process.
     RunError for a non-finite loss or gradient, out of memory or a full disk; InterruptedRunError after a signal.
     """
-    stop = _Stop()
+    stop, ranks = _Stop(), joined()
     log, callbacks = _Log(on_step, schedule.steps), intervention.callbacks()
     device = next(model.parameters()).device
     clock = Clock(device, evaluation)
-    trainer = _ArmTrainer(
-        model=model,
-        args=arguments(plan, schedule, folder, device, name),
-        train_dataset=rows,
-        data_collator=collator(tokenizer, masked, plan.seed),
-        processing_class=tokenizer,
-        dispersion=intervention.dispersion,
-        regulariser=intervention.regulariser,
-        clock=clock,
-        callbacks=[stop, log, _Manifest(), *callbacks, clock],
-    )
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ == "PrinterCallback":
-            trainer.remove_callback(callback)
-    started = time.perf_counter()
-    with stop, tracked(name), intervention.hooks(model):
-        _run(trainer, last_complete(folder) if resume else None)
+    with failing_together():
+        skeleton = skeleton_of(model) if plan.fsdp and ranks.is_first else None
+        trainer = ArmTrainer(
+            model=model,
+            args=arguments(plan, schedule, folder, device, name),
+            train_dataset=rows,
+            data_collator=collator(tokenizer, masked, plan.seed),
+            processing_class=tokenizer,
+            dispersion=intervention.dispersion,
+            regulariser=intervention.regulariser,
+            clock=clock,
+            callbacks=[stop, log, _Manifest(), *callbacks, clock],
+            rows_per_step=schedule.tokens_per_step // schedule.row_length,
+        )
+        for callback in list(trainer.callback_handler.callbacks):
+            if type(callback).__name__ == "PrinterCallback":
+                trainer.remove_callback(callback)
+        started = time.perf_counter()
+        with stop, tracked(name), intervention.hooks(model):
+            _run(trainer, ranks.told(last_complete(folder) if resume and ranks.is_first else None))
+        stop.agree()
+        if plan.fsdp and stop.code is None:
+            weights = trainer.gathered()
+            model = filled(skeleton, weights) if skeleton is not None else None
     if stop.code is not None:
         raise InterruptedRunError(stop.code)
     history = trainer.state.log_history
     details = tuple(line for callback in callbacks for line in getattr(callback, "details", ()))
     seconds = time.perf_counter() - started
-    return Trained(log.curve(history), seconds, log.ratio(history), details, clock.scores(history))
+    trained = Trained(log.curve(history), seconds, log.ratio(history), details, clock.scores(history))
+    return trained, model
 
 
 def train_arm(
@@ -184,13 +194,15 @@ def train_arm(
 ) -> Trained:
     """Train a freshly opened checkpoint and save it in `folder/model`, beside its training checkpoints.
 
-    The source's model is used up. Errors as `train`; UsageError where LoRA cannot be applied.
+    The source's model is used up; of several processes the first saves. Errors as `train`; UsageError where LoRA
+    cannot be applied.
     """
     torch.manual_seed(plan.seed)
     model: Any = adapted(source.model, plan) if plan.use_peft else source.model
     more: Any = {"masked": masked, "resume": resume, "on_step": on_step, "name": name, "evaluation": evaluation}
-    trained = train(model, source.tokenizer, rows, plan, schedule, intervention=acts, folder=folder, **more)
-    save_model(model, source, folder / "model", merge=plan.merge_adapter, adapter=folder / "adapter")
+    trained, model = train(model, source.tokenizer, rows, plan, schedule, intervention=acts, folder=folder, **more)
+    if joined().is_first:
+        save_model(model, source, folder / "model", merge=plan.merge_adapter, adapter=folder / "adapter")
     del model
     gc.collect()
     return trained
@@ -212,45 +224,6 @@ def save_model(model: Any, source: Checkpoint, folder: Path, *, merge: bool, ada
         if "no space left" in str(error).lower():
             raise RunError(f"disk full while saving to {folder}", "free some space, then --resume") from error
         raise
-
-
-class _ArmTrainer(DispersionTrainer):
-    """`DispersionTrainer` with a regulariser of the weights, which counts once per optimizer step.
-
-    An arm without a dispersion loss only reads the cosine of its states; the clock leaves that out.
-    """
-
-    def __init__(self, *args: Any, clock: Clock, regulariser: Regulariser | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._regulariser, self._clock = regulariser, clock
-        self._penalties: list[float] = []
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """As the dispersion trainer's, plus the regulariser's share of this micro-batch."""
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self._regulariser is None or not (model.training and torch.is_grad_enabled()):
-            return result
-        loss, outputs = result if return_outputs else (result, None)
-        penalty = self._regulariser.coefficient * self._regulariser.value(model)
-        self._penalties.append(float(penalty.detach()))
-        steps = getattr(self, "current_gradient_accumulation_steps", 1)
-        total = loss + (penalty / steps if self._is_scaled(num_items_in_batch) else penalty)
-        return (total, outputs) if return_outputs else total
-
-    def _penalty(self, disperser: Disperser, step: int) -> torch.Tensor:
-        if disperser.config.coefficient:
-            return super()._penalty(disperser, step)
-        with self._clock.stopped():
-            return super()._penalty(disperser, step)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the regulariser's mean penalty since the last log beside the rest."""
-        if "loss" in logs and self._penalties:
-            logs["regulariser_penalty"] = sum(self._penalties) / len(self._penalties)
-            self._penalties.clear()
-        super().log(logs, start_time)
 
 
 def _run(trainer: Any, checkpoint: Path | None) -> None:
@@ -327,12 +300,19 @@ class _Manifest(TrainerCallback):
     """Mark a checkpoint complete by listing its files with their sizes and hashes, last."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        ranks = joined()
+        ranks.largest(0)  # every process has written its part
+        if not ranks.is_first:
+            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         write_text(folder / MANIFEST, json.dumps({name: asdict(file) for name, file in describe(folder).items()}))
 
 
 class _Stop(TrainerCallback):
-    """SIGINT and SIGTERM set a flag; the step in hand is finished, a checkpoint is saved, training ends."""
+    """SIGINT and SIGTERM set a flag; the step in hand is finished, a checkpoint is saved, training ends.
+
+    A signal to one of several processes ends all of them after the same step.
+    """
 
     def __init__(self) -> None:
         self.code: int | None = None
@@ -350,10 +330,15 @@ class _Stop(TrainerCallback):
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
+    def agree(self) -> None:
+        """Take the signal of any process as one to all; every process calls it at the same point."""
+        self.code = joined().largest(self.code or 0) or None
+
     def _flag(self, number: int, frame: FrameType | None) -> None:
         self.code = 128 + number
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.agree()
         if self.code is not None:
             control.should_save = True
             control.should_training_stop = True

@@ -5,6 +5,7 @@ Nothing here trains or measures. Split by document, so that training, validation
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -75,8 +76,13 @@ def prepare_text(
     column: str,
     plan: Plan,
     more: TrialPlan | None = None,
+    processes: int = 1,
+    begun_with: int | None = None,
 ) -> Prepared:
     """Split, tokenise and cut the text for a model; more: the trial, for the texts that it takes besides.
+
+    processes: how many train together; begun_with: how many did when a run that is resumed was begun, so that its steps
+    keep their rows.
 
     UnavailableError for a model without a causal or masked objective or a text without content, UsageError for
     lengths that the model or the text cannot give.
@@ -89,7 +95,8 @@ def prepare_text(
         raise UsageError(
             f"--max-length {length} is beyond the model's {opened.positions} positions", "use a shorter one"
         )
-    rows = training_rows(opened, parts, length, masked, most_tokens(plan, length))
+    asked = rows_asked(plan, begun_with or processes)
+    rows = training_rows(opened, parts, length, masked, most_tokens(plan, length, asked))
     chosen_on: Sequence[Document] = ()
     if more is not None and more.tune:
         if more.tune_text is None:
@@ -98,7 +105,8 @@ def prepare_text(
             chosen_on = apart(documents_of(more.tune_text, column), parts, "--tune-text")
     validation, probe = measured_windows(opened, parts, plan, rows.length)
     tuning = held_out(validation, opened, chosen_on, plan, "tuning text") if chosen_on else None
-    return Prepared(parts, rows, masked, validation, probe, make_schedule(plan, rows, parts, opened), tuning)
+    schedule = make_schedule(plan, rows, parts, processes, asked)
+    return Prepared(parts, rows, masked, validation, probe, schedule, tuning)
 
 
 def halved(parts: Split) -> tuple[Split, tuple[Document, ...]]:
@@ -186,13 +194,17 @@ def refuse_untrainable(name: str, opened: Checkpoint) -> None:
         raise UnavailableError(f"{name} cannot be trained: {opened.head_missing}")
 
 
-def most_tokens(plan: Plan, length: int) -> int:
+def rows_asked(plan: Plan, processes: int) -> int | None:
+    """Rows of a step over all processes, as the batch options say; None where they say nothing."""
+    batch, accumulation = plan.per_device_train_batch_size, plan.gradient_accumulation_steps
+    return (batch or 1) * (accumulation or 1) * processes if batch or accumulation else None
+
+
+def most_tokens(plan: Plan, length: int, rows_per_step: int | None = None) -> int:
     """Tokens that a run can train on without seeing one twice: its budget, and no fewer than the default one."""
-    asked = plan.train_tokens or 0
+    asked, rows_per_step = plan.train_tokens or 0, rows_per_step or rows_asked(plan, 1)
     if plan.max_steps:
-        batch, accumulation = plan.per_device_train_batch_size, plan.gradient_accumulation_steps
-        given = (batch or 1) * (accumulation or 1) * length if batch or accumulation else TOKENS_PER_STEP
-        asked = max(asked, plan.max_steps * given)
+        asked = max(asked, plan.max_steps * (rows_per_step * length if rows_per_step else TOKENS_PER_STEP))
     return max(asked, MAX_TOKENS)
 
 
@@ -214,25 +226,23 @@ def training_rows(opened: Checkpoint, parts: Split, length: int, masked: bool, m
     return rows
 
 
-def make_schedule(plan: Plan, rows: Rows, parts: Split, opened: Checkpoint) -> Schedule:
-    """Steps, batch and accumulation from the budget: one pass, at most 2 M tokens, unless told otherwise."""
-    length = rows.length
-    batch = plan.per_device_train_batch_size or 1
-    accumulation = plan.gradient_accumulation_steps or 1
-    pass_tokens = len(rows) * length
-    budget = plan.train_tokens or min(pass_tokens, MAX_TOKENS)
-    if plan.per_device_train_batch_size is None and plan.gradient_accumulation_steps is None:
-        per_step = min(TOKENS_PER_STEP, max(length, budget // 50))
-        accumulation = max(1, per_step // length)
-    steps = plan.max_steps or max(1, budget // (batch * accumulation * length))
+def make_schedule(plan: Plan, rows: Rows, parts: Split, processes: int, rows_per_step: int | None) -> Schedule:
+    """Steps, batch and accumulation from the budget: one pass, at most 2 M tokens, unless told otherwise.
+
+    The rows of a step do not depend on the number of processes, unless the batch options are given for each.
+    """
+    length, batch = rows.length, plan.per_device_train_batch_size or 1
+    budget = plan.train_tokens or min(len(rows) * length, MAX_TOKENS)
+    per_step = rows_per_step or max(1, min(TOKENS_PER_STEP, max(length, budget // 50)) // length)
+    steps = plan.max_steps or max(1, budget // (per_step * length))
     return Schedule(
         rows=len(rows),
         row_length=length,
         steps=steps,
-        tokens_per_step=batch * accumulation * length,
-        train_tokens=steps * batch * accumulation * length,
+        tokens_per_step=per_step * length,
+        train_tokens=steps * per_step * length,
         batch_size=batch,
-        accumulation=accumulation,
+        accumulation=math.ceil(per_step / (batch * processes)),
         packed=rows.packed,
         train_documents=len(parts.train),
         validation_documents=len(parts.validation),
@@ -240,6 +250,7 @@ def make_schedule(plan: Plan, rows: Rows, parts: Split, opened: Checkpoint) -> S
         validation_sha256=parts.validation_sha256,
         notes=(*parts.notes, *rows.notes),
         disk_bytes=0,  # how many models are kept is the orchestration's to say
+        processes=processes,
     )
 
 
@@ -265,7 +276,8 @@ def disk_needed(opened: Checkpoint, plan: Plan, models: int, runs: int) -> int:
     A model comes with its tokenizer; the report and what is measured of so many runs are on top.
     """
     weights, tokenizer = 4 * opened.info.parameters, tokenizer_bytes(opened.tokenizer)
-    states = (3 * weights + tokenizer) * CHECKPOINTS_KEPT if plan.save_steps else 0
+    copies = 4 if plan.fsdp else 3  # weights and two moments; of a sharded model the weights as one file more
+    states = (copies * weights + tokenizer) * CHECKPOINTS_KEPT if plan.save_steps else 0
     return (weights + tokenizer) * models + states + REPORT_BYTES + RUN_BYTES * runs
 
 

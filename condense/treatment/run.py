@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from condense.comparison.differences import effect_of
-from condense.diagnosis.forward import kept_positions
+from condense.diagnosis.distributed import ranks_of, together
 from condense.errors import RunError, UsageError
 from condense.evaluation.run import task_effects_over_seeds
 from condense.folders import (
@@ -43,7 +41,6 @@ from condense.folders import (
 )
 from condense.lock import locked, refuse_in_use
 from condense.models.checkpoint import Checkpoint
-from condense.models.layers import Site, find_stacks, run, watching
 from condense.records.options import ModelOptions, TextOptions, takes
 from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.treatment import TREATMENT_SCHEMA, Arm, SeedModel, Treatment, TreatmentSeed
@@ -51,6 +48,8 @@ from condense.texts.documents import Document
 from condense.texts.windows import Windows
 from condense.training.costs import ROUNDS
 from condense.training.prepare import disk_needed, refuse_small_disk
+from condense.treatment.cloud import drawn_block, project, token_states
+from condense.treatment.processes import Team, sharding
 from condense.treatment.verdict import assess
 from condense.trials.arm_run import Watch
 from condense.trials.folder import TRAINED, Run, Runs, clear_runs, read_step, refuse_links
@@ -89,32 +88,52 @@ def treat(
     `plan.seeds` above 1 both arms are trained under every seed; the checkpoint is that of the first. None for a dry
     run. UsageError for an output that is not empty, UnavailableError for a model or text that cannot be used, RunError
     for a run that failed; `training.InterruptedRunError` after a signal, with a checkpoint saved.
+
+    Under torchrun every process has to call this with the same arguments: the first one prepares, measures and writes,
+    all of them train, and all get its result or its error. The others do not read `text`.
     """
-    plan, watch, started = (plan or Plan()).resolved(), watch or Watch(), time.perf_counter()
-    work = work_folder(target := resolved(output))
-    _check_output(target, work, model, resume=resume, force=force)
-    treated = ArmSpec("treated", "dispersion", plan.loss, plan.layers, plan.coefficient)
-    request = Request(
-        model=str(model),
-        text=text,
-        plan=TrialPlan((CONTROL, treated) if plan.control else (treated,), plan.seeds, plan, curve_points=0),
-        folder=work,
-        timed={"control": CONTROL, "treated": replace(treated, coefficient=abs(plan.coefficient) or 0.1)},
-        rounds=ROUNDS,
-        keeps=lambda spec, seed: spec == treated and seed == plan.seed,
-        title=lambda spec, seed: f"{model} ({spec.name}{'' if seed == plan.seed else f', seed {seed}'})",
-        begins=lambda: _begin(work, resume),
-        name=target.name,
-        also=_write_cloud,
-        text_column=text_column,
-        resume=resume,
-        dry_run=dry_run,
-        watch=watch,
-        options=replace(ModelOptions.of(options, fields), dtype="float32"),
-    )
+    plan = (plan or Plan()).resolved()
+    options = replace(ModelOptions.of(options, fields), dtype="float32")
+    ranks = ranks_of()
+    plan = sharding(plan, ranks)
+    with together(ranks, training=True):
+        team = Team(ranks)
+        if not ranks.is_first:
+            return cast("Treatment | None", team.follow(options))
+        treated = ArmSpec("treated", "dispersion", plan.loss, plan.layers, plan.coefficient)
+        watch = watch or Watch()
+        if ranks.size > 1:
+            watch = replace(watch, on_train=team.tell)
+        request = Request(
+            model=str(model),
+            text=text,
+            plan=TrialPlan((CONTROL, treated) if plan.control else (treated,), plan.seeds, plan, curve_points=0),
+            folder=work_folder(resolved(output)),
+            timed={"control": CONTROL, "treated": replace(treated, coefficient=abs(plan.coefficient) or 0.1)},
+            rounds=ROUNDS,
+            keeps=lambda spec, seed: spec == treated and seed == plan.seed,
+            title=lambda spec, seed: f"{model} ({spec.name}{'' if seed == plan.seed else f', seed {seed}'})",
+            begins=lambda: _begin(request.folder, resume),
+            name=resolved(output).name,
+            also=_write_cloud,
+            processes=ranks.size,
+            text_column=text_column,
+            resume=resume,
+            dry_run=dry_run,
+            watch=watch,
+            options=options,
+        )
+        return team.lead(lambda: _treat(request, output, force=force, command=command))
+
+
+def _treat(request: Request, output: str | Path, *, force: bool, command: str) -> Treatment | None:
+    """Check the folders, train and measure, and put the result in the place of OUT; nothing of it for a dry run."""
+    plan, started = request.plan.training, time.perf_counter()
+    work, target, resume = request.folder, resolved(output), request.resume
+    _check_output(target, work, request.model, resume=resume, force=force)
     _try_out(work, target)
     refuse_in_use(target)  # a trial that writes there
-    if dry_run:
+    if request.dry_run:
         prepare(request)
         return None
     with locked(work):
@@ -122,11 +141,11 @@ def treat(
         _refuse_small_output(job, work, target)
         if (treatment := _published(target, job.fingerprint, force=force) if resume else None) is None:
             runs = run_arms(job)
-            watch.on_phase("writing")
-            treatment = _assembled(plan, str(model), str(output), runs, command, time.perf_counter() - started)
+            request.watch.on_phase("writing")
+            treatment = _assembled(plan, request.model, str(output), runs, command, time.perf_counter() - started)
             _publish(treatment, runs, work, target, job.fingerprint)
         _clear(work)
-    _remove_empty(work, watch)
+    _remove_empty(work, request.watch)
     return treatment
 
 
@@ -341,54 +360,3 @@ def _seed(run: Run, other: Run, against: str, plan: Plan) -> TreatmentSeed:
         effect=replace(effect, sites=()),
         control=control if plan.control else None,
     )
-
-
-# --- the picture of the token cloud ----------------------------------------------------------------------
-
-
-CLOUD_TEXTS = 8
-CLOUD_TOKENS = 48
-
-
-@torch.inference_mode()
-def token_states(model: Any, windows: Windows, texts: int = CLOUD_TEXTS, tokens: int = CLOUD_TOKENS) -> Tensor:
-    """Unit states of a few tokens of a few texts after the middle block of the deepest half, (texts·tokens, d).
-
-    Every arm gives the same tokens in the same order.
-    """
-    stack = find_stacks(model)[-1]
-    keep = kept_positions(windows.special)
-    rows = []
-    for index in range(min(texts, len(windows))):
-        kept = torch.nonzero(keep[index]).flatten()
-        chosen = kept[torch.linspace(0, len(kept) - 1, min(tokens, len(kept))).round().long()]
-        found: list[Tensor] = []
-
-        def receive(site: Site, states: Tensor, chosen: Tensor = chosen, found: list[Tensor] = found) -> None:
-            if site.name == "block" and site.index == drawn_block(stack.blocks):
-                found.append(states[0, chosen.to(states.device)].double().cpu())
-
-        with watching(stack, receive):
-            run(model, find_stacks(model), windows.ids[index : index + 1].to(model.device))
-        rows.append(found[0])
-    cloud = torch.cat(rows)
-    units: Tensor = cloud / cloud.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-    return units
-
-
-def drawn_block(blocks: int) -> int:
-    """The block whose cloud is drawn: three quarters down."""
-    return max(1, round(0.75 * blocks))
-
-
-def project(clouds: Mapping[str, Tensor]) -> tuple[dict[str, tuple[tuple[float, ...], ...]], tuple[float, ...]]:
-    """Two principal axes of all clouds together, not centred per arm: coordinates per arm, variance shares."""
-    from sklearn.decomposition import PCA
-
-    stacked = np.vstack([cloud.numpy() for cloud in clouds.values()])
-    pca = PCA(n_components=2, svd_solver="full").fit(stacked)
-    drawn = {
-        name: tuple(tuple(round(float(v), 4) for v in point) for point in pca.transform(cloud.numpy()))
-        for name, cloud in clouds.items()
-    }
-    return drawn, tuple(round(float(v), 4) for v in pca.explained_variance_ratio_)

@@ -64,8 +64,9 @@ class Watch:
     """Callbacks while arms are trained; every callback may be left out.
 
     on_plan(plan, schedule, overhead) before anything is trained; on_run(arm, seed, done, total) before each run, with
-    total 0 for the model as it came; on_note for what went wrong without an end to the whole. Of runs in workers
-    nothing is told but on_workers(running, done, total), about once a second.
+    total 0 for the model as it came; on_note for what went wrong without an end to the whole; on_train before an arm is
+    trained, for the processes that train with this one. Of runs in workers nothing is told but on_workers(running,
+    done, total), about once a second.
     """
 
     on_plan: Callable[[TrialPlan, Schedule, Overhead], None] = lambda plan, schedule, overhead: None
@@ -75,6 +76,7 @@ class Watch:
     on_step: OnStep = lambda step, steps, logs: None
     on_note: Callable[[str], None] = lambda line: None
     on_workers: Callable[[Sequence[RunState], int, int], None] = lambda running, done, total: None
+    on_train: Callable[[ArmTraining], None] = lambda training: None
 
 
 def nothing_else(checkpoint: Checkpoint, windows: Windows, folder: Path) -> None:
@@ -122,6 +124,34 @@ class ArmRunInput:
         return enlarge(source, texts, self.training) if enlarge else (source, texts.rows, ())
 
 
+@dataclass(frozen=True)
+class ArmTraining:
+    """The training of one arm, as each of the processes does it that train together; picklable."""
+
+    run: ArmRunInput
+    rows: Rows
+    schedule: Schedule
+    masked: bool
+
+    def train(self, source: Checkpoint, on_step: OnStep | None = None, evaluation: Evaluation | None = None) -> Trained:
+        """Train the freshly opened source of the run, which is used up; the first process saves it in the folder."""
+        run = self.run
+        plan = replace(run.training, seed=run.seed)
+        return train_arm(
+            source,
+            self.rows,
+            plan,
+            self.schedule,
+            remedy_of(run.spec).acts(run.spec, plan),
+            run.folder,
+            masked=self.masked,
+            resume=run.resume,
+            on_step=on_step,
+            name=RunName(f"{run.spec.name} seed {run.seed}", run.group),
+            evaluation=evaluation,
+        )
+
+
 def attempt(run: ArmRunInput, texts: Prepared, tasks: OpenTasks, watch: Watch) -> str | None:
     """As `train_and_measure`, but a run that fails is written down: its reason, in one line; None for one that did not.
 
@@ -164,22 +194,12 @@ def train_and_measure(run: ArmRunInput, texts: Prepared, tasks: OpenTasks, watch
 
 def _train(run: ArmRunInput, texts: Prepared, watch: Watch) -> tuple[Trained, tuple[str, ...]]:
     """Train one arm and save it in its folder: how it trained, and what there is to say of its source and rows."""
-    folder, plan = run.folder, replace(run.training, seed=run.seed)
+    folder = run.folder
     drop_model(folder)
     source, rows, details = run.source(texts)
-    trained = train_arm(
-        source,
-        rows,
-        plan,
-        texts.schedule,
-        remedy_of(run.spec).acts(run.spec, plan),
-        folder,
-        masked=texts.masked,
-        resume=run.resume,
-        on_step=watch.on_step,
-        name=RunName(f"{run.spec.name} seed {run.seed}", run.group),
-        evaluation=_evaluation(run, source, texts),
-    )
+    training = ArmTraining(run, rows, texts.schedule, texts.masked)
+    watch.on_train(training)
+    trained = training.train(source, watch.on_step, _evaluation(run, source, texts))
     del source
     gc.collect()
     finish_step(folder, TRAINED, run.fingerprint, (trained, details))

@@ -85,6 +85,7 @@ class Request:
     begins     called when nothing can be refused any more: clears what an earlier run left, unless it is resumed.
     title      what a model is called in the records; name: what trackers call all of it.
     also       what else is made of a measured model, written into its run's folder.
+    processes  how many train each arm together.
     """
 
     model: str
@@ -100,6 +101,7 @@ class Request:
     all_costs: bool = False
     lenient: bool = False
     also: Also = nothing_else
+    processes: int = 1
     text_column: str = "text"
     resume: bool = False
     dry_run: bool = False
@@ -201,7 +203,8 @@ def prepare(asked: Request) -> Job:
     if training.eval_tasks:
         check_model(opened)
     watch.on_phase("reading text")
-    texts = prepare_text(asked.model, opened, asked.text, asked.text_column, training, asked.plan)
+    processes = asked.processes, _begun_with(asked)
+    texts = prepare_text(asked.model, opened, asked.text, asked.text_column, training, asked.plan, *processes)
     arms = {spec.name: partial(remedy_of(spec).acts, spec, training) for spec in asked.plan.arms}
     refuse_settings(arms, training, opened, texts.schedule)
     facts = _facts(asked, texts, opened)
@@ -222,8 +225,9 @@ def run_arms(job: Job) -> Runs:
     asked, training, opened, job.opened = job.asked, job.asked.plan.training, job.opened, None
     if opened is None:
         raise ValueError("a job runs once")
+    kept = {**_facts(asked, job.texts, opened), "processes": _begun_with(asked)}
     asked.begins()
-    write_text(asked.folder / FINGERPRINT, json.dumps(_facts(asked, job.texts, opened), sort_keys=True))
+    write_text(asked.folder / FINGERPRINT, json.dumps(kept, sort_keys=True))
     costs, unavailable = _all_costs(job, opened) if asked.all_costs else ({}, {})
     before = asked.folder / "before"
     if not is_done(before, job.fingerprint):
@@ -260,6 +264,8 @@ def run_arms(job: Job) -> Runs:
 def _facts(asked: Request, texts: Prepared, opened: Checkpoint) -> dict[str, Any]:
     """All that decides the numbers of a run; arms and seeds, which may be added to one, are not in it."""
     schedule, training = texts.schedule, asdict(asked.plan.training)
+    if not training["fsdp"]:  # as in runs from before it could be asked for
+        del training["fsdp"]
     return {
         "training": {key: value for key, value in training.items() if key != "seeds"},
         "model": asked.model,
@@ -270,6 +276,13 @@ def _facts(asked: Request, texts: Prepared, opened: Checkpoint) -> dict[str, Any
         "windows": texts.validation.info.windows_sha256,
         "probe": texts.probe.info.windows_sha256,
     }
+
+
+def _begun_with(asked: Request) -> int:
+    """How many processes the run that is resumed was begun with: its batch options hold for each of so many."""
+    kept = json_or_none(asked.folder / FINGERPRINT) if asked.resume else None
+    begun = kept.get("processes", 1) if isinstance(kept, dict) else asked.processes
+    return begun if isinstance(begun, int) and begun > 0 else 1
 
 
 def _refuse_other(asked: Request, facts: Mapping[str, Any]) -> None:
