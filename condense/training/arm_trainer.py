@@ -6,6 +6,7 @@ draws at random.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
@@ -182,6 +183,17 @@ class _Batches(DataLoader[Any]):
 def launched_sharded(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether `accelerate launch` was told to shard, by its flags or its configuration."""
     return environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+@contextlib.contextmanager
+def launch_unchanged() -> Iterator[None]:
+    """Undo what accelerate notes in the environment of a sharded run: the next arm would take it for the launcher's."""
+    was = launched_sharded()
+    try:
+        yield
+    finally:
+        if not was:
+            os.environ.pop("ACCELERATE_USE_FSDP", None)
 
 
 def skeleton_of(model: Any) -> Any:

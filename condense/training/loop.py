@@ -46,7 +46,7 @@ from condense.models.locate import DTYPES
 from condense.records.learning import Scores
 from condense.records.plans import Plan, Schedule
 from condense.records.treatment import Curve
-from condense.training.arm_trainer import ArmTrainer, filled, launched_sharded, skeleton_of
+from condense.training.arm_trainer import ArmTrainer, filled, launch_unchanged, launched_sharded, skeleton_of
 from condense.training.chats import IGNORED
 from condense.training.interventions import Intervention, adapted
 from condense.training.learning import Clock, Evaluation
@@ -145,7 +145,7 @@ def train(
     log, callbacks = _Log(on_step, schedule.steps), intervention.callbacks()
     device = next(model.parameters()).device
     clock = Clock(device, evaluation)
-    with failing_together():
+    with failing_together(), launch_unchanged():
         skeleton = skeleton_of(model) if plan.fsdp and ranks.is_first else None
         trainer = ArmTrainer(
             model=model,

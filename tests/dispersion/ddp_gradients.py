@@ -11,9 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from condense.dispersion.trainer import DispersionTrainer
+from condense.training.arm_trainer import ArmTrainer
+from condense.training.learning import Clock
+from condense.training.rows import Rows
 
 COEFFICIENT = 5.0  # large beside the cross-entropy, so that a wrong scale cannot hide
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -170,9 +180,31 @@ def unequal_items() -> list[list[dict[str, list[int]]]]:
     return [made[:3], made[3:4], made[4:6], made[6:8]]
 
 
+def arm_rows(count: int) -> Rows:
+    """Rows of 16 tokens of two documents each, packed, as an arm trains on."""
+    generator = torch.Generator().manual_seed(4)
+    made = []
+    for _ in range(count):
+        ids = torch.randint(3, 100, (16,), generator=generator)
+        labels = torch.where(torch.arange(16) % 8 == 0, -100, ids)
+        made.append({"input_ids": ids, "labels": labels, "position_ids": torch.arange(16) % 8})
+    return Rows(made, 16, packed=True)
+
+
+def arm_step(folder: str, batch: int, accumulation: int, rows_per_step: int, **changes: Any) -> dict[str, Tensor]:
+    """Gradients of the first optimizer step of an arm, from 7 rows of 9."""
+    args = TrainingArguments(**arguments(folder, batch, accumulation, seed=3, data_seed=3, **changes))
+    options = {
+        "data_collator": default_data_collator,
+        "rows_per_step": rows_per_step,
+        "clock": Clock(torch.device("cpu")),
+    }
+    return one_step(ArmTrainer, llama(), arm_rows(9), args, **options)[0]
+
+
 def main(out: str) -> None:
     torch.set_num_threads(1)
-    results = {}
+    results: dict[str, Any] = {"arm": arm_step(out + ".arm", 1, 4, 7)}
     for name, (trainer, collator) in DDP.items():
         packing = collator == "unequal"
         args = TrainingArguments(**arguments(out + ".run", 1 if packing else 2, 2))

@@ -29,6 +29,7 @@ from tests.dispersion.ddp_gradients import (
     Recorder,
     Undivided,
     arguments,
+    arm_step,
     collate,
     distance,
     gradients,
@@ -228,6 +229,13 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str,
 
 def test_two_processes_have_the_gradient_of_one(ranks: dict[str, Any], whole: dict[str, Tensor]) -> None:
     assert distance(ranks["right"][0], whole) < EXACT
+
+
+def test_an_arm_has_the_gradient_of_one_process_where_its_rows_do_not_divide(
+    ranks: dict[str, Any], tmp_path: Path
+) -> None:
+    """7 rows on 2 processes of one row a turn: the last turn of the second has none."""
+    assert distance(ranks["arm"], arm_step(str(tmp_path), 1, 7, 7)) < EXACT
 
 
 @pytest.mark.parametrize("trap", ["times_processes", "before_scaling", "own_mean"])

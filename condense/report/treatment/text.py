@@ -168,6 +168,7 @@ def treatment_markdown(treatment: Treatment) -> str:
                 f"- command: `{for_code(treatment.command)}`",
                 f"- {schedule.steps} steps of {schedule.tokens_per_step} tokens; rows of {schedule.row_length}, "
                 f"{'packed' if schedule.packed else 'one document each'}",
+                *([f"- a step: {step_line(treatment.plan, schedule)}"] if schedule.processes > 1 else []),
                 f"- training text `{for_code(schedule.train_sha256)}`",
                 f"- validation text `{for_code(schedule.validation_sha256)}`",
                 *([f"- {for_markdown(_adapter(treatment))}"] if treatment.plan.use_peft else []),
@@ -241,6 +242,7 @@ def model_card(treatment: Treatment) -> str:
         f"- loss: {plan.loss}, coefficient {plan.coefficient:g}, layers {for_markdown(plan.layers)}",
         f"- training: {schedule.steps} steps of {schedule.tokens_per_step} tokens, learning rate "
         f"{plan.peak_rate:g}, seed {plan.seed}",
+        *([f"- a step: {step_line(plan, schedule)}"] if schedule.processes > 1 else []),
         *([f"- adapter, merged into the weights: {for_markdown(_adapter(treatment))}"] if plan.use_peft else []),
         f"- training text sha256: `{for_code(schedule.train_sha256)}` ({schedule.train_documents} documents)",
         f"- validation text sha256: `{for_code(schedule.validation_sha256)}` "
@@ -276,6 +278,7 @@ def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Conso
         console,
         f"plan: {schedule.steps} steps of {schedule.tokens_per_step:,} tokens ({schedule.train_tokens:,} tokens) "
         f"for each arm: {arms}",
+        *([f"step: {step_line(plan, schedule)}"] if schedule.processes > 1 else []),
         f"loss: {plan.loss} at coefficient {plan.coefficient:g} on layers {plan.layers}; learning rate "
         f"{plan.peak_rate:g}, {plan.lr_scheduler}, {_seeds_planned(plan)}",
         f"text: {schedule.train_documents} training and {schedule.validation_documents} validation documents; "
@@ -283,13 +286,23 @@ def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Conso
         *schedule.notes,
         *([f"training: {plan.tuned}; {schedule.adapter}"] if plan.use_peft else []),
         cost_line(overhead),
-        f"estimate: {in_words(schedule.seconds)} in all, {size_in_words(schedule.memory_bytes)} memory, "
+        f"estimate: {in_words(schedule.seconds)} in all, {size_in_words(schedule.memory_bytes)} memory"
+        f"{' in each process' if schedule.processes > 1 else ''}, "
         f"{size_in_words(schedule.disk_bytes)} disk",
         *(f"power: {line}" for line in power),
     )
     if plan.eval_tasks:
         limit = "" if plan.eval_limit is None else f", the first {plan.eval_limit} samples of each"
         say(console, f"tasks, on before and every arm: {', '.join(plan.eval_tasks)}{limit}; not in the estimate")
+
+
+def step_line(plan: Plan, schedule: Schedule) -> str:
+    """What a step of several processes holds, in words."""
+    rows, most = schedule.tokens_per_step // schedule.row_length, schedule.batch_size
+    batches = f"{schedule.accumulation} micro-batch{'es' if schedule.accumulation > 1 else ''}"
+    each = f"{batches} of {'up to ' if most > 1 else ''}{most} row{'s' if most > 1 else ''}"
+    sharded = ", the model sharded over them (FSDP2)" if plan.fsdp else ""
+    return f"{rows} rows, as {each} on each of {schedule.processes} processes{sharded}"
 
 
 def _seeds_planned(plan: Plan) -> str:
