@@ -29,7 +29,17 @@ HEAVY = (
 )  # fmt: skip
 HEAVY_TRAINING = [  # all but remedies.py, which the grammar of --arms and the reports read, and bpe.py
     f"training/{name}.py"
-    for name in ("costs", "interventions", "learning", "loop", "prepare", "pretraining", "rows", "vocabulary")
+    for name in (
+        "arm_trainer",
+        "costs",
+        "interventions",
+        "learning",
+        "loop",
+        "prepare",
+        "pretraining",
+        "rows",
+        "vocabulary",
+    )
 ]
 # Files that may import a heavy package when they are loaded; inside functions every file may.
 LOADS: dict[str, set[str]] = {
@@ -44,6 +54,7 @@ LOADS: dict[str, set[str]] = {
         "trials/arm_run.py", "trials/folder.py", "trials/learning.py", "trials/run.py", "trials/runs.py",
         "trials/tuning.py", "treatment/*",
     },
+    "accelerate": {"training/arm_trainer.py"},
     "transformers": {
         "dispersion/callback.py", "dispersion/trainer.py", "training/learning.py", "training/loop.py",
         "training/interventions.py",
