@@ -263,11 +263,11 @@ def run_arms(job: Job) -> Runs:
 
 def _facts(asked: Request, texts: Prepared, opened: Checkpoint) -> dict[str, Any]:
     """All that decides the numbers of a run; arms and seeds, which may be added to one, are not in it."""
-    schedule, training = texts.schedule, asdict(asked.plan.training)
-    if not training["fsdp"]:  # as in runs from before it could be asked for
-        del training["fsdp"]
+    schedule = texts.schedule
     return {
-        "training": {key: value for key, value in training.items() if key != "seeds"},
+        "training": {
+            k: v for k, v in asdict(asked.plan.training).items() if k != "seeds" and (k, v) != ("fsdp", False)
+        },
         "model": asked.model,
         "weights": opened.info.weights_sha256,
         "condense": __version__,
