@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from condense.geometry.cosine import BINS, QUANTILES, TOP, pair_metrics, share_of_mean
+from condense.geometry.cosine import BINS, QUANTILES, TOP, pair_cosines, pair_metrics, share_of_mean
 from condense.geometry.rows import quantile, sink_positions
 from condense.geometry.spectrum import SPECTRAL_TOKENS, Spectra
 from condense.metrics import SINK_FACTOR
 
 _CHANNELS = 2  # coordinates that are named of a sink
+_MANY = 0.05  # of all pairs are one token's: the rounding of their float32 cosines no longer averages out
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,10 @@ class _Text:
         mean = parts.sum().clamp(-1, 1)
         inside = self.counted[self.same].all(0)
         same, others = self.same[:, inside], self.same[:, ~inside]
-        pairs, histogram, cosines = pair_metrics(units, mean, (self.counted.cumsum(0) - 1)[same])
+        chosen = (self.counted.cumsum(0) - 1)[same]
+        pairs, histogram, cosines = pair_metrics(units, mean, chosen)
+        if 2 * same.shape[1] > _MANY * n * (n - 1):
+            cosines = pair_cosines(self.wide.index_select(0, kept) * self.inverse[kept].unsqueeze(-1), chosen)[1]
         cosines = cosines.double()
         square = s.square().sum()
         values = {
