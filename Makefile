@@ -25,7 +25,7 @@ $(VENV)/demo: $(VENV)/base
 
 $(VENV)/test: $(VENV)/demo
 	@echo "Installing what the tests need, once."
-	$(PIP) --editable '.[data,docs,eval,gguf,peft,test]'
+	$(PIP) --editable '.[data,docs,eval,gguf,peft,ray,test]'
 	$(PIP) --no-deps $(REAL)
 	touch $@
 

@@ -49,6 +49,7 @@ OPTIONAL = {
     "datasets": ("4.0", "--dataset", "pip install 'condense-lm[data]'"),
     "pyarrow": ("16", "--text FILE.parquet", "pip install 'condense-lm[data]'"),
     "lm_eval": ("0.4.13", "--eval-tasks", "pip install 'condense-lm[eval]'"),
+    "ray": ("2.50", "trial --jobs and --ray", "pip install 'condense-lm[ray]'"),
     "tensorboard": ("", "treat --report-to tensorboard", "pip install tensorboard"),
 }
 DISTRIBUTION = "condense-lm"
@@ -147,7 +148,7 @@ def examine(settings: str = "none", problems: tuple[Problem, ...] = (), demo: bo
                 Problem("torch", f"cannot be imported: {line}", "pip install --force-reinstall torch", required=True)
             )
     folders, token, offline = tuple(_folders()), _token(), {key: os.environ[key] for key in _OFFLINE if _is_on(key)}
-    total, available = _memory()
+    total, available = memory_of_machine()
     return Installation(
         schema=SCHEMA,
         condense=__version__,
@@ -246,7 +247,7 @@ def _devices() -> list[Device]:
     return devices
 
 
-def _memory() -> tuple[int | None, int | None]:
+def memory_of_machine() -> tuple[int | None, int | None]:
     """Bytes of memory, and of those that are available; a container's limit where that is lower."""
     try:
         import psutil

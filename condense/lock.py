@@ -47,6 +47,13 @@ def refuse_in_use(folder: Path) -> None:
             pass
 
 
+def forget_lost(folder: Path) -> None:
+    """Remove the lock of a process on another host, of which it is known that it is dead."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        if json.loads((folder / LOCK).read_text(encoding="utf-8"))["host"] != socket.gethostname():
+            (folder / LOCK).unlink()
+
+
 def _acquire(path: Path) -> int:
     """The open lock file with this process in it."""
     while True:

@@ -51,8 +51,8 @@ LOADS: dict[str, set[str]] = {
         "diagnosis/lens.py", "diagnosis/matrices.py", "diagnosis/pooled.py", "diagnosis/quality.py",
         "diagnosis/resume.py", "diagnosis/run.py", "diagnosis/summary.py", "diagnosis/twin.py",
         "comparison/pair.py", *HEAVY_TRAINING,
-        "trials/arm_run.py", "trials/folder.py", "trials/learning.py", "trials/run.py", "trials/runs.py",
-        "trials/tuning.py", "treatment/*",
+        "trials/arm_run.py", "trials/estimate.py", "trials/folder.py", "trials/learning.py", "trials/pool.py",
+        "trials/ray_session.py", "trials/run.py", "trials/runs.py", "trials/tuning.py", "treatment/*",
     },
     "accelerate": {"training/arm_trainer.py"},
     "transformers": {

@@ -17,7 +17,7 @@ from condense.cli.compare import compare
 from condense.cli.console import INTERNAL, MANNER, explain, give_up_stdout, reported, say
 from condense.cli.demo import demo
 from condense.cli.doctor import doctor
-from condense.cli.groups import flags_of
+from condense.cli.groups import Command, flags_of
 from condense.cli.report import report
 from condense.cli.treat import treat
 from condense.cli.trial import trial
@@ -36,7 +36,7 @@ app = typer.Typer(
 )
 COMMANDS = (analyze, treat, trial, compare, check, report, atlas, demo, settings.init, doctor)
 for run in COMMANDS:
-    app.command(run.__name__)(run)
+    app.command(run.__name__, cls=Command)(run)
 
 
 def _version(wanted: bool) -> None:

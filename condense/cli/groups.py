@@ -13,12 +13,14 @@ import dataclasses
 import functools
 import importlib.util
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from condense.cli.console import MANNER, reported
 from condense.errors import UsageError
@@ -104,6 +106,23 @@ def _closed_hub(values: Iterable[Any]) -> Iterator[None]:
 
     with hub.closed(options.offline):
         yield
+
+
+class Command(TyperCommand):
+    """A command whose flags may stand without the value that they take: `--ray` and `--ray HOST:PORT`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As super, with the value that a flag has alone put behind it where no word there is meant for it."""
+        flags = flags_of(self.callback) if self.callback else {}
+        bare = {flag.name_of(name): flag.bare for name, flag in flags.items() if flag.bare}
+        given: list[str] = []
+        ends = args.index("--") if "--" in args else len(args)
+        for index, word in enumerate(args):
+            given.append(word)
+            alone, pattern = bare.get(word, ("", "")) if index < ends else ("", "")
+            if alone and not re.fullmatch(pattern, "".join(args[index + 1 : index + 2])):
+                given.append(alone)
+        return super().parse_args(ctx, given)
 
 
 def flags_of(run: Callable[..., None]) -> Mapping[str, Flag]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from condense.cli.measure import Model, go_offline, training_text
 from condense.cli.treat import Trained, run_training
 from condense.errors import UnavailableError, UsageError
 from condense.records.options import ARMS, OUTPUT, Flag, ModelOptions, RunOptions, TextOptions
-from condense.records.plans import Plan, Schedule, TrialPlan
+from condense.records.plans import JobOptions, Plan, Schedule, TrialPlan
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +51,7 @@ def trial(
     corpus: TextOptions,
     training: Annotated[Plan, OfTheArms],
     options: Annotated[ModelOptions, Trained],
+    jobs: JobOptions,
     run: RunOptions,
 ) -> None:
     """Train remedies against condensation side by side, each against the same control, and report what each did."""
@@ -59,7 +60,10 @@ def trial(
     text = training_text(corpus)
     go_offline(options)
     quieten_libraries()
-    finished = _train(model, text, output, plan, corpus.text_column, options, run)
+    from condense.trials.run import trial as run_trial
+
+    start = partial(run_trial, model, text, output, plan, text_column=corpus.text_column, options=options, jobs=jobs)
+    finished = _train(start, output, run)
     if finished is not None:
         _finish(finished, output)
 
@@ -86,19 +90,15 @@ def _arms_of(arms: str, coefficients: str | None) -> Any:
     return parse_arms(arms, numbers)
 
 
-def _train(
-    model: str, text: Any, output: Path, plan: TrialPlan, column: str, options: ModelOptions, run: RunOptions
-) -> Trial | None:
+def _train(start: Callable[..., Trial | None], output: Path, run: RunOptions) -> Trial | None:
     """Run the trial with bars on stderr; None for a dry run."""
     from condense.report.trial.text import show_trial_plan
-    from condense.trials.run import trial
     from condense.trials.verdict import power_before
 
     def show(plan: TrialPlan, schedule: Schedule, overhead: Overhead, screen: Console) -> None:
         power = power_before(plan.seeds, max(1, len(plan.arms) - 1), _spread_before(output))
         show_trial_plan(plan, schedule, {}, schedule.seconds, screen, power)
 
-    start = partial(trial, model, text, output, plan, text_column=column, options=options)
     return run_training(start, show, run, str(output))
 
 

@@ -1,7 +1,6 @@
 """Every option of condense once: a field of a frozen dataclass, with its flag beside it.
 
-The command line, condense.toml, the environment and the Python functions read the same field with the same default.
-Adding an option is one field here (or in `plans.Plan`) and its use.
+Command line, condense.toml, environment and Python read it with one default. To add one: a field, here or in plans.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from condense.errors import UsageError
 
 MODEL, CORPUS, OUTPUT, SAFETY = "Model", "Corpus", "Output", "Dangerous, off unless asked for"
 GATE, RUN, TASKS = "Gate", "Run", "Downstream tasks (extra: eval)"
-LOSS, TRAINING, LORA, ARMS = "Loss", "Training", "LoRA", "Arms"
+LOSS, TRAINING, LORA, ARMS, WORKERS = "Loss", "Training", "LoRA", "Arms", "Workers (extra: ray)"
 
 MAX_SEED = 2**32 - 1
 """What the random generators of torch, NumPy and Python all take."""
@@ -40,7 +39,8 @@ class Flag:
     change numbers; such a one with a path `inside` its folder; only one that is `named` with --config, and the
     environment; `never` a file. secret: never shown.
     Where the flag takes another type than the field, kind is that type, unread the flag's default, and read turns
-    its value into the field's; read(unread) is the field's default.
+    its value into the field's; read(unread) is the field's default. bare: the value of a flag that stands alone, and
+    the pattern of a word behind it that is its value.
     """
 
     help: str
@@ -56,6 +56,7 @@ class Flag:
     kind: Any = None
     unread: Any = None
     read: Callable[[Any], Any] | None = None
+    bare: tuple[str, str] | None = None
 
     def name_of(self, field: str) -> str:
         """The first name of the flag, as messages show it."""

@@ -261,6 +261,10 @@ class Kept(Sequence[Document]):
         self._file: BinaryIO | None = None
         self._ends = array("q", [0])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """All the documents, for another process; a long text goes into a temporary file of its own there."""
+        return _kept, (tuple(self),)
+
     def append(self, document: Document) -> None:
         """Add one."""
         if self._file is None:
@@ -300,6 +304,13 @@ class Kept(Sequence[Document]):
     def chosen(self, indices: Iterable[int]) -> Sequence[Document]:
         """Some of the documents, in this order, read when they are asked for."""
         return tuple(self._held[i] for i in indices) if self._file is None else _Chosen(self, array("q", indices))
+
+
+def _kept(documents: Iterable[Document]) -> Kept:
+    kept = Kept()
+    for document in documents:
+        kept.append(document)
+    return kept
 
 
 @dataclass(frozen=True)

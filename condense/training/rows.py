@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,19 @@ class Rows(Dataset[dict[str, Tensor]]):
         self.notes = (
             (*notes, f"{_counted(bare, 'row')} left out without any token that counts in the loss") if bare else notes
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Rows as one array for each of their parts, which processes can share."""
+        rows = {key: torch.stack([row[key] for row in self.rows]).numpy() for key in self.rows[0]} if self.rows else {}
+        return {**vars(self), "rows": rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Views of the shared arrays; nothing writes into a row."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of arrays that cannot be written
+            shared = {key: torch.from_numpy(value) for key, value in state["rows"].items()}
+        count = min((len(value) for value in shared.values()), default=0)
+        vars(self).update(state, rows=[{key: value[i] for key, value in shared.items()} for i in range(count)])
 
     def __len__(self) -> int:
         """Number of rows."""

@@ -36,6 +36,7 @@ from condense.training.trackers import RunName
 from condense.trials.folder import (
     FAILED,
     MEASURED,
+    PROGRESS,
     TRAINED,
     begin,
     drop_checkpoints,
@@ -114,6 +115,11 @@ class ArmRunInput:
     points: int = 0
     searched: bool = False
 
+    @property
+    def name(self) -> str:
+        """The arm, with the setting that is tried where the run is one of a search."""
+        return f"{self.spec.name} ({self.folder.parent.name.rpartition('+')[2]})" if self.searched else self.spec.name
+
     def fresh(self) -> Checkpoint:
         """The source weights, opened anew."""
         return checkpoints.load(self.model, self.options)
@@ -177,7 +183,8 @@ def train_and_measure(run: ArmRunInput, texts: Prepared, tasks: OpenTasks, watch
     """
     folder = run.folder
     begin(folder, run.fingerprint)
-    (folder / FAILED).unlink(missing_ok=True)
+    for name in (FAILED, PROGRESS):
+        (folder / name).unlink(missing_ok=True)
     step = read_step(folder, TRAINED, run.fingerprint)
     if step is None or step.trained is None:
         watch.on_phase("training")

@@ -19,6 +19,7 @@ from typing import Any
 from condense.errors import UsageError
 from condense.files import flush, json_or_none, write_text
 from condense.folders import File, changed, describe, names_in, remove_unfinished
+from condense.lock import refuse_in_use
 from condense.records.base import Estimate
 from condense.records.diagnosis import Diagnosis, ModelInfo
 from condense.records.learning import Tried
@@ -30,11 +31,12 @@ from condense.records.trial import ArmRun, SitePoint, StepCost
 from condense.training.loop import Trained
 
 TRAINED, MEASURED, FAILED, BEGUN = "trained.json", "run.json", "failed.json", "begun.json"
+PROGRESS = "progress.json"  # how far a run in a worker is; removed when it ends
 MODEL = ("model", "adapter")
 SHARED = ("costs.json", "fingerprint.json")
 # What training, saving and measuring write into the folder of a run; of an unfinished one nothing else is removed.
 _MADE = re.compile(
-    r"(trained|run|failed|begun|validation|probe|tasks)\.json|cloud\.safetensors|\.[^/]*\.tmp|runs/.*"
+    r"(trained|run|failed|begun|progress|validation|probe|tasks)\.json|cloud\.safetensors|\.[^/]*\.tmp|runs/.*"
     r"|(model|adapter|checkpoint-\d+|tmp-checkpoint-\d+)/"
     r"(.*\.(safetensors|json|jinja|model|bin|pt|pth|py|tmp)|.*(merges|vocab)\.txt|README\.md)"
 )
@@ -95,6 +97,12 @@ def refuse_links(folder: Path) -> None:
         raise UsageError(
             f"{linked} is a link, which condense does not make", "move it away, or choose another --output"
         )
+
+
+def refuse_workers(folder: Path) -> None:
+    """UsageError while a worker that an earlier trial has left is still at one of its runs."""
+    for run in sorted(folder.glob("*/seed-*")):
+        refuse_in_use(run)
 
 
 def begin(folder: Path, fingerprint: str) -> None:

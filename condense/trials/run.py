@@ -35,14 +35,14 @@ from condense.folders import (
 from condense.lock import locked, refuse_in_use
 from condense.records.base import Again
 from condense.records.options import ModelOptions, TextOptions, takes
-from condense.records.plans import ArmSpec, TrialPlan
+from condense.records.plans import ArmSpec, JobOptions, TrialPlan
 from condense.records.trial import TRIAL_SCHEMA, ArmResult, StepCost, Trial
 from condense.texts.documents import Document
 from condense.training.remedies import remedy_of
 from condense.trials.arm_run import Watch
 from condense.trials.doses import dose_responses
 from condense.trials.effects import MEASURES, arm_effect, compare_pairs, rank_arms, reference_of
-from condense.trials.folder import Run, Runs, clear_runs, names_made, refuse_links
+from condense.trials.folder import Run, Runs, clear_runs, names_made, refuse_links, refuse_workers
 from condense.trials.learning import with_learning
 from condense.trials.runs import Request, prepare, run_arms
 from condense.trials.tuning import TUNING, tuning_findings
@@ -67,6 +67,7 @@ def trial(
     dry_run: bool = False,
     command: str = "",
     watch: Watch | None = None,
+    jobs: JobOptions | None = None,
     options: ModelOptions | None = None,
     **fields: Any,
 ) -> Trial | None:
@@ -74,13 +75,16 @@ def trial(
 
     model: as for `load`, with its options as an object or as keywords; text: a path or documents; output: the
     folder of trial.json, report.html, report.md, trial.csv and arms/. Returns None for a dry run. An arm that fails
-    is in the result with its reason; RunError if the control itself never succeeds. UsageError for an output that
+    is in the result with its reason; RunError if the control itself never succeeds. jobs: whether runs go into workers
+    of Ray, several at once, each with threads of its own; the same numbers come out. UsageError for an output that
     is not empty, UnavailableError for a model or text that cannot be used, `training.InterruptedRunError` after a
     signal.
     """
     target, started = resolved(output), time.perf_counter()
     chosen = replace(ModelOptions.of(options, fields), dtype="float32")
-    plan = replace(plan, training=plan.training.resolved())
+    plan, jobs = replace(plan, training=plan.training.resolved()), jobs or JobOptions()
+    if jobs.gpus_per_run == 0 and chosen.device == "auto":
+        chosen = replace(chosen, device="cpu")
     refuse_arms(plan, chosen)
     _check_output(target, resume=resume, force=force)
     request = Request(
@@ -98,6 +102,7 @@ def trial(
         text_column=text_column,
         resume=resume,
         dry_run=dry_run,
+        jobs=jobs,
         watch=watch or Watch(),
         options=chosen,
     )
@@ -151,6 +156,7 @@ def _begin(target: Path, resume: bool) -> None:
     """
     for name in RUNS:
         refuse_links(target / name)
+        refuse_workers(target / name)
     mark = read_mark(target)
     if mark is None:
         mark = Mark(KIND)

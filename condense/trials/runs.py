@@ -29,26 +29,25 @@ from condense.models import checkpoint as checkpoints
 from condense.models.checkpoint import Checkpoint
 from condense.records.learning import Tried, tuning_lines
 from condense.records.options import ModelOptions
-from condense.records.plans import ArmSpec, TrialPlan
+from condense.records.plans import ArmSpec, JobOptions, TrialPlan
 from condense.records.serial import decode, encode
 from condense.records.treatment import Overhead
 from condense.records.trial import StepCost
 from condense.training.arm_names import slug
-from condense.training.costs import Costed, Pass, interleaved, overhead_of, step_costs
-from condense.training.interventions import adapted, as_trained
-from condense.training.learning import FORWARD, default_points
+from condense.training.costs import Costed, step_costs
+from condense.training.interventions import adapted
+from condense.training.learning import default_points
 from condense.training.prepare import (
     Prepared,
-    disk_needed,
     first_batch,
     prepare_text,
     refuse_settings,
     refuse_small_disk,
-    training_memory,
 )
 from condense.training.remedies import remedy_of
 from condense.training.rows import Rows
 from condense.trials.arm_run import Also, ArmRunInput, Watch, attempt, measure, nothing_else, train_and_measure
+from condense.trials.estimate import estimate
 from condense.trials.folder import (
     MEASURED,
     Runs,
@@ -59,6 +58,8 @@ from condense.trials.folder import (
     is_done,
     read_run,
 )
+from condense.trials.pool import in_workers, run_all
+from condense.trials.ray_session import Room, refuse_without_ray, room_for, threads
 from condense.trials.tuning import (
     TUNING,
     Search,
@@ -70,7 +71,6 @@ from condense.version import __version__
 
 BEFORE = ArmSpec("before", "control")
 FINGERPRINT = "fingerprint.json"
-_MEASURING = 0.45  # of a forward and backward pass: what measuring the same tokens takes
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Request:
     folder     where the runs go: OUT.work of a treatment, OUT/arms of a trial.
     timed      the arms whose step is timed for the plan, in turn, `rounds` times; the first is the control.
     all_costs  whether time and peak memory of a step of every arm are measured before training.
-    lenient    whether a run that fails is written down and the next one begun.
+    lenient    whether a run that fails is written down and the next one begun; so it is in workers (`jobs`) always.
     keeps      whether the model of an arm under a seed is kept once it is measured.
     begins     called when nothing can be refused any more: clears what an earlier run left, unless it is resumed.
     title      what a model is called in the records; name: what trackers call all of it.
@@ -105,13 +105,17 @@ class Request:
     text_column: str = "text"
     resume: bool = False
     dry_run: bool = False
+    jobs: JobOptions = field(default_factory=JobOptions)
     watch: Watch = field(default_factory=Watch)
     options: ModelOptions = field(default_factory=ModelOptions)
 
 
 @dataclass
 class Job:
-    """A request with what was prepared for it; `opened` is the model as it came, until it has been measured."""
+    """A request with what was prepared for it.
+
+    opened: the model as it came, until it has been measured; room: of the workers, None without any.
+    """
 
     asked: Request
     texts: Prepared
@@ -119,6 +123,7 @@ class Job:
     fingerprint: str
     opened: Checkpoint | None
     overhead: Overhead = field(default_factory=lambda: Overhead(None, None))
+    room: Room | None = None
     chosen: Mapping[str, Setting] = field(default_factory=dict)
 
     @property
@@ -196,6 +201,7 @@ def prepare(asked: Request) -> Job:
     not those of the run to be resumed, RunError where the disk is too small.
     """
     training, watch = asked.plan.training, asked.watch
+    refuse_without_ray(asked.jobs, asked.options)
     found = find_tasks(training.eval_tasks, training.include_path)
     tasks = OpenTasks() if asked.dry_run else open_tasks(found)
     watch.on_phase("loading")
@@ -211,7 +217,10 @@ def prepare(asked: Request) -> Job:
     if asked.resume:
         _refuse_other(asked, facts)
     job = Job(asked, texts, tasks, sha256(json.dumps(facts, sort_keys=True)), opened)
-    _estimate(job, opened)
+    if asked.jobs.in_workers:
+        job.room = room_for(asked.jobs, asked.options, len(job.todo()))
+    with threads(job.room.cpus if job.room else None):
+        estimate(job, opened)
     watch.on_plan(asked.plan, job.texts.schedule, job.overhead)
     refuse_small_disk(asked.folder, job.texts.schedule.disk_bytes)
     return job
@@ -222,6 +231,11 @@ def run_arms(job: Job) -> Runs:
 
     RunError for a run that failed; InterruptedRunError after a signal, with a checkpoint saved.
     """
+    with threads(job.room.cpus if job.room else None):
+        return _run_arms(job)
+
+
+def _run_arms(job: Job) -> Runs:
     asked, training, opened, job.opened = job.asked, job.asked.plan.training, job.opened, None
     if opened is None:
         raise ValueError("a job runs once")
@@ -239,8 +253,10 @@ def run_arms(job: Job) -> Runs:
     info, around = opened.info, environment(opened.model)
     del opened
     gc.collect()
-    tried = _search(job, unavailable)
-    _train_all(job, unavailable)
+    searching = bool(job.search and job.search.todo(asked.resume))
+    with in_workers(asked.jobs, job.room if searching or job.todo() else None, asked.watch):
+        tried = _search(job, unavailable)
+        _train_all(job, unavailable)
     schedule = job.texts.schedule
     folders = {spec.name: {seed: job.folder_of(spec, seed) for seed in job.seeds} for spec in asked.plan.arms}
     prints = {spec.name: job.fingerprint_of(spec) for spec in asked.plan.arms}
@@ -299,35 +315,6 @@ def _refuse_other(asked: Request, facts: Mapping[str, Any]) -> None:
         )
 
 
-def _estimate(job: Job, opened: Checkpoint) -> None:
-    """Put time, memory and disk into the schedule, from a few timed passes."""
-    asked, texts, schedule = job.asked, job.texts, job.texts.schedule
-    asked.watch.on_phase("timing a step")
-    batch = job.batch(opened.tokenizer, texts.rows)
-    acts = {name: remedy_of(spec).acts(spec, asked.plan.training) for name, spec in asked.timed.items()}
-    with as_trained(opened.model, asked.plan.training) as (model, trained, adapter):
-        spent = interleaved({name: Pass(model, batch, act) for name, act in acts.items()}, asked.rounds)
-    job.overhead = overhead_of(spent)
-    todo, steps = job.todo(), job.overhead.seconds_per_step
-    control = next(iter(steps.values()))
-    searched = job.search.todo(asked.resume) if job.search else []
-    passes = [steps.get(spec.name, control) for spec in (*(spec for _, spec in todo), *(run.spec for run in searched))]
-    training = sum(passes) * schedule.steps * schedule.accumulation
-    tokens = texts.validation.ids.numel() + texts.probe.ids.numel()
-    measuring = control / (schedule.row_length * schedule.batch_size) * _MEASURING * tokens
-    scored = FORWARD * texts.validation.ids.numel() * max(0, job.points - 1)
-    training += control / (schedule.row_length * schedule.batch_size) * scored * len(todo)
-    kept = [asked.keeps(spec, seed) for seed in job.seeds for spec in asked.plan.arms]
-    estimated = replace(
-        schedule,
-        seconds=training + measuring * (len(todo) + len(searched) / 2 + 1),
-        memory_bytes=training_memory(trained, job.overhead.peak_memory_bytes),
-        disk_bytes=disk_needed(opened, asked.plan.training, min(len(kept), sum(kept) + 1), len(kept) + 1),
-        adapter=adapter,
-    )
-    job.texts = replace(texts, schedule=estimated)
-
-
 def _all_costs(job: Job, opened: Checkpoint) -> tuple[dict[str, StepCost], dict[str, str]]:
     """What a step of each arm takes, and why some arms cannot be had; kept for a resume."""
     asked, texts = job.asked, job.texts
@@ -365,8 +352,11 @@ def _search(job: Job, unavailable: dict[str, str]) -> dict[str, tuple[Tried, ...
     if search is None:
         return {}
     todo = [run for run in search.todo(job.asked.resume) if run.spec.name not in unavailable]
+    if job.room and todo:
+        run_all(todo, search.prepared, job.asked.folder / FINGERPRINT, job.asked.jobs, job.room, watch)
+        todo = []
     for number, run in enumerate(todo):
-        watch.on_run(f"{run.spec.name} ({run.folder.parent.name.rpartition('+')[2]})", run.seed, number, len(todo))
+        watch.on_run(run.name, run.seed, number, len(todo))
         if (reason := attempt(run, search.prepared, OpenTasks(), watch)) is not None:
             watch.on_note(f"{run.title}: {reason}; going on with the others")
     tried = {spec.name: search.tried(spec) for spec in job.asked.plan.arms if spec.name not in unavailable}
@@ -387,6 +377,10 @@ def _train_all(job: Job, unavailable: Mapping[str, str]) -> None:
     """Every arm under every seed that is not finished; a failure ends it, or is written down where that was asked."""
     asked = job.asked
     todo = [(seed, spec) for seed, spec in job.todo() if spec.name not in unavailable]
+    if job.room and todo:
+        inputs = [job.run_of(spec, seed) for seed, spec in todo]
+        run_all(inputs, job.texts, asked.folder / FINGERPRINT, asked.jobs, job.room, asked.watch)
+        todo = []
     for number, (seed, spec) in enumerate(todo):
         asked.watch.on_run(spec.name, seed, number, len(todo))
         if not asked.lenient:

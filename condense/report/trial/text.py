@@ -267,13 +267,19 @@ def show_trial_plan(
     console.print(_plan_table(plan, costs))
     if plan.training.eval_tasks:
         say(console, f"tasks: {', '.join(plan.training.eval_tasks)}, of before and of every run")
-    memory = [cost.peak_memory_bytes for cost in costs.values() if cost.peak_memory_bytes is not None]
-    most = max(memory, default=schedule.memory_bytes)
+    peaks = [cost.peak_memory_bytes for cost in costs.values() if cost.peak_memory_bytes is not None]
+    most = max(peaks, default=schedule.memory_bytes)
     kept = "the models of all runs are kept" if plan.keep_models else "models are deleted once they are measured"
-    line = (
-        f"estimate: {in_words(seconds)} in all, {size_in_words(most)} memory, {size_in_words(schedule.disk_bytes)} disk"
-    )
+    memory, disk = f"{size_in_words(most)} memory{_at_once(schedule)}", f"{size_in_words(schedule.disk_bytes)} disk"
+    line = f"estimate: {in_words(seconds)} in all, {memory}, {disk}"
     say(console, f"{line}; {kept}", *(f"power: {line}" for line in power))
+
+
+def _at_once(schedule: Schedule) -> str:
+    """How many runs share the machine or the cluster, in words; nothing where they follow each other here."""
+    if schedule.threads is None:
+        return ""
+    return f" and {plural(schedule.threads, 'thread')} a run, {plural(schedule.jobs, 'run')} at once"
 
 
 def _plan_table(plan: TrialPlan, costs: Mapping[str, StepCost]) -> RichTable:
