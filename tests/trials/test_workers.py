@@ -266,7 +266,7 @@ def alone(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory)
 def numbers(made: Trial | None) -> list[Any]:
     """All that was measured: of the model as it came, of every run, and the effects."""
     assert made is not None
-    arms = [[(replace(run, seconds=0.0, learning=None), arm.effect) for run in arm.runs] for arm in made.arms]
+    arms = [[(replace(run, seconds=0.0, learning=replace(run.learning, seconds=())), arm.effect) for run in arm.runs] for arm in made.arms]
     return [made.before, [arm.status for arm in made.arms], arms]
 
 
