@@ -19,7 +19,7 @@ from condense.errors import RunError, UsageError
 from condense.lock import LOCK, forget_lost, locked
 from condense.records.options import ModelOptions
 from condense.records.plans import JobOptions, Plan, TrialPlan
-from condense.records.trial import Trial
+from condense.records.trial import ArmRun, Trial
 from condense.texts import documents
 from condense.texts.documents import Document, Kept
 from condense.training.arm_names import parse_arms
@@ -266,7 +266,11 @@ def alone(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory)
 def numbers(made: Trial | None) -> list[Any]:
     """All that was measured: of the model as it came, of every run, and the effects."""
     assert made is not None
-    arms = [[(replace(run, seconds=0.0, learning=replace(run.learning, seconds=())), arm.effect) for run in arm.runs] for arm in made.arms]
+
+    def timeless(run: ArmRun) -> ArmRun:
+        return replace(run, seconds=0.0, learning=replace(run.learning, seconds=()))
+
+    arms = [[(timeless(run), arm.effect) for run in arm.runs] for arm in made.arms]
     return [made.before, [arm.status for arm in made.arms], arms]
 
 
