@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from condense.models.checkpoint import load as load
     from condense.records.comparison import Comparison as Comparison
     from condense.records.diagnosis import Diagnosis as Diagnosis
+    from condense.records.jobs import JobOptions as JobOptions
     from condense.records.monitor import MonitorRun as MonitorRun
     from condense.records.options import ModelOptions as ModelOptions
-    from condense.records.plans import JobOptions as JobOptions
     from condense.records.plans import Plan as Plan
     from condense.records.plans import TrialPlan as TrialPlan
     from condense.records.treatment import Treatment as Treatment
@@ -52,7 +52,7 @@ _HOMES = {
     "DispersionConfig": "dispersion.config",
     "DispersionMixin": "dispersion.trainer",
     "DispersionTrainer": "dispersion.trainer",
-    "JobOptions": "records.plans",
+    "JobOptions": "records.jobs",
     "ModelOptions": "records.options",
     "Monitor": "dispersion.monitor",
     "MonitorRun": "records.monitor",

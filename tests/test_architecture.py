@@ -257,9 +257,9 @@ def test_the_check_on_loading_can_fail() -> None:
 
 PUBLIC = (
     "Checkpoint", "Comparison", "CondensationMonitor", "CondenseError", "Diagnosis", "Disperser", "DispersionConfig",
-    "DispersionMixin", "DispersionTrainer", "ModelOptions", "Monitor", "MonitorRun", "Plan", "Treatment", "Trial",
-    "TrialPlan", "Windows", "__version__", "adapt", "analyze", "compare", "dispersion", "evaluate", "geometry", "load",
-    "parse_arms", "task_effects", "treat", "trial", "windows",
+    "DispersionMixin", "DispersionTrainer", "JobOptions", "ModelOptions", "Monitor", "MonitorRun", "Plan", "Treatment",
+    "Trial", "TrialPlan", "Windows", "__version__", "adapt", "analyze", "compare", "dispersion", "evaluate", "geometry",
+    "load", "parse_arms", "task_effects", "treat", "trial", "windows",
 )  # fmt: skip
 
 

@@ -16,8 +16,9 @@ from condense.cli.groups import Without, command
 from condense.cli.measure import Model, go_offline, training_text
 from condense.cli.treat import Trained, run_training
 from condense.errors import UnavailableError, UsageError
+from condense.records.jobs import JobOptions
 from condense.records.options import ARMS, OUTPUT, Flag, ModelOptions, RunOptions, TextOptions
-from condense.records.plans import JobOptions, Plan, Schedule, TrialPlan
+from condense.records.plans import Plan, Schedule, TrialPlan
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,7 +1,4 @@
-"""Every option of condense once: a field of a frozen dataclass, with its flag beside it.
-
-Command line, condense.toml, environment and Python read it with one default. To add one: a field, here or in plans.
-"""
+"""Every option of condense once: a field of a frozen dataclass, with its flag, for the command line, files and Python."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from condense.evaluation.harness import OpenTasks, find_tasks, open_tasks
 from condense.files import json_or_none, write_text
 from condense.lock import forget_lost, locked
 from condense.models import hub
-from condense.records.plans import JobOptions
+from condense.records.jobs import JobOptions
 from condense.report.text import plural
 from condense.training.loop import InterruptedRunError
 from condense.training.prepare import Prepared

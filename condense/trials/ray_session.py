@@ -28,8 +28,8 @@ import condense
 from condense.doctor import memory_of_machine
 from condense.errors import RunError, UnavailableError, UsageError, first_line
 from condense.files import size_in_words
+from condense.records.jobs import JobOptions
 from condense.records.options import ModelOptions
-from condense.records.plans import JobOptions
 from condense.report.text import plural
 
 

@@ -34,8 +34,9 @@ from condense.folders import (
 )
 from condense.lock import locked, refuse_in_use
 from condense.records.base import Again
+from condense.records.jobs import JobOptions
 from condense.records.options import ModelOptions, TextOptions, takes
-from condense.records.plans import ArmSpec, JobOptions, TrialPlan
+from condense.records.plans import ArmSpec, TrialPlan
 from condense.records.trial import TRIAL_SCHEMA, ArmResult, StepCost, Trial
 from condense.texts.documents import Document
 from condense.training.remedies import remedy_of

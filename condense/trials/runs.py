@@ -27,9 +27,10 @@ from condense.evaluation.run import check_model
 from condense.files import json_or_none, sha256, write_text
 from condense.models import checkpoint as checkpoints
 from condense.models.checkpoint import Checkpoint
+from condense.records.jobs import JobOptions
 from condense.records.learning import Tried, tuning_lines
 from condense.records.options import ModelOptions
-from condense.records.plans import ArmSpec, JobOptions, TrialPlan
+from condense.records.plans import ArmSpec, TrialPlan
 from condense.records.serial import decode, encode
 from condense.records.treatment import Overhead
 from condense.records.trial import StepCost

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from condense.cli.app import app
 from condense.errors import RunError, UsageError
 from condense.lock import LOCK, forget_lost, locked
+from condense.records.jobs import JobOptions
 from condense.records.options import ModelOptions
-from condense.records.plans import JobOptions, Plan, TrialPlan
+from condense.records.plans import Plan, TrialPlan
 from condense.records.trial import ArmRun, Trial
 from condense.texts import documents
 from condense.texts.documents import Document, Kept
