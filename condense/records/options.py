@@ -1,4 +1,4 @@
-"""Every option of condense once: a field of a frozen dataclass, with its flag, for the command line, files and Python."""
+"""Every option of condense once: a field of a frozen dataclass with its flag, for the shell, files and Python."""
 
 from __future__ import annotations
 
