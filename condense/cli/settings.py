@@ -21,7 +21,21 @@ from condense.records.options import Flag
 
 PREFIX = "CONDENSE_"
 PATHS = frozenset(
-    {"accept", "baseline", "csv", "html", "include_path", "json", "junit", "md", "output", "text", "tune_text"}
+    {
+        "accept",
+        "baseline",
+        "csv",
+        "html",
+        "include_path",
+        "json",
+        "junit",
+        "md",
+        "output",
+        "text",
+        "tune_text",
+        "other_text",
+        "then_text",
+    }
 )
 """The parameters that name a file or a folder: relative ones in a settings file are meant beside it."""
 Commands = Mapping[str, Mapping[str, Flag]]

@@ -102,6 +102,37 @@ class Learning:
 
 
 @dataclass(frozen=True)
+class TextScores:
+    """What the windows of another text cost a run's final model, in nats per window, and which windows they are."""
+
+    windows_sha256: str
+    nats: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """What a run's final model did on other texts: scored on one, trained further on another (step 0 first)."""
+
+    other: TextScores | None = None
+    then: Scores | None = None
+    then_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class TextEffect:
+    """Bits per byte of an arm on another text: its own (interval over seeds), and arm − control with its word.
+
+    The word is None for the control and below three seeds. `least` is the smallest difference that counts.
+    """
+
+    seeds: int
+    own: Estimate
+    change: Estimate = field(default_factory=lambda: Estimate(None))
+    word: QualityWord | None = None
+    least: float | None = None
+
+
+@dataclass(frozen=True)
 class Tried:
     """One setting of the search of an arm: bits per byte of the tuning text after the last step, and what it took.
 

@@ -322,6 +322,23 @@ class TrialPlan(Options):
         str | None,
         Flag("Text to choose on. Default: half of the validation documents.", ARMS, metavar="FILE", settings="inside"),
     ] = None
+    other_text: Annotated[
+        str | None,
+        Flag("Text of another domain, scored beside the validation text.", ARMS, metavar="FILE", settings="inside"),
+    ] = None
+    then_text: Annotated[
+        str | None,
+        Flag(
+            "Text that every final model is then trained on, as the control is: how fast does it learn that?",
+            ARMS,
+            metavar="FILE",
+            settings="inside",
+        ),
+    ] = None
+    then_steps: Annotated[
+        int | None,
+        Flag("Steps on that text. Default: a quarter of the steps.", ARMS, at_least=4, settings="found"),
+    ] = None
     curve_points: Annotated[
         int | None,
         Flag(
@@ -340,6 +357,8 @@ class TrialPlan(Options):
         self.grid()
         if self.tune_text is not None and not self.tune:
             raise UsageError("--tune-text is given, but nothing is chosen on it", "add --tune learning_rate=A,B")
+        if self.then_steps is not None and self.then_text is None:
+            raise UsageError("--then-steps is given, but no text to train on", "add --then-text FILE")
         if self.tune and self.seeds > TUNING_SEED:
             raise UsageError(f"--tune leaves room for {TUNING_SEED} seeds", "give fewer --seeds")
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from condense.records.base import Estimate, Finding, Saved
 from condense.records.diagnosis import CorpusInfo, ModelInfo, Quality
-from condense.records.learning import Learning, LearningCurve, Tried
+from condense.records.learning import Learning, LearningCurve, TextEffect, Tried
 from condense.records.plans import ArmSpec, RemedyName, Schedule, TrialPlan
 from condense.records.tasks import TaskEffect, TaskScore
 from condense.records.treatment import (
@@ -145,6 +145,8 @@ class ArmResult:
     task_effects: tuple[TaskEffect, ...] = ()
     learning: Learning | None = None
     tuning: tuple[Tried, ...] = ()
+    other: TextEffect | None = None
+    then: Learning | None = None
 
     @classmethod
     def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -221,6 +223,9 @@ class Trial(Saved):
     findings: tuple[Finding, ...]
     timing: Mapping[str, float]
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    other: CorpusInfo | None = None
+    then: CorpusInfo | None = None
+    then_tokens: int = 0
 
     @property
     def control(self) -> ArmResult:

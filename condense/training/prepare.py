@@ -54,10 +54,21 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class NextText:
+    """What final models are trained on further: its split, rows of the model's own tokens, windows, the schedule."""
+
+    parts: Split
+    rows: Rows
+    windows: Windows
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
 class Prepared:
     """What all arms share: the split text, rows of token ids, windows of validation and probe, the schedule.
 
-    tuning: the text that settings are chosen on, None without a search.
+    tuning: the text that settings are chosen on; other: one of another domain; then: one to train on further; each None
+    where a trial does not ask for it.
     """
 
     parts: Split
@@ -67,6 +78,8 @@ class Prepared:
     probe: Windows
     schedule: Schedule
     tuning: HeldOut | None = None
+    other: HeldOut | None = None
+    then: NextText | None = None
 
 
 def prepare_text(
@@ -106,7 +119,40 @@ def prepare_text(
     validation, probe = measured_windows(opened, parts, plan, rows.length)
     tuning = held_out(validation, opened, chosen_on, plan, "tuning text") if chosen_on else None
     schedule = make_schedule(plan, rows, parts, processes, asked)
-    return Prepared(parts, rows, masked, validation, probe, schedule, tuning)
+    made = Prepared(parts, rows, masked, validation, probe, schedule, tuning)
+    return made if more is None else with_texts(made, opened, column, plan, more)
+
+
+def with_texts(made: Prepared, opened: Checkpoint, column: str, plan: Plan, more: TrialPlan) -> Prepared:
+    """The text of another domain and the next one, as a trial asks for them.
+
+    UsageError for a masked model, which has no bits per byte.
+    """
+    if (more.other_text or more.then_text) and made.masked:
+        raise UsageError(
+            "--other-text and --then-text need bits per byte, which a masked model has not", "leave them out"
+        )
+    if more.other_text is not None:
+        documents = apart(documents_of(more.other_text, column), made.parts, "--other-text")
+        made = replace(made, other=held_out(made.validation, opened, documents, plan, "text of another domain"))
+    if more.then_text is None:
+        return made
+    parts = split(apart(documents_of(more.then_text, column), made.parts, "--then-text"), plan.seed)
+    rows = training_rows(opened, parts, made.rows.length, made.masked, most_tokens(plan, made.rows.length))
+    steps = more.then_steps or max(4, made.schedule.steps // 4)
+    schedule = replace(
+        made.schedule,
+        rows=len(rows),
+        steps=steps,
+        train_tokens=steps * made.schedule.tokens_per_step,
+        train_documents=len(parts.train),
+        validation_documents=len(parts.validation),
+        train_sha256=parts.train_sha256,
+        validation_sha256=parts.validation_sha256,
+        notes=(*parts.notes, *rows.notes),
+    )
+    held = held_out(made.validation, opened, tuple(parts.validation), plan, "the next text")
+    return replace(made, then=NextText(parts, rows, held.windows, schedule))
 
 
 def halved(parts: Split) -> tuple[Split, tuple[Document, ...]]:

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from condense.diagnosis.quality import rescored
 from condense.diagnosis.run import analyze
@@ -22,14 +26,16 @@ from condense.evaluation.run import evaluate
 from condense.files import write_text
 from condense.models import checkpoint as checkpoints
 from condense.models.checkpoint import Checkpoint
+from condense.records.learning import Beyond, Scores, TextScores
 from condense.records.options import ModelOptions
 from condense.records.plans import ArmSpec, Plan, Schedule, TrialPlan
 from condense.records.serial import encode
 from condense.records.treatment import Overhead
 from condense.texts.windows import Windows
+from condense.training.interventions import Intervention, adapted
 from condense.training.learning import Evaluation, WindowScore, evaluated_steps
-from condense.training.loop import InterruptedRunError, OnStep, Trained, train_arm
-from condense.training.prepare import Prepared, windows_for
+from condense.training.loop import InterruptedRunError, OnStep, Trained, train, train_arm
+from condense.training.prepare import NextText, Prepared, training_rows, windows_for
 from condense.training.remedies import remedy_of
 from condense.training.rows import Rows
 from condense.training.trackers import RunName
@@ -46,6 +52,9 @@ from condense.trials.folder import (
     read_step,
 )
 
+NEXT_POINTS = 8
+"""Evaluations while a final model learns the next text, the end among them."""
+BEFORE = ArmSpec("before", "control")
 Also = Callable[[Checkpoint, Windows, Path], None]
 
 
@@ -97,6 +106,7 @@ class ArmRunInput:
                  sound checkpoint in the folder.
     also         what else is made of the measured model, written into the folder.
     points       how many points the curve of bits per byte has, the end among them.
+    then         the plan of training on the next text, where the texts have one: that of the control.
     searched     whether it is a run of a search, of which the validation text alone is measured.
     """
 
@@ -114,6 +124,7 @@ class ArmRunInput:
     also: Also = nothing_else
     points: int = 0
     searched: bool = False
+    then: Plan | None = None
 
     @property
     def name(self) -> str:
@@ -236,7 +247,62 @@ def measure(run: ArmRunInput, current: Checkpoint, texts: Prepared, tasks: OpenT
     if run.searched:
         return
     run.also(current, own[0], folder)
+    _measure_beyond(run, current, texts, watch)
     if tasks.names:
         watch.on_phase("downstream tasks")
         scores = evaluate(current, tasks, limit=training.eval_limit, seed=training.seed, on_request=watch.on_text)
         write_text(folder / "tasks.json", json.dumps(encode(scores), allow_nan=False))
+
+
+def _measure_beyond(run: ArmRunInput, current: Checkpoint, texts: Prepared, watch: Watch) -> None:
+    """Score the final model on the text of another domain, and train it on the next text, last of all."""
+    other, then = texts.other, None if run.spec.name == BEFORE.name else texts.then
+    if other is None and then is None:
+        return
+    made, by_passage = Beyond(), remedy_of(run.spec).other_tokens
+    if other is not None:
+        watch.on_phase("text of another domain")
+        nats = WindowScore(current, other.windows, by_passage)(current.model)
+        made = Beyond(TextScores(other.windows.info.windows_sha256, tuple(nats)))
+    if then is not None and run.then is not None:
+        watch.on_phase("the next text")
+        made = replace(made, then=_learn_next(run, run.then, current, then, watch))
+        made = replace(made, then_sha256=then.windows.info.windows_sha256)
+    write_text(run.folder / "beyond.json", json.dumps(encode(made), allow_nan=False))
+
+
+def _learn_next(run: ArmRunInput, plan: Plan, current: Checkpoint, then: NextText, watch: Watch) -> Scores:
+    """Train the final model on the next text by cross-entropy, as the control is; scored before, on the way and after.
+
+    The weights are thrown away; so is a checkpoint that a signal left, for it is short enough to be done again.
+    """
+    by_passage, plan = remedy_of(run.spec).other_tokens, replace(plan, seed=run.seed, save_steps=None, report_to="none")
+    score, schedule, folder = WindowScore(current, then.windows, by_passage), then.schedule, run.folder / "runs/then"
+    rows = then.rows
+    if by_passage:
+        rows = training_rows(current, then.parts, rows.length, False, rows.most)
+    start = tuple(score(current.model))
+    torch.manual_seed(run.seed)
+    model: Any = adapted(current.model, plan) if plan.use_peft else current.model
+    try:
+        trained = train(
+            model,
+            current.tokenizer,
+            rows,
+            plan,
+            schedule,
+            intervention=Intervention(),
+            folder=folder,
+            masked=False,
+            on_step=watch.on_step,
+            evaluation=Evaluation(score, evaluated_steps(schedule.steps, NEXT_POINTS)),
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    scores = trained.scores
+    return replace(
+        scores,
+        step=(0, *scores.step, schedule.steps),
+        seconds=(0.0, *scores.seconds, scores.total_seconds or 0.0),
+        nats=(start, *scores.nats, tuple(score(model))),
+    )

@@ -54,6 +54,7 @@ def _seconds(job: Job) -> float:
     scored = per_token * FORWARD * texts.validation.ids.numel() * max(0, job.points - 1)
     searched = job.search.todo(job.asked.resume) if job.search else []
     tried = [steps.get(run.spec.name, control) * passes + measuring / 2 for run in searched]
-    runs = [steps.get(spec.name, control) * passes + scored + measuring for _, spec in job.todo()]
+    then = control * texts.then.schedule.steps * schedule.accumulation if texts.then else 0.0
+    runs = [steps.get(spec.name, control) * passes + scored + measuring + then for _, spec in job.todo()]
     jobs = job.room.jobs if job.room else 1
     return measuring + seconds_of(tried, jobs) + seconds_of(runs, jobs)

@@ -22,21 +22,23 @@ from condense.folders import File, changed, describe, names_in, remove_unfinishe
 from condense.lock import refuse_in_use
 from condense.records.base import Estimate
 from condense.records.diagnosis import Diagnosis, ModelInfo
-from condense.records.learning import Tried
+from condense.records.learning import Beyond, Tried
 from condense.records.plans import Schedule
 from condense.records.serial import decode, encode
 from condense.records.tasks import TaskScore
 from condense.records.treatment import Curve, Overhead
 from condense.records.trial import ArmRun, SitePoint, StepCost
 from condense.training.loop import Trained
+from condense.training.prepare import Prepared
 
 TRAINED, MEASURED, FAILED, BEGUN = "trained.json", "run.json", "failed.json", "begun.json"
 PROGRESS = "progress.json"  # how far a run in a worker is; removed when it ends
 MODEL = ("model", "adapter")
+MEASURES = ("validation.json", "probe.json", "tasks.json", "beyond.json", "cloud.safetensors")
 SHARED = ("costs.json", "fingerprint.json")
 # What training, saving and measuring write into the folder of a run; of an unfinished one nothing else is removed.
 _MADE = re.compile(
-    r"(trained|run|failed|begun|progress|validation|probe|tasks)\.json|cloud\.safetensors|\.[^/]*\.tmp|runs/.*"
+    r"(trained|run|failed|begun|progress|validation|probe|tasks|beyond)\.json|cloud\.safetensors|\.[^/]*\.tmp|runs/.*"
     r"|(model|adapter|checkpoint-\d+|tmp-checkpoint-\d+)/"
     r"(.*\.(safetensors|json|jinja|model|bin|pt|pth|py|tmp)|.*(merges|vocab)\.txt|README\.md)"
 )
@@ -62,6 +64,7 @@ class Run:
     trained: Trained | None
     details: tuple[str, ...]
     folder: Path
+    beyond: Beyond = field(default_factory=Beyond)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Runs:
     """All that was found: the model as it came, the finished runs by arm and seed, and why others are missing.
 
     costs: what a step of each arm takes; unavailable: why an arm cannot be had at all; failures: of single runs;
-    tuning: what the search tried for each arm.
+    tuning: what the search tried for each arm; texts: what all of them were trained and measured on.
     """
 
     model: ModelInfo
@@ -82,6 +85,7 @@ class Runs:
     unavailable: Mapping[str, str] = field(default_factory=dict)
     failures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tuning: Mapping[str, tuple[Tried, ...]] = field(default_factory=dict)
+    texts: Prepared | None = None
 
 
 # --- steps ---------------------------------------------------------------------------------------------
@@ -115,7 +119,7 @@ def begin(folder: Path, fingerprint: str) -> None:
 
 def finish_step(folder: Path, name: str, fingerprint: str, run: tuple[Trained | None, Iterable[str]]) -> None:
     """Mark a step as finished: how it trained and what to report, with the files that it made; written last."""
-    parts = MODEL if name == TRAINED else ("validation.json", "probe.json", "tasks.json", "cloud.safetensors")
+    parts = MODEL if name == TRAINED else MEASURES
     names = [file for file in names_in(folder) if file.partition("/")[0] in parts and _MADE.fullmatch(file)]
     flush(folder / file for file in names)
     step = Step(fingerprint, run[0], tuple(run[1]), describe(folder, names))
@@ -229,7 +233,13 @@ def read_run(folder: Path, seed: int, schedule: Schedule) -> Run:
         folder="/".join(folder.parts[-2:] if trained is None else folder.parts[-3:]),
         tasks=decode(tuple[TaskScore, ...], json.loads(scores.read_text(encoding="utf-8"))) if scores.exists() else (),
     )
-    return Run(record, validation, probe, trained, step.details, folder)
+    return Run(record, validation, probe, trained, step.details, folder, _beyond(folder / "beyond.json"))
+
+
+def _beyond(path: Path) -> Beyond:
+    """What a run did on other texts; nothing where it was made without them."""
+    kept = json_or_none(path)
+    return Beyond() if kept is None else decode(Beyond, kept)
 
 
 def _without_texts(deep: Mapping[str, Estimate]) -> dict[str, Estimate]:

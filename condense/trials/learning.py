@@ -16,7 +16,16 @@ from condense.comparison.differences import estimate_of
 from condense.comparison.verdict import quality_word
 from condense.intervals import ALPHA, Floats, Spread, over_seeds
 from condense.records.base import Estimate
-from condense.records.learning import Learning, LearningCurve, Look, Reach, TimingWord, crossing
+from condense.records.learning import (
+    Learning,
+    LearningCurve,
+    Look,
+    Reach,
+    Scores,
+    TextEffect,
+    TimingWord,
+    crossing,
+)
 from condense.records.plans import MIN_SEEDS
 from condense.records.treatment import QualityWord
 from condense.records.trial import ArmResult
@@ -85,35 +94,95 @@ def curve_of(run: Run, steps: int, tokens_per_step: int) -> LearningCurve:
 
 
 def with_learning(
-    arms: Sequence[ArmResult], runs: Runs, control: Mapping[int, Run], least: Mapping[str, float | None]
+    arms: Sequence[ArmResult], runs: Runs, control: Mapping[int, Run], least: float | None, tolerance: float
 ) -> list[ArmResult]:
-    """The arms with the curve of every run, and what each arm did over the steps and over the time."""
+    """The arms with the curve of every run, what each did over the steps and over the time, and on other texts.
+
+    least: the smallest difference in bits per byte of the validation text that counts; tolerance: the share of the
+    control's that counts on other texts.
+    """
     steps, each = runs.schedule.steps, runs.schedule.tokens_per_step
     compared = sum(bool(own) for own in runs.arms.values()) - 1
     made = []
     for arm in arms:
         own = runs.arms[arm.spec.name]
         records = tuple(replace(run, learning=curve_of(own[run.seed], steps, each)) for run in arm.runs)
-        learned = learning_of(own, control, steps, each, least["bits_per_byte"], compared)
-        made.append(replace(arm, runs=records, learning=learned))
+        pair = (_paths(own, steps), _paths(control, steps))
+        learned = learning_of(*pair, each, least, compared, own is control)
+        then = _then(own, control, runs, tolerance, compared)
+        other = _other(own, control, runs, tolerance, compared)
+        made.append(replace(arm, runs=records, learning=learned, then=then, other=other))
     return made
 
 
+def _paths(runs: Mapping[int, Run], steps: int) -> dict[int, Path]:
+    """The curves of an arm by seed, of the runs that have one."""
+    return {seed: path for seed, run in runs.items() if (path := path_of(run, steps)) is not None}
+
+
+def _then(
+    arm: Mapping[int, Run], control: Mapping[int, Run], runs: Runs, tolerance: float, compared: int
+) -> Learning | None:
+    """How fast the final models of an arm learn the next text."""
+    if runs.texts is None or runs.texts.then is None:
+        return None
+    windows = runs.texts.then.windows
+    sizes, sha = np.array(windows.predicted_bytes, dtype=np.float64), windows.info.windows_sha256
+
+    def path(scores: Scores) -> Path:
+        bits = np.array(scores.nats) / np.log(2)
+        return Path(scores.step, np.array(scores.seconds), bits, sizes, windows.info.documents, scores.clock)
+
+    def paths(made: Mapping[int, Run]) -> dict[int, Path]:
+        known = {seed: run.beyond.then for seed, run in made.items() if run.beyond.then_sha256 == sha}
+        return {seed: path(scores) for seed, scores in known.items() if scores is not None}
+
+    mine, theirs = paths(arm), paths(control)
+    ends = [float(one.per_byte[-1]) for one in theirs.values()]
+    least = tolerance * float(np.mean(ends)) if ends else None
+    return learning_of(mine, theirs, runs.schedule.tokens_per_step, least, compared, arm is control)
+
+
+def _other(
+    arm: Mapping[int, Run], control: Mapping[int, Run], runs: Runs, tolerance: float, compared: int
+) -> TextEffect | None:
+    """Bits per byte of an arm on the text of another domain, and the difference to the control."""
+    if runs.texts is None or runs.texts.other is None:
+        return None
+    windows = runs.texts.other.windows
+    sizes, sha = np.array(windows.predicted_bytes, dtype=np.float64), windows.info.windows_sha256
+
+    def bits(made: Mapping[int, Run]) -> dict[int, Floats]:
+        known = {seed: run.beyond.other for seed, run in made.items()}
+        return {s: np.array(one.nats) / np.log(2) for s, one in known.items() if one and one.windows_sha256 == sha}
+
+    mine, theirs = bits(arm), bits(control)
+    seeds = sorted(mine.keys() & theirs.keys())
+    if not seeds:
+        return None
+    own = estimate_of(mean_over_seeds([float(mine[seed].sum() / sizes.sum()) for seed in seeds]))
+    if arm is control:
+        return TextEffect(len(seeds), own)
+    least = tolerance * float(np.mean([theirs[seed].sum() / sizes.sum() for seed in seeds]))
+    spread = over_seeds(np.array([mine[seed] - theirs[seed] for seed in seeds]), windows.info.documents, sizes)
+    change, alpha = estimate_of(spread), ALPHA / max(1, compared)
+    word = quality_word(change, spread.bounds(alpha), least) if len(seeds) >= MIN_SEEDS else None
+    return TextEffect(len(seeds), own, change, word, least)
+
+
 def learning_of(
-    arm: Mapping[int, Run],
-    control: Mapping[int, Run],
-    steps: int,
+    own: Mapping[int, Path],
+    other: Mapping[int, Path],
     tokens_per_step: int,
     least: float | None,
     compared: int = 1,
+    is_control: bool = False,
 ) -> Learning | None:
     """What an arm did over the steps against the control; of the control itself its own values alone.
 
     least: the smallest difference in bits per byte that counts; compared: as in `arm_effect`. None without a seed under
     which both have a curve.
     """
-    own = {seed: path for seed, run in arm.items() if (path := path_of(run, steps)) is not None}
-    other = {seed: path for seed, run in control.items() if (path := path_of(run, steps)) is not None}
     seeds = sorted(own.keys() & other.keys())
     if not seeds:
         return None
@@ -132,7 +201,7 @@ def learning_of(
         seeds=len(seeds),
         clock="processor" if pairs[0][1].clock == "processor" else "wall",
     )
-    return made if arm is control else _compared(made, pairs, least, ALPHA / max(1, compared), tokens_per_step)
+    return made if is_control else _compared(made, pairs, least, ALPHA / max(1, compared), tokens_per_step)
 
 
 def _at(path: Path, steps: Sequence[int]) -> Path:

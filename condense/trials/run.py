@@ -195,7 +195,8 @@ def assembled(plan: TrialPlan, runs: Runs, *, command: str, output: str, timing:
     control = runs.arms[plan.arms[0].name]
     readings = {seed: run.validation for seed, run in control.items()}
     least = reference_of(readings, plan.training)
-    arms = with_learning([_result(spec, plan, runs, control) for spec in plan.arms], runs, control, least)
+    results = [_result(spec, plan, runs, control) for spec in plan.arms]
+    arms = with_learning(results, runs, control, least["bits_per_byte"], plan.training.quality_tolerance)
     other = [spec.name for spec in plan.arms if remedy_of(spec).other_tokens]
     measured = {
         name: {seed: run.validation for seed, run in by_seed.items()} for name, by_seed in runs.arms.items() if by_seed
@@ -231,7 +232,15 @@ def assembled(plan: TrialPlan, runs: Runs, *, command: str, output: str, timing:
         ),
         timing={**timing, **_seconds(arms)},
         protocol=before.validation.protocol,
+        **_texts(runs),
     )
+
+
+def _texts(runs: Runs) -> dict[str, Any]:
+    """The texts that a trial takes besides, as its record names them."""
+    other, then = (runs.texts.other, runs.texts.then) if runs.texts else (None, None)
+    made: dict[str, Any] = {"other": other.windows.info} if other else {}
+    return made | ({"then": then.windows.info, "then_tokens": then.schedule.train_tokens} if then else {})
 
 
 def _seconds(arms: Iterable[ArmResult]) -> dict[str, float]:

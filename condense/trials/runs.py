@@ -47,7 +47,7 @@ from condense.training.prepare import (
 )
 from condense.training.remedies import remedy_of
 from condense.training.rows import Rows
-from condense.trials.arm_run import Also, ArmRunInput, Watch, attempt, measure, nothing_else, train_and_measure
+from condense.trials.arm_run import BEFORE, Also, ArmRunInput, Watch, attempt, measure, nothing_else, train_and_measure
 from condense.trials.estimate import estimate
 from condense.trials.folder import (
     MEASURED,
@@ -70,7 +70,6 @@ from condense.trials.tuning import (
 )
 from condense.version import __version__
 
-BEFORE = ArmSpec("before", "control")
 FINGERPRINT = "fingerprint.json"
 
 
@@ -159,8 +158,8 @@ class Job:
     def run_of(self, spec: ArmSpec, seed: int) -> ArmRunInput:
         """The input of a run, with what the search chose for its arm."""
         run = self._plain_run(spec, seed)
-        plan = tuned_plan(run.training, self.chosen.get(spec.name))
-        return replace(run, training=plan, fingerprint=self.fingerprint_of(spec))
+        plan, control = (tuned_plan(run.training, self.chosen.get(arm.name)) for arm in (spec, self.asked.plan.arms[0]))
+        return replace(run, training=plan, then=control, fingerprint=self.fingerprint_of(spec))
 
     def _plain_run(self, spec: ArmSpec, seed: int) -> ArmRunInput:
         """The input of a run; random weights are each training seed's own, the same for all of its arms."""
@@ -275,6 +274,7 @@ def _run_arms(job: Job) -> Runs:
         unavailable=unavailable,
         failures={name: failures(by_seed) for name, by_seed in folders.items()},
         tuning=tried,
+        texts=job.texts,
     )
 
 

@@ -1,17 +1,27 @@
 """When an arm is ahead of the control and how soon: signs, words, equal time, and no word from noise."""
 
+import json
+import pydoc_data.topics
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from condense.errors import UsageError
 from condense.records.base import Estimate
 from condense.records.learning import Scores, crossing, timing_sentence
+from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.serial import decode
+from condense.records.trial import ArmResult
 from condense.report.trial.learning import learning_lines
+from condense.training import prepare
+from condense.training.arm_names import parse_arms
 from condense.training.loop import Trained
+from condense.trials import runs
 from condense.trials.folder import Run
-from condense.trials.learning import curve_of, learning_of
+from condense.trials.learning import curve_of, learning_of, path_of
+from condense.trials.run import trial
 
 WINDOWS, BYTES = 12, 100
 DOCUMENTS = tuple(number // 2 for number in range(WINDOWS))
@@ -48,7 +58,8 @@ def arms(change, seeds=5, spread=0.002, seconds=None, seed=0):
 
 def learned(change, compared=1, **more):
     arm, control = arms(change, **more)
-    return learning_of(arm, control, STEPS[-1], 1000, LEAST, compared)
+    paths = ({seed: path_of(run, STEPS[-1]) for seed, run in runs.items()} for runs in (arm, control))
+    return learning_of(*paths, 1000, LEAST, compared)
 
 
 def test_a_gain_that_turns_into_a_loss_is_called_so_with_the_step():
@@ -92,7 +103,7 @@ def test_an_arm_of_twice_the_time_is_read_at_half_its_steps():
     assert made.timed[-1].value == pytest.approx(falling[200] - 0.05 - falling[400], abs=0.005)
     assert made.timed[0].value is None and "first evaluation" in made.timed[0].reason
     assert made.second_ratio.value == pytest.approx(2) and made.timed_word == "worse"
-    arm = SimpleNamespace(spec=SimpleNamespace(name="slow"), learning=made)
+    arm = ArmResult(ArmSpec("slow", "dispersion"), "done", "", "", "", learning=made)
     assert "after equal time that is gone" in learning_lines(SimpleNamespace(arms=(arm,)))[0]
 
 
@@ -120,4 +131,51 @@ def test_noise_alone_gives_hardly_any_arm_a_word():
 def test_runs_of_an_earlier_version_have_no_curve():
     old = decode(Trained, {"curve": {}, "seconds": 1.0, "penalty_to_ce": None, "details": []})
     run = Run(None, run_of([2.0] * len(STEPS)).validation, None, old, (), None)
-    assert curve_of(run, 400, 1000).step == () and learning_of({0: run}, {0: run}, 400, 1000, LEAST) is None
+    assert (
+        curve_of(run, 400, 1000).step == () and path_of(run, 400) is None and learning_of({}, {}, 1000, LEAST) is None
+    )
+
+
+@pytest.mark.slow
+def test_final_models_are_scored_on_another_domain_and_learn_the_next_text(tiny, tmp_path, monkeypatch):
+    """The difference on the other text is that of the kept nats; the next text is learnt from the saved models."""
+    monkeypatch.setattr(runs, "step_costs", lambda *given, **more: {})
+    texts = [text for _, text in sorted(pydoc_data.topics.topics.items())]
+    other, then = tmp_path / "other.jsonl", tmp_path / "then.jsonl"
+    other.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[38:48]), encoding="utf-8")
+    then.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[48:]), encoding="utf-8")
+    training = Plan(max_steps=3, max_length=32, per_device_train_batch_size=2, num_texts=4, learning_rate=1e-2)
+    plan = TrialPlan(
+        parse_arms("dispersion=3,larger-vocab", ()),
+        1,
+        training,
+        other_text=str(other),
+        then_text=str(then),
+        then_steps=6,
+    )
+    out = tmp_path / "out"
+    made = trial(tiny("llama"), texts[:40], out, plan, device="cpu")
+    arm, control = made.arms[1], made.control
+    kept = [
+        json.loads((out / one.runs[0].folder / "beyond.json").read_text(encoding="utf-8")) for one in (arm, control)
+    ]
+    assert len(kept[0]["other"]["nats"]) == made.other.texts == 4 and made.other.documents == (0, 1, 2, 3)
+    ratio = arm.other.change.value / (arm.other.own.value - control.other.own.value)
+    assert ratio == pytest.approx(1) and arm.other.word is None, "one seed has no word"
+    assert sum(kept[0]["other"]["nats"]) != sum(kept[1]["other"]["nats"])
+    assert arm.then.step[0] == 0 and arm.then.step[-1] == 6 and control.then.own[-1].value < control.then.own[0].value
+    assert made.arms[2].then is not None and made.then_tokens == 6 * 64
+    assert "On text of another domain" in made.to_markdown() and "next text" in made.to_html(plotlyjs="none")
+    assert not list(out.glob("arms/*/seed-0/runs/then"))
+    again = trial(tiny("llama"), texts[:40], out, plan, device="cpu", resume=True)
+    assert again.arms == made.arms
+    without = trial(tiny("llama"), texts[:40], out, replace(plan, other_text=None, then_text=None, then_steps=None),
+                    device="cpu", resume=True)  # fmt: skip
+    assert without.arms[1].other is None and without.arms[1].runs == made.arms[1].runs, "nothing is trained again"
+
+
+def test_texts_that_a_trial_cannot_take_are_refused():
+    with pytest.raises(UsageError, match="--then-steps"):
+        TrialPlan(then_steps=8)
+    with pytest.raises(UsageError, match="masked"):
+        prepare.with_texts(SimpleNamespace(masked=True), None, "text", Plan(), TrialPlan(other_text="other.txt"))

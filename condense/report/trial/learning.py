@@ -9,7 +9,7 @@ from condense.records.learning import Learning, timing_sentence
 from condense.records.trial import ArmResult, Trial, tolerated
 from condense.report.charts import Axis, Chart, Figure, Look, Series, known_values, padded
 from condense.report.tables import EMPTY, Cell, Column, Table, change_cell, digits_of
-from condense.report.text import difference, in_words, interval, number, plural, times
+from condense.report.text import corpus_line, difference, in_words, interval, number, plural, times
 
 KEY = "bits_per_byte"
 UNIT, CHANGE = "bits per byte", "arm − control, bits per byte"
@@ -19,6 +19,11 @@ _HELD = "An arm that is done earlier is held at its end."
 def learned(trial: Trial) -> list[tuple[ArmResult, Learning]]:
     """The arms that have a curve, the control among them."""
     return [(arm, arm.learning) for arm in trial.arms if arm.learning is not None]
+
+
+def then_learned(trial: Trial) -> list[tuple[ArmResult, Learning]]:
+    """The arms whose final models were trained on the next text."""
+    return [(arm, arm.then) for arm in trial.arms if arm.then is not None]
 
 
 def clock_words(trial: Trial) -> str:
@@ -35,24 +40,32 @@ def clock_words(trial: Trial) -> str:
 
 
 def learning_figures(trial: Trial, looks: Mapping[str, Look]) -> list[Figure]:
-    """Bits per byte of every arm and its difference to the control, over tokens and over seconds."""
-    found = learned(trial)
-    if not found:
-        return []
-    made = [_own(found, looks, "tokens"), _changes(trial, found, looks, "tokens")]
-    made += [_own(found, looks, "seconds"), _changes(trial, found, looks, "seconds")]
+    """Bits per byte of every arm and its difference to the control, over tokens and seconds; of the next text too."""
+    found, then, made = learned(trial), then_learned(trial), []
+    if found:
+        made += [_own(found, looks, "tokens"), _changes(trial, found, looks, "tokens")]
+        made += [_own(found, looks, "seconds"), _changes(trial, found, looks, "seconds")]
+    if then:
+        made += [_own(then, looks, "next"), _changes(trial, then, looks, "next")]
     return [figure for figure in made if figure is not None]
+
+
+_OWN = {
+    "tokens": ("How fast does each arm learn, per token?", "Validation text"),
+    "seconds": ("And per second of training?", "Validation text"),
+    "next": ("And the next text?", "Held-out windows of the next text, all arms trained alike from their final models"),
+}
 
 
 def _own(found: Sequence[tuple[ArmResult, Learning]], looks: Mapping[str, Look], over: str) -> Figure:
     """Bits per byte of every arm; bands are over seeds."""
     series = []
     for arm, one in reversed(found):  # the legend turns them round again
-        at = tuple(map(float, one.tokens if over == "tokens" else one.own_seconds))
+        at = tuple(map(float, one.own_seconds if over == "seconds" else one.tokens))
         series.append(looks[arm.spec.name].curve(one.own, digits_of(KEY), at=at, places=_places(one, at, over)))
     ends = ", ".join(f"{arm.spec.name} {number(one.own[-1].value, digits_of(KEY))}" for arm, one in found)
-    words = f"Validation text, mean over the seeds; bands are 95 % over seeds. At the end: {ends}."
-    title = "How fast does each arm learn, per token?" if over == "tokens" else "And per second of training?"
+    title, text = _OWN[over]
+    words = f"{text}; mean over the seeds, bands are 95 % over seeds. At the end: {ends}."
     return Figure(_chart(f"learning-{over}", UNIT, series, over), title, words, wide=over == "tokens")
 
 
@@ -62,19 +75,20 @@ def _changes(
     """Arm − control at equal tokens or after equal seconds, with the control as the line at 0."""
     series = []
     for arm, one in reversed(found):
-        values: Sequence[Estimate] = one.changes if over == "tokens" else one.timed
+        values: Sequence[Estimate] = one.timed if over == "seconds" else one.changes
         if any(value.value is not None for value in values):
-            at = tuple(map(float, one.tokens if over == "tokens" else one.seconds))
+            at = tuple(map(float, one.seconds if over == "seconds" else one.tokens))
             series.append(looks[arm.spec.name].curve(values, digits_of(KEY), at=at, places=_places(one, at, over)))
     if not series:
         return None
     least = round(tolerated(trial) or 0.0, digits_of(KEY))
-    zone = (-least, least) if least else None
+    zone = (-least, least) if least and over != "next" else None
     chart = _chart(f"changes-{over}", CHANGE, series, over, edges=((0.0, "control"),), zone=zone)
-    if over == "tokens":
+    if over != "seconds":
         ends = [f"{arm.spec.name} {difference(one.changes[-1], digits_of(KEY))}" for arm, one in found if one.changes]
         words = "Below 0 an arm is ahead of the control after as many tokens; bands are 95 % over seeds and documents. "
-        return Figure(chart, "Early or final effect?", f"{words}At the end: {'; '.join(ends)}.")
+        title = "Early or final effect?" if over == "tokens" else "The next text, against the control"
+        return Figure(chart, title, f"{words}At the end: {'; '.join(ends)}.", wide=over == "tokens")
     ends = [f"{arm.spec.name} {difference(one.timed[-1], digits_of(KEY))}" for arm, one in found if one.timed]
     words = f"After as many seconds as the control had, at its end: {'; '.join(ends)}. {_HELD}"
     return Figure(chart, "The same, after equal time", words, wide=False)
@@ -90,7 +104,7 @@ def _chart(
     zone: tuple[float, float] | None = None,
 ) -> Chart:
     last = max(place for one in series for place in one.at)
-    axis = Axis(title="tokens trained on" if over == "tokens" else "seconds of training", at=series[0].at)
+    axis = Axis(title="seconds of training" if over == "seconds" else "tokens trained on", at=series[0].at)
     axis = Axis(title=axis.title, at=axis.at, span=(0.0, 1.025 * last))
     span = padded([*known_values(series), *([0.0, *zone] if zone else [0.0] if edges else [])])
     height, width = (420, 1000) if over == "tokens" else (340, 520)
@@ -101,7 +115,7 @@ def _chart(
 
 def _places(one: Learning, at: Sequence[float], over: str) -> tuple[str, ...]:
     """What a point is called when it is pointed at."""
-    unit = "tokens" if over == "tokens" else "s"
+    unit = "s" if over == "seconds" else "tokens"
     return tuple(f"step {step}, {place:,.0f} {unit}" for step, place in zip(one.step, at, strict=True))
 
 
@@ -184,7 +198,50 @@ def learning_lines(trial: Trial) -> list[str]:
         if not words:
             continue
         lines.append(words + _time_words(one))
+    for arm, one in then_learned(trial):
+        if words := timing_sentence(arm.spec.name, one):
+            lines.append(f"the next text: {words}{_soon(one)}")
+    return [*lines, *other_lines(trial)]
+
+
+def _soon(one: Learning) -> str:
+    """How soon an arm is where the control ends on the next text; empty where it is not always."""
+    ratio = one.reach.token_ratio if one.reach else Estimate(None)
+    if ratio.value is None:
+        return ""
+    bounds = f" [{interval(ratio, 2).replace(' to ', ', ')}]" if ratio.low is not None else ""
+    return f"; it is at the control’s final value after {times(ratio.value)}{bounds} of the control’s tokens"
+
+
+def other_lines(trial: Trial) -> list[str]:
+    """What the text of another domain comes to, an arm a sentence; nothing without one or without words."""
+    lines = []
+    for arm in trial.arms:
+        if arm.other is not None and arm.other.word is not None:
+            words = arm.other.word.replace("not shown to be held", "not shown")
+            lines.append(f"another domain: {arm.spec.name}: {words} ({difference(arm.other.change, digits_of(KEY))})")
     return lines
+
+
+def other_table(trial: Trial) -> Table | None:
+    """An arm a row: bits per byte on the text of another domain beside the validation text; None without one."""
+    if trial.other is None:
+        return None
+    rows = []
+    for arm in trial.arms:
+        one = arm.other
+        validation = arm.effect.metrics.get(KEY, Estimate(None)) if arm.effect else Estimate(None)
+        if one is None:
+            rows.append((arm.spec.name, (EMPTY, Cell("not measured"), EMPTY)))
+        else:
+            own = Cell(number(one.own.value, digits_of(KEY)), notes=(plural(one.seeds, "seed"),))
+            cells = (_look(one.change, one.word), change_cell(validation, digits_of(KEY)))
+            rows.append((arm.spec.name, (own, *cells)))
+    heads = (Column("own"), Column("arm − control"), Column("on the validation text"))
+    note = (
+        f"Bits per byte of {corpus_line(trial.other)}, which chooses nothing; 95 % interval over seeds and documents."
+    )
+    return Table(heads, tuple(rows), "On text of another domain", note, "arm")
 
 
 def _time_words(one: Learning) -> str:

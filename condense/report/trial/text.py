@@ -24,7 +24,7 @@ from condense.report.text import (
     plural,
     times,
 )
-from condense.report.trial.learning import clock_words, learning_lines, learning_table, tuning_table
+from condense.report.trial.learning import clock_words, learning_lines, learning_table, other_table, tuning_table
 from condense.report.trial.tables import (
     MISSING,
     Row,
@@ -129,11 +129,14 @@ def _doses(trial: Trial) -> list[str]:
 
 
 def _learning(trial: Trial) -> list[str]:
-    table = learning_table(trial)
-    if table is None:
+    tables = [table for table in (learning_table(trial), other_table(trial)) if table is not None]
+    if not tables:
         return []
-    lines = [f"- {for_markdown(line)}" for line in (*learning_lines(trial), clock_words(trial))]
-    return ["## How fast each arm learns", "", *lines, "", *markdown_table(table), "", for_markdown(table.note), ""]
+    lines = [f"- {for_markdown(line)}" for line in (*learning_lines(trial), clock_words(trial)) if line]
+    made = ["## How fast each arm learns", "", *lines, ""]
+    for table in tables:
+        made += [f"**{for_markdown(table.title)}**", "", *markdown_table(table), "", for_markdown(table.note), ""]
+    return made
 
 
 def _tuning(trial: Trial) -> list[str]:
@@ -264,6 +267,11 @@ def show_trial_plan(
             f"search: {plural(len(grid), 'setting')} × {plural(len(plan.arms), 'arm')} = {searched} more, on seed "
             f"{plan.tuning_seed}, measured on {plan.tune_text or 'half of the validation documents'} alone",
         )
+    if plan.other_text:
+        say(console, f"another domain: {plan.other_text} is scored too")
+    if plan.then_text:
+        steps = plan.then_steps or max(4, schedule.steps // 4)
+        say(console, f"then: every final model is trained on {plan.then_text} for {plural(steps, 'step')}")
     console.print(_plan_table(plan, costs))
     if plan.training.eval_tasks:
         say(console, f"tasks: {', '.join(plan.training.eval_tasks)}, of before and of every run")
