@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from condense.report.text import in_words
 
 STARTING, TRAINING = "starting", "training"
-OF_A_RUN = (STARTING, TRAINING, "validation text", "probe text", "downstream tasks")
+OF_A_RUN = (
+    STARTING,
+    TRAINING,
+    "validation text",
+    "probe text",
+    "downstream tasks",
+    "text of another domain",
+    "the next text",
+)
 """The phases of one arm under one seed, in order; any other phase is none of a run."""
 _LONG = 1.0  # seconds: a shorter phase leaves no line
 

@@ -285,7 +285,7 @@ def _learn_next(run: ArmRunInput, plan: Plan, current: Checkpoint, then: NextTex
     torch.manual_seed(run.seed)
     model: Any = adapted(current.model, plan) if plan.use_peft else current.model
     try:
-        trained = train(
+        trained, model = train(
             model,
             current.tokenizer,
             rows,
