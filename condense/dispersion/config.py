@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from condense.dispersion.variants import PENALTIES
-from condense.records.plans import Plan, schedule_factor
+from condense.records.plans import COEFFICIENT, Plan, schedule_factor
 
 GIVEN_BY_DISPERSER = ("states", "mask", "step", "labels")
 _RANGES = ("all", "late", "early", "last")
@@ -30,7 +30,7 @@ class DispersionConfig:
     steps         optimizer steps in all, for a schedule; Hugging Face's Trainer sets it.
     """
 
-    coefficient: float = Plan.coefficient
+    coefficient: float = COEFFICIENT
     loss: str = Plan.loss
     layers: str | Sequence[int] = Plan.layers
     paper_sites: bool = Plan.paper_sites

@@ -72,6 +72,20 @@ def precision_of(bf16: bool | None) -> Literal["auto", "bf16", "fp32"]:
     return "auto" if bf16 is None else "bf16" if bf16 else "fp32"
 
 
+def coefficient_of(text: str) -> float | None:
+    """The plan's value for `--coefficient NUMBER` or `auto`; UsageError for anything else."""
+    if text.strip() == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--coefficient is {text!r}", "use a number, or auto to search it") from None
+
+
+COEFFICIENT = 0.1
+"""Weight of the loss: the upper end of the published range (Liu et al. 2026, arXiv:2602.00217)."""
+SEARCH_DOSES, SEARCH_SHARE, SEARCH_LEAST = 5, 5, 10
+"""A search of the coefficient: how many it tries at most, each for a fifth of the steps and for no fewer than 10."""
 FULL_RATE = 5e-5
 """Learning rate of full training: the published recipe's (Liu et al. 2026, arXiv:2602.00217)."""
 LORA_RATE = 2e-4
@@ -85,12 +99,22 @@ class Plan(Options):
     Budget: one pass over the training text, at most 2 M tokens, unless `max_steps` or `train_tokens`;
     tokens per step min(131,072, budget/50) unless batch sizes are given. Liu et al. 2026, arXiv:2602.00217.
 
-    `seeds` is how many training seeds every arm takes, from `seed` on.
+    `seeds` is how many training seeds every arm takes, from `seed` on. `coefficient` None is searched: see
+    `trials.search`.
     """
 
-    coefficient: Annotated[float, Flag("Weight of the loss; published range 0.01 to 0.1.", LOSS, settings="found")] = (
-        0.1
-    )
+    coefficient: Annotated[
+        float | None,
+        Flag(
+            "Weight of the loss, published range 0.01 to 0.1; auto searches it on part of the training text.",
+            LOSS,
+            metavar="NUMBER|auto",
+            kind=str,
+            unread=f"{COEFFICIENT:g}",
+            read=coefficient_of,
+            settings="found",
+        ),
+    ] = COEFFICIENT
     loss: Annotated[LossName, Flag("Which dispersion loss.", LOSS, settings="found")] = "angular"
     layers: Annotated[str, Flag("all, late, early, last, or blocks such as 3,7,-1.", LOSS, settings="found")] = "all"
     coefficient_schedule: Annotated[
@@ -213,6 +237,15 @@ class Plan(Options):
             raise UsageError(f"--max-tokens is {self.max_tokens}", "use 0 for all, or at least 2")
         if not self.eval_tasks and (self.eval_limit is not None or self.include_path is not None):
             raise UsageError("--eval-limit and --include-path belong to tasks", "name some with --eval-tasks")
+
+    @property
+    def first_coefficient(self) -> float:
+        """The coefficient; where it is searched (None) the first that is tried."""
+        return COEFFICIENT if self.coefficient is None else self.coefficient
+
+    def search_steps(self, steps: int) -> int:
+        """The steps of one run of the search, of a training run of `steps`; 0 where nothing is searched."""
+        return 0 if self.coefficient is not None else min(steps, max(SEARCH_LEAST, -(-steps // SEARCH_SHARE)))
 
     @property
     def peak_rate(self) -> float:

@@ -211,6 +211,47 @@ class TreatmentSeed:
 
 
 @dataclass(frozen=True)
+class TriedDose:
+    """A coefficient that a search tried: its difference to the search's control in deep mean cosine and quality.
+
+    `penalty_to_ce`: |penalty| over cross-entropy, mean over the steps; without estimates the run failed (`reason`).
+    """
+
+    coefficient: float
+    effect: Estimate
+    quality: Estimate
+    word: AnyWord
+    quality_word: AnyWord
+    penalty_to_ce: float | None = None
+
+
+@dataclass(frozen=True)
+class DoseSearch:
+    """How a coefficient was chosen: short runs on part of the training text, each against one control.
+
+    `points` are in the order they were tried, `chosen` is None where none had a measurable effect within the quality
+    tolerance. Neither the validation nor the probe text of the treatment was read. `least` and `tolerated` are the
+    smallest effect that counts and the rise in `quality_key` that is tolerated, each the `share` of the plan's that the
+    steps are of its steps; a word needs its interval at `alpha`.
+    """
+
+    steps: int
+    train_tokens: int
+    documents: int
+    train_sha256: str
+    validation_sha256: str
+    points: tuple[TriedDose, ...]
+    chosen: float | None
+    reason: str
+    quality_key: str
+    least: float
+    tolerated: float | None
+    alpha: float
+    share: float = 1.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Treatment(Saved):
     """What `treat` did and what came of it: before, control and treated on the same windows.
 
@@ -238,6 +279,7 @@ class Treatment(Saved):
     cloud_variance: tuple[float, ...] = ()
     task_effects: tuple[TaskEffect, ...] = ()
     seeds: tuple[TreatmentSeed, ...] = ()
+    search: DoseSearch | None = None
 
     @classmethod
     def older(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:

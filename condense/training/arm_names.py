@@ -39,7 +39,7 @@ def parse_arms(text: str, coefficients: tuple[float, ...] = ()) -> tuple[ArmSpec
     """The arms that `--arms` names, the control first; dispersion and cosreg once for each of `coefficients`.
 
     An arm with a coefficient of its own (`=`) keeps that one alone. Without either, dispersion takes
-    `Plan.coefficient` and cosreg `COSREG_DEFAULT`. UsageError, with the nearest name there is, for an unknown
+    `COEFFICIENT` and cosreg `COSREG_DEFAULT`. UsageError, with the nearest name there is, for an unknown
     name, loss or choice of layers, for a part that the arm does not take, and for an arm that comes twice.
     """
     for coefficient in coefficients:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from condense.errors import UnavailableError
 from condense.records.plans import (
+    COEFFICIENT,
     COSREG_DEFAULT,
     DROPOUT_P,
     FORGET_EVERY,
@@ -49,7 +50,8 @@ def _disperse(spec: ArmSpec, plan: Plan) -> Intervention:
         layers=spec.layers or plan.layers,
         coefficient_schedule=spec.schedule or plan.coefficient_schedule,
     )
-    return Intervention(dispersion_config(chosen, plan.coefficient if spec.coefficient is None else spec.coefficient))
+    coefficient = plan.first_coefficient if spec.coefficient is None else spec.coefficient
+    return Intervention(dispersion_config(chosen, coefficient))
 
 
 def _penalise(spec: ArmSpec, plan: Plan) -> Intervention:
@@ -57,7 +59,7 @@ def _penalise(spec: ArmSpec, plan: Plan) -> Intervention:
     from condense.training.interventions import Intervention, dispersion_config
 
     chosen = replace(plan, coefficient_schedule=spec.schedule or plan.coefficient_schedule, loss="angular")
-    default = remedy_of(spec).coefficient or plan.coefficient
+    default = remedy_of(spec).coefficient or plan.first_coefficient
     config = dispersion_config(chosen, default if spec.coefficient is None else spec.coefficient)
     layers = spec.layers or remedy_of(spec).layers
     constants = None if spec.remedy == "simreg" else config.constants
@@ -209,7 +211,7 @@ _TABLE = (
         source="Liu et al., 2026, arXiv:2602.00217",
         inks=("accent", "navy", "sky"),
         takes=("loss", "layers", "schedule", "coefficient"),
-        coefficient=Plan.coefficient,
+        coefficient=COEFFICIENT,
         acts=_disperse,
     ),
     Remedy(
@@ -338,7 +340,7 @@ _TABLE = (
             source="ours, a control of equal size",
             inks=("quiet",),
             takes=("layers", "schedule", "coefficient"),
-            coefficient=Plan.coefficient,
+            coefficient=COEFFICIENT,
             acts=_penalise,
         )
         for name, title, line in _PLACEBOS

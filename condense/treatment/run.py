@@ -54,10 +54,11 @@ from condense.treatment.verdict import assess
 from condense.trials.arm_run import Watch
 from condense.trials.folder import TRAINED, Run, Runs, clear_runs, read_step, refuse_links
 from condense.trials.runs import Job, Request, prepare, run_arms
+from condense.trials.search import with_coefficient
 from condense.version import __version__
 
 CONTROL = ArmSpec("control", "control")
-KIND, STAGED = "treatment", "final"
+KIND, STAGED, SEARCH = "treatment", "final", "search"
 # What OUT always holds; none of it may be somebody else's when a run begins.
 NAMES = (
     *("README.md", "condense.json", "report.html", "report.md"),
@@ -86,7 +87,8 @@ def treat(
     model: as for `load`, with its options as an object or as keywords; text: a path or documents; output: the
     folder that becomes the treated checkpoint with README.md, condense.json, report.html and report.md. With
     `plan.seeds` above 1 both arms are trained under every seed; the checkpoint is that of the first. None for a dry
-    run. UsageError for an output that is not empty, UnavailableError for a model or text that cannot be used, RunError
+    run. With `plan.coefficient` None it is searched first, on part of the training text; RunError where none is found.
+    UsageError for an output that is not empty, UnavailableError for a model or text that cannot be used, RunError
     for a run that failed; `training.InterruptedRunError` after a signal, with a checkpoint saved.
 
     Under torchrun every process has to call this with the same arguments: the first one prepares, measures and writes,
@@ -100,7 +102,7 @@ def treat(
         team = Team(ranks)
         if not ranks.is_first:
             return cast("Treatment | None", team.follow(options))
-        treated = ArmSpec("treated", "dispersion", plan.loss, plan.layers, plan.coefficient)
+        treated = ArmSpec("treated", "dispersion", plan.loss, plan.layers, plan.first_coefficient)
         watch = watch or Watch()
         if ranks.size > 1:
             watch = replace(watch, on_train=team.tell)
@@ -109,9 +111,9 @@ def treat(
             text=text,
             plan=TrialPlan((CONTROL, treated) if plan.control else (treated,), plan.seeds, plan, curve_points=0),
             folder=work_folder(resolved(output)),
-            timed={"control": CONTROL, "treated": replace(treated, coefficient=abs(plan.coefficient) or 0.1)},
+            timed={"control": CONTROL, "treated": replace(treated, coefficient=abs(plan.first_coefficient) or 0.1)},
             rounds=ROUNDS,
-            keeps=lambda spec, seed: spec == treated and seed == plan.seed,
+            keeps=lambda spec, seed: spec.name == treated.name and seed == plan.seed,
             title=lambda spec, seed: f"{model} ({spec.name}{'' if seed == plan.seed else f', seed {seed}'})",
             begins=lambda: _begin(request.folder, resume),
             name=resolved(output).name,
@@ -140,10 +142,14 @@ def _treat(request: Request, output: str | Path, *, force: bool, command: str) -
         job = prepare(request)
         _refuse_small_output(job, work, target)
         if (treatment := _published(target, job.fingerprint, force=force) if resume else None) is None:
+            settings = job.fingerprint
+            search = with_coefficient(job, work / SEARCH) if plan.coefficient is None else None
+            plan = plan if search is None else replace(plan, coefficient=search.chosen)
             runs = run_arms(job)
             request.watch.on_phase("writing")
             treatment = _assembled(plan, request.model, str(output), runs, command, time.perf_counter() - started)
-            _publish(treatment, runs, work, target, job.fingerprint)
+            treatment = replace(treatment, search=search)
+            _publish(treatment, runs, work, target, (settings, job.fingerprint))
         _clear(work)
     _remove_empty(work, request.watch)
     return treatment
@@ -209,6 +215,7 @@ def _refuse_small_output(job: Job, work: Path, target: Path) -> None:
 def _begin(work: Path, resume: bool) -> None:
     """Mark the folder as condense's, and clear the work of an earlier run that is not resumed."""
     refuse_links(work)
+    refuse_links(work / SEARCH)
     write_mark(work, Mark("work"))
     if not resume:
         _remove_runs(work)
@@ -223,6 +230,7 @@ def _clear(work: Path) -> None:
 def _remove_runs(work: Path) -> None:
     """Remove the runs in OUT.work, and what was to become OUT; the mark stays."""
     clear(work / STAGED)
+    clear_runs(work / SEARCH)
     clear_runs(work)
     remove_unfinished(work, ())
 
@@ -242,12 +250,17 @@ def _published(target: Path, fingerprint: str, *, force: bool) -> Treatment | No
     raise UsageError(f"{target} holds another treatment", "choose another --output, or pass --force to replace it")
 
 
-def _publish(treatment: Treatment, runs: Runs, work: Path, target: Path, fingerprint: str) -> None:
-    """Complete the treated model with card, JSON, reports and the logs of all arms, and put it in the place of OUT."""
+def _publish(treatment: Treatment, runs: Runs, work: Path, target: Path, fingerprints: tuple[str, str]) -> None:
+    """Complete the treated model with card, JSON, reports and the logs of all arms, and put it in the place of OUT.
+
+    fingerprints: of the settings, by which OUT is known again, and of the runs, which also holds a coefficient that
+    was searched.
+    """
     from condense.report.treatment.text import model_card, treatment_markdown
 
     run = runs.arms["treated"][treatment.plan.seed]
-    step = read_step(run.folder, TRAINED, fingerprint)
+    settings, of_runs = fingerprints
+    step = read_step(run.folder, TRAINED, of_runs)
     if step is None:
         raise RunError(f"{run.folder / 'model'} is not what was saved", "run again with --resume to make it again")
     written = {
@@ -260,7 +273,7 @@ def _publish(treatment: Treatment, runs: Runs, work: Path, target: Path, fingerp
     files = {name.removeprefix("model/"): file for name, file in step.files.items()}
     for name, file in _logs(runs).items():
         linked[name], files[name] = file, describe(file.parent, [file.name])[file.name]
-    stage(work / STAGED, Mark(KIND, fingerprint, files), linked, written)
+    stage(work / STAGED, Mark(KIND, settings, files), linked, written)
     publish(work / STAGED, target)
 
 

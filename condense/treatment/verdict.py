@@ -14,7 +14,7 @@ from typing import Literal
 from condense.comparison.verdict import UNITS, WITHOUT_TOP, open_because, quality_in, signed, what_opened
 from condense.diagnosis.verdict import BILLION, LIU
 from condense.records.base import Again, Finding
-from condense.records.plans import MIN_SEEDS, Plan
+from condense.records.plans import COEFFICIENT, MIN_SEEDS, Plan
 from condense.records.treatment import Arm, Effect, Opened, Outcome, QualityWord, VerdictId
 from condense.trials.doses import (
     RATIO_AIM,
@@ -137,11 +137,11 @@ def _why(plan: Plan, arms: Mapping[str, Arm], effect: Effect, verdict: VerdictId
 def _limit(plan: Plan, arms: Mapping[str, Arm]) -> str:
     """What kept an effect small: the coefficient, the training itself, or neither that is known."""
     ratio, moved = arms["treated"].penalty_to_ce, _moved(plan, arms)
-    if plan.coefficient == 0:
+    if plan.first_coefficient == 0:
         return "Coefficient 0 makes the treated arm a second control."
     if ratio is None:
         return "How large the penalty was beside cross-entropy is not known."
-    if next_dose(plan.coefficient, ratio) is not None:
+    if next_dose(plan.first_coefficient, ratio) is not None:
         return f"The penalty was {ratio:.1e} of cross-entropy, so a larger coefficient has room."
     limit = "the learning rate or the number of steps" if moved is False else "the number of steps"
     hardly = " and the control itself hardly moved" if moved is False else ""
@@ -160,15 +160,15 @@ def _next_command(plan: Plan, again: Again, arms: Mapping[str, Arm], effect: Eff
     """The command that would decide more or do better; a larger coefficient only where the penalty was too small."""
     if verdict == "no-control":
         return again(output="with-control/")
-    if plan.coefficient == 0:
-        return again(coefficient=f"{Plan.coefficient:g}", output="treated/")
+    if plan.first_coefficient == 0:
+        return again(coefficient=f"{COEFFICIENT:g}", output="treated/")
     if verdict == "too-small-to-count":
-        dose = next_dose(plan.coefficient, arms["treated"].penalty_to_ce)
+        dose = next_dose(plan.first_coefficient, arms["treated"].penalty_to_ce)
         if dose is not None:
             return again(coefficient=f"{dose:g}", output="stronger/")
         return longer_training(plan, _steps_taken(plan, arms), _moved(plan, arms), again)
     if verdict in ("dispersed-at-a-cost", "condensed-further"):
-        return again(coefficient=f"{plan.coefficient / 3:.2g}", output="gentler/")
+        return again(coefficient=f"{plan.first_coefficient / 3:.2g}", output="gentler/")
     if verdict == "dispersed" and quality_in(effect.words) in ("improved", "held") and effect.seeds >= MIN_SEEDS:
         return again(text="other.txt", output="other-text/")
     if effect.seeds < MIN_SEEDS and verdict == "dispersed":
@@ -222,10 +222,12 @@ def _penalty_ratio(
 ) -> list[Finding]:
     """A penalty that was negligible or large beside cross-entropy, with advice that fits what came of it."""
     ratio, quality = arms["treated"].penalty_to_ce, quality_in(effect.words)
-    if ratio is None or RATIO_LOW <= ratio <= RATIO_HIGH or plan.coefficient == 0:
+    if ratio is None or RATIO_LOW <= ratio <= RATIO_HIGH or plan.first_coefficient == 0:
         return []
     word, severity, why, aims = ratio_words(ratio, verdict, quality)
-    dose = next_dose(plan.coefficient, ratio) or (rounded(plan.coefficient * RATIO_AIM / ratio) if ratio else None)
+    dose = next_dose(plan.first_coefficient, ratio) or (
+        rounded(plan.first_coefficient * RATIO_AIM / ratio) if ratio else None
+    )
     return [
         Finding(
             "penalty-ratio",

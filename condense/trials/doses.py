@@ -13,8 +13,8 @@ from condense.comparison.verdict import signed
 from condense.diagnosis.verdict import LIU
 from condense.records.base import Again, Estimate, Finding
 from condense.records.diagnosis import Quality
-from condense.records.plans import MIN_SEEDS, Plan
-from condense.records.treatment import QualityWord, VerdictId
+from condense.records.plans import COEFFICIENT, MIN_SEEDS, SEARCH_DOSES, Plan
+from condense.records.treatment import QualityWord, TriedDose, VerdictId
 from condense.records.trial import ArmResult, DosePoint, DoseResponse
 
 RATIO_LOW, RATIO_HIGH, RATIO_AIM = 1e-3, 0.5, 0.1
@@ -85,6 +85,63 @@ def _recommended(points: Sequence[DosePoint]) -> tuple[float | None, str]:
     return None, f"at {tried} the intervals decide nothing"
 
 
+# --- a search ------------------------------------------------------------------------------------------
+
+
+def within_tolerance(dose: TriedDose) -> bool:
+    """Whether quality is shown to be held at a dose, or improved, and the cone is not narrowed."""
+    return dose.quality_word in ("improved", "held") and dose.word != "more condensed"
+
+
+def next_tried(points: Sequence[TriedDose]) -> float | None:
+    """The coefficient that a search tries next, from those it tried; None where it is at its end.
+
+    It begins at `COEFFICIENT`, rises by three (further where the penalty is far below a tenth of cross-entropy) until
+    quality is not shown to be held or the penalty competes with cross-entropy, falls by three until it is, and halves
+    a factor above 2 between the two once, on a logarithmic scale; at most `SEARCH_DOSES` in all.
+    """
+    if not points:
+        return COEFFICIENT
+    if len(points) >= SEARCH_DOSES:
+        return None
+    kept = [point for point in points if within_tolerance(point)]
+    failed = [point.coefficient for point in points if not within_tolerance(point)]
+    if not kept:
+        return rounded(min(failed) / 3)
+    top = max(kept, key=lambda point: point.coefficient)
+    if not failed:
+        ratio = top.penalty_to_ce
+        if ratio is not None and ratio >= RATIO_HIGH:
+            return None
+        small = None if top.word == "more spread" else next_dose(top.coefficient, ratio)
+        return small or rounded(3 * top.coefficient)
+    low, high = top.coefficient, min(c for c in failed if c > top.coefficient) if max(failed) > top.coefficient else 0.0
+    between = rounded((low * high) ** 0.5)
+    tried = {point.coefficient for point in points}
+    return between if high > 2 * low and low < between < high and between not in tried else None
+
+
+def chosen_dose(points: Sequence[TriedDose]) -> tuple[float | None, str]:
+    """The coefficient with the largest measurable fall within the quality tolerance, or None; with the reason."""
+    kept = [point for point in points if within_tolerance(point)]
+    fell = [point for point in kept if point.word == "more spread"]
+    if fell:
+        best = min(fell, key=lambda point: point.effect.value or 0.0)
+        quality = "improved" if best.quality_word == "improved" else "is held"
+        return best.coefficient, (
+            f"the largest measurable fall of the deep mean cosine ({signed(best.effect)}) whose quality {quality} "
+            f"({signed(best.quality)})"
+        )
+    tried = ", ".join(f"{point.coefficient:g}" for point in sorted(points, key=lambda point: point.coefficient))
+    if any(point.word == "more spread" for point in points):
+        return None, f"of {tried} each that spread the representation is not shown to hold quality"
+    if not kept:
+        return None, f"at {tried} quality is not shown to be held"
+    if all(point.word == "smaller than what counts" for point in kept):
+        return None, f"at {tried} the effect is smaller than what counts, or quality is not shown to be held"
+    return None, f"at {tried} no measurable fall is within the quality tolerance"
+
+
 # --- what to try next ---------------------------------------------------------------------------------
 
 
@@ -95,7 +152,7 @@ def next_dose(coefficient: float, ratio: float | None) -> float | None:
     RATIO_AIM of cross-entropy, at most a hundredfold; from half of that on a larger coefficient is no advice.
     """
     if coefficient == 0:
-        return Plan.coefficient
+        return COEFFICIENT
     if ratio is None or ratio <= 0 or ratio >= RATIO_AIM / 2:
         return None
     return rounded(coefficient * min(100.0, RATIO_AIM / ratio))
@@ -158,7 +215,7 @@ def _next_doses(dose: DoseResponse, again: Again) -> str:
 
     points = [point for point in dose.points if point.coefficient > 0]
     if not points:
-        return try_doses(Plan.coefficient)
+        return try_doses(COEFFICIENT)
     costly = [p.coefficient for p in points if p.verdict in ("dispersed-at-a-cost", "condensed-further")]
     strongest = points[-1]
     if dose.recommended is not None:

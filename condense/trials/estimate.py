@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from condense.models.checkpoint import Checkpoint
+from condense.records.plans import SEARCH_DOSES
 from condense.training.costs import Pass, interleaved, overhead_of
 from condense.training.interventions import as_trained
 from condense.training.learning import FORWARD
@@ -31,12 +32,13 @@ def estimate(job: Job, opened: Checkpoint) -> None:
     memory = training_memory(trained, job.overhead.peak_memory_bytes)
     if job.room:
         job.room = fitted(job.room, asked.jobs, memory)
+    searched = (1 + SEARCH_DOSES) * bool(asked.plan.training.search_steps(schedule.steps))
     kept = [asked.keeps(spec, seed) for seed in job.seeds for spec in asked.plan.arms]
     estimated = replace(
         schedule,
         seconds=_seconds(job),
         memory_bytes=memory,
-        disk_bytes=disk_needed(opened, asked.plan.training, min(len(kept), sum(kept) + 1), len(kept) + 1),
+        disk_bytes=disk_needed(opened, asked.plan.training, min(len(kept), sum(kept) + 1), len(kept) + searched + 1),
         adapter=adapter,
         jobs=job.room.jobs if job.room else 1,
         threads=job.room.cpus if job.room else None,
@@ -57,4 +59,6 @@ def _seconds(job: Job) -> float:
     then = control * texts.then.schedule.steps * schedule.accumulation if texts.then else 0.0
     runs = [steps.get(spec.name, control) * passes + scored + measuring + then for _, spec in job.todo()]
     jobs = job.room.jobs if job.room else 1
-    return measuring + seconds_of(tried, jobs) + seconds_of(runs, jobs)
+    doses = job.asked.plan.training.search_steps(schedule.steps)  # a control and, at most, so many coefficients
+    dose = max(steps.values()) * doses * schedule.accumulation + measuring
+    return measuring + (1 + SEARCH_DOSES) * dose * bool(doses) + seconds_of(tried, jobs) + seconds_of(runs, jobs)

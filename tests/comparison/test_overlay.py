@@ -87,9 +87,16 @@ def test_a_step_is_read_from_every_trainer_s_name(name: str, step: int | None) -
 
 @pytest.mark.parametrize(
     ("name", "step"),
-    [("1000", 1000), ("000500", 500), ("step1000-ema", 1000), ("checkpoint-500-merged", 500), ("final", None),
-     ("checkpoint_1_1000", 1000), ("checkpoint-epoch=2-step=40-best", 40)],
-)  # fmt: skip
+    [
+        ("1000", 1000),
+        ("000500", 500),
+        ("step1000-ema", 1000),
+        ("checkpoint-500-merged", 500),
+        ("final", None),
+        ("checkpoint_1_1000", 1000),
+        ("checkpoint-epoch=2-step=40-best", 40),
+    ],
+)
 def test_in_a_run_a_name_may_say_more(name: str, step: int | None) -> None:
     if name == "checkpoint_1_1000":  # the epoch and the update of fairseq: which is the step is not known
         assert step_in_run(name) is None
@@ -114,8 +121,10 @@ def test_what_of_a_folder_is_used_and_what_is_named(tmp_path: Path) -> None:
     folder, entries, left_out = read_run(run)
     assert folder == run
     assert [(entry.name, entry.step) for entry in entries] == [
-        ("checkpoint-100", 100), ("checkpoint-200", 200), ("final-step-300", 300),
-    ]  # fmt: skip
+        ("checkpoint-100", 100),
+        ("checkpoint-200", 200),
+        ("final-step-300", 300),
+    ]
     assert entries[-1].path == str(run / "final")
     said = "\n".join(left_out)
     for part in (
@@ -317,10 +326,14 @@ def test_other_settings_of_one_run_are_refused_before_anything_is_drawn(llama: D
 @pytest.mark.parametrize(
     ("steps", "words"),
     [
-        ([0, 1, 2, 4], "at all 4 steps"), ([2, 4], "from step 2 on"), ([0, 1], "up to step 1"),
-        ([1, 2], "from step 1 to 2"), ([0, 2], "at 2 of 4 steps (0, 2)"), ([4], "at step 4 alone"),
+        ([0, 1, 2, 4], "at all 4 steps"),
+        ([2, 4], "from step 2 on"),
+        ([0, 1], "up to step 1"),
+        ([1, 2], "from step 1 to 2"),
+        ([0, 2], "at 2 of 4 steps (0, 2)"),
+        ([4], "at step 4 alone"),
     ],
-)  # fmt: skip
+)
 def test_steps_in_words(steps: list[int], words: str) -> None:
     assert where(steps, [0, 1, 2, 4]) == words
 

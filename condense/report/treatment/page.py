@@ -49,6 +49,7 @@ from condense.report.text import (
 )
 from condense.report.treatment import text as tables
 from condense.report.treatment.figures import cloud_panels, depth_figures, look, training_figures
+from condense.report.treatment.search import search_figures, search_lead, search_table
 
 LEVELS = {"dispersed-at-a-cost": "condensed", "condensed-further": "severe"}
 
@@ -57,6 +58,7 @@ def treatment_page(treatment: Treatment, *, plotlyjs: PlotlyJs = "inline") -> st
     """The report of a treatment as one HTML page; `plotlyjs` as in `diagnosis_page`."""
     depth, training, clouds = depth_figures(treatment), training_figures(treatment), cloud_panels(treatment)
     quality, tasks, seeds = strips(treatment), tables.tasks_of(treatment), tables.seed_table(treatment)
+    searched = search_figures(treatment.search) if treatment.search else []
     sections = {
         "verdict": "Verdict",
         "arms": "The arms",
@@ -64,6 +66,7 @@ def treatment_page(treatment: Treatment, *, plotlyjs: PlotlyJs = "inline") -> st
         "depth": "Over depth" if depth else "",
         "quality": "Quality" if quality else "",
         "tasks": "Tasks" if tasks.rows else "",
+        "search": "The coefficient" if treatment.search else "",
         "seeds": "Every seed" if seeds.rows else "",
         "training": "Training",
         "cloud": "Token cloud" if clouds else "",
@@ -72,7 +75,7 @@ def treatment_page(treatment: Treatment, *, plotlyjs: PlotlyJs = "inline") -> st
     }
     return render(
         head(treatment, sections),
-        [*depth, *training, *clouds],
+        [*depth, *searched, *training, *clouds],
         plotlyjs,
         command=treatment.command,
         provenance=provenance(treatment),
@@ -87,6 +90,9 @@ def treatment_page(treatment: Treatment, *, plotlyjs: PlotlyJs = "inline") -> st
         tasks=tasks,
         scored=tables.scored(treatment),
         caution=CAUTION,
+        searched=searched,
+        search=search_table(treatment.search) if treatment.search else None,
+        search_lead=search_lead(treatment.search) if treatment.search else "",
         training=training,
         clouds=clouds,
         overhead=overhead(treatment),
@@ -118,7 +124,7 @@ def treated_with(treatment: Treatment) -> str:
     where = "hidden states 1 to L, the last one normed" if plan.paper_sites else layers
     tuned = f", {plan.tuned}" if plan.use_peft else ""
     steps = f"{plural(schedule.steps, 'step')} of {thousands(schedule.tokens_per_step)} tokens"
-    return f"the {plan.loss} loss at coefficient {plan.coefficient:g} on {where}{tuned}; {steps} per arm"
+    return f"the {plan.loss} loss at coefficient {plan.first_coefficient:g} on {where}{tuned}; {steps} per arm"
 
 
 # --- the answer ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from condense.files import size_in_words
 from condense.metrics import QUALITY
 from condense.records.diagnosis import Diagnosis
+from condense.records.plans import COEFFICIENT, SEARCH_DOSES
 from condense.records.treatment import Treatment
 from condense.report.console import cell_text, new_table, say, show_panel, show_table, text
 from condense.report.depth import site_label
@@ -39,6 +40,7 @@ from condense.report.text import (
     quality_of,
     times,
 )
+from condense.report.treatment.search import search_lead, search_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -160,6 +162,7 @@ def treatment_markdown(treatment: Treatment) -> str:
         f"Cost of the loss, forward and backward in turn, {cost.rounds} rounds: time {times(cost.time_ratio, 3)}"
         f"{cost.time_noise}, peak memory {times(cost.memory_ratio, 3)}.",
         "",
+        *_search_markdown(treatment),
         *_seeds_markdown(treatment),
         *folded(sites, markdown_table(layer_table(treatment))),
         *folded(
@@ -190,6 +193,14 @@ def _arms_markdown(treatment: Treatment, *, probe: bool = False) -> list[str]:
     table = arms_table(treatment, probe=probe)
     note = f"{for_markdown(table.note)}; geometry over the deepest half of the blocks."
     return [f"## {table.title}", "", note, "", *markdown_table(table), ""]
+
+
+def _search_markdown(treatment: Treatment) -> list[str]:
+    if treatment.search is None:
+        return []
+    table = search_table(treatment.search)
+    lead = for_markdown(search_lead(treatment.search))
+    return [f"## {table.title}", "", lead, "", *markdown_table(table), "", for_markdown(table.note), ""]
 
 
 def _seeds_markdown(treatment: Treatment) -> list[str]:
@@ -239,7 +250,8 @@ def model_card(treatment: Treatment) -> str:
         *_tasks(treatment),
         "## How it was made",
         "",
-        f"- loss: {plan.loss}, coefficient {plan.coefficient:g}, layers {for_markdown(plan.layers)}",
+        f"- loss: {plan.loss}, coefficient {plan.first_coefficient:g}{_searched(treatment)}, "
+        f"layers {for_markdown(plan.layers)}",
         f"- training: {schedule.steps} steps of {schedule.tokens_per_step} tokens, learning rate "
         f"{plan.peak_rate:g}, seed {plan.seed}",
         *([f"- a step: {step_line(plan, schedule)}"] if schedule.processes > 1 else []),
@@ -259,6 +271,15 @@ def model_card(treatment: Treatment) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _searched(treatment: Treatment) -> str:
+    """How the coefficient was chosen, where it was searched."""
+    search = treatment.search
+    if search is None:
+        return ""
+    tried = ", ".join(f"{point.coefficient:g}" for point in sorted(search.points, key=lambda p: p.coefficient))
+    return f" (chosen of {tried} by runs of {search.steps} steps on part of the training text)"
+
+
 def _adapter(treatment: Treatment) -> str:
     """The adapter of a treatment in one line: rank, targets, what it trains, of which model."""
     parts = [treatment.plan.tuned, treatment.schedule.adapter, f"of {treatment.model}"]
@@ -274,12 +295,14 @@ _COLOURS = {"dispersed-at-a-cost": "magenta", "condensed-further": "red"}
 def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Console, power: Sequence[str] = ()) -> None:
     """Print what is about to run: tokens, steps, time, memory, disk; power: what the seeds can show, in lines."""
     arms = "control and treated" if plan.control else "treated only (no control arm)"
+    dose = "a searched coefficient" if plan.coefficient is None else f"coefficient {plan.coefficient:g}"
     say(
         console,
         f"plan: {schedule.steps} steps of {schedule.tokens_per_step:,} tokens ({schedule.train_tokens:,} tokens) "
         f"for each arm: {arms}",
         *([f"step: {step_line(plan, schedule)}"] if schedule.processes > 1 else []),
-        f"loss: {plan.loss} at coefficient {plan.coefficient:g} on layers {plan.layers}; learning rate "
+        *_search_planned(plan, schedule, overhead),
+        f"loss: {plan.loss} at {dose} on layers {plan.layers}; learning rate "
         f"{plan.peak_rate:g}, {plan.lr_scheduler}, {_seeds_planned(plan)}",
         f"text: {schedule.train_documents} training and {schedule.validation_documents} validation documents; "
         f"{schedule.rows} rows of {schedule.row_length} tokens, {'packed' if schedule.packed else 'one document each'}",
@@ -305,6 +328,21 @@ def step_line(plan: Plan, schedule: Schedule) -> str:
     return f"{rows} rows, as {each} on each of {schedule.processes} processes{sharded}"
 
 
+def _search_planned(plan: Plan, schedule: Schedule, overhead: Overhead) -> list[str]:
+    """What a search of the coefficient will do, and at most how long it takes."""
+    if plan.coefficient is not None:
+        return []
+    steps = plan.search_steps(schedule.steps)
+    passes = (1 + SEARCH_DOSES) * steps * schedule.accumulation
+    known = max(overhead.seconds_per_step.values(), default=None)
+    time = in_words(None if known is None else passes * known)
+    return [
+        f"search: at first a control and up to {SEARCH_DOSES} coefficients from {COEFFICIENT:g} on, {steps} steps each "
+        f"on part of the training text, up to {time} of training; the largest effect that holds quality is taken, and "
+        "without one nothing is trained"
+    ]
+
+
 def _seeds_planned(plan: Plan) -> str:
     last = plan.seed + plan.seeds - 1
     return f"seed {plan.seed}" if plan.seeds == 1 else f"seeds {plan.seed} to {last}; the model of the first is kept"
@@ -323,6 +361,9 @@ def show_treatment(treatment: Treatment, console: Console) -> None:
     for probe in (False, True):
         _show_table(arms_table(treatment, probe=probe, level=1 if probe else 2), console)
     _show_task_table(treatment, console)
+    if treatment.search is not None:
+        _show_table(search_table(treatment.search), console, spare=(5, 2, 4))
+        say(console, search_lead(treatment.search))
     say(console, cost_line(treatment.overhead))
     facts = f"quality {verdict.quality} · what opened: {verdict.opened}"
     facts += f" · {verdict.covers}" if verdict.covers else ""
@@ -331,11 +372,11 @@ def show_treatment(treatment: Treatment, console: Console) -> None:
     show_panel(console, verdict.id.upper(), colour, verdict.findings, facts=facts)
 
 
-def _show_table(table: Table, console: Console) -> None:
+def _show_table(table: Table, console: Console, spare: Sequence[int] | None = None) -> None:
     printed = new_table(console, (table.first, *(column.head for column in table.columns)), title=table.title)
     for name, cells in table.rows:
         printed.add_row(text(name), *(cell_text(cell, one_line=console.width >= 80) for cell in cells))
-    show_table(console, printed, spare=range(1, len(table.columns)))
+    show_table(console, printed, spare=spare or range(1, len(table.columns)))
 
 
 def _show_task_table(treatment: Treatment, console: Console) -> None:

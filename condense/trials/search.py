@@ -1,0 +1,222 @@
+"""The search of a coefficient: short runs on part of the training text, each against one control.
+
+Effect and cost grow with the steps: after a fifth of them a dose is held to a fifth of what counts at the end, and to a
+fifth of the cost that is tolerated there. The search reads neither the validation nor the probe text of the treatment
+that it is made for: the chosen dose is the largest of several, and what it does is measured on text that had no part in
+the choice. Every run is one of `trials.arm_run`, so that a search that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from condense.comparison.differences import effect_of
+from condense.errors import RunError
+from condense.evaluation.harness import OpenTasks
+from condense.files import sha256
+from condense.models import checkpoint as checkpoints
+from condense.records.base import Estimate
+from condense.records.plans import SEARCH_DOSES, ArmSpec, Plan, TrialPlan
+from condense.records.treatment import DoseSearch, TriedDose
+from condense.texts.documents import Document
+from condense.training.prepare import Prepared, prepare_text
+from condense.training.rows import VALIDATION_SHARE
+from condense.trials.arm_run import attempt
+from condense.trials.doses import chosen_dose, next_tried, within_tolerance
+from condense.trials.folder import Run, clear_run, failure, is_done, read_run
+from condense.trials.runs import Job, Request
+
+CONTROL = ArmSpec("control", "control")
+CHARACTERS = 8
+"""How many characters of text stand for a token: enough in every language, so that the part is never too short."""
+
+
+def search_dose(job: Job, plan: Plan, folder: Path) -> DoseSearch:
+    """The coefficient with the largest effect within the quality tolerance, found in `folder` by short runs.
+
+    job: of the treatment, prepared; its model is released for the search and opened again afterwards. `chosen` is None
+    where no dose had a measurable effect within the tolerance. RunError where the control fails, InterruptedRunError
+    after a signal.
+    """
+    short = _short_plan(job, plan)
+    search = _prepared(job, short, folder)
+    watch, seed = job.asked.watch, short.seed
+    control = _finished(search, CONTROL, 0)
+    if control is None:
+        raise RunError(f"the control of the search failed: {failure(search.folder_of(CONTROL, seed))}")
+    points: list[TriedDose] = []
+    share = search.texts.schedule.steps / job.texts.schedule.steps
+    seconds = control.record.seconds
+    while (coefficient := next_tried(points)) is not None:
+        spec = ArmSpec(f"coefficient-{coefficient:g}", "dispersion", short.loss, short.layers, coefficient)
+        run = _finished(search, spec, len(points) + 1)
+        points.append(_failed(search, spec) if run is None else _point(coefficient, run, control, short, share))
+        seconds += run.record.seconds if run else 0.0
+        watch.on_note(f"search: coefficient {coefficient:g}: {_words(points[-1])}")
+    chosen, reason = chosen_dose(points)
+    if chosen is not None:
+        watch.on_note(f"search: coefficient {chosen:g} is taken, {reason}")
+    job.opened = checkpoints.load(job.asked.model, job.asked.options)
+    key = "bits_per_byte" if control.validation.quality.bits_per_byte.value is not None else "loss"
+    base: Estimate = getattr(control.validation.quality, key)
+    schedule = search.texts.schedule
+    return DoseSearch(
+        steps=schedule.steps,
+        train_tokens=schedule.train_tokens,
+        documents=len(set(control.validation.corpus.documents)),
+        train_sha256=schedule.train_sha256,
+        validation_sha256=schedule.validation_sha256,
+        points=tuple(points),
+        chosen=chosen,
+        reason=reason,
+        quality_key=key,
+        least=share * short.min_effect,
+        tolerated=None if base.value is None else share * short.quality_tolerance * base.value,
+        share=share,
+        alpha=0.05 / SEARCH_DOSES,
+        seconds=seconds,
+    )
+
+
+def with_coefficient(job: Job, folder: Path) -> DoseSearch:
+    """Search the coefficient of the job's arms and give it to them; its fingerprint holds it from then on.
+
+    RunError where no coefficient had a measurable effect within the quality tolerance: none is trained then.
+    """
+    asked = job.asked
+    asked.begins()
+    search = search_dose(job, asked.plan.training, folder)
+    if search.chosen is None:
+        kept = [point.coefficient for point in search.points if within_tolerance(point)]
+        largest = f"--coefficient {max(kept):g} --force trains the largest that held quality; " if kept else ""
+        raise RunError(
+            f"the search found no coefficient, and none is trained: {search.reason} ({search_words(search)})",
+            f"{largest}a larger --max-steps or --learning-rate shows more effect, more text shows quality better",
+        )
+    specs = tuple(spec if spec == CONTROL else replace(spec, coefficient=search.chosen) for spec in asked.plan.arms)
+    job.asked = replace(asked, plan=replace(asked.plan, arms=specs), begins=lambda: None)
+    job.fingerprint = sha256(f"{job.fingerprint} {search.chosen:g}")
+    return search
+
+
+def search_words(search: DoseSearch) -> str:
+    """Every coefficient that was tried with what it came to, weakest first."""
+    ordered = sorted(search.points, key=lambda point: point.coefficient)
+    return "; ".join(f"{point.coefficient:g}: {_words(point)}" for point in ordered)
+
+
+def _short_plan(job: Job, plan: Plan) -> Plan:
+    """The plan of every run of the search: the same batches and rows for fewer steps, under the first seed alone."""
+    schedule = job.texts.schedule
+    return replace(
+        plan,
+        max_steps=plan.search_steps(schedule.steps),
+        train_tokens=None,
+        per_device_train_batch_size=schedule.batch_size,
+        gradient_accumulation_steps=schedule.accumulation,
+        max_length=schedule.row_length,
+        eval_tasks=(),
+        eval_limit=None,
+        include_path=None,
+        seeds=1,
+        save_steps=None,
+        report_to="none",
+        control=True,
+    )
+
+
+def _prepared(job: Job, short: Plan, folder: Path) -> Job:
+    """The job of the search: part of the training documents, split again; the model of the treatment is released."""
+    asked, opened = job.asked, job.opened
+    if opened is None:
+        raise ValueError("the model of the job was released")
+    asked.watch.on_phase("searching the coefficient")
+    tokens = (short.max_steps or 1) * job.texts.schedule.tokens_per_step
+    measured = job.texts.validation.ids.numel() / VALIDATION_SHARE
+    part = _part_of(job.texts.parts.train, int(CHARACTERS * (tokens + 2 * measured)))
+    texts: Prepared = prepare_text(asked.model, opened, part, "text", short, None, asked.processes)
+    job.opened = None
+    del opened
+    gc.collect()
+    request = Request(
+        model=asked.model,
+        text=None,
+        plan=TrialPlan((CONTROL,), 1, short, curve_points=0),
+        folder=folder,
+        timed={},
+        keeps=lambda spec, seed: False,
+        title=lambda spec, seed: f"{asked.model} (search, {spec.name})",
+        begins=lambda: None,
+        name=asked.name,
+        processes=asked.processes,
+        resume=asked.resume,
+        watch=asked.watch,
+        options=asked.options,
+    )
+    facts = f"{job.fingerprint} {short.max_steps} {texts.schedule.train_sha256}"
+    return Job(request, texts, OpenTasks(), sha256(facts), None)
+
+
+def _part_of(documents: Sequence[Document], characters: int) -> Iterator[Document]:
+    """The first documents of a shuffled text, until there are so many characters."""
+    for document in documents:
+        yield document
+        characters -= len(document.text)
+        if characters < 0:
+            return
+
+
+def _finished(search: Job, spec: ArmSpec, number: int) -> Run | None:
+    """A run of the search, trained and measured unless that was done; None for one that failed."""
+    seed = search.asked.plan.training.seed
+    folder = search.folder_of(spec, seed)
+    if not is_done(folder, search.fingerprint):
+        name = "control" if spec == CONTROL else f"coefficient {spec.coefficient:g}"
+        search.asked.watch.on_run(f"search: {name}", seed, number, 1 + SEARCH_DOSES)
+        if attempt(search.run_of(spec, seed), search.texts, search.tasks, search.asked.watch) is not None:
+            return None
+    return read_run(folder, seed, search.texts.schedule)
+
+
+def _failed(search: Job, spec: ArmSpec) -> TriedDose:
+    """A dose whose run failed: it diverged, or there was no room for it; its reason stays in the record."""
+    folder = search.folder_of(spec, search.asked.plan.training.seed)
+    missing = Estimate(None, reason=failure(folder) or "the run failed")
+    clear_run(folder)
+    return TriedDose(spec.coefficient or 0.0, missing, missing, "inconclusive", "not measured")
+
+
+def _point(coefficient: float, run: Run, control: Run, short: Plan, share: float) -> TriedDose:
+    """What a dose came to, held to what counts and what is tolerated at the end in proportion to the steps."""
+    effect = effect_of(
+        {short.seed: run.validation},
+        {short.seed: control.validation},
+        "control",
+        least=share * short.min_effect,
+        tolerance=share * short.quality_tolerance,
+        compared=SEARCH_DOSES,
+        site_keys=(),
+    )
+    quality = effect.words["quality"]
+    cone = effect.words["mean_cosine"].word
+    return TriedDose(
+        coefficient,
+        _without_texts(effect.deep["mean_cosine"]),
+        _without_texts(effect.quality[quality.key]),
+        cone,
+        quality.word,
+        run.record.penalty_to_ce,
+    )
+
+
+def _without_texts(estimate: Estimate) -> Estimate:
+    return replace(estimate, per_text=None, deleted=None)
+
+
+def _words(point: TriedDose) -> str:
+    if point.effect.value is None:
+        return f"failed ({point.effect.reason})"
+    return f"{point.word} ({point.effect.value:+.3f}), quality {point.quality_word}"
