@@ -52,7 +52,8 @@ LOADS: dict[str, set[str]] = {
         "diagnosis/resume.py", "diagnosis/run.py", "diagnosis/summary.py", "diagnosis/twin.py",
         "comparison/pair.py", *HEAVY_TRAINING,
         "trials/arm_run.py", "trials/estimate.py", "trials/folder.py", "trials/learning.py", "trials/pool.py",
-        "trials/ray_session.py", "trials/run.py", "trials/runs.py", "trials/search.py", "trials/tuning.py", "treatment/*",
+        "trials/ray_session.py", "trials/run.py", "trials/runs.py", "trials/search.py", "trials/tuning.py",
+        "treatment/*",
     },
     "accelerate": {"training/arm_trainer.py"},
     "transformers": {
