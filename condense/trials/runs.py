@@ -280,11 +280,10 @@ def _run_arms(job: Job) -> Runs:
 
 def _facts(asked: Request, texts: Prepared, opened: Checkpoint) -> dict[str, Any]:
     """All that decides the numbers of a run; arms and seeds, which may be added to one, are not in it."""
-    schedule = texts.schedule
+    schedule, training = texts.schedule, asdict(asked.plan.training)
+    left_out = {"seeds"} if training["fsdp"] else {"seeds", "fsdp"}  # the latter is younger than runs on disks
     return {
-        "training": {
-            k: v for k, v in asdict(asked.plan.training).items() if k != "seeds" and (k, v) != ("fsdp", False)
-        },
+        "training": {key: value for key, value in training.items() if key not in left_out},
         "model": asked.model,
         "weights": opened.info.weights_sha256,
         "condense": __version__,
