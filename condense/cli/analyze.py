@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +14,10 @@ from condense.cli.groups import Only, command
 from condense.cli.measure import (
     ExpectWorld,
     Model,
+    alike_in_all,
     conditions_of,
     cut_windows,
+    device_of_rank,
     diagnosed,
     locate_model,
     ranks_of_run,
@@ -60,11 +61,12 @@ def analyze(
     asked = check or gate.baseline or gate.asserted
     held = plan_gate(gate_options(context, gate)) if asked else None
     ranks = ranks_of_run(expect_world, "measure")
-    outputs = plan_outputs(files)
+    with alike_in_all():
+        outputs = plan_outputs(files)
     if dry_run:
         show_dry_run(model, options, corpus, measure, outputs=outputs.paths(), ranks=ranks, no_text=files.no_text)
         return
-    located = locate_model(model, replace(options, device=_device(options.device)))
+    located = locate_model(model, replace(options, device=device_of_rank(options.device)))
     line = command_line(no_text=files.no_text)
     if weights_only:
         diagnosis = weighed(located, line)
@@ -77,11 +79,3 @@ def analyze(
         show_and_write(diagnosis, outputs)
         if held:
             held.conclude(diagnosis, next(iter(outputs.json), Path("RUN.json")))
-
-
-def _device(asked: str) -> str:
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return asked
-    from condense.diagnosis.distributed import device_of
-
-    return device_of(asked)

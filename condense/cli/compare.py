@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from condense.cli.console import command_line, console, say
+from condense.cli.console import command_line, console, say, say_first
 from condense.cli.groups import Without, command
-from condense.cli.measure import cut_windows, diagnosed, locate_model
-from condense.cli.outputs import check_file, plan_outputs
+from condense.cli.measure import (
+    ExpectWorld,
+    alike_in_all,
+    cut_windows,
+    device_of_rank,
+    diagnosed,
+    locate_model,
+    ranks_of_run,
+    together_if,
+)
+from condense.cli.outputs import Outputs, check_file, plan_outputs
 from condense.cli.progress import counting, working
 from condense.errors import CondenseError
 from condense.records.options import (
@@ -32,6 +41,7 @@ if TYPE_CHECKING:
     from condense.comparison.members import Candidate
     from condense.models.checkpoint import Checkpoint
     from condense.models.locate import Located
+    from condense.records.comparison import Comparison
     from condense.records.diagnosis import Diagnosis
     from condense.texts.windows import Windows
 
@@ -77,32 +87,45 @@ def compare(
     files: OutputOptions,
     force: Annotated[bool, Force] = False,
     measure: Annotated[MeasureOptions, Without("num_texts", "max_length", "seed", "random_twin", "halves")],
+    expect_world: Annotated[int | None, ExpectWorld] = None,
 ) -> None:
     """Put models side by side on the same texts: curves, differences with intervals, trends, runs over their steps."""
     from condense.comparison.run import compare as compare_runs
-    from condense.report.comparison.text import show_comparison
 
-    outputs = plan_outputs(files, NAMES)
+    ranks = ranks_of_run(expect_world, "measure")
+    with alike_in_all():
+        outputs = plan_outputs(files, NAMES)
     members = output / MEMBERS if output else None
-    comparison = compare_runs(
-        *runs,
-        revisions=revisions,
-        as_models=as_models,
-        force=force,
-        command=command_line(no_text=files.no_text),
-        settings=settings,
-        measure=MeasureMembers(options, corpus, measure, members, no_text=files.no_text),
-        on_note=say,
-        no_text=files.no_text,
-    )
-    show_comparison(comparison, console())
-    for path in outputs.write(comparison):
-        say(f"wrote {path}")
+    options = replace(options, device=device_of_rank(options.device))
+    with together_if(ranks):
+        comparison = compare_runs(
+            *runs,
+            revisions=revisions,
+            as_models=as_models,
+            force=force,
+            command=command_line(no_text=files.no_text),
+            settings=settings,
+            measure=MeasureMembers(options, corpus, measure, members, no_text=files.no_text),
+            on_note=say_first,
+            no_text=files.no_text,
+            ranks=ranks,
+        )
+    if ranks is not None and not ranks.is_first:
+        return  # with 0: an exit code of its own would have the launcher end the first, which still writes
+    _show_and_write(comparison, outputs)
     if comparison.failures:
         names = ", ".join(failure.name for failure in comparison.failures)
         error = CondenseError(f"could not be measured: {names}", "the others were compared; see the caveats above")
         error.exit_code = max(failure.exit_code for failure in comparison.failures)
         raise error
+
+
+def _show_and_write(comparison: Comparison, outputs: Outputs) -> None:
+    from condense.report.comparison.text import show_comparison
+
+    show_comparison(comparison, console())
+    for path in outputs.write(comparison):
+        say(f"wrote {path}")
 
 
 class MeasureMembers:
@@ -138,6 +161,17 @@ class MeasureMembers:
         with working(f"loading {located.name}"):
             checkpoint = read(located)
         return checkpoint, lambda: cut_windows(located, self._corpus, measure, no_text=self._no_text)
+
+    def settled(self, candidate: Candidate, settings: CompareOptions) -> CompareOptions:
+        """The settings, with unset ones taken from the windows that are cut for a candidate; no weights are read."""
+        from condense.comparison.measuring import completed_by
+
+        located, measure = self._located(candidate, settings)
+        return completed_by(settings, cut_windows(located, self._corpus, measure, no_text=self._no_text).info)
+
+    def skip(self, candidate: Candidate) -> None:
+        """Take a name for the file of another process."""
+        self._file_name(candidate)
 
     def counting(self, title: str) -> AbstractContextManager[Callable[[int, int], None]]:
         """A progress bar over windows."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,6 +61,34 @@ def ranks_of_run(expected: int | None, verb: str) -> Ranks | None:
     expect(ranks, expected)
     say_first(f"{ranks.size} processes {verb} together" if ranks.size > 1 else "1 process")
     return ranks
+
+
+def together_if(ranks: Ranks | None) -> AbstractContextManager[None]:
+    """Join the other processes, where there are any."""
+    if ranks is None:
+        return contextlib.nullcontext()
+    from condense.diagnosis.distributed import together
+
+    return together(ranks)
+
+
+@contextlib.contextmanager
+def alike_in_all() -> Iterator[None]:
+    """What every process does alike before they join: of a failure the first speaks."""
+    try:
+        yield
+    except CondenseError as error:
+        error.shared = True
+        raise
+
+
+def device_of_rank(asked: str) -> str:
+    """The device that was asked for; under torchrun `auto` and `cuda` mean the GPU of this process."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return asked
+    from condense.diagnosis.distributed import device_of
+
+    return device_of(asked)
 
 
 def go_offline(options: ModelOptions) -> None:

@@ -41,8 +41,8 @@ from condense.records.options import CompareOptions
 from condense.texts.windows import Windows, check_ids
 
 if TYPE_CHECKING:
+    from condense.comparison.measuring import OnNote, Opener
     from condense.comparison.members import Candidate
-    from condense.comparison.run import OnNote, Opener
 
 OnText = Callable[[int, int], None]
 _BLOCK = 128  # positions whose logits are held at once

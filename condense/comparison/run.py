@@ -6,24 +6,19 @@ next is opened.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import gc
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from condense.comparison import overlay as overlay_findings
 from condense.comparison import trajectory as run_findings
 from condense.comparison import verdict as model_findings
 from condense.comparison.comparability import caveats, refuse_incomparable
-from condense.comparison.differences import effect_of, same_windows
+from condense.comparison.differences import effect_of
+from condense.comparison.measuring import Measure, MeasuredHere, OnNote, completed, measured_members, same_by_name
 from condense.comparison.members import (
-    Candidate,
     candidates_of,
     in_evaluation_mode,
     notes_of,
@@ -31,56 +26,23 @@ from condense.comparison.members import (
     without_names,
 )
 from condense.comparison.overlay import Layout, laid_over
-from condense.comparison.same import Reading, not_compared, same_of, shape_of, with_same
+from condense.comparison.same import with_same
 from condense.comparison.trajectory import peak_of, scale_of
-from condense.errors import CondenseError, as_condense_error, is_panic
 from condense.records.base import Estimate
 from condense.records.comparison import COMPARISON_SCHEMA, CURVES, Comparison, Failure, Kind, Member, Same, Trajectory
 from condense.records.diagnosis import Diagnosis, Histogram, Quality, SiteReading
-from condense.records.options import CompareOptions, MeasureOptions, ModelOptions, takes
+from condense.records.options import CompareOptions, ModelOptions, takes
 from condense.records.treatment import Effect, Word
 from condense.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from condense.diagnosis.distributed import Ranks
     from condense.models.checkpoint import Checkpoint
     from condense.texts.windows import Windows
 
 BINS = 100
-PROBE_TOKENS = 64  # for the forward pass that detects the parts of a module in memory
-OnNote = Callable[[str], None]
-
-
-def completed(settings: CompareOptions, known: Sequence[Diagnosis]) -> CompareOptions:
-    """The settings, with unset ones taken from the first diagnosis."""
-    if not known:
-        return settings
-    corpus = known[0].corpus
-    return replace(
-        settings,
-        num_texts=corpus.requested or corpus.texts if settings.num_texts is None else settings.num_texts,
-        max_length=corpus.length if settings.max_length is None else settings.max_length,
-        seed=corpus.seed if settings.seed is None else settings.seed,
-    )
-
-
-Measure = Callable[[Candidate, CompareOptions, tuple[int, int]], Diagnosis]
-"""From a candidate to its diagnosis: with which settings, and which of how many it is."""
-
-
-@runtime_checkable
-class Opener(Protocol):
-    """A `Measure` that can open a candidate again, so that two are read side by side on the same tokens."""
-
-    def __call__(self, candidate: Candidate, settings: CompareOptions, position: tuple[int, int], /) -> Diagnosis:
-        """The diagnosis of a candidate."""
-
-    def open(self, candidate: Candidate, settings: CompareOptions) -> tuple[Checkpoint, Callable[[], Windows]]:
-        """The model, and how to cut its windows."""
-
-    def counting(self, title: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Progress over windows: on_text(done, total)."""
 
 
 @takes(ModelOptions)
@@ -96,6 +58,7 @@ def compare(
     measure: Measure | None = None,
     on_note: OnNote | None = None,
     no_text: bool = False,
+    ranks: Ranks | None = None,
     options: ModelOptions | None = None,
     **fields: Any,
 ) -> Comparison:
@@ -109,7 +72,8 @@ def compare(
     models are opened, as for `load`, as an object or as keywords.
     force: compare although protocol or corpus differ, with that caveat. measure: your own way from a candidate to
     its diagnosis; on_note(line) is called for members that failed; no_text: keep names of documents and paths of
-    texts of saved runs out of the record.
+    texts of saved runs out of the record; ranks: the processes inside `distributed.together` that share the members,
+    each of which has to call this and gets the same.
 
     Members that were opened here and read the same tokens as the first, or are of its shape, are also read beside it
     token by token (`Member.same`), if `measure` is an `Opener`; not the checkpoints of a run.
@@ -132,16 +96,16 @@ def compare(
     if not force and len(known) > 1:  # before any work
         refuse_incomparable({c.name: c.diagnosis for c in candidates if c.diagnosis is not None})
     wanted = completed(settings or CompareOptions(), known)
-    measuring = measure or _Measuring(text, ModelOptions.of(options, fields), windows)
+    measuring = measure or MeasuredHere(text, ModelOptions.of(options, fields), windows)
     with in_evaluation_mode(candidates):
-        measured, failures = _measured(candidates, measuring, wanted, on_note)
+        measured, failures = measured_members(candidates, measuring, wanted, on_note, ranks)
         diagnoses = {candidate.name: diagnosis for candidate, diagnosis in measured}
         if not force:
             refuse_incomparable(diagnoses)
         layout = laid_over(candidates, [candidate for candidate, _ in measured], failures)
         run = run_of(candidates) if layout is None and (len(candidates) > 2 or len(runs) == 1) else None
         one_by_one = run is None and layout is None
-        same = _same_by_name(measured, measuring, wanted, on_note) if one_by_one else {}
+        same = same_by_name(measured, measuring, wanted, on_note, ranks) if one_by_one else {}
     return assembled(
         diagnoses,
         steps={c.name: c.step for c, _ in measured},
@@ -217,124 +181,6 @@ def assembled(
 
 
 # --- from arguments to diagnoses ---------------------------------------------------------------------------
-
-
-def _measured(
-    candidates: Sequence[Candidate], measure: Measure, settings: CompareOptions, on_note: OnNote | None
-) -> tuple[list[tuple[Candidate, Diagnosis]], list[Failure]]:
-    """The diagnoses in order, and what failed; the length of the first that is measured holds for all."""
-    measured: list[tuple[Candidate, Diagnosis]] = []
-    failures: list[Failure] = []
-    last: CondenseError | None = None
-    for number, candidate in enumerate(candidates, 1):
-        try:
-            if candidate.error is not None:
-                raise candidate.error
-            diagnosis = candidate.diagnosis or measure(candidate, settings, (number, len(candidates)))
-            measured.append((candidate, diagnosis))
-            settings = completed(settings, [diagnosis])
-        except BaseException as failure:  # one bad member never ends the others
-            if not isinstance(failure, Exception) and not is_panic(failure):
-                raise
-            error = last = as_condense_error(failure)
-            failures.append(Failure(candidate.name, str(error), error.exit_code))
-            if on_note is not None:
-                on_note(f"{candidate.name} is left out: {error}")
-        if candidate.diagnosis is None:
-            _give_back()
-    if last is not None and len(measured) < 2:
-        raise last
-    return measured, failures
-
-
-def _give_back() -> None:
-    """Free the memory of models that are no longer referenced."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _same_by_name(
-    measured: Sequence[tuple[Candidate, Diagnosis]],
-    measuring: Measure,
-    settings: CompareOptions,
-    on_note: OnNote | None,
-) -> dict[str, Same]:
-    """The token-by-token comparison of each opened model with the first, if that one was opened too."""
-    (reference, first), *rest = measured
-    if reference.diagnosis is not None or not isinstance(measuring, Opener):
-        return {}
-    others = [(candidate, own) for candidate, own in rest if candidate.diagnosis is None]
-    readable = [candidate for candidate, own in others if same_windows(own, first) or shape_of(own) == shape_of(first)]
-    readings: dict[str, Reading | str] = {}
-    if readable:
-        from condense.comparison.pair import read_beside
-
-        wanted = completed(settings, [first])
-        readings = read_beside(reference, readable, measuring, wanted, on_note, _give_back)
-    made = {}
-    for candidate, own in others:
-        reading = readings.get(candidate.name, "another tokenizer cuts the text into other tokens")
-        if isinstance(reading, str):
-            made[candidate.name] = not_compared(reference.name, reading)
-            continue
-        tolerance = settings.quality_tolerance
-        made[candidate.name] = same_of(
-            reading, first, own, reference.name, tolerance=tolerance, compared=len(measured) - 1
-        )
-    return made
-
-
-class _Measuring:
-    """Measure a candidate from its name, or as it is in memory, as `load`, `windows` and `analyze` do by default."""
-
-    def __init__(self, text: str | Path | None, options: ModelOptions, given: Windows | None = None) -> None:
-        self._text, self._options, self._given = text, options, given
-
-    def __call__(self, candidate: Candidate, settings: CompareOptions, place: tuple[int, int]) -> Diagnosis:
-        from condense.diagnosis.run import analyze
-
-        checkpoint, windows = self.open(candidate, settings)
-        return analyze(checkpoint, windows(), seed=settings.seed or 0)
-
-    def counting(self, title: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Show nothing."""
-        return contextlib.nullcontext(lambda done, total: None)
-
-    def open(self, candidate: Candidate, settings: CompareOptions) -> tuple[Checkpoint, Callable[[], Windows]]:
-        """The model, and how to cut its windows."""
-        from condense.texts.windows import windows
-
-        checkpoint = self._checkpoint(candidate)
-        given = self._given
-        if candidate.live is not None and given is not None:
-            return checkpoint, lambda: given
-        cut = functools.partial(
-            windows,
-            checkpoint.tokenizer,
-            self._text,
-            num_texts=settings.num_texts or MeasureOptions.num_texts,
-            max_length=settings.max_length,
-            positions=checkpoint.positions,
-            seed=settings.seed or 0,
-        )
-        return checkpoint, cut
-
-    def _checkpoint(self, candidate: Candidate) -> Checkpoint:
-        from condense.models.checkpoint import Checkpoint, checkpoint_of, load
-
-        if isinstance(candidate.live, Checkpoint):
-            return candidate.live
-        if candidate.live is not None:
-            assert self._given is not None  # otherwise an error was raised before any work
-            return checkpoint_of(candidate.live, self._given.ids[:1, :PROBE_TOKENS])
-        return load(
-            candidate.place,
-            self._options,
-            revision=candidate.revision or self._options.revision,
-            tokenizer=self._options.tokenizer or candidate.tokenizer,
-        )
 
 
 # --- from diagnoses to members -----------------------------------------------------------------------------
