@@ -85,6 +85,16 @@ TRIAL = [
         "and p below .05 after Holm’s adjustment for all pairs. What is not clear is a tie.",
     ),
     term(
+        "early or final effect, the sign turns",
+        "The difference to the control in bits per byte is judged in three quarters of the steps and at the end. A "
+        "sign turns only where both signs are measurable.",
+    ),
+    term(
+        "after equal time",
+        "After as many seconds of training as the control had, under the same seed: an arm whose steps take longer is "
+        "read at fewer steps.",
+    ),
+    term(
         "dose and response, recommended coefficient",
         "Arms that differ in their coefficient alone. Recommended is the one with the largest measurable effect whose "
         "quality is held, or none.",

@@ -7,12 +7,14 @@ tried: a coefficient is raised to where the penalty is a tenth of cross-entropy 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from condense.comparison.verdict import signed
 from condense.diagnosis.verdict import LIU
 from condense.records.base import Again, Estimate, Finding
 from condense.records.diagnosis import Quality
+from condense.records.learning import timing_sentence
 from condense.records.plans import COEFFICIENT, MIN_SEEDS, SEARCH_DOSES, Plan
 from condense.records.treatment import QualityWord, TriedDose, VerdictId
 from condense.records.trial import ArmResult, DosePoint, DoseResponse
@@ -23,10 +25,10 @@ RATIO_LOW, RATIO_HIGH, RATIO_AIM = 1e-3, 0.5, 0.1
 
 def dose_responses(arms: Sequence[ArmResult]) -> tuple[DoseResponse, ...]:
     """A curve for every group of arms that differ in the coefficient alone, with the coefficient to take."""
-    groups: dict[tuple[str, str | None, str | None], list[ArmResult]] = {}
+    groups: dict[tuple[str | None, ...], list[ArmResult]] = {}
     for arm in arms:
         if arm.spec.coefficient is not None and arm.effect is not None:
-            groups.setdefault((arm.spec.remedy, arm.spec.loss, arm.spec.layers), []).append(arm)
+            groups.setdefault((arm.spec.remedy, arm.spec.loss, arm.spec.layers, arm.spec.schedule), []).append(arm)
     return tuple(_response(group) for group in groups.values())
 
 
@@ -34,7 +36,8 @@ def _response(group: Sequence[ArmResult]) -> DoseResponse:
     points = sorted((_point(arm) for arm in group), key=lambda point: point.coefficient)
     first = group[0].spec
     loss = f"{first.loss} loss" if first.loss else ""
-    parts = [first.remedy, loss, f"on {first.layers} layers" if first.layers else ""]
+    falling = f"falling ({first.schedule})" if first.schedule else ""
+    parts = [first.remedy, loss, f"on {first.layers} layers" if first.layers else "", falling]
     few = next((arm.verdict_reason for arm in group if arm.verdict_reason), "")
     recommended, reason = (None, few) if few else _recommended(points)
     return DoseResponse(", ".join(part for part in parts if part), first.remedy, tuple(points), recommended, reason)
@@ -187,24 +190,127 @@ def dose_finding(
 ) -> Finding:
     """Which coefficient to take, and the doses to try next. steps, moved: as in `longer_training`."""
     named = {arm.spec.name: arm for arm in arms}
-    effects = [named[point.arm].effect for point in dose.points if point.arm in named]
     rescaled = any(
         named[point.arm].opened == "three dimensions rescaled"
         for point in dose.points
         if point.arm in named and point.coefficient == dose.recommended
     )
     but = "; it fell by three dimensions being rescaled, not by the cone opening" if rescaled else ""
-    needs_text = any(power.reason for effect in effects if effect for power in effect.power.values())
+    seen = f"{dose.reason}{but} (counts from {plan.min_effect:g}; quality tolerance {plan.quality_tolerance:.1%})"
+    if dose.recommended is None:
+        change = deciding_change(dose, [named[p.arm] for p in dose.points if p.arm in named], plan, steps, moved, again)
+        title = f"Recommended coefficient of {dose.title}: none; {change.what} would decide"
+        return Finding("dose", "info", title, seen, f"{_capital(change.because)}.", change.command, LIU)
     return Finding(
         "dose",
-        "good" if dose.recommended is not None and not rescaled else "info",
-        f"Recommended coefficient of {dose.title}: {'none' if dose.recommended is None else f'{dose.recommended:g}'}",
-        f"{dose.reason}{but} (counts from {plan.min_effect:g}; quality tolerance {plan.quality_tolerance:.1%})",
+        "info" if rescaled else "good",
+        f"Recommended coefficient of {dose.title}: {dose.recommended:g}",
+        seen,
         "The rule: the largest measurable effect whose quality improved or is held. It is a choice on this run's "
         "validation text, so confirm it on other text.",
-        _next_doses(dose, again) or _next_run(dose, plan, steps, moved, needs_text, again),
+        _next_doses(dose, again) or again(output="other-text/", text="other.txt"),
         LIU,
     )
+
+
+@dataclass(frozen=True)
+class Change:
+    """The one change that would decide where no dose is recommended: what, why by what was measured, the command."""
+
+    what: str
+    because: str
+    command: str
+
+
+def deciding_change(
+    dose: DoseResponse, arms: Sequence[ArmResult], plan: Plan, steps: int, moved: bool | None, again: Again
+) -> Change:
+    """What to change, one thing alone, for a recommendation or a clear none; steps, moved: as in `longer_training`.
+
+    In this order: seeds below three; a coefficient that falls to 0, where an early gain is lost; another coefficient;
+    where all effects are too small a higher rate or more steps; validation text or seeds, by the power of the trial.
+    """
+    few = next((arm.verdict_reason for arm in arms if arm.verdict_reason), "")
+    if few:
+        return Change("more seeds", f"one of them may differ by chance ({few})", _with_seeds(MIN_SEEDS, again))
+    lost = next((arm for arm in arms if arm.learning and _is_lost(arm)), None)
+    if lost is not None and lost.learning is not None:
+        name = lost.spec.name.rpartition("=")[0]
+        return Change(
+            "a coefficient that falls to 0",
+            f"the gain is early and is not there at the end: {timing_sentence(lost.spec.name, lost.learning)}",
+            again.without("coefficients")(output="falling/", arms=f"{name}+linear:0.25={lost.spec.coefficient:g}"),
+        )
+    if doses := _next_doses(dose, again):
+        return Change(*_dose_words(dose), doses)
+    if all(point.verdict == "too-small-to-count" for point in dose.points):
+        return _longer(dose, plan, steps, moved, again)
+    return _sharper(dose, arms, plan, again)
+
+
+def _is_lost(arm: ArmResult) -> bool:
+    """Whether an arm with a constant coefficient was better early and is not at the end."""
+    looks = arm.learning.looks if arm.learning else ()
+    early = any(look.word == "improved" for look in looks[:-1])
+    return bool(looks) and early and looks[-1].word != "improved" and arm.spec.schedule is None
+
+
+def _dose_words(dose: DoseResponse) -> tuple[str, str]:
+    """Which other coefficient `_next_doses` asks for, and why."""
+    points = [point for point in dose.points if point.coefficient > 0]
+    if not points:
+        return "a coefficient above 0", "none was tried"
+    costly = [p.coefficient for p in points if p.verdict in ("dispersed-at-a-cost", "condensed-further")]
+    gentle = [p.coefficient for p in points if not costly or p.coefficient < min(costly)]
+    if costly and gentle:
+        return "a coefficient between", f"{max(gentle):g} is not enough and {min(costly):g} costs quality or narrows"
+    if costly:
+        return "a lower coefficient", f"the lowest that was tried, {min(costly):g}, costs quality or narrows"
+    ratio = points[-1].penalty_to_ce or 0.0
+    return "a higher coefficient", f"the penalty was {ratio:.1e} of cross-entropy, and advice aims at {RATIO_AIM:g}"
+
+
+def _longer(dose: DoseResponse, plan: Plan, steps: int, moved: bool | None, again: Again) -> Change:
+    """More training: a higher rate where the control hardly moved, else as many steps as the pace so far asks for."""
+    if moved is False:
+        because = f"training alone changed the control by less than the {plan.quality_tolerance:.1%} that counts"
+        return Change("a higher learning rate", because, longer_training(plan, steps, moved, again))
+    strongest = min(dose.points, key=lambda point: point.effect.value or 0.0).effect.value or 0.0
+    if strongest >= 0:
+        because = f"in {steps} steps no dose spread the representation"
+        return Change("more steps", because, longer_training(plan, steps, moved, again))
+    wanted = steps * plan.min_effect / -strongest
+    asked = int(min(max(wanted, 2 * steps), 20 * steps))
+    because = f"the best fell by {-strongest:.4f} in {steps} steps: at that pace {plan.min_effect:g} takes {wanted:.0f}"
+    return Change("more steps", because, again(output="longer/", max_steps=str(asked)))
+
+
+def _sharper(dose: DoseResponse, arms: Sequence[ArmResult], plan: Plan, again: Again) -> Change:
+    """More validation text where documents hide what counts, else as many seeds as the power asks for."""
+    effects = [arm.effect for arm in arms if arm.effect]
+    powers = [power for effect in effects for key, power in effect.power.items() if effect.words[key].word in _OPEN]
+    hidden = next((power for power in powers if power.reason), None)
+    if hidden is not None and hidden.wanted is not None:
+        because = f"documents alone leave an error of {hidden.document_error:.2g}, which hides {hidden.wanted:.2g}"
+        return Change("more validation text", because, again(output="more-text/", num_texts=str(4 * plan.num_texts)))
+    seeds = max((len(effect.by_seed) for effect in effects), default=0)
+    needed = max((power.seeds_needed or 0 for power in powers), default=0)
+    if needed > seeds:
+        because = f"for what counts it takes {needed} seeds, and there were {seeds}"
+        return Change(f"{needed} seeds", because, _with_seeds(needed, again))
+    return Change("more seeds", f"intervals over {seeds} seeds leave it open", _with_seeds(2 * max(seeds, 1), again))
+
+
+_OPEN = ("inconclusive", "not shown to be held")
+
+
+def _with_seeds(seeds: int, again: Again) -> str:
+    given = again.value("seeds")
+    return again(output="more-seeds/", seeds=str(max(seeds, int(given) + 1 if given.isdigit() else 0)))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _next_doses(dose: DoseResponse, again: Again) -> str:
@@ -233,19 +339,6 @@ def _next_doses(dose: DoseResponse, again: Again) -> str:
         return ""
     stronger = next_dose(strongest.coefficient, strongest.penalty_to_ce)
     return "" if stronger is None else try_doses(stronger)
-
-
-def _next_run(dose: DoseResponse, plan: Plan, steps: int, moved: bool | None, needs_text: bool, again: Again) -> str:
-    """What would tell more where another dose would not: other text, more text, more seeds, longer training."""
-    if dose.recommended is not None:
-        return again(output="other-text/", text="other.txt")
-    if all(point.verdict == "too-small-to-count" for point in dose.points):
-        return longer_training(plan, steps, moved, again)
-    if needs_text:
-        return again(output="more-text/", num_texts=str(4 * plan.num_texts))
-    given = again.value("seeds")
-    seeds = int(given) if given.isdigit() else MIN_SEEDS
-    return again(output="more-seeds/", seeds=str(2 * seeds if seeds >= MIN_SEEDS else MIN_SEEDS))
 
 
 def ratio_words(

@@ -14,17 +14,17 @@ from condense.records.trial import Trial
 from condense.report.trial.page import trial_page
 from tests.browser import test_report_page as report_page
 from tests.browser.test_report_page import EVIL, Opened, axe_violations
-from tests.report.trial_records import trial
+from tests.report.trial_records import trial, with_learning
 
 browser = report_page.browser
-CHARTS = 9
+CHARTS = 15
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(trial_page(trial(tasks=True)), encoding="utf-8")
+    path.write_text(trial_page(with_learning(trial(tasks=True))), encoding="utf-8")
     return path
 
 
@@ -86,7 +86,7 @@ def test_the_long_tables_are_reached_and_sorted_by_key(browser: Any, tmp_path: P
 def test_hostile_names_stay_text_and_drawings_do_without_scripts(browser: Any, tmp_path: Path) -> None:
     from tests.report.test_trial_pages import hostile
 
-    text = trial_page(hostile(), plotlyjs="none")
+    text = trial_page(with_learning(hostile()), plotlyjs="none")
     assert "<script>alert" not in text
     assert "\x1b" not in text
     path = tmp_path / "report.html"
@@ -101,7 +101,7 @@ def test_a_hostile_name_stays_text_in_the_charts(browser: Any, tmp_path: Path) -
     from tests.report.test_trial_pages import hostile
 
     path = tmp_path / "report.html"
-    path.write_text(trial_page(hostile()), encoding="utf-8")
+    path.write_text(trial_page(with_learning(hostile())), encoding="utf-8")
     with Opened(browser, path) as opened:
         assert opened.page.locator(".js-plotly-plot").count() == CHARTS
         assert opened.trouble == []

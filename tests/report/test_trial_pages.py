@@ -22,10 +22,11 @@ from condense.records.trial import ArmResult, Rank, StepCost, Trial
 from condense.report.svg import sketch
 from condense.report.tables import rows_csv
 from condense.report.text import breakable
-from condense.report.trial.figures import depth_figures, dose_figures, looks, strips, tradeoff
+from condense.report.trial.figures import depth_figures, dose_figures, looks, strips, through_zero, tradeoff
+from condense.report.trial.learning import learning_figures
 from condense.report.trial.tables import rankings, rows
 from condense.report.trial.text import in_a_line, show_trial, show_trial_plan
-from tests.report.trial_records import ARMS, NOT_MEASURED, trial
+from tests.report.trial_records import ARMS, NOT_MEASURED, trial, with_learning
 from tests.test_architecture import loaded_by
 
 ROOT = Path(__file__).parents[2]
@@ -445,3 +446,45 @@ def test_a_formula_in_csv_is_text():
     arm = made.arms[1]
     made = replace(made, arms=(made.arms[0], replace(arm, spec=replace(arm.spec, name="=cmd|' /C calc'!A0"))))
     assert "\n'=cmd" in rows_csv(made.rows())
+
+
+# --- how the arms learned ------------------------------------------------------------------------------
+
+
+def test_the_curves_of_every_arm_are_drawn_over_tokens_and_seconds() -> None:
+    made = with_learning(trial())
+    drawn = {figure.chart.id: figure.chart for figure in learning_figures(made, looks(made))}
+    assert list(drawn) == [
+        "chart-learning-tokens", "chart-changes-tokens", "chart-learning-seconds", "chart-changes-seconds",
+        "chart-learning-next", "chart-changes-next",
+    ]  # fmt: skip
+    measured = [arm.spec.name for arm in made.arms if arm.learning]
+    assert [one.name for one in reversed(drawn["chart-learning-tokens"].series)] == measured
+    assert all(one.low is not None for one in drawn["chart-learning-tokens"].series), "a band over seeds"
+    assert drawn["chart-changes-tokens"].zone and drawn["chart-changes-next"].zone is None
+    page = made.to_html(plotlyjs="none")
+    assert "the sign turns at about step 212" in page and "Settings tried" in page and len(page) < 1_500_000
+    text = made.to_markdown()
+    assert "better in the first quarter, worse at the end, and the sign turns at about step 212" in text
+    assert "× 0.80 tokens" in text and "on the edge of what was tried (learning rate)" in text
+    assert trial().to_html(plotlyjs="none").count("How fast each arm learns") == 0, "a trial without curves has none"
+
+
+def test_names_in_the_curves_are_text() -> None:
+    made = with_learning(trial())
+    evil = replace(made.arms[1], spec=replace(made.arms[1].spec, name=EVIL))
+    page = replace(made, arms=(made.arms[0], evil)).to_html(plotlyjs="none")
+    assert "<script>alert(1)" not in page
+
+
+def test_negative_doses_are_drawn_through_the_control() -> None:
+    made = trial()
+    points = made.doses[0].points
+    below = replace(points[0], coefficient=-1.0, effect=Estimate(0.05, 0.04, 0.06), quality=Estimate(0.01, 0.0, 0.02))
+    dose = replace(made.doses[0], points=(below, *points))
+    assert [point.coefficient for point in through_zero(dose.points)] == [-1.0, 0.0, 0.1, 1.0]
+    assert [point.coefficient for point in through_zero(points)] == [0.1, 1.0]
+    effects, costs = dose_figures(made, dose, 0)
+    assert effects.chart.axis.labels == ("-1", "0", "0.1", "1") and effects.chart.series[0].values[1] == 0
+    assert "The means fall all the way through 0" in effects.takeaway
+    assert "do not go one way through 0" in costs.takeaway and "0: " not in costs.takeaway.split("-1: ")[0]

@@ -9,6 +9,7 @@ from typing import Any
 from condense.metrics import METRICS
 from condense.records.base import Estimate, Finding
 from condense.records.diagnosis import CorpusInfo, ModelInfo, Quality
+from condense.records.learning import Learning, Look, Reach, Tried
 from condense.records.plans import ArmSpec, Plan, Schedule, TrialPlan
 from condense.records.tasks import TaskEffect, TaskScore
 from condense.records.treatment import Curve, SiteEffect
@@ -262,3 +263,39 @@ def trial(
          finding("seeds", "info", "Differences between seeds are small beside the effect", model)),
         {"total_seconds": 2310.0}, {"hash": "d" * 64},
     )  # fmt: skip
+
+
+def learning(change: float | None, points: int = 16, each: int = 4096) -> Learning:
+    """A falling curve; an arm that is ahead by `change` early and as far behind at the end. None: the control."""
+    steps = tuple(25 * number for number in range(1, points + 1))
+    seconds = tuple(0.1 * step for step in steps)
+    falling = [0.95 + 1.0 / number for number in range(1, points + 1)]
+    tokens = tuple(each * step for step in steps)
+    if change is None:
+        return Learning(steps, tokens, seconds, seconds, tuple(estimate(v, 0.01) for v in falling), 3)
+    turning = [change * (1 - 2 * number / points) for number in range(1, points + 1)]
+    own = tuple(estimate(v + c, 0.01) for v, c in zip(falling, turning, strict=True))
+    changes = tuple(estimate(c, 0.004) for c in turning)
+    looks = (
+        Look("first quarter", 25, 100, changes[0], "improved"),
+        Look("second quarter", 125, 200, changes[points // 3], "not shown to be held"),
+        Look("third quarter", 225, 300, changes[points // 2], "not shown to be held"),
+        Look("end", 400, 400, changes[-1], "worse"),
+    )
+    reach = Reach(3, 3, estimate(9e5, 1e5), estimate(31.0, 2.0), estimate(0.8, 0.1), estimate(0.9, 0.1))
+    return Learning(
+        steps, tokens, seconds, tuple(1.03 * second for second in seconds), own, 3, changes, changes, looks,
+        "the sign turns", 212.0, "worse", estimate(1.03, 0.01), reach, "processor",
+    )  # fmt: skip
+
+
+def with_learning(made: Trial) -> Trial:
+    """The trial with the curve of every arm that was measured, and two settings tried for each."""
+    tried = (Tried(1e-3, 40, 1.02, 2.0, 60.0), Tried(3e-3, 40, 0.98, 1.9, 61.0, chosen=True, edge=("learning rate",)))
+    control = replace(made.arms[0], learning=learning(None), then=learning(None, 8), tuning=tried)
+    arms = [
+        arm if arm.effect is None else replace(arm, learning=learning(-0.02), then=learning(-0.01, 8), tuning=tried)
+        for arm in made.arms[1:]
+    ]
+    plan = replace(made.plan, tune=("learning_rate=1e-3,3e-3", "warmup_steps=40"))
+    return replace(made, arms=(control, *arms), plan=plan)

@@ -7,6 +7,7 @@ import pytest
 from condense.comparison.verdict import WITHOUT_TOP, cone_word, quality_word
 from condense.records.base import Again, Estimate
 from condense.records.diagnosis import ModelInfo, Quality
+from condense.records.learning import Learning, Look
 from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.treatment import Curve, Power, Word
 from condense.records.trial import ArmEffect, ArmResult, ArmRun, Rank, SeedEffect
@@ -205,6 +206,46 @@ def test_power_before_a_trial():
     few, many = (power_before(n, 1, [("d=1", {"mean_cosine": spread})])[0] for n in (3, 20))
     assert "by the earlier run, 3 seeds can show deep mean cosine" in few and few != many
     assert "it takes" in many and "(d=1, which varies most)" in many
+
+
+def decided(cosine, bits=(0, -1e-3, 1e-3), coefficient=1.0, ratio=0.3, seeds=3, before=None, power=None, **more):
+    made = arm("d=1", replace(effect(cosine, bits, seeds=seeds), power=power or {}), coefficient, ratio=ratio, **more)
+    control = arm("control", effect(SMALL), remedy="control")
+    control = replace(control, effect=None, runs=(replace(control.runs[0], quality=before or control.runs[0].quality),))
+    return found([control, made])["dose"]
+
+
+def test_without_a_recommendation_the_one_change_that_would_decide_is_named():
+    """By what was measured: seeds, a schedule, the coefficient, the rate, the steps, the text."""
+    few = decided(FALL, seeds=2)
+    assert "none; more seeds would decide" in few.title and "2 seeds" in few.why
+    higher = decided(SMALL, ratio=0.001)
+    assert "a higher coefficient would decide" in higher.title and "1.0e-03 of cross-entropy" in higher.why
+    lower = decided(FALL, COSTLY)
+    assert "a lower coefficient would decide" in lower.title and "costs quality" in lower.why
+    still = decided(SMALL)
+    assert "a higher learning rate would decide" in still.title and "--learning-rate" in still.next
+    assert "less than the 0.5% that counts" in still.why
+    trained = decided(SMALL, before=replace(QUALITY, bits_per_byte=Estimate(0.8)))
+    assert "more steps would decide" in trained.title and "at that pace 0.01 takes 300" in trained.why
+    assert "--max-steps 300" in trained.next, "the effect was 0.001 in 30 steps"
+    spread = Power("mean_cosine", 3, 0.05, 0.01, 0.001, 3.0, 0.04, 0.01, 12)
+    seeds = decided(UNCLEAR, power={"mean_cosine": spread})
+    assert "12 seeds would decide" in seeds.title and "--seeds 12" in seeds.next and "there were 3" in seeds.why
+    text = decided(UNCLEAR, power={"mean_cosine": replace(spread, seeds_needed=None, reason="more text")})
+    assert "more validation text would decide" in text.title and "--num-texts 128" in text.next
+    looks = [Look("first quarter", 5, 10, Estimate(-0.05), "improved"), Look("end", 40, 40, Estimate(0.02), "worse")]
+    learned = Learning((40,), (40,), (1.0,), (1.0,), (Estimate(1.0),), 3, looks=tuple(looks), timing="the sign turns")
+    falls = decided(FALL, COSTLY, learning=learned)
+    assert "a coefficient that falls to 0 would decide" in falls.title and "+linear:0.25=1" in falls.next
+    assert "better in the first quarter" in falls.why
+
+
+def test_arms_of_another_schedule_are_another_curve():
+    falling = arm("dispersion+linear:0.25=1", effect(FALL), 1.0)
+    falling = replace(falling, spec=replace(falling.spec, schedule="linear:0.25"))
+    doses = dose_responses([arm("dispersion=1", effect(FALL), 1.0), falling])
+    assert [len(dose.points) for dose in doses] == [1, 1] and "falling (linear:0.25)" in doses[1].title
 
 
 # --- findings ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -9,6 +10,7 @@ from itertools import count
 from condense.records.base import Estimate
 from condense.records.trial import (
     ArmResult,
+    DosePoint,
     DoseResponse,
     SitePoint,
     Trial,
@@ -242,17 +244,18 @@ def dose_figures(trial: Trial, dose: DoseResponse, rank: int) -> list[Figure]:
     """Effect and cost over the coefficient; nothing below two points."""
     if len(dose.points) < 2:
         return []
-    labels = tuple(f"{point.coefficient:g}" for point in dose.points)
+    points = through_zero(dose.points)
+    labels = tuple(f"{point.coefficient:g}" for point in points)
     axis = Axis(labels, labels, "coefficient")  # evenly apart, for they are mostly chosen by factors
     key, bound, least = quality_key(trial), tolerated(trial), trial.plan.training.min_effect
-    effects, costs = [point.effect for point in dose.points], [point.quality for point in dose.points]
+    effects, costs = [point.effect for point in points], [point.quality for point in points]
     words, style, made = "mean over seeds, 95 % interval", ("arm − control",), []
     if _values_and_bounds(effects):
         line = Look(words, "accent", symbol="circle").curve(effects)
         span = padded([*_values_and_bounds(effects), -1.5 * least, 1.5 * least])
         chart = Chart(f"chart-dose-{rank}-effect", axis, *style, (line,), y_range=span, height=320, width=520)
         chart = replace(chart, edges=((0.0, "control"),), zone=(-least, least))
-        takeaway = f"Deep mean cosine, arm − control; lower is more spread. {_points(dose, effects, 3)}"
+        takeaway = f"Deep mean cosine, arm − control; lower is more spread. {_points(points, effects, 3)}"
         made.append(Figure(chart, "What it does", takeaway, wide=False))
     if _values_and_bounds(costs):
         line = Look(words, "plum", "dash", "square").curve(costs, digits_of(key), width=2.5)
@@ -260,15 +263,39 @@ def dose_figures(trial: Trial, dose: DoseResponse, rank: int) -> list[Figure]:
         chart = Chart(f"chart-dose-{rank}-cost", axis, *style, (line,), y_range=span, height=320, width=520)
         chart = replace(chart, edges=((0.0, "control"), *(((bound, "tolerance"),) if bound else ())))
         takeaway = (
-            f"{title_of(key).capitalize()}, arm − control; lower is better. {_points(dose, costs, digits_of(key))}"
+            f"{title_of(key).capitalize()}, arm − control; lower is better. {_points(points, costs, digits_of(key))}"
         )
         made.append(Figure(chart, "What it costs", takeaway, wide=False))
     return made
 
 
-def _points(dose: DoseResponse, estimates: Sequence[Estimate], digits: int) -> str:
-    parts = [f"{p.coefficient:g}: {difference(e, digits)}" for p, e in zip(dose.points, estimates, strict=True)]
-    return f"{'; '.join(parts)}."
+def through_zero(points: Sequence[DosePoint]) -> list[DosePoint]:
+    """The points, with the control at coefficient 0 among them where there are negative ones."""
+    if not any(point.coefficient < 0 for point in points):
+        return list(points)
+    zero = Estimate(0.0, 0.0, 0.0)
+    control = replace(points[0], arm="control", coefficient=0.0, effect=zero, quality=zero, verdict=None)
+    return sorted([*points, control], key=lambda point: point.coefficient)
+
+
+def _points(points: Sequence[DosePoint], estimates: Sequence[Estimate], digits: int) -> str:
+    pairs = list(zip(points, estimates, strict=True))
+    parts = [f"{p.coefficient:g}: {difference(e, digits)}" for p, e in pairs if p.coefficient]
+    return f"{'; '.join(parts)}.{_direction(pairs)}"
+
+
+def _direction(pairs: Sequence[tuple[DosePoint, Estimate]]) -> str:
+    """Whether the means go one way from the negative coefficients through 0 to the positive ones; empty without any."""
+    values = [estimate.value for _, estimate in pairs]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or pairs[0][0].coefficient >= 0:
+        return ""
+    steps = [later - earlier for earlier, later in itertools.pairwise(known)]
+    if all(step <= 0 for step in steps):
+        return " The means fall all the way through 0."
+    if all(step >= 0 for step in steps):
+        return " The means rise all the way through 0."
+    return " The means do not go one way through 0."
 
 
 # --- while they trained --------------------------------------------------------------------------------
