@@ -119,13 +119,36 @@ def test_tokens_and_seconds_to_the_controls_end():
     assert crossing((10, 20), (3.0, 2.0), 1.0) is None
 
 
+def noise_words(trials, seeds, count, draw):
+    """The words of `count` arms that differ from the control by the noise of each seed alone, trial by trial."""
+    falling, far = 2 + 3 / np.arange(1, len(STEPS) + 1), np.sqrt(np.arange(1, len(STEPS) + 1))
+    for _ in range(trials):
+        windows = [draw.normal(0, 0.2, (1, WINDOWS)) for _ in range(seeds)]
+
+        def arm(windows=windows):
+            made = {}
+            for seed in range(seeds):
+                walk = 0.02 * draw.normal(0, 1, len(STEPS)).cumsum() / far  # two times the smallest effect, over time
+                own = windows[seed] + draw.normal(0, 0.005, (len(STEPS), WINDOWS))
+                made[seed] = path_of(run_of(falling + walk, noise=own), STEPS[-1])
+            return made
+
+        control = arm()
+        yield [learning_of(arm(), control, 1000, LEAST, count).timing for _ in range(count)]
+
+
 def test_noise_alone_gives_hardly_any_arm_a_word():
-    draw, wrong = np.random.default_rng(3), 0
-    for number in range(60):
-        walk = draw.normal(0, 0.02, len(STEPS)).cumsum() / 4  # what one seed's curve does around the other's
-        made = learned(walk - walk.mean(), seeds=3, spread=0.05, seed=number)
-        wrong += made.timing != "none"
-    assert wrong <= 6
+    """One arm under three seeds, two words: early and final."""
+    words = [word for (word,) in noise_words(50, 3, 1, np.random.default_rng(3))]
+    assert sum(word != "none" for word in words) <= 7 and "the sign turns" not in words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_noise_gives_an_early_or_a_final_word_in_at_most_seven_percent_of_trials(seeds):
+    trials = list(noise_words(300, seeds, 4, np.random.default_rng(11)))
+    for word in ("early", "final"):
+        assert sum(any(word in one for one in words) for words in trials) <= 21, word
 
 
 def test_runs_of_an_earlier_version_have_no_curve():

@@ -197,7 +197,8 @@ def learning_lines(trial: Trial) -> list[str]:
         words = timing_sentence(arm.spec.name, one)
         if not words:
             continue
-        lines.append(words + _time_words(one))
+        some = "" if one.seeds == len(arm.runs) else f" (curves of {one.seeds} of {plural(len(arm.runs), 'seed')})"
+        lines.append(words + _time_words(one) + some)
     for arm, one in then_learned(trial):
         if words := timing_sentence(arm.spec.name, one):
             lines.append(f"the next text: {words}{_soon(one)}")
