@@ -27,6 +27,7 @@ _UNFINISHED = re.compile(r"^tmp[-_]", re.IGNORECASE)
 _MODEL = ("config.json", "adapter_config.json")
 _STATE = "trainer_state.json"
 _TORCH = (".ckpt", ".pt", ".pth")
+_MOST_NAMED = 3
 _LARGEST_STATE = 64 * 2**20
 
 
@@ -74,21 +75,39 @@ def step_in_run(name: str) -> int | None:
 def in_order(entries: Iterable[Entry]) -> tuple[list[Entry], list[str]]:
     """The entries by step, one for each; and what is left out: a second one of a step, and other stages.
 
-    Of two of one step the shorter name is used. Steps of a later stage are counted from 0 again, so that only the
-    first stage that is there is used.
+    Of two of one step one that holds a model is used (OLMo has a sharded `step1000` beside `step1000-unsharded`), the
+    one with the shorter name of several. Steps of a later stage are counted from 0 again, so that only the first stage
+    that is there is used.
     """
-    listed = sorted(entries, key=lambda entry: (len(entry.name), entry.name))
+    listed = sorted(entries, key=lambda entry: (_lacks_model(Path(entry.path)), len(entry.name), entry.name))
     stages = {_stage_of(entry.name) for entry in listed}
     kept: dict[int, Entry] = {}
-    left_out = []
+    other_stages, twice = [], []
     for entry in listed:
         if _stage_of(entry.name) != min(stages):
-            left_out.append(f"{entry.name} is left out: it is of another stage, whose steps are counted anew")
+            other_stages.append(entry)
         elif entry.step in kept:
-            left_out.append(f"{entry.name} is left out: step {entry.step} is {kept[entry.step].name}")
+            twice.append(entry)
         else:
             kept[entry.step] = entry
-    return [kept[step] for step in sorted(kept)], left_out
+    said = [f"{entry.name} is left out: step {entry.step} is {kept[entry.step].name}" for entry in twice]
+    if len(twice) > _MOST_NAMED:
+        said = [f"{_listed(twice)} are left out: another checkpoint is of the same step"]
+    if other_stages:
+        verb = "is" if len(other_stages) == 1 else "are"
+        said.append(f"{_listed(other_stages)} {verb} left out: of another stage, whose steps are counted anew")
+    return [kept[step] for step in sorted(kept)], said
+
+
+def _listed(entries: Sequence[Entry]) -> str:
+    ordered = sorted(entries, key=lambda entry: entry.step)
+    more = f" and {len(ordered) - _MOST_NAMED} more" if len(ordered) > _MOST_NAMED else ""
+    return ", ".join(entry.name for entry in ordered[:_MOST_NAMED]) + more
+
+
+def _lacks_model(path: Path) -> bool:
+    """Whether an entry is a folder without a model in it; a saved run or a revision is none."""
+    return path.is_dir() and not is_model(model_inside(path))
 
 
 def _stage_of(name: str) -> tuple[int, int]:
@@ -100,7 +119,7 @@ def _stage_of(name: str) -> tuple[int, int]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds checkpoints or saved runs with steps, itself or in one folder below."""
+    """Whether a folder holds checkpoints or saved runs with steps, itself or in one folder up to three below."""
     if not folder.is_dir():
         return False
     try:
@@ -206,9 +225,12 @@ def _step_of_state(folder: Path) -> tuple[int | None, str]:
 
 
 def _runs_below(folder: Path) -> list[Path]:
-    """The folders below that hold checkpoints, at the first of two depths that has any."""
+    """The folders below that hold checkpoints, at the first of three depths that has any.
+
+    Lightning puts them into `lightning_logs/version_0/checkpoints`.
+    """
     level = [folder]
-    for _ in range(2):
+    for _ in range(3):
         level = [path for one in level for path in sorted(one.iterdir()) if path.is_dir() and not path.is_symlink()]
         found = [path for path in level if not path.name.startswith(".") and _with_steps(path)]
         if found:

@@ -29,6 +29,7 @@ from condense.records.comparison import Failure, Member, Overlay, RunSteps
 
 ONE_PAIR = "this pair of runs; other seeds not covered"
 MOVED = ("more spread", "more condensed")
+OWN_WINDOWS = "on windows of its own"
 MOST_LISTED = 4
 
 
@@ -109,12 +110,19 @@ class Paired(NamedTuple):
 
     def steps(self, key: str, *words: str) -> list[int]:
         """The steps at which the difference has one of these words."""
-        return [m.step or 0 for m in self.members if word_of(m, key).word in words]
+        return [m.step or 0 for m in self.members if word_at(m, key) in words]
 
     @property
     def all_steps(self) -> list[int]:
         """All steps that are compared."""
         return [member.step or 0 for member in self.members]
+
+
+def word_at(member: Member, key: str) -> str:
+    """The word for a difference; none of a direction in the cone where the two were read on other windows."""
+    word = word_of(member, key).word
+    unpaired = member.difference is not None and not member.difference.paired
+    return OWN_WINDOWS if unpaired and word in MOVED else word
 
 
 def paired_runs(members: Sequence[Member], overlay: Overlay) -> list[Paired]:
@@ -165,6 +173,8 @@ def cone_phrase(pair: Paired, first: str) -> str:
     if spread or condensed:
         way = "less" if spread else "more"
         return f"{pair.run} is {way} condensed than {first} {where(spread or condensed, every)}"
+    if own := pair.steps("mean_cosine", OWN_WINDOWS):
+        return f"{pair.run} reads other than {first} {where(own, every)}, each on windows of its own"
     if len(pair.steps("mean_cosine", "smaller than what counts")) == len(every):
         return f"{pair.run} differs from {first} by less than what counts {where(every, every)}"
     return f"{pair.run} is at no step shown to be more or less condensed than {first}"
@@ -188,6 +198,7 @@ def _cone_finding(pair: Paired, first: RunSteps, members: Sequence[Member], over
     if not spread and not condensed:
         small = len(pair.steps("mean_cosine", "smaller than what counts")) == len(pair.members)
         key = "too-small-to-count" if small else "inconclusive"
+        key = "other-windows" if pair.steps("mean_cosine", OWN_WINDOWS) else key
     severity: Severity = "warning" if condensed or worse else "good" if key == "too-small-to-count" else "info"
     lost = f", and predicts the texts worse {where(worse, pair.all_steps)}" if worse else ""
     alpha = word_of(pair.members[-1], "mean_cosine").alpha

@@ -149,22 +149,39 @@ def test_the_model_in_the_folder_itself_is_the_last_step_where_the_trainer_says_
     assert [entry.step for entry in read_run(run)[1]] == [10]
 
 
+def test_of_two_of_a_step_the_one_with_a_model_is_used(tmp_path: Path) -> None:
+    for step in (1000, 2000):
+        (tmp_path / f"step{step}").mkdir()  # OLMo's sharded state
+        (tmp_path / f"step{step}" / "optim.pt").write_bytes(b"x")
+        model_folder(tmp_path / f"step{step}-unsharded")
+    _, entries, left_out = read_run(tmp_path)
+    assert [entry.name for entry in entries] == ["step1000-unsharded", "step2000-unsharded"]
+    assert left_out == [f"step{n} is left out: step {n} is step{n}-unsharded" for n in (1000, 2000)]
+    for step in range(3000, 60_000, 1000):
+        (tmp_path / f"step{step}").mkdir()
+        model_folder(tmp_path / f"step{step}-unsharded")
+    assert read_run(tmp_path)[2] == [
+        "step1000, step2000, step3000 and 56 more are left out: another checkpoint is of the same step"
+    ]
+
+
 def test_only_the_first_stage_counts_steps(tmp_path: Path) -> None:
     for name in ("stage1-step100-tokens1B", "stage1-step200-tokens2B", "stage2-ingredient1-step100-tokens1B"):
         model_folder(tmp_path / name)
     _, entries, left_out = read_run(tmp_path)
     assert [entry.step for entry in entries] == [100, 200]
     assert left_out == [
-        "stage2-ingredient1-step100-tokens1B is left out: it is of another stage, whose steps are counted anew"
+        "stage2-ingredient1-step100-tokens1B is left out: of another stage, whose steps are counted anew"
     ]
 
 
 def test_checkpoints_below_the_folder_are_the_run(tmp_path: Path) -> None:
-    """litgpt, Lightning and Composer put them one or two folders down; verl the model below the step."""
-    model_folder(tmp_path / "a" / "version_0" / "checkpoints" / "epoch=0-step=10")
-    model_folder(tmp_path / "a" / "version_0" / "checkpoints" / "epoch=1-step=20")
+    """Lightning puts them three folders down, verl the model below the step."""
+    logs = tmp_path / "a" / "lightning_logs"
+    model_folder(logs / "version_0" / "checkpoints" / "epoch=0-step=10")
+    model_folder(logs / "version_0" / "checkpoints" / "epoch=1-step=20")
     folder, entries, _ = read_run(tmp_path / "a")
-    assert folder == tmp_path / "a" / "version_0" / "checkpoints" and [entry.step for entry in entries] == [10, 20]
+    assert folder == logs / "version_0" / "checkpoints" and [entry.step for entry in entries] == [10, 20]
     inside = model_folder(tmp_path / "b" / "global_step_5" / "actor" / "huggingface")
     assert model_inside(tmp_path / "b" / "global_step_5") == inside
     (inside.parents[2] / "tokenizer.json").write_text("{}")
@@ -290,6 +307,17 @@ def test_runs_without_a_common_step_are_drawn_and_not_compared(llama: Diagnosis,
     page = found.to_html(plotlyjs="none")
     assert "chart-runs-cone" in page and "chart-runs-difference" not in page
     assert "not compared" in page and "nothing is compared" in comparison_markdown(found)
+
+
+def test_on_windows_of_its_own_a_run_is_not_called_more_spread(llama: Diagnosis, tmp_path: Path) -> None:
+    first = saved_run(llama, tmp_path / "a", {1: 0.0, 2: 0.0})
+    other = replace(llama, corpus=replace(llama.corpus, windows_sha256="f" * 64, version="1"))
+    second = saved_run(other, tmp_path / "b", {1: -0.3, 2: -0.3}, seed=4)
+    found = compare(first, second, force=True)
+    main = found.findings[0]
+    assert main.id == "other-windows" and "less condensed" not in main.title, main.title
+    assert "b reads other than a at all 2 steps, each on windows of its own" in main.title
+    assert "counts" not in found.to_html(plotlyjs="none").partition('id="chart-runs-difference"')[2][:4000]
 
 
 def test_three_runs_are_each_against_the_first(llama: Diagnosis, tmp_path: Path) -> None:

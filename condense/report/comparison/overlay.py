@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from condense.comparison.overlay import Paired, paired_runs, reference_of, where
+from condense.comparison.overlay import OWN_WINDOWS, Paired, paired_runs, reference_of, where, word_at
 from condense.records.base import Estimate
 from condense.records.comparison import Comparison, Kind, Member
 from condense.report.charts import POINTS, Axis, Chart, Figure, Look, Series, known_values, padded
@@ -16,7 +16,6 @@ from condense.report.comparison.figures import (
     SYMBOLS,
     change_of,
     deep_of,
-    word_of,
 )
 from condense.report.comparison.trajectory import QUALITY, position, step_axis
 from condense.report.console import new_table
@@ -36,6 +35,7 @@ _SHORT = {
     "more condensed": "condensed",
     "smaller than what counts": "too small",
     "inconclusive": "open",
+    OWN_WINDOWS: "unpaired",
     "not shown to be held": "open",
     "not measured": DASH,
 }
@@ -171,7 +171,7 @@ def _counting(
 ) -> list[Series]:
     """A mark at every step where the difference counts."""
     counted = [
-        Estimate(change.value) if word_of(member, key) in _DECIDED else NOTHING
+        Estimate(change.value) if word_at(member, key) in _DECIDED else NOTHING
         for member, change in zip(members, changes, strict=True)
     ]
     if all(estimate.value is None for estimate in counted):
@@ -183,7 +183,7 @@ def _counting(
 def _counts(pair: Paired) -> str:
     parts = [
         f"{word} {where(steps, pair.all_steps)}"
-        for word in ("more spread", "more condensed", "smaller than what counts", "inconclusive")
+        for word in ("more spread", "more condensed", "smaller than what counts", "inconclusive", OWN_WINDOWS)
         if (steps := pair.steps("mean_cosine", word))
     ]
     return ", ".join(parts)
@@ -342,7 +342,7 @@ def _step_cells(base: Member | None, member: Member | None, key: str) -> tuple[C
     def change(read: str, judged: str) -> Cell:
         if member is None or member.difference is None:
             return Cell(DASH, notes=("not in both",))
-        word = word_of(member, judged)
+        word = word_at(member, judged)
         return change_cell(change_of(member, read), digits_of(read), (word,) if word else ())
 
     return (
@@ -383,7 +383,7 @@ def _terminal_step(base: Member | None, member: Member | None, key: str) -> list
     values = [number(deep_of(one, "mean_cosine").value) if one else DASH for one in (base, member)]
     if member is None or member.difference is None:
         return [*values, DASH, DASH, DASH, DASH, DASH]
-    words = [word_of(member, name) for name in ("mean_cosine", "quality")]
+    words = [word_at(member, name) for name in ("mean_cosine", "quality")]
     cone, quality = (_SHORT.get(word, word) for word in words)
     return [*values, _half(member, "mean_cosine"), cone, _half(member, WITHOUT_TOP), _half(member, key), quality]
 
