@@ -19,7 +19,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from condense import geometry
-from condense.geometry import symmetric
+from condense.geometry import spectrum, symmetric
 from condense.geometry.rows import quantile
 from condense.metrics import METRICS, PER_TEXT, SPECTRAL, UPDATES
 from tests.clouds import cloud, states
@@ -704,14 +704,71 @@ def test_eigenvalues_with_and_without_the_mean(n: int, d: int, cone: float) -> N
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     gram, centred = unit @ unit.T, unit - unit.mean(0)
     whole, rest, squares = symmetric.with_and_without_mean(gram)
-    assert whole == pytest.approx(scipy.linalg.eigvalsh(gram), abs=1e-12)
-    assert rest == pytest.approx(scipy.linalg.eigvalsh(centred @ centred.T)[1:], abs=1e-12)
+    assert whole.eigenvalues() == pytest.approx(scipy.linalg.eigvalsh(gram), abs=1e-12)
+    assert rest.eigenvalues() == pytest.approx(scipy.linalg.eigvalsh(centred @ centred.T)[1:], abs=1e-12)
     assert squares == pytest.approx(np.square(centred @ centred.T).sum(), abs=1e-12)
-    assert symmetric.eigenvalues(gram) == pytest.approx(whole, abs=1e-12)
+    assert symmetric.tridiagonal(gram).eigenvalues() == pytest.approx(whole.eigenvalues(), abs=1e-12)
 
 
 def test_equal_rows_leave_nothing_without_their_mean() -> None:
-    assert not symmetric.with_and_without_mean(np.ones((256, 256)))[1].any()
+    assert not symmetric.with_and_without_mean(np.ones((256, 256)))[1].eigenvalues().any()
+
+
+SPREADS = {
+    "open": {},
+    "a cone": {"cone": 2.0},
+    "nearly one direction": {"cone": 300.0},
+    "a rogue coordinate": {"cone": 0.5, "rogue": 40.0},
+    "a massive sink": {"cone": 0.5, "sink": 2000.0},
+}
+
+
+def by_eigenvalues(gram: np.ndarray, *, roots: bool, noise: float = 0.0) -> float:
+    """The definition, from LAPACK's eigenvalues."""
+    values = scipy.linalg.eigvalsh(gram)
+    values = np.where(values > max(noise, len(values) * 2.2e-16 * values.max()), values, 0.0)
+    p = np.sqrt(values) if roots else values
+    p = p[p > 0] / p.sum()
+    return float(np.exp(-p @ np.log(p)))
+
+
+@pytest.mark.parametrize("kind", SPREADS)
+@pytest.mark.parametrize(("n", "d"), [(40, 64), (64, 63), (64, 20), (2, 9)])
+def test_ranks_from_resolvents_are_those_of_the_eigenvalues(kind: str, n: int, d: int) -> None:
+    """Full rank, one short of it, and far from it; raw rows, unit rows, and these without their mean."""
+    x = cloud(43, n, d, **SPREADS[kind]).astype(np.float64)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    whole, centred, _ = symmetric.with_and_without_mean(unit @ unit.T)
+    raw = symmetric.tridiagonal(x @ x.T)
+    mean = unit - unit.mean(0)
+    for form, gram, roots, noise in (
+        (whole, unit @ unit.T, False, 0.0),
+        (raw, x @ x.T, True, 0.0),
+        (centred, mean @ mean.T, True, 16 * 2.2e-16 * n),
+    ):
+        expected = by_eigenvalues(gram, roots=roots, noise=noise)
+        (found,) = spectrum.perplexities([form], roots=roots)
+        assert found == pytest.approx(expected, rel=1e-8), (kind, roots)
+
+
+def test_repeated_and_zero_rows_are_counted_by_their_eigenvalues() -> None:
+    """Eigenvalues that are only rounding: no share of them is left, however many there are."""
+    x = np.repeat(cloud(44, 20, 40).astype(np.float64), 5, axis=0)
+    gram = x @ x.T
+    (found,) = spectrum.perplexities([symmetric.tridiagonal(gram)], roots=True)
+    assert found == pytest.approx(by_eigenvalues(gram, roots=True), rel=1e-9) and found < 20
+    nothing = symmetric.tridiagonal(np.zeros((4, 4)))
+    assert math.isnan(spectrum.perplexities([nothing], roots=True)[0]) and spectrum.perplexities([], roots=False) == []
+    assert spectrum.perplexities([symmetric.tridiagonal(np.eye(1))], roots=True) == [pytest.approx(1.0)]
+
+
+def test_ranks_do_not_depend_on_what_is_measured_beside_them() -> None:
+    """To the last bit: a resumed run measures a text by itself, a whole one among others."""
+    forms = [symmetric.tridiagonal(np.cov(cloud(seed, n, 50))) for seed in range(7) for n in (30, 31)]
+    for roots in (True, False):
+        together = spectrum.perplexities(forms, roots=roots)
+        assert together == [spectrum.perplexities([form], roots=roots)[0] for form in forms]
+        assert together[3:5] == spectrum.perplexities(forms[3:5], roots=roots)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -733,7 +790,7 @@ def test_other_threads_run_while_lapack_does() -> None:
     thread = threading.Thread(target=beat)
     thread.start()
     begun = time.perf_counter()
-    symmetric.eigenvalues(gram)
+    symmetric.tridiagonal(gram).eigenvalues()
     ended = time.perf_counter()
     done.set()
     thread.join()

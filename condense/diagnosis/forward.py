@@ -203,7 +203,7 @@ class _BatchReader:
             receive(site, states)
         waiting.finish()
         for reading, updates in zip(readings, written, strict=True):
-            reading.sites = self._with_updates(reading, updates)
+            reading.sites = geometry.settle(self._with_updates(reading, updates))
         if self.scorer.head is None and not self.scorer.reason:
             for reading, row in zip(readings, ids, strict=True):
                 special = self.windows.special[reading.index].to(row.device)
@@ -287,7 +287,7 @@ class _Waiting:
     def add(self, reading: TextReading, states: Tensor, measure: Callable[[Tensor], Measurement]) -> None:
         """Measure states (S, d) for a reading: on a CPU later, from a copy, for the model may write over them."""
         on_cpu = states.device.type == "cpu"
-        task = functools.partial(measure, states.clone()) if on_cpu else measure(states).settled
+        task = functools.partial(measure, states.clone()) if on_cpu else measure(states).reduced
         self._of.append(reading)
         self._tasks.append(task)
         self._bytes += states.nbytes if on_cpu else 0
@@ -321,7 +321,7 @@ class _Workers:
         torch.set_num_threads(self.threads)
 
     def run(self, tasks: Sequence[Callable[[], Measurement]]) -> list[Measurement]:
-        """The settled measurements, in order."""
+        """The measurements without their Gram matrices, in order."""
         try:
             with self._libraries.limit(limits=1):
                 return list(self._pool.map(_on_one_thread, tasks))
@@ -332,4 +332,4 @@ class _Workers:
 @torch.inference_mode()
 def _on_one_thread(task: Callable[[], Measurement]) -> Measurement:
     torch.set_num_threads(1)
-    return task().settled()
+    return task().reduced()

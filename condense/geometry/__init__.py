@@ -48,7 +48,7 @@ from condense.geometry.cosine import (
     top_dimensions,
 )
 from condense.geometry.matrix import MatrixNumbers, matrix_null, measure_matrix
-from condense.geometry.measure import Measurement, measure, same_pairs
+from condense.geometry.measure import Measurement, measure, same_pairs, settle
 from condense.geometry.rows import (
     median_norm,
     relative_variance,
@@ -112,6 +112,7 @@ __all__ = [
     "relative_variance",
     "repeated_null",
     "same_pairs",
+    "settle",
     "sink_ratio",
     "sinks",
     "top_dimension_share",

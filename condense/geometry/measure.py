@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from condense.geometry.cosine import BINS, QUANTILES, TOP, pair_cosines, pair_metrics, share_of_mean
 from condense.geometry.rows import quantile, sink_positions
-from condense.geometry.spectrum import SPECTRAL_TOKENS, Spectra
+from condense.geometry.spectrum import SPECTRAL_TOKENS, Spectra, ranks_of
 from condense.metrics import SINK_FACTOR
 
 _CHANNELS = 2  # coordinates that are named of a sink
@@ -40,13 +41,29 @@ class Measurement:
     shared: Tensor
     spectra: Spectra | None = None
 
+    def reduced(self) -> Measurement:
+        """The same, no longer holding the Gram matrix."""
+        if self.spectra is not None:
+            self.spectra.reduce()
+        return self
+
     def settled(self) -> Measurement:
-        """The same with its spectral metrics, no longer holding the Gram matrix."""
-        if self.spectra is None:
-            return self
-        ranks, (numerator, denominator) = self.spectra.ranks()
-        extra = {**self.extra, "dimension_numerator": numerator, "dimension_denominator": denominator}
-        return replace(self, values={**self.values, **ranks}, extra=extra, spectra=None)
+        """The same with its spectral metrics."""
+        return settle([self])[0]
+
+
+def settle(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Measurements with their spectral metrics, which are cheaper for many sites together."""
+    waiting = [one.spectra for one in measurements if one.spectra is not None]
+    ranks = iter(ranks_of(waiting))
+    made = []
+    for one in measurements:
+        if one.spectra is not None:
+            numerator, denominator = one.spectra.moments
+            extra = {**one.extra, "dimension_numerator": numerator, "dimension_denominator": denominator}
+            one = replace(one, values={**one.values, **next(ranks)}, extra=extra, spectra=None)
+        made.append(one)
+    return made
 
 
 def measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from condense.geometry import symmetric
 from condense.geometry.rows import directions, each_cloud, undefined
-from condense.geometry.symmetric import Floats
+from condense.geometry.symmetric import Floats, Tridiagonal
 
 SPECTRAL_TOKENS = 256
 RANKS = ("effective_rank", "entropy_rank", "effective_rank_with_sink")
@@ -86,33 +87,52 @@ def _moments(diagonal: Floats, squares: float) -> tuple[float, float]:
 class Spectra:
     """What the spectral metrics of one text at one site are computed from, later and together.
 
-    `gram` float64 on the CPU: cosines of the `chosen` spectral rows, then of the positions that only the metrics
-    with sink keep; `lengths` are the norms of all these rows.
+    Gram matrix, float64 on the CPU: cosines of the `chosen` spectral rows, then of the positions that only the metrics
+    with sink keep; with the norms of all these rows. `reduce` leaves of it the tridiagonal forms that have the same
+    eigenvalues, a hundredth of the memory.
     """
 
     def __init__(self, rows: Tensor, lengths: Tensor, chosen: int) -> None:
         """From rows (k, d) float64 of any length, their norms (k,), and how many of them are spectral rows."""
         rows = rows.div_(torch.where(lengths > 0, lengths, 1.0).unsqueeze(-1))
         gram = torch.from_numpy(rows.numpy() @ rows.numpy().T) if rows.device.type == "cpu" else rows @ rows.T
-        self.gram, self.lengths, self.chosen = gram.cpu(), lengths.cpu(), chosen
+        self._rows: tuple[Floats, Floats] | None = (gram.cpu().numpy(), lengths.cpu().numpy())
+        self._chosen = chosen
+        self.forms: dict[str, Tridiagonal] = {}
+        self.moments = (math.nan, math.nan)
 
-    def ranks(self) -> tuple[dict[str, float], tuple[float, float]]:
-        """Every rank by its key, and the moments of the dimension; NaN below two spectral rows."""
-        gram, lengths, n = self.gram.numpy(), self.lengths.numpy(), self.chosen
-        values = dict.fromkeys(RANKS, math.nan)
-        moments = (math.nan, math.nan)
+    def reduce(self) -> None:
+        """Let go of the Gram matrix: the form of each rank by its key, and the moments of the dimension."""
+        if self._rows is None:
+            return
+        (gram, lengths), self._rows, n = self._rows, None, self._chosen
         if n > 1:
             cosines = gram[:n, :n]
-            uncentred, centred_values, squares = symmetric.with_and_without_mean(cosines)
-            values["effective_rank"] = perplexity(np.sqrt(centred_values))
-            values["entropy_rank"] = perplexity(uncentred)
+            self.forms["entropy_rank"], self.forms["effective_rank"], squares = symmetric.with_and_without_mean(cosines)
             means = cosines.mean(0)
-            moments = _moments(cosines.diagonal() - 2 * means + means.mean(), squares)
+            self.moments = _moments(cosines.diagonal() - 2 * means + means.mean(), squares)
         if len(gram) > 1:
             raw = gram * lengths
             raw *= lengths[:, None]
-            values["effective_rank_with_sink"] = perplexity(np.sqrt(symmetric.eigenvalues(raw)))
-        return values, moments
+            self.forms["effective_rank_with_sink"] = symmetric.tridiagonal(raw)
+
+
+def ranks_of(spectra: Sequence[Spectra]) -> list[dict[str, float]]:
+    """Every rank by its key, of many texts and sites together; NaN below two spectral rows."""
+    made = [dict.fromkeys(RANKS, math.nan) for _ in spectra]
+    for one in spectra:
+        one.reduce()
+    for roots in (True, False):
+        wanted = [
+            (number, key, form)
+            for number, one in enumerate(spectra)
+            for key, form in one.forms.items()
+            if (key != "entropy_rank") == roots
+        ]
+        found = perplexities([form for *_, form in wanted], roots=roots)
+        for (number, key, _), value in zip(wanted, found, strict=True):
+            made[number][key] = value
+    return made
 
 
 def rank(key: str, gram: Tensor) -> float:
@@ -191,6 +211,76 @@ def _entropy(weights: Tensor) -> Tensor:
         return undefined()
     p = weights / total
     return torch.exp(-torch.special.xlogy(p, p).sum()).clamp_min(1.0)
+
+
+_STEP = 0.75  # the trapezoidal rule's error is exp(−2π²/step), 4e-12
+_NODES = np.arange(-33.0, 12.0 + _STEP, _STEP)  # logarithms of t over the trace
+_BEYOND = _STEP * np.arange(1, 200)
+_APART = 0.05  # Σ t/(λ + t): below it, at the smallest λ that is told from rounding, no eigenvalue is near to that
+
+
+def perplexities(matrices: Sequence[Tridiagonal], *, roots: bool) -> list[float]:
+    """Exponential of the Shannon entropy of the eigenvalues' shares in their sum, or of their square roots' shares.
+
+    For all matrices of a size at once, a twentieth of the time of their eigenvalues, from R(t) = Σ λ/(λ + t), which
+    costs O(n): √λ = 1/π ∫ λ/(λ+t) t^(−½) dt, √λ log λ = 1/π ∫ λ/(λ+t) t^(−½) log t dt and
+    λ log λ = ∫ λ/(1+t) − λ/(λ+t) dt, by the trapezoidal rule in log t (Trefethen & Weideman 2014, SIAM Review 56).
+    Eigenvalues are taken one by one where some are not told from rounding. NaN where the sum is 0.
+    """
+    made = [math.nan] * len(matrices)
+    sizes: dict[int, list[int]] = {}
+    for number, matrix in enumerate(matrices):
+        sizes.setdefault(len(matrix.diagonal), []).append(number)
+    for numbers in sizes.values():
+        entropies = _entropies_of([matrices[number] for number in numbers], roots)
+        for number, entropy in zip(numbers, entropies, strict=True):
+            if entropy is None:
+                values = matrices[number].eigenvalues()
+                made[number] = perplexity(np.sqrt(values) if roots else values)
+            else:
+                made[number] = max(1.0, math.exp(entropy))
+    return made
+
+
+def _entropies_of(matrices: Sequence[Tridiagonal], roots: bool) -> list[float | None]:
+    """The entropies for matrices of one size, None where an eigenvalue is as small as rounding."""
+    size = len(matrices[0].diagonal)
+    traces = np.array([float(matrix.diagonal.sum()) for matrix in matrices])
+    scale = np.where(traces > 0, traces, 1.0)
+    diagonals = np.stack([matrix.diagonal for matrix in matrices], axis=1) / scale
+    besides = np.stack([matrix.beside for matrix in matrices], axis=1) / scale
+    t = np.exp(_NODES)
+    with np.errstate(all="ignore"):  # what is not positive definite by rounding is found below
+        beneath = symmetric.resolvent_traces(diagonals, besides, t)
+    floors = np.array([matrix.floor for matrix in matrices]) / scale
+    made: list[float | None] = []
+    for number, trace in enumerate(traces):
+        known = beneath[:, number]
+        near = int(np.searchsorted(t, floors[number]))
+        if not (trace > 0 and near < len(t) and np.isfinite(known).all() and 0 <= known[near] < _APART):
+            made.append(None)
+            continue
+        above = size - known
+        squares = float(diagonals[:, number] @ diagonals[:, number] + 2 * besides[:, number] @ besides[:, number])
+        made.append(_root_entropy(above, size) if roots else _plain_entropy(above, size, squares))
+    return made
+
+
+def _root_entropy(above: Floats, size: int) -> float:
+    """From R at the nodes, of eigenvalues whose sum is 1; below the nodes R is their number, above them 1/t."""
+    low, high = _NODES[0] - _BEYOND, _NODES[-1] + _BEYOND
+    weighted = np.exp(_NODES / 2) * above
+    left, right = size * np.exp(low / 2), np.exp(-high / 2)
+    total = math.fsum((*weighted, *left, *right))
+    logs = math.fsum((*(weighted * _NODES), *(left * low), *(right * high)))
+    return math.log(total * _STEP / math.pi) - logs / total / 2
+
+
+def _plain_entropy(above: Floats, size: int, squares: float) -> float:
+    """The same of the eigenvalues themselves; squares: the sum of theirs."""
+    t, low, high = np.exp(_NODES), _NODES[0] - _BEYOND, _NODES[-1] + _BEYOND
+    terms = (*(t * (1 / (1 + t) - above)), *((1 - size) * np.exp(low)), *((squares - 1) * np.exp(-high)))
+    return -_STEP * math.fsum(terms)
 
 
 def perplexity(weights: Floats) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,21 +31,68 @@ def upper_gram(rows: NDArray[Any]) -> NDArray[Any]:
     return gram
 
 
-def eigenvalues(matrix: Floats) -> Floats:
-    """Eigenvalues of a symmetric matrix (n, n), ascending; what is only rounding is 0."""
-    return _of_tridiagonal(*_tridiagonal(np.array(matrix, dtype=np.float64, order="C")))
+@dataclass(frozen=True)
+class Tridiagonal:
+    """A symmetric matrix that another one is similar to: its diagonal (n,) and what stands beside it (n − 1,).
+
+    within: the form that this one is a part of, whose largest eigenvalue says what is rounding in it.
+    """
+
+    diagonal: Floats
+    beside: Floats
+    within: Tridiagonal | None = None
+
+    @property
+    def floor(self) -> float:
+        """No eigenvalue below this is told from rounding; from bounds of the largest ones, their sums."""
+        own = len(self.diagonal) * _EPSILON * float(self.diagonal.sum())
+        return own if self.within is None else max(own, _NOISE * _EPSILON * float(self.within.diagonal.sum()))
+
+    def eigenvalues(self) -> Floats:
+        """Eigenvalues, ascending; what is only rounding is 0."""
+        noise = 0.0 if self.within is None else _NOISE * _EPSILON * float(self.within.eigenvalues()[-1])
+        return _of_tridiagonal(self.diagonal, self.beside, noise)
 
 
-def with_and_without_mean(gram: Floats) -> tuple[Floats, Floats, float]:
-    """Eigenvalues of a Gram matrix (n, n) of rows, n; those of the rows minus their mean, n − 1; their squares' sum.
+def tridiagonal(matrix: Floats) -> Tridiagonal:
+    """The form of a symmetric matrix (n, n)."""
+    return Tridiagonal(*_tridiagonal(np.array(matrix, dtype=np.float64, order="C")))
+
+
+def with_and_without_mean(gram: Floats) -> tuple[Tridiagonal, Tridiagonal, float]:
+    """Forms of a Gram matrix (n, n) of rows, and of the rows minus their mean, n − 1; its eigenvalues' squares' sum.
 
     A reflection takes the direction (1, …, 1)/√n to the first axis; dsytrd leaves that axis where it is. Centring the
     rows then sets the first row and column of the tridiagonal form to 0: the rest of it has the other eigenvalues.
     """
-    diagonal, beside = _tridiagonal(_reflected(np.array(gram, dtype=np.float64, order="C")))
-    squares = float(diagonal[1:] @ diagonal[1:] + 2 * beside[1:] @ beside[1:])
-    whole = _of_tridiagonal(diagonal, beside)
-    return whole, _of_tridiagonal(diagonal[1:], beside[1:], _NOISE * _EPSILON * float(whole[-1])), squares
+    whole = Tridiagonal(*_tridiagonal(_reflected(np.array(gram, dtype=np.float64, order="C"))))
+    diagonal, beside = whole.diagonal[1:], whole.beside[1:]
+    squares = float(diagonal @ diagonal + 2 * beside @ beside)
+    return whole, Tridiagonal(diagonal, beside, whole), squares
+
+
+def resolvent_traces(diagonals: Floats, besides: Floats, shifts: Floats) -> Floats:
+    """t·tr (T + t)⁻¹ of many tridiagonal matrices T without negative eigenvalues, for many t > 0 at once.
+
+    diagonals (n, M), besides (n − 1, M), shifts (K,) -> (K, M). The trace is the logarithmic derivative of the
+    determinant, whose pivots follow from one row to the next: O(n) for each matrix and shift. Where an eigenvalue is
+    −t or less by rounding the result means nothing.
+    """
+    t = np.broadcast_to(shifts[:, None], (len(shifts), diagonals.shape[1]))
+    squares = besides * besides
+    pivot = diagonals[0] + t
+    slope = 1.0 / pivot  # the derivative of the pivot's logarithm by t
+    total, above = slope.copy(), np.empty_like(pivot)
+    for row in range(1, len(diagonals)):
+        np.divide(squares[row - 1], pivot, out=above)
+        np.add(t, diagonals[row], out=pivot)
+        pivot -= above
+        above *= slope
+        above += 1.0
+        np.divide(above, pivot, out=slope)
+        total += slope
+    made: Floats = total * t
+    return made
 
 
 def _reflected(matrix: Floats) -> Floats:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -123,7 +124,8 @@ PARTS = {
     "cosines of all pairs (float32 Gram, upper part)": (cosine, "pair_cosines"),
     "histogram and exact quantiles": (cosine, "_counts_and_quantiles"),
     "float64 Gram of the spectral rows": (spectrum.Spectra, "__init__"),
-    "eigenvalues and ranks": (spectrum.Spectra, "ranks"),
+    "tridiagonal forms of the Gram matrices": (spectrum.Spectra, "reduce"),
+    "ranks from them, all sites together": (sys.modules["condense.geometry.measure"], "ranks_of"),
     "head and loss": (quality.Scorer, "from_states"),
     "all of a site": (measuring, "_on_one_thread"),
     "everything": (measuring, "_attempt"),
@@ -154,12 +156,12 @@ def parts(count: int, length: int) -> Rows:
         torch.set_num_threads(threads)
     per = {name: _typical(seconds, len(forwards)) for name, seconds in spent.items()}
     base = statistics.median(forwards)
-    inner = list(PARTS)[:4]
+    inner, ranks = list(PARTS)[:4], list(PARTS)[4]
     per[REST] = per["all of a site"] - sum(per[name] for name in inner)
-    per["forward pass of the blocks"] = per["everything"] - per["head and loss"]
+    per["forward pass of the blocks"] = per["everything"] - per["head and loss"] - per[ranks]
     per["everything"] += per["all of a site"]
     yield "plain LM forward with logits", f"{1e3 * base:7.1f} ms  1.000"
-    for name in [*inner, REST, "head and loss", "forward pass of the blocks", "everything"]:
+    for name in [*inner, REST, ranks, "head and loss", "forward pass of the blocks", "everything"]:
         yield name, f"{1e3 * per[name]:7.1f} ms  {per[name] / base:.3f}"
 
 
