@@ -215,7 +215,15 @@ def _entropy(weights: Tensor) -> Tensor:
 
 _STEP = 0.75  # the trapezoidal rule's error is exp(−2π²/step), 4e-12
 _NODES = np.arange(-33.0, 12.0 + _STEP, _STEP)  # logarithms of t over the trace
-_BEYOND = _STEP * np.arange(1, 200)
+_BEYOND = np.stack([_NODES[0] - _STEP * np.arange(1, 200), _NODES[-1] + _STEP * np.arange(1, 200)])
+_TAILS = {  # sums over the nodes that are left out, where R is known without them
+    "low": float(np.exp(_BEYOND[0] / 2).sum()),
+    "high": float(np.exp(-_BEYOND[1] / 2).sum()),
+    "low log": float((_BEYOND[0] * np.exp(_BEYOND[0] / 2)).sum()),
+    "high log": float((_BEYOND[1] * np.exp(-_BEYOND[1] / 2)).sum()),
+    "low t": float(np.exp(_BEYOND[0]).sum()),
+    "high 1/t": float(np.exp(-_BEYOND[1]).sum()),
+}
 _APART = 0.05  # Σ t/(λ + t): below it, at the smallest λ that is told from rounding, no eigenvalue is near to that
 
 
@@ -268,19 +276,17 @@ def _entropies_of(matrices: Sequence[Tridiagonal], roots: bool) -> list[float | 
 
 def _root_entropy(above: Floats, size: int) -> float:
     """From R at the nodes, of eigenvalues whose sum is 1; below the nodes R is their number, above them 1/t."""
-    low, high = _NODES[0] - _BEYOND, _NODES[-1] + _BEYOND
     weighted = np.exp(_NODES / 2) * above
-    left, right = size * np.exp(low / 2), np.exp(-high / 2)
-    total = math.fsum((*weighted, *left, *right))
-    logs = math.fsum((*(weighted * _NODES), *(left * low), *(right * high)))
+    total = math.fsum(weighted.tolist()) + size * _TAILS["low"] + _TAILS["high"]
+    logs = math.fsum((weighted * _NODES).tolist()) + size * _TAILS["low log"] + _TAILS["high log"]
     return math.log(total * _STEP / math.pi) - logs / total / 2
 
 
 def _plain_entropy(above: Floats, size: int, squares: float) -> float:
     """The same of the eigenvalues themselves; squares: the sum of theirs."""
-    t, low, high = np.exp(_NODES), _NODES[0] - _BEYOND, _NODES[-1] + _BEYOND
-    terms = (*(t * (1 / (1 + t) - above)), *((1 - size) * np.exp(low)), *((squares - 1) * np.exp(-high)))
-    return -_STEP * math.fsum(terms)
+    t = np.exp(_NODES)
+    terms = math.fsum((t * (1 / (1 + t) - above)).tolist())
+    return -_STEP * (terms + (1 - size) * _TAILS["low t"] + (squares - 1) * _TAILS["high 1/t"])
 
 
 def perplexity(weights: Floats) -> float:
