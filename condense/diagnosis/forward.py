@@ -188,8 +188,9 @@ class _BatchReader:
             before = received.pop(site.stack, None) if site.name == "block" else None
             for row, updates in enumerate(written):
                 updates.append(None if before is None else geometry.block_updates(before[row], states[row]))
+            states = states.clone() if _is_measured_at_once(states) else states  # a block may write over it
             if site.index < site.blocks:
-                received[site.stack] = states.clone() if _is_measured_at_once(states) else states
+                received[site.stack] = states
             known = zip(chosen[site.stack], same[site.stack], strict=True)
             for reading, own, token_ids, more in zip(readings, states, ids, known, strict=True):
                 waiting.add(reading, own, functools.partial(self._measure_site, site, reading.index, *more))
@@ -285,9 +286,9 @@ class _Waiting:
         self._bytes = 0
 
     def add(self, reading: TextReading, states: Tensor, measure: Callable[[Tensor], Measurement]) -> None:
-        """Measure states (S, d) for a reading: on a CPU later, from a copy, for the model may write over them."""
+        """Measure states (S, d), a copy that the model does not write over, for a reading: on a CPU later."""
         on_cpu = states.device.type == "cpu"
-        task = functools.partial(measure, states.clone()) if on_cpu else measure(states).reduced
+        task = functools.partial(measure, states) if on_cpu else measure(states).reduced
         self._of.append(reading)
         self._tasks.append(task)
         self._bytes += states.nbytes if on_cpu else 0

@@ -14,6 +14,7 @@ from condense.geometry.spectrum import SPECTRAL_TOKENS, Spectra, ranks_of
 from condense.metrics import SINK_FACTOR
 
 _CHANNELS = 2  # coordinates that are named of a sink
+_BLOCK = 2**16  # values that are held in float64 at once
 _MANY = 0.05  # of all pairs are one token's: the rounding of their float32 cosines no longer averages out
 
 
@@ -132,8 +133,7 @@ class _Text:
     def __init__(self, x: Tensor, keep: Tensor, same: Tensor, sink_factor: float) -> None:
         """From x (m, d) float32 or wider, the tokens that count if they are no sinks, and the pairs of one token."""
         self.x, self.same = x, same
-        self.wide = x.double()  # the sums: without rounding, and squares of float32 overflow from 1e19 on
-        self.lengths = _finite_lengths(self.wide)
+        self.lengths = _finite_lengths(x)
         self.directed = self.lengths > 1e-6 * self.lengths.square().mean().sqrt()
         self.sinks = sink_positions(self.lengths, keep & self.directed, sink_factor)
         self.keep = keep & ~self.sinks
@@ -144,8 +144,9 @@ class _Text:
     def metrics(self) -> tuple[dict[str, Tensor], _Pooled]:
         """Every metric but the spectral ones, and what is pooled."""
         n, inner = self.count, self.inverse * self.keep
-        s, everyone, raw = torch.stack([inner, self.inverse, self.keep.double()]) @ self.wide
-        parts = (s.square() - inner.square() @ self.wide.square()) / (n * (n - 1))
+        sums, squares = self._sums(torch.stack([inner, self.inverse, self.keep.double()]), inner.square())
+        s, everyone, raw = sums
+        parts = (s.square() - squares) / (n * (n - 1))
         top = parts.topk(min(TOP, len(parts)))
         kept = torch.nonzero(self.counted).flatten()
         units = self.x.index_select(0, kept) * self.inverse[kept].to(self.x.dtype).unsqueeze(-1)
@@ -155,7 +156,8 @@ class _Text:
         chosen = (self.counted.cumsum(0) - 1)[same]
         pairs, histogram, cosines = pair_metrics(units, mean, chosen)
         if 2 * same.shape[1] > _MANY * n * (n - 1):
-            cosines = pair_cosines(self.wide.index_select(0, kept) * self.inverse[kept].unsqueeze(-1), chosen)[1]
+            units = self.x.index_select(0, kept).double() * self.inverse[kept].unsqueeze(-1)
+            cosines = pair_cosines(units, chosen)[1]
         cosines = cosines.double()
         square = s.square().sum()
         values = {
@@ -182,37 +184,54 @@ class _Text:
             *("relative_variance", "total_variance", "median_norm", "sink_ratio"),
         )
         values = dict.fromkeys(keys, self.lengths.new_full((), torch.nan))
-        sums = torch.stack([self.inverse * self.keep, self.inverse]) @ self.wide
+        sums, _ = self._sums(torch.stack([self.inverse * self.keep, self.inverse]))
         values |= self._with_sink(sums[1], self.same, sums.new_zeros(0))
         return values, _Pooled(sums[0], torch.zeros_like(sums[0]), torch.zeros(BINS, dtype=torch.int64))
 
     def spectra(self, chosen: Tensor) -> Spectra:
         """The Gram matrix of the chosen spectral rows and of all positions that are left out of the primary numbers."""
         positions = torch.cat([chosen, torch.nonzero(~self.keep).flatten()])
-        return Spectra(self.wide.index_select(0, positions), self.lengths[positions], len(chosen))
+        return Spectra(self.x.index_select(0, positions).double(), self.lengths[positions], len(chosen))
 
     def anatomy(self) -> Tensor:
         """The sinks, longest first: position, times the median, and the coordinates that carry them, (k, 4)."""
         positions = torch.nonzero(self.sinks).flatten()
         if not len(positions) or not self.count:
-            return self.wide.new_zeros(0, 2 + _CHANNELS)
+            return self.lengths.new_zeros(0, 2 + _CHANNELS)
         positions = positions[self.lengths[positions].argsort(descending=True, stable=True)]
-        largest = self.wide[positions].abs().topk(min(_CHANNELS, self.x.shape[1]), dim=1).indices
+        largest = self.x[positions].abs().topk(min(_CHANNELS, self.x.shape[1]), dim=1).indices
         ratios = self.lengths[positions] / quantile(self.lengths[self.counted], 0.5)
         return torch.cat([torch.stack([positions.double(), ratios], dim=1), largest.double()], dim=1)
 
     def shared(self, members: Tensor) -> Tensor:
         """Σu of the rows that are members of each group (M, m), and how many they are, (M, d + 1)."""
         counted = members.to(self.counted.device) & self.counted
-        return torch.cat([(counted * self.inverse) @ self.wide, counted.sum(1, keepdim=True).double()], dim=1)
+        sums, _ = self._sums(counted * self.inverse)
+        return torch.cat([sums, counted.sum(1, keepdim=True).double()], dim=1)
+
+    def _sums(self, weights: Tensor, of_squares: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sums of the rows by weights (k, m), and of their squares by weights (m,): (k, d), (d,), 0 without.
+
+        In float64, without rounding and without overflow; some rows at a time, for to make large arrays anew for
+        every site takes four times as long as the arithmetic.
+        """
+        rows = max(1, _BLOCK // self.x.shape[1])
+        sums = weights.new_zeros(len(weights), self.x.shape[1])
+        squares = torch.zeros_like(self.x[0], dtype=torch.float64)
+        for start in range(0, len(self.x) if len(weights) else 0, rows):
+            wide = self.x[start : start + rows].double()
+            sums.addmm_(weights[:, start : start + rows], wide)
+            if of_squares is not None:
+                squares.addmv_(wide.square().T, of_squares[start : start + rows])
+        return sums, squares
 
     def _without_top(self, top: Tensor, same: Tensor, cosines: Tensor) -> dict[str, Tensor]:
         """Mean cosine of the rows that count with the coordinates `top` zeroed, over all and over distinct pairs."""
-        whole, largest = self.lengths.square(), self.wide.index_select(1, top)
+        whole, largest = self.lengths.square(), self.x.index_select(1, top).double()
         rest = whole - largest.square().sum(1)
         alive = self.counted & (rest > 1e-12 * whole)
         weights = torch.where(alive, rest, 1.0).rsqrt() * alive
-        total, n = weights @ self.wide, int(alive.sum())
+        total, n = self._sums(weights.unsqueeze(0))[0][0], int(alive.sum())
         square = total.square().sum() - total[top].square().sum()
         i, j = same[:, alive[same].all(0)] if n < self.count else same
         if n < self.count:
@@ -232,7 +251,7 @@ class _Text:
         square, n = everyone.square().sum(), int(self.directed.sum())
         mean = (square - n) / (n * (n - 1)) if n > 1 else square.new_tensor(torch.nan)
         i, j = others[:, self.directed[others].all(0)]
-        more = (self.wide[i] * self.wide[j]).sum(1) * self.inverse[i] * self.inverse[j]
+        more = (self.x[i].double() * self.x[j].double()).sum(1) * self.inverse[i] * self.inverse[j]
         return {
             "mean_cosine_with_sink": mean.clamp(-1, 1),
             "sink_distinct": _distinct(square, n, torch.cat([cosines, more])),
@@ -264,7 +283,7 @@ def _distinct(square: Tensor, n: int, same: Tensor) -> Tensor:
 
 
 def _finite_lengths(x: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)  # squares of float32 overflow
     if not bool(torch.isfinite(lengths).all()):
         raise ValueError(f"{int((~torch.isfinite(x)).any(-1).sum())} of {len(x)} states are not finite")
     return lengths
