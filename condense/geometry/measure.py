@@ -233,14 +233,16 @@ class _Text:
         weights = torch.where(alive, rest, 1.0).rsqrt() * alive
         total, n = self._sums(weights.unsqueeze(0))[0][0], int(alive.sum())
         square = total.square().sum() - total[top].square().sum()
-        i, j = same[:, alive[same].all(0)] if n < self.count else same
         if n < self.count:
-            cosines = cosines[alive[same].all(0)]
-        products = cosines * self.lengths[i] * self.lengths[j] - (largest[i] * largest[j]).sum(1)
+            left = alive[same].all(0)
+            same, cosines = same[:, left], cosines[left]
+        i, j = same
+        longer, largest = self.lengths * weights, largest * weights.unsqueeze(1)
+        products = cosines * longer[i] * longer[j] - (largest[i] * largest[j]).sum(1)
         mean = ((square - n) / (n * (n - 1))).clamp(-1, 1) if n > 1 else total.new_tensor(torch.nan)
         return {
             "mean_cosine_without_top_dimensions": mean,
-            "without_distinct": _distinct(square, n, products * weights[i] * weights[j]),
+            "without_distinct": _distinct(square, n, products),
         }
 
     def _with_sink(self, everyone: Tensor, others: Tensor, cosines: Tensor) -> dict[str, Tensor]:
