@@ -119,7 +119,8 @@ def _finish(finished: Trial, output: Path) -> None:
     from condense.report.trial.text import show_trial
 
     show_trial(finished, console())
-    say(f"wrote {output} (trial.json, report.html, report.md, trial.csv, arms/)")
+    searched = ", tuning/" if finished.plan.tune else ""
+    say(f"wrote {output} (trial.json, report.html, report.md, trial.csv, arms/{searched})")
     failed = [arm.spec.name for arm in finished.arms if arm.status in ("failed", "partial")]
     if failed:
         say(f"condense: {', '.join(failed)} failed; run again with --resume to try only what is missing")

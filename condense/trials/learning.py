@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from condense.comparison.differences import estimate_of
-from condense.comparison.verdict import quality_word
+from condense.comparison.verdict import quality_word, signed
 from condense.intervals import ALPHA, Floats, Spread, over_seeds
-from condense.records.base import Estimate
+from condense.records.base import Again, Estimate, Finding
 from condense.records.learning import (
     Learning,
     LearningCurve,
@@ -25,6 +25,7 @@ from condense.records.learning import (
     TextEffect,
     TimingWord,
     crossing,
+    timing_sentence,
 )
 from condense.records.plans import MIN_SEEDS
 from condense.records.treatment import QualityWord
@@ -335,3 +336,49 @@ def _reach(mine: Sequence[Path], theirs: Sequence[Path], tokens_per_step: int) -
     ratios = [[a / b[at] for a, b in zip(own, reference, strict=True)] for at, own in enumerate((tokens, seconds))]
     estimates = [estimate_of(mean_over_seeds(values)) for values in (tokens, seconds, *ratios)]
     return Reach(len(tokens), len(mine), *estimates)
+
+
+# --- findings ------------------------------------------------------------------------------------------
+
+
+def learning_findings(arms: Sequence[ArmResult], steps: int, again: Again) -> list[Finding]:
+    """Effects that depend on when a trial ends, and gains that are gone after equal time."""
+    made = []
+    for arm in arms:
+        one = arm.learning
+        if one is None or one.timing is None:
+            continue
+        if one.timing in ("the sign turns", "early only", "early, the end is open"):
+            made.append(_when(arm, one, steps, again))
+        if one.looks[-1].word == "improved" and one.timed_word != "improved":
+            made.append(_gone(arm, one, again))
+    return made
+
+
+def _when(arm: ArmResult, one: Learning, steps: int, again: Again) -> Finding:
+    parts = [f"{look.name} {signed(look.change)}" for look in one.looks]
+    return Finding(
+        "early-effect",
+        "warning" if one.timing == "the sign turns" else "info",
+        timing_sentence(arm.spec.name, one),
+        f"bits per byte, arm − control: {'; '.join(parts)}",
+        "A trial that ends earlier would say something else of this arm: what counts is the end, and longer training "
+        "may move it further.",
+        again(output="longer/", max_steps=str(2 * steps)),
+        "this run",
+    )
+
+
+def _gone(arm: ArmResult, one: Learning, again: Again) -> Finding:
+    known = one.timed_word in ("held", "worse")
+    return Finding(
+        "equal-time",
+        "warning",
+        f"{arm.spec.name}: the gain is {'gone' if known else 'not shown'} after equal time",
+        f"bits per byte, arm − control: {signed(one.looks[-1].change)} at equal tokens, {signed(one.timed[-1])} after "
+        f"as many seconds as the control had; the arm takes {one.second_ratio.value:.2f} times the control’s",
+        "The control would use the same time for more steps. An arm that is slower is read before its learning rate "
+        "has fallen, so that a schedule that ends there would do somewhat better.",
+        again(output="again/"),
+        "this run",
+    )

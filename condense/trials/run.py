@@ -44,7 +44,7 @@ from condense.trials.arm_run import Watch
 from condense.trials.doses import dose_responses
 from condense.trials.effects import MEASURES, arm_effect, compare_pairs, rank_arms, reference_of
 from condense.trials.folder import Run, Runs, clear_runs, names_made, refuse_links, refuse_workers
-from condense.trials.learning import with_learning
+from condense.trials.learning import learning_findings, with_learning
 from condense.trials.runs import Request, prepare, run_arms
 from condense.trials.tuning import TUNING, tuning_findings
 from condense.trials.verdict import arm_verdict, trial_findings, unranked
@@ -228,6 +228,7 @@ def assembled(plan: TrialPlan, runs: Runs, *, command: str, output: str, timing:
         doses=doses,
         findings=(
             *trial_findings(plan, model, before.record, arms, doses, reason, command),
+            *learning_findings(arms, runs.schedule.steps, Again(command)),
             *tuning_findings(plan, arms, Again(command)),
         ),
         timing={**timing, **_seconds(arms)},

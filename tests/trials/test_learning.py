@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from condense.errors import UsageError
-from condense.records.base import Estimate
+from condense.records.base import Again, Estimate
 from condense.records.learning import Scores, crossing, timing_sentence
 from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.serial import decode
@@ -17,10 +17,10 @@ from condense.records.trial import ArmResult
 from condense.report.trial.learning import learning_lines
 from condense.training import prepare
 from condense.training.arm_names import parse_arms
-from condense.training.loop import Trained
-from condense.trials import runs
+from condense.training.loop import InterruptedRunError, Trained
+from condense.trials import arm_run, runs
 from condense.trials.folder import Run
-from condense.trials.learning import curve_of, learning_of, path_of
+from condense.trials.learning import curve_of, learning_findings, learning_of, path_of
 from condense.trials.run import trial
 
 WINDOWS, BYTES = 12, 100
@@ -56,6 +56,10 @@ def arms(change, seeds=5, spread=0.002, seconds=None, seed=0):
     return both
 
 
+def arm_of(made):
+    return ArmResult(ArmSpec("slow", "dispersion"), "done", "", "", "", learning=made)
+
+
 def learned(change, compared=1, **more):
     arm, control = arms(change, **more)
     paths = ({seed: path_of(run, STEPS[-1]) for seed, run in runs.items()} for runs in (arm, control))
@@ -70,6 +74,8 @@ def test_a_gain_that_turns_into_a_loss_is_called_so_with_the_step():
     assert said.startswith("angular: better in the first quarter") and "worse at the end" in said
     assert "turns at about step 2" in said
     assert [value.value for value in made.changes] == pytest.approx(list(change), abs=0.01)
+    (finding,) = learning_findings([arm_of(made)], 400, Again("condense trial m --max-steps 400 -o o"))
+    assert finding.id == "early-effect" and finding.severity == "warning" and "--max-steps 800" in finding.next
     assert made.looks[0].first == 25 and made.looks[0].last == 100 and made.looks[-1].first == 400
 
 
@@ -103,8 +109,9 @@ def test_an_arm_of_twice_the_time_is_read_at_half_its_steps():
     assert made.timed[-1].value == pytest.approx(falling[200] - 0.05 - falling[400], abs=0.005)
     assert made.timed[0].value is None and "first evaluation" in made.timed[0].reason
     assert made.second_ratio.value == pytest.approx(2) and made.timed_word == "worse"
-    arm = ArmResult(ArmSpec("slow", "dispersion"), "done", "", "", "", learning=made)
+    arm = arm_of(made)
     assert "after equal time that is gone" in learning_lines(SimpleNamespace(arms=(arm,)))[0]
+    assert [finding.id for finding in learning_findings([arm], 400, Again("condense trial m -o o"))] == ["equal-time"]
 
 
 def test_tokens_and_seconds_to_the_controls_end():
@@ -177,7 +184,16 @@ def test_final_models_are_scored_on_another_domain_and_learn_the_next_text(tiny,
         then_steps=6,
     )
     out = tmp_path / "out"
-    made = trial(tiny("llama"), texts[:40], out, plan, device="cpu")
+
+    def stopped(*given, folder, **more):
+        (folder / "checkpoint-1").mkdir(parents=True)
+        raise InterruptedRunError(130)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(arm_run, "train", stopped)
+        trial(tiny("llama"), texts[:40], out, plan, device="cpu")
+    assert not list(out.glob("arms/*/seed-0/runs/then")) and list(out.glob("arms/*/seed-0/trained.json"))
+    made = trial(tiny("llama"), texts[:40], out, plan, device="cpu", resume=True)
     arm, control = made.arms[1], made.control
     kept = [
         json.loads((out / one.runs[0].folder / "beyond.json").read_text(encoding="utf-8")) for one in (arm, control)
