@@ -9,15 +9,8 @@ from dataclasses import dataclass, field
 from condense.report.text import in_words
 
 STARTING, TRAINING = "starting", "training"
-OF_A_RUN = (
-    STARTING,
-    TRAINING,
-    "validation text",
-    "probe text",
-    "downstream tasks",
-    "text of another domain",
-    "the next text",
-)
+MEASURING = ("validation text", "probe text", "downstream tasks")
+OF_A_RUN = (STARTING, TRAINING, *MEASURING, "text of another domain", "the next text")
 """The phases of one arm under one seed, in order; any other phase is none of a run."""
 _LONG = 1.0  # seconds: a shorter phase leaves no line
 
@@ -82,6 +75,7 @@ class Timeline:
     def begin(self, arm: str, seed: int, done: int, total: int) -> list[str]:
         """A run begins, `done` of `total` have ended before it; total 0: the model as it came. What has ended."""
         ended = self.end_runs()
+        self._forget(done, total)
         self.done, self.total = done, total or self.total
         name = f"{arm}, seed {seed}" if total else arm
         self.tracks[arm, seed] = Track(name, self.clock(), total > 0)
@@ -107,6 +101,7 @@ class Timeline:
     def workers(self, running: Sequence[tuple[str, int, str, int, int]], done: int, total: int) -> list[str]:
         """Runs in workers as they are now: arm, seed, phase, how much of it is done, of how much. What has ended."""
         ended = self._end_phase()
+        self._forget(done, total)
         self.done, self.total, now = done, total, self.clock()
         here = {(arm, seed) for arm, seed, *_ in running}
         for key in [key for key in self.tracks if key not in here]:
@@ -173,6 +168,11 @@ class Timeline:
         if track.phases:
             self._note(track.phases[-1], ended=True)
         track.phases.append(Work(title, self.clock()))
+
+    def _forget(self, done: int, total: int) -> None:
+        """Where other runs begin (after a search, say) they train for another time."""
+        if done < self.done or (total and total != self.total):
+            self._took.pop(TRAINING, None)
 
     def _note(self, work: Work, *, ended: bool = False) -> None:
         """Remember what a phase took that was done whole: neither failed nor went on from a checkpoint."""

@@ -90,6 +90,20 @@ def test_the_first_run_calibrates_the_others(timeline: Timeline, clock: Clock) -
     assert timeline.left() == pytest.approx(2 * 54)
 
 
+def test_the_runs_of_a_search_say_nothing_of_how_long_the_arms_train(timeline: Timeline, clock: Clock) -> None:
+    timeline.plan(1000, 2)
+    for number in range(3):
+        timeline.begin(f"search: {number}", 0, number, 3)
+        work(timeline, clock, "training", 10, 0.1)
+        work(timeline, clock, "validation text", 10, 1.0)
+    timeline.enter("writing down the search")
+    timeline.begin("control", 0, 0, 2)
+    work(timeline, clock, "training", 100, 1.0, stop=50)
+    assert timeline.left() == pytest.approx(50 + 10 + 110, abs=3)
+    timeline.enter("text of another domain")
+    assert timeline.phase is None, "still the run's"
+
+
 def test_a_resumed_run_counts_from_where_it_goes_on(timeline: Timeline, clock: Clock) -> None:
     timeline.begin("control", 0, 0, 1)
     timeline.enter("training")
