@@ -28,7 +28,8 @@ from condense.errors import CondenseError, RunError, UsageError, as_condense_err
 
 PATIENCE = timedelta(days=30)  # how long a process waits for one that is alive
 _FAILURE = "condense/failure/"
-_LISTENING = 2.0  # seconds in which a process that failed looks for the failure of another
+_LISTENING = 2.0  # seconds in which a process that failed waits for the first to fail too
+_LOOKING = 0.05  # and in which it looks for what one that is gone has left, before the launcher ends it
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _lost_ones() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise _failure_of(joined()) or _gone() from error
+        raise _failure_of(joined(), _LOOKING) or _gone() from error
 
 
 def _gone() -> RunError:
@@ -193,10 +194,10 @@ def failing_together() -> Iterator[None]:
         if ranks.size == 1 or getattr(error, "shared", False) or has_failed(ranks):
             raise
         if _is_loss(error):
-            raise _failure_of(ranks) or _gone() from error
+            raise _failure_of(ranks, _LOOKING) or _gone() from error
         own = as_condense_error(error) if isinstance(error, Exception) else CondenseError(type(error).__name__)
         _store().set(f"{_FAILURE}{ranks.rank}", json.dumps([str(own), own.hint, own.exit_code]))
-        if not ranks.is_first and isinstance(error, Exception) and _failure_of(Ranks(0, 1)) is not None:
+        if not ranks.is_first and isinstance(error, Exception) and _failure_of(Ranks(0, 1), _LISTENING) is not None:
             own.shared = True
             raise own from error
         raise
@@ -219,9 +220,9 @@ def _is_loss(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in said for sign in signs)
 
 
-def _failure_of(ranks: Ranks) -> CondenseError | None:
-    """The failure that one of so many ranks left in the store, waited for a little; the others share it."""
-    until = time.monotonic() + _LISTENING
+def _failure_of(ranks: Ranks, seconds: float) -> CondenseError | None:
+    """The failure that one of so many ranks left in the store, waited for so long; the others share it."""
+    until = time.monotonic() + seconds
     while dist.is_initialized() and time.monotonic() < until:
         for rank in range(ranks.size):
             with contextlib.suppress(RuntimeError):  # the store was that of a process that is gone
@@ -230,5 +231,5 @@ def _failure_of(ranks: Ranks) -> CondenseError | None:
                     failure = CondenseError(message, hint)
                     failure.exit_code, failure.shared = code, True
                     return failure
-        time.sleep(0.05)
+        time.sleep(_LOOKING / 2)
     return None

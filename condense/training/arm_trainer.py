@@ -11,7 +11,7 @@ import copy
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.state import PartialState
@@ -22,6 +22,7 @@ from condense.diagnosis.distributed import Ranks, joined
 from condense.dispersion.disperser import Disperser
 from condense.dispersion.trainer import DispersionTrainer
 from condense.errors import RunError
+from condense.models.layers import input_device
 from condense.training.chats import IGNORED
 from condense.training.interventions import Regulariser
 from condense.training.learning import Clock
@@ -46,6 +47,7 @@ class ArmTrainer(DispersionTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs &= _counts_items(self.model, self.train_dataset)
         self._regulariser, self._clock, self._rows_per_step = regulariser, clock, rows_per_step
         self._penalties: list[float] = []
 
@@ -77,12 +79,12 @@ class ArmTrainer(DispersionTrainer):
         super().log(logs, start_time)
 
     def get_train_dataloader(self) -> Any:
-        """As super's for one process; for several, or for a step that micro-batches do not divide, `StepBatches`."""
-        args, ranks = self.args, joined()
+        """As super's for one process; `StepBatches` for several, uneven micro-batches, or masks that are drawn."""
+        args, ranks, rows = self.args, joined(), cast("Any", self.train_dataset)
         usual = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        if self._rows_per_step is None or (ranks.size == 1 and usual == self._rows_per_step):
+        alone = ranks.size == 1 and usual == self._rows_per_step and "labels" in rows[0]
+        if self._rows_per_step is None or alone:
             return super().get_train_dataloader()
-        rows: Any = self.train_dataset
         spare = "labels" in rows[0] and self.model_accepts_loss_kwargs
         batch, seed = args.per_device_train_batch_size, args.data_seed or 0
         batches = StepBatches(len(rows), self._rows_per_step, batch, ranks, seed, spare=spare)
@@ -106,6 +108,29 @@ class ArmTrainer(DispersionTrainer):
 
 
 # --- the rows of a step -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _counts_items(model: Any, rows: Any) -> bool:
+    """Whether the loss is a sum over the number of labels that Trainer gives, and not a mean of its own.
+
+    `Trainer` believes so of every model whose forward pass takes keywords. BERT's is a mean: taken for a share of a sum
+    it would count once for every micro-batch, against one penalty for all of them.
+    """
+    device = input_device(model)
+    inputs = {key: value[None].to(device) for key, value in rows[0].items()}
+    inputs["labels"] = inputs["input_ids"]
+    was = model.training
+    model.eval()
+    try:
+        one, half = (float(model(**inputs, num_items_in_batch=torch.tensor(n, device=device)).loss) for n in (1, 2))
+    except TypeError:  # it does not take the number
+        return False
+    except Exception:  # what is wrong with the model shows in training, where it is told
+        return True
+    finally:
+        model.train(was)
+    return abs(one - 2 * half) < abs(one - half)
 
 
 class StepBatches(BatchSampler):
@@ -135,7 +160,7 @@ class StepBatches(BatchSampler):
         return whole * self._turns(self._per_step) + self._turns(rest)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Row numbers of one micro-batch after the other."""
+        """Row numbers of one micro-batch after the other, counted on from one pass over the text to the next."""
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
         order = torch.randperm(self._rows, generator=generator).tolist()
         for start in range(0, self._rows, self._per_step):
@@ -144,11 +169,15 @@ class StepBatches(BatchSampler):
             slots = turns * self._ranks.size
             for slot in range(self._ranks.rank, slots, self._ranks.size):
                 own = step[len(step) * slot // slots : len(step) * (slot + 1) // slots]
-                yield own or [_EMPTY if self._spare else step[slot % len(step)]]
+                first = self._epoch * self._rows  # of this pass
+                yield [first + row for row in own] or [_EMPTY if self._spare else first + step[slot % len(step)]]
 
 
 class _WithEmptyRow(Dataset[dict[str, torch.Tensor]]):
-    """Rows, and at -1 one that adds nothing to the loss nor to the penalty: no label, no two tokens of a document."""
+    """Rows by their number in any pass; at -1 one that adds nothing to loss and penalty: no label, no pair of tokens.
+
+    Rows whose labels are drawn later have their number as `draw`.
+    """
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
@@ -158,7 +187,8 @@ class _WithEmptyRow(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if index != _EMPTY:
-            return self._rows[index]
+            row = self._rows[index % len(self._rows)]
+            return row if "labels" in row else {**row, "draw": torch.tensor(index)}
         row = {key: value.clone() for key, value in self._rows[0].items()}
         row["labels"].fill_(IGNORED)
         for key in row.keys() & {"position_ids", "attention_mask"}:

