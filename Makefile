@@ -48,8 +48,8 @@ bench: $(VENV)/test
 	$(BIN)/python -m tests.benchmarks
 
 lint: $(VENV)/test
-	$(BIN)/ruff check condense tests
-	$(BIN)/ruff format --check condense tests
+	$(BIN)/ruff check condense docs tests
+	$(BIN)/ruff format --check condense docs tests
 	$(BIN)/mypy
 
 # measures the models of the atlas again, which come in packages of 0.4 GB

@@ -1,8 +1,9 @@
 """Write the study's texts and models into a folder: python docs/study/make.py FOLDER.
 
-Needs Debian's perl and perl-doc (`apt-get install perl-doc`) and condense's own environment. The texts are the pods of perl-doc as
-plain text (perl.jsonl, a document per pod, in the order of their names) and the topics of Python's help (help.jsonl); the models
-are configurations without weights and a byte-level BPE of 2,048 tokens that is trained on perl.jsonl. Prints the sha256 of each.
+Needs Debian's perl and perl-doc (`apt-get install perl-doc`) and condense's own environment. The texts are the pods
+of perl-doc as plain text (perl.jsonl, a document per pod, in the order of their names) and the topics of Python's
+help (help.jsonl). The models are configurations without weights, with a byte-level BPE of 2,048 tokens that is
+trained on perl.jsonl. Prints the sha256 of each.
 """
 
 import hashlib
@@ -39,9 +40,8 @@ def pods() -> list[dict[str, str]]:
     if not paths:
         sys.exit("perl-doc has no pods: apt-get install perl-doc")
     plain = ["pod2text", "--utf8", "--width=100"]
-    return [
-        {"id": path.stem, "text": subprocess.run([*plain, path], check=True, capture_output=True).stdout.decode()} for path in paths
-    ]
+    texts = [subprocess.run([*plain, path], check=True, capture_output=True).stdout.decode() for path in paths]
+    return [{"id": path.stem, "text": text} for path, text in zip(paths, texts, strict=True)]
 
 
 def write(path: Path, documents: list[dict[str, str]]) -> None:
@@ -57,7 +57,8 @@ def tokenizer(documents: list[dict[str, str]]) -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=SIZE, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator((document["text"] for document in documents), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, unk_token=END, model_max_length=256)
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=256, **special)
 
 
 def main() -> None:
