@@ -313,11 +313,18 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def with_coefficients(again: Again, arm: str, *coefficients: float) -> str:
+    """The command with an arm at other coefficients alone, beside the control; arm: as `--arms` writes it."""
+    family = arm.rpartition("=")[0] or arm
+    arms = ",".join(f"{family}={coefficient:.2g}" for coefficient in coefficients)
+    return again.without("coefficients")(output="dose/", arms=arms)
+
+
 def _next_doses(dose: DoseResponse, again: Again) -> str:
     """The command with the doses that would tell more; "" where another dose is not what is missing."""
 
     def try_doses(*coefficients: float) -> str:
-        return again(output="dose/", coefficients=",".join(f"{c:.2g}" for c in coefficients))
+        return with_coefficients(again, dose.points[0].arm, *coefficients)
 
     points = [point for point in dose.points if point.coefficient > 0]
     if not points:
@@ -379,7 +386,7 @@ def ratio_findings(arms: Sequence[ArmResult], again: Again) -> list[Finding]:
                 f"{arm.spec.name}: the penalty was {word} beside cross-entropy",
                 f"|penalty| / cross-entropy was {ratio:.1e} on average",
                 why,
-                again(output="dose/", coefficients=f"{dose:g}")
+                with_coefficients(again, arm.spec.name, dose)
                 if aims
                 else again(output="other-text/", text="other.txt"),
                 LIU,

@@ -126,6 +126,7 @@ def test_what_is_not_in_the_grammar_is_refused(text: str, said: str, hint: str) 
         ("dispersion", (0.1, 0.1), "dispersion=0.1 comes twice"),
         ("dispersion,dispersion=0.3", (0.1, 0.3), "dispersion=0.3 comes twice"),
         ("larger-vocab", (0.1,), "no arm takes one"),
+        ("control,dispersion=1,larger-vocab", (3.0,), "each arm has a coefficient of its own: dispersion=1"),
         ("dispersion", (float("nan"),), "--coefficients"),
         ("dispersion", (0.0,), "--coefficients"),
     ],

@@ -11,6 +11,7 @@ from condense.records.learning import Learning, Look
 from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.treatment import Curve, Power, Word
 from condense.records.trial import ArmEffect, ArmResult, ArmRun, Rank, SeedEffect
+from condense.training.arm_names import parse_arms
 from condense.trials.doses import control_moved, dose_responses, longer_training, next_dose
 from condense.trials.verdict import arm_verdict, power_before, trial_findings, unranked
 
@@ -169,21 +170,32 @@ def found(arms, model=MODEL, reason=None, command="condense trial m --text t -o 
 @pytest.mark.parametrize(
     ("arms", "option"),
     [
-        ([("d=0.1", SMALL, (0, -1e-3, 1e-3), 0.1, 0.01)], "--coefficients 1"),
+        ([("d=0.1", SMALL, (0, -1e-3, 1e-3), 0.1, 0.01)], "--arms d=1"),
         ([("d=0.1", SMALL, (0, -1e-3, 1e-3), 0.1, 0.5)], "--max-steps"),
-        ([("d=0", SMALL, (0, -1e-3, 1e-3), 0.0, None)], "--coefficients 0.1"),
-        ([("d=1", FALL, (0, -1e-3, 1e-3), 1.0, 0.1)], "--coefficients 3"),
+        ([("d=0", SMALL, (0, -1e-3, 1e-3), 0.0, None)], "--arms d=0.1"),
+        ([("d=1", FALL, (0, -1e-3, 1e-3), 1.0, 0.1)], "--arms d=3"),
         ([("d=1", FALL, (0, -1e-3, 1e-3), 1.0, 0.6)], "--text other.txt"),
-        ([("d=1", FALL, COSTLY, 1.0, 0.3)], "--coefficients 0.33"),
-        ([("d=0.1", SMALL, (0, -1e-3, 1e-3), 0.1, 0.1), ("d=1", FALL, COSTLY, 1.0, 0.3)], "--coefficients 0.32"),
-        ([("d=0.1", FALL, (0, -1e-3, 1e-3), 0.1, 0.1), ("d=1", FALL, COSTLY, 1.0, 0.3)], "--coefficients 0.32"),
+        ([("d=1", FALL, COSTLY, 1.0, 0.3)], "--arms d=0.33"),
+        ([("d=0.1", SMALL, (0, -1e-3, 1e-3), 0.1, 0.1), ("d=1", FALL, COSTLY, 1.0, 0.3)], "--arms d=0.32"),
+        ([("d=0.1", FALL, (0, -1e-3, 1e-3), 0.1, 0.1), ("d=1", FALL, COSTLY, 1.0, 0.3)], "--arms d=0.32"),
         ([("d=0.6", FALL, (0, -1e-3, 1e-3), 0.6, 0.1), ("d=1", FALL, COSTLY, 1.0, 0.3)], "--text other.txt"),
         ([("d=1", UNCLEAR, (0, -1e-3, 1e-3), 1.0, 0.3)], "--seeds 6"),
     ],
 )
 def test_the_next_dose_follows_the_curve(arms, option):
     made = [arm(name, effect(cosine, bits), c, ratio=ratio) for name, cosine, bits, c, ratio in arms]
-    assert option in found(made)["dose"].next
+    assert (
+        option
+        in found(made, command="condense trial m --text t -o out --seeds 3 --arms d=7,b --coefficients 7")["dose"].next
+    )
+
+
+def test_other_doses_are_asked_for_where_the_arms_have_coefficients_of_their_own():
+    """`--coefficients` beside `dispersion=1` changes nothing: the shipped trial once advised that."""
+    dose = arm("dispersion@late+linear:0.5=1", effect(FALL, (0, -1e-3, 1e-3)), 1.0, ratio=0.1)
+    advised = found([dose], command="condense trial m -o out --arms control,dispersion@late+linear:0.5=1")["dose"].next
+    arms = Again(advised).value("arms")
+    assert [spec.coefficient for spec in parse_arms(arms)] == [None, 3.0] and "--coefficients" not in advised
 
 
 def test_more_text_is_advised_where_seeds_do_not_help():
@@ -324,8 +336,7 @@ def test_failures_ratios_and_ties_are_told():
     notes = found([heavy, other, broken])
     assert notes["arm-failed"].seen == "seed 0: boom" and notes["arm-failed"].next.endswith("--resume")
     assert (
-        "large beside cross-entropy" in notes["penalty-ratio"].title
-        and "--coefficients 0.5" in notes["penalty-ratio"].next
+        "large beside cross-entropy" in notes["penalty-ratio"].title and "--arms d=0.5" in notes["penalty-ratio"].next
     )
     assert notes["ranking"].seen == "most spread first: d=9, then b; fewest bits per byte first: d=9 = b"
     assert "not-ranked" in found([heavy], reason="2 seeds: …")
