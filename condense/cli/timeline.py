@@ -12,6 +12,8 @@ STARTING, TRAINING = "starting", "training"
 MEASURING = ("validation text", "probe text", "downstream tasks")
 OF_A_RUN = (STARTING, TRAINING, *MEASURING, "text of another domain", "the next text")
 """The phases of one arm under one seed, in order; any other phase is none of a run."""
+SEARCHED = "search: "
+"""How the runs of a search for the coefficient are called, which are shorter than those that follow."""
 _LONG = 1.0  # seconds: a shorter phase leaves no line
 
 
@@ -47,6 +49,7 @@ class Track:
     name: str
     began: float
     counted: bool = True  # among the runs; the model as it came is not
+    typical: bool = True  # trained for as long as the others; a run of a search for the coefficient is not
     phases: list[Work] = field(default_factory=list)
 
 
@@ -78,7 +81,7 @@ class Timeline:
         self._forget(done, total)
         self.done, self.total = done, total or self.total
         name = f"{arm}, seed {seed}" if total else arm
-        self.tracks[arm, seed] = Track(name, self.clock(), total > 0)
+        self.tracks[arm, seed] = Track(name, self.clock(), total > 0, not arm.startswith(SEARCHED))
         return ended
 
     def enter(self, title: str) -> list[str]:
@@ -166,7 +169,7 @@ class Timeline:
 
     def _enter(self, track: Track, title: str) -> None:
         if track.phases:
-            self._note(track.phases[-1], ended=True)
+            self._note(track, ended=True)
         track.phases.append(Work(title, self.clock()))
 
     def _forget(self, done: int, total: int) -> None:
@@ -174,9 +177,12 @@ class Timeline:
         if done < self.done or (total and total != self.total):
             self._took.pop(TRAINING, None)
 
-    def _note(self, work: Work, *, ended: bool = False) -> None:
-        """Remember what a phase took that was done whole: neither failed nor went on from a checkpoint."""
+    def _note(self, track: Track, *, ended: bool = False) -> None:
+        """Remember what a run's phase took that was done whole: neither failed nor went on from a checkpoint."""
+        work = track.phases[-1]
         now, part = self.clock(), work.total / 10
+        if work.title == TRAINING and not track.typical:
+            return
         if work.first and work.first[1] <= max(1.0, part) and (ended or work.done >= work.total - part):
             self._took.setdefault(work.title, []).append(now - work.began)
             self._after.setdefault(work.title, []).append(now - work.last)
@@ -191,14 +197,14 @@ class Timeline:
         track = self.tracks.pop(key)
         if not track.phases:
             return []
-        self._note(track.phases[-1])
+        self._note(track)
         ends = [*(phase.began for phase in track.phases[1:]), self.clock()]
         parts = [f"{work.title} {in_words(end - work.began)}" for work, end in zip(track.phases, ends, strict=True)]
         return [f"{track.name}: {', '.join(parts)}"]
 
 
 def _training(tracks: Sequence[Track]) -> list[Track]:
-    return [track for track in tracks if track.phases[-1].title == TRAINING]
+    return [track for track in tracks if track.phases[-1].title == TRAINING and track.typical]
 
 
 def _mean(values: Sequence[float]) -> float:

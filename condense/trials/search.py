@@ -44,7 +44,8 @@ def search_dose(job: Job, plan: Plan, folder: Path) -> DoseSearch:
     short = _short_plan(job, plan)
     search = _prepared(job, short, folder)
     watch, seed = job.asked.watch, short.seed
-    control = _finished(search, CONTROL, 0)
+    runs = 1 + SEARCH_DOSES + len(job.todo())
+    control = _finished(search, CONTROL, 0, runs)
     if control is None:
         raise RunError(f"the control of the search failed: {failure(search.folder_of(CONTROL, seed))}")
     points: list[TriedDose] = []
@@ -52,7 +53,7 @@ def search_dose(job: Job, plan: Plan, folder: Path) -> DoseSearch:
     seconds = control.record.seconds
     while (coefficient := next_tried(points)) is not None:
         spec = ArmSpec(f"coefficient-{coefficient:g}", "dispersion", short.loss, short.layers, coefficient)
-        run = _finished(search, spec, len(points) + 1)
+        run = _finished(search, spec, len(points) + 1, runs)
         points.append(_failed(search, spec) if run is None else _point(coefficient, run, control, short, share))
         seconds += run.record.seconds if run else 0.0
         watch.on_note(f"search: coefficient {coefficient:g}: {_words(points[-1])}")
@@ -169,13 +170,16 @@ def _part_of(documents: Sequence[Document], characters: int) -> Iterator[Documen
             return
 
 
-def _finished(search: Job, spec: ArmSpec, number: int) -> Run | None:
-    """A run of the search, trained and measured unless that was done; None for one that failed."""
+def _finished(search: Job, spec: ArmSpec, number: int, runs: int) -> Run | None:
+    """A run of the search, trained and measured unless that was done; None for one that failed.
+
+    number: how many of all `runs` were before it.
+    """
     seed = search.asked.plan.training.seed
     folder = search.folder_of(spec, seed)
     if not is_done(folder, search.fingerprint):
         name = "control" if spec == CONTROL else f"coefficient {spec.coefficient:g}"
-        search.asked.watch.on_run(f"search: {name}", seed, number, 1 + SEARCH_DOSES)
+        search.asked.watch.on_run(f"search: {name}", seed, number, runs)
         if attempt(search.run_of(spec, seed), search.texts, search.tasks, search.asked.watch) is not None:
             return None
     return read_run(folder, seed, search.texts.schedule)

@@ -74,6 +74,24 @@ def test_the_time_left_includes_measuring_and_the_runs_that_wait(timeline: Timel
     assert timeline.left() == pytest.approx(50 + 14 + 2 * 114, abs=3)
 
 
+def test_the_short_runs_of_a_search_do_not_calibrate_the_others(timeline: Timeline, clock: Clock) -> None:
+    """A fifth of the steps: the plan's estimate counts until a run of the whole length is trained."""
+    timeline.plan(500, 2)
+    timeline.begin("search: control", 0, 0, 8)
+    work(timeline, clock, "training", 10, 1.0, stop=5)
+    assert timeline.left() == 495
+    clock.now += 5
+    timeline.begin("search: coefficient 0.1", 0, 1, 8)
+    work(timeline, clock, "training", 10, 1.0)
+    measure(timeline, clock)
+    timeline.begin("control", 0, 0, 2)
+    assert timeline.left() == 500 - clock.now
+    work(timeline, clock, "training", 50, 1.0)
+    measure(timeline, clock)
+    timeline.begin("treated", 0, 1, 2)
+    assert timeline.left() == pytest.approx(50 + 14)
+
+
 def test_the_first_run_calibrates_the_others(timeline: Timeline, clock: Clock) -> None:
     """Saving and loading between the phases count too, and a run that fails tells nothing."""
     timeline.plan(9999, 4)

@@ -137,7 +137,9 @@ def _cone_differences(comparison: Comparison, pairs: Sequence[Paired], axis: Axi
     series = []
     if len(pairs) == 1:
         own = pairs[0].members
-        series.append(_curve(REST._replace(ink="plum"), own, [change_of(m, WITHOUT_TOP) for m in own], steps, scale))
+        series.append(
+            _curve(REST._replace(ink="plum", dash="dot"), own, [change_of(m, WITHOUT_TOP) for m in own], steps, scale)
+        )
     for pair in pairs:
         look = styles[pair.run]
         changes = [change_of(m, "mean_cosine") for m in pair.members]
