@@ -200,12 +200,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its title and the sentence that says what it shows."""
+    """A chart with its title and the sentence that says what it shows; `still` leaves it a static drawing."""
 
     chart: Chart
     title: str
     takeaway: str
     wide: bool = True
+    still: bool = False
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,8 @@ def _charts(figure: Figure | Panels) -> tuple[Chart, ...]:
     """The charts of a figure that a script draws."""
     from condense.report.charts import Panels
 
-    if isinstance(figure, Panels):
-        return () if figure.still else figure.charts
-    return (figure.chart,)
+    charts = figure.charts if isinstance(figure, Panels) else (figure.chart,)
+    return () if figure.still else charts
 
 
 @functools.cache  # compiling the templates takes as long as all else of a page

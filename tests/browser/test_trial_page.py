@@ -14,17 +14,17 @@ from condense.records.trial import Trial
 from condense.report.trial.page import trial_page
 from tests.browser import test_report_page as report_page
 from tests.browser.test_report_page import EVIL, Opened, axe_violations
-from tests.report.trial_records import trial, with_learning
+from tests.report.trial_records import ARMS, trial, with_learning
 
 browser = report_page.browser
-CHARTS = 15
+CHARTS = 9
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(trial_page(with_learning(trial(tasks=True))), encoding="utf-8")
+    path.write_text(trial_page(trial(tasks=True)), encoding="utf-8")
     return path
 
 
@@ -34,6 +34,16 @@ def test_opens_without_a_request_an_error_or_an_axe_violation(browser: Any, repo
         assert opened.page.locator(".js-plotly-plot").count() == CHARTS
         assert opened.page.locator(".modebar-btn").count() == 0
         assert opened.page.locator("#chart-tradeoff .errorbar").count() == 7
+        assert axe_violations(opened.page) == []
+        assert opened.trouble == []
+
+
+def test_the_curves_of_the_arms_open_alike(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(trial_page(with_learning(trial(blocks=6, rows=ARMS[:3]))), encoding="utf-8")
+    with Opened(browser, path, color_scheme="dark", viewport={"width": 1280, "height": 900}) as opened:
+        assert opened.page.locator("#learning .js-plotly-plot").count() == 2
+        assert opened.page.locator("#learning .still svg.sketch").count() == 4, "the others are drawings"
         assert axe_violations(opened.page) == []
         assert opened.trouble == []
 
@@ -86,7 +96,7 @@ def test_the_long_tables_are_reached_and_sorted_by_key(browser: Any, tmp_path: P
 def test_hostile_names_stay_text_and_drawings_do_without_scripts(browser: Any, tmp_path: Path) -> None:
     from tests.report.test_trial_pages import hostile
 
-    text = trial_page(with_learning(hostile()), plotlyjs="none")
+    text = trial_page(hostile(), plotlyjs="none")
     assert "<script>alert" not in text
     assert "\x1b" not in text
     path = tmp_path / "report.html"
@@ -101,7 +111,7 @@ def test_a_hostile_name_stays_text_in_the_charts(browser: Any, tmp_path: Path) -
     from tests.report.test_trial_pages import hostile
 
     path = tmp_path / "report.html"
-    path.write_text(trial_page(with_learning(hostile())), encoding="utf-8")
+    path.write_text(trial_page(hostile()), encoding="utf-8")
     with Opened(browser, path) as opened:
         assert opened.page.locator(".js-plotly-plot").count() == CHARTS
         assert opened.trouble == []
@@ -113,6 +123,7 @@ def test_a_hostile_name_stays_text_in_the_charts(browser: Any, tmp_path: Path) -
 @pytest.mark.parametrize("blocks", [30, 48, 80])
 def test_sizes_and_bytes(blocks: int) -> None:
     record = trial(blocks=blocks, steps=2000, tasks=True)
+    assert len(trial_page(with_learning(record)).encode()) <= 2_300_000, "with the curves of eight arms too"
     inline, none = trial_page(record), trial_page(record, plotlyjs="none")
     assert len(inline.encode()) <= 2_300_000
     assert len(none.encode()) < 260_000

@@ -32,8 +32,8 @@ BEFORE = Look("before", "quiet", "dot", "square")
 CONTROL = Look("control", "warm", "longdash", "diamond")
 READS = "deepest half: what the table reads"
 MARKS, THIN = 12, 1.8
-MOST_STEPS = 60
-MOST_POINTS = 550
+MOST_STEPS, FEW_STEPS = 60, 24
+MOST_POINTS, MOST_WITH_CURVES, MOST_RUNS = 550, 200, 70
 _DASHES = ("solid", "dash", "dashdot", "longdash", "dot")
 _SYMBOLS = ("circle", "square", "triangle", "diamond")
 
@@ -100,7 +100,11 @@ def depth_figures(trial: Trial) -> list[Figure]:
         _depth_of_arms(trial, found, "mean_cosine", "How alike are two tokens of one text?"),
         _effects(trial, found),
     ]
-    if len(found) * len(found["before"]) <= MOST_POINTS:  # more would not fit into 2.3 MB; the table has them
+    curves = any(arm.learning for arm in trial.arms)
+    points = len(found) * len(found["before"])
+    if curves and (points > MOST_POINTS / 2 or sum(len(arm.runs) for arm in trial.arms) > MOST_RUNS):
+        made = [figure and replace(figure, still=True) for figure in made]
+    if points <= (MOST_WITH_CURVES if curves else MOST_POINTS):  # more would not fit into 2.3 MB; the table has them
         made += [
             _depth_of_arms(trial, found, WITHOUT_TOP, "The same, without each text’s top three dimensions", wide=False),
             _depth_of_arms(trial, found, "effective_rank", "How many directions are in use?", wide=False),
@@ -320,5 +324,7 @@ def training_figures(trial: Trial) -> list[Figure]:
         words = f"At step {last}, mean over seeds: {', '.join(ends)}."
         if key == "ce_loss" and any(remedy_of(arm.spec).other_tokens for arm in trial.arms):
             words += " Nats per token are not comparable where the vocabulary differs; the table reads bits per byte."
-        made.append(Figure(over_steps(key, unit, logged, named, MOST_STEPS, marks=MARKS), title, words))
+        small = any(arm.learning for arm in trial.arms)  # whose curves need the room
+        drawn = over_steps(key, unit, logged, named, FEW_STEPS if small else MOST_STEPS, marks=MARKS)
+        made.append(Figure(drawn, title, words, still=small))
     return made

@@ -12,6 +12,7 @@ from condense.report.tables import EMPTY, Cell, Column, Table, change_cell, digi
 from condense.report.text import corpus_line, difference, in_words, interval, number, plural, times
 
 KEY = "bits_per_byte"
+MARKS, MOST_ARMS, MOST_RUNS = 4, 7, 40
 UNIT, CHANGE = "bits per byte", "arm − control, bits per byte"
 _HELD = "An arm that is done earlier is held at its end."
 
@@ -62,11 +63,13 @@ def _own(found: Sequence[tuple[ArmResult, Learning]], looks: Mapping[str, Look],
     series = []
     for arm, one in reversed(found):  # the legend turns them round again
         at = tuple(map(float, one.own_seconds if over == "seconds" else one.tokens))
-        series.append(looks[arm.spec.name].curve(one.own, digits_of(KEY), at=at, places=_places(one, at, over)))
+        series.append(looks[arm.spec.name].curve(one.own, digits_of(KEY), marks=MARKS, at=at))
     ends = ", ".join(f"{arm.spec.name} {number(one.own[-1].value, digits_of(KEY))}" for arm, one in found)
     title, text = _OWN[over]
     words = f"{text}; mean over the seeds, bands are 95 % over seeds. At the end: {ends}."
-    return Figure(_chart(f"learning-{over}", UNIT, series, over), title, words, wide=over == "tokens")
+    return Figure(
+        _chart(f"learning-{over}", UNIT, series, over), title, words, over == "tokens", still=over != "tokens"
+    )
 
 
 def _changes(
@@ -78,7 +81,7 @@ def _changes(
         values: Sequence[Estimate] = one.timed if over == "seconds" else one.changes
         if any(value.value is not None for value in values):
             at = tuple(map(float, one.seconds if over == "seconds" else one.tokens))
-            series.append(looks[arm.spec.name].curve(values, digits_of(KEY), at=at, places=_places(one, at, over)))
+            series.append(looks[arm.spec.name].curve(values, digits_of(KEY), marks=MARKS, at=at))
     if not series:
         return None
     least = round(tolerated(trial) or 0.0, digits_of(KEY))
@@ -88,10 +91,16 @@ def _changes(
         ends = [f"{arm.spec.name} {difference(one.changes[-1], digits_of(KEY))}" for arm, one in found if one.changes]
         words = "Below 0 an arm is ahead of the control after as many tokens; bands are 95 % over seeds and documents. "
         title = "Early or final effect?" if over == "tokens" else "The next text, against the control"
-        return Figure(chart, title, f"{words}At the end: {'; '.join(ends)}.", wide=over == "tokens")
+        return Figure(chart, title, f"{words}At the end: {'; '.join(ends)}.", over == "tokens", _is_still(found, over))
     ends = [f"{arm.spec.name} {difference(one.timed[-1], digits_of(KEY))}" for arm, one in found if one.timed]
     words = f"After as many seconds as the control had, at its end: {'; '.join(ends)}. {_HELD}"
-    return Figure(chart, "The same, after equal time", words, wide=False)
+    return Figure(chart, "The same, after equal time", words, wide=False, still=True)
+
+
+def _is_still(found: Sequence[tuple[ArmResult, Learning]], over: str) -> bool:
+    """Whether a static drawing has to do, so that the page stays below 2.3 MB: the smaller ones, and many arms."""
+    runs = sum(len(arm.runs) for arm, _ in found)  # each has a row in a table of its own
+    return over != "tokens" or len(found) > MOST_ARMS or runs > MOST_RUNS
 
 
 def _chart(
@@ -111,12 +120,6 @@ def _chart(
     return Chart(
         f"chart-{name}", axis, unit, tuple(series), y_range=span, edges=edges, zone=zone, height=height, width=width
     )
-
-
-def _places(one: Learning, at: Sequence[float], over: str) -> tuple[str, ...]:
-    """What a point is called when it is pointed at."""
-    unit = "s" if over == "seconds" else "tokens"
-    return tuple(f"step {step}, {place:,.0f} {unit}" for step, place in zip(one.step, at, strict=True))
 
 
 def tuning_table(trial: Trial) -> Table | None:

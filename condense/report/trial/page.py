@@ -126,6 +126,12 @@ def arm_facts(arm: ArmResult) -> ArmFacts:
     return ArmFacts(arm.spec.name, arm.title, arm.status, reason, arm.definition, arm.source, arm.details, facts)
 
 
+_TRIAL = (
+    *("seeds", "keep_models", "tune", "tune_text", "curve_points"),
+    *("other_text", "then_text", "then_steps"),
+)
+
+
 def provenance(trial: Trial) -> Groups:
     """Everything that is needed to repeat the trial; loss, layers and coefficient are each arm's own."""
     run = {key: getattr(trial, key) for key in ("command", "created", "condense", "schema", "output")}
@@ -134,7 +140,7 @@ def provenance(trial: Trial) -> Groups:
     names = [arm.spec.name for arm in trial.arms]
     groups: dict[str, Mapping[str, Any]] = {
         "Run": run | {"training of all runs": in_words(trial.timing.get("training_seconds"))},
-        "Trial": {"arms": names, "seeds": trial.plan.seeds, "keep models": trial.plan.keep_models},
+        "Trial": {"arms": names} | {key: getattr(trial.plan, key) for key in _TRIAL},
         "Model before": asdict(trial.model),
         "Training": training,
         "Schedule of every arm": schedule_facts(trial.schedule),
