@@ -1,5 +1,6 @@
 """A whole trial on a tiny model: every arm, the same rows, resume, failures; and the command around it."""
 
+import hashlib
 import json
 import pydoc_data.topics
 import shutil
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from condense.cli.app import app
@@ -332,3 +334,38 @@ def test_what_is_not_ours_is_not_touched(run, tiny):
     done = run(tiny("llama"), "-o", "out", "--arms", "dispersion=1", "--seeds", 1, *SMALL)
     assert done.exit_code == 2 and "not empty" in done.output
     assert Path("out/thesis.txt").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.slow
+def test_a_trial_from_scratch_that_was_killed_between_arms_goes_on_with_the_weights_of_its_seed(
+    tiny, texts, tmp_path, monkeypatch
+):
+    """The second arm of the second seed begins where the first of that seed began, in another process."""
+    begun, real = {}, arm_run.train_arm
+
+    def train_arm(source, rows, plan, *more, **named):
+        weights = b"".join(value.numpy().tobytes() for value in source.model.state_dict().values())
+        begun.setdefault(plan.seed, []).append(hashlib.sha256(weights).hexdigest())
+        return real(source, rows, plan, *more, **named)
+
+    monkeypatch.setattr(arm_run, "train_arm", train_arm)
+    plan = TrialPlan(parse_arms("control,dispersion=3", ()), 2, replace(TRAINING, max_steps=2, seed=5))
+    options = {"device": "cpu", "random_init": True}
+    straight = trial(tiny("gpt2"), texts, tmp_path / "straight", plan, **options)
+    assert len({*begun[5], *begun[6]}) == 2 and all(len(set(begun[seed])) == 1 for seed in (5, 6))
+    at_once = {seed: hashes[0] for seed, hashes in begun.items()}
+
+    def kill(arm, seed, done, total):
+        if (arm, seed) == ("dispersion=3", 6):
+            raise KeyboardInterrupt
+
+    begun.clear()
+    with pytest.raises(KeyboardInterrupt):
+        trial(tiny("gpt2"), texts, tmp_path / "out", plan, watch=Watch(on_run=kill), **options)
+    torch.rand(7)  # what else the process that resumes has drawn does not matter
+    assert [len(begun[seed]) for seed in (5, 6)] == [2, 1]
+    resumed = trial(tiny("gpt2"), texts, tmp_path / "out", plan, resume=True, **options)
+    assert {seed: set(hashes) for seed, hashes in begun.items()} == {seed: {one} for seed, one in at_once.items()}
+    for mine, theirs in zip(straight.arms, resumed.arms, strict=True):
+        assert [run.weights_sha256 for run in mine.runs] == [run.weights_sha256 for run in theirs.runs]
+        assert mine.effect == theirs.effect
