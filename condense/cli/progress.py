@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from condense.records.treatment import Overhead
     from condense.trials.arm_run import RunState, Watch
 
-OnPhase = Callable[[str], None]
-OnRun = Callable[[str, int, int, int], None]
-OnStep = Callable[[int, int, dict[str, float]], None]
 OnText = Callable[[int, int], None]
 
 WIDEST = 76  # cells of a row: a terminal of 80 columns also holds the ^C that it echoes behind the last one
@@ -43,9 +40,9 @@ def rows(timeline: Timeline, width: int, height: int, *, plain: bool = False) ->
     now, made = timeline.clock(), list[list[str]]()
     if timeline.total:
         made.append(_overall(timeline, now, width, plain))
-    if timeline.phase is not None:
-        made.append(_row(timeline, timeline.phase, None, now))
-    tracks = [track for track in timeline.tracks.values() if track.phases]
+    phase, tracks = timeline.phase, timeline.running()
+    if phase is not None:
+        made.append(_row(timeline, phase, None, now))
     room = max(1, most - len(made))
     shown = tracks if len(tracks) <= room else tracks[: max(1, room - 1)]
     made += [_row(timeline, track.phases[-1], track, now) for track in shown]

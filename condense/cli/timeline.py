@@ -125,13 +125,17 @@ class Timeline:
             ended += self._end_track(key)
         return ended
 
+    def running(self) -> list[Track]:
+        """The runs that are in a phase; a list made at once, for another thread draws it while runs begin and end."""
+        return [track for track in list(self.tracks.values()) if track.phases]
+
     def left(self) -> float | None:
         """Seconds until all runs have ended; None where nothing tells."""
         if not self.total:
             return None
         now = self.clock()
-        running = [track for track in self.tracks.values() if track.phases]
-        usual = {title: _mean(took) for title, took in self._took.items()}
+        running = self.running()
+        usual = {title: _mean(took) for title, took in list(self._took.items())}
         if TRAINING not in usual:
             paces = [(track.phases[-1].own_left(now), now - track.phases[-1].began) for track in _training(running)]
             known = [left + spent for left, spent in paces if left is not None]

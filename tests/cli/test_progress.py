@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,35 @@ def test_the_rows_fit_every_screen(plain: bool, clock: Clock) -> None:
         assert all(cell_len(row) <= max(10, min(WIDEST, width - 4)) for row in drawn), drawn
         assert not any("\x1b" in row or "\n" in row for row in drawn)
         assert not plain or all(row.isascii() or "模" in row for row in drawn)
+
+
+def test_the_rows_are_drawn_while_runs_begin_and_end() -> None:
+    """By another thread, which must not meet a table that changes under it."""
+    timeline, wrong, done = Timeline(), list[BaseException](), threading.Event()
+
+    def draw() -> None:
+        while not done.is_set():
+            try:
+                rows(timeline, 80, 24)
+            except BaseException as error:
+                wrong.append(error)
+                return
+
+    before = sys.getswitchinterval()
+    thread = threading.Thread(target=draw)
+    try:
+        sys.setswitchinterval(1e-6)
+        thread.start()
+        end = time.monotonic() + 0.3
+        for number in itertools.count():
+            timeline.workers([(f"arm {number + k}", 0, "training", 1, 9) for k in range(number % 7)], 0, 100)
+            if number > 50 and time.monotonic() > end:
+                break
+    finally:
+        sys.setswitchinterval(before)
+        done.set()
+        thread.join()
+    assert not wrong
 
 
 def test_an_unknown_length_shows_the_time_so_far(timeline: Timeline, clock: Clock) -> None:
