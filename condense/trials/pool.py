@@ -111,6 +111,7 @@ class _Runs:
         self._running: dict[Any, ArmRunInput] = {}
         self._lost: collections.Counter[Path] = collections.Counter()
         # a cluster may have more room in a while: there Ray holds the runs that wait
+        self._local = jobs.is_local
         self._most = room.jobs if jobs.is_local else jobs.jobs or len(runs)
         self._work = ray.remote(work).options(num_cpus=room.cpus, num_gpus=room.gpus, max_retries=0)
         bare = replace(texts, parts=Split((), ()), tuning=None)
@@ -180,7 +181,7 @@ class _Runs:
         self._waiting.appendleft(replace(run, resume=True))
 
     def _tell(self) -> None:
-        states = [_state_of(run) for run in self._running.values()]
+        states = [_state_of(run, self._local) for run in self._running.values()]
         done = self._total - len(self._waiting) - len(self._running)
         self._watch.on_workers([state for state in states if state is not None], done, self._total)
 
@@ -205,9 +206,11 @@ def _appears(path: Path) -> bool:
     return path.exists()
 
 
-def _state_of(run: ArmRunInput) -> RunState | None:
-    """How far a run is; None for one that waits for a worker."""
+def _state_of(run: ArmRunInput, certain: bool) -> RunState | None:
+    """How far a run is; None for one that waits for a worker, unless it is certain that one is being started."""
     told = json_or_none(run.folder / PROGRESS)
+    if told is None and certain:
+        return RunState(run.name, run.seed, "starting", 0, 0)
     try:
         return RunState(run.name, run.seed, str(told["phase"]), int(told["done"]), int(told["total"]))
     except (LookupError, TypeError, ValueError):

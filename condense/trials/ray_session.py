@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import warnings
@@ -32,6 +33,9 @@ from condense.records.jobs import JobOptions
 from condense.records.options import ModelOptions
 from condense.report.text import plural
 
+_PATIENCE = 10  # seconds for the address of a cluster to answer
+_START_ONE = "start one with ray start --head, or use --ray alone"
+
 
 @dataclass(frozen=True)
 class Room:
@@ -47,7 +51,7 @@ class Room:
 
 
 def refuse_without_ray(jobs: JobOptions, options: ModelOptions) -> None:
-    """UnavailableError where Ray is not installed, UsageError for a device that no worker has."""
+    """UnavailableError without Ray, or a cluster that answers; UsageError for a device that no worker has."""
     if not jobs.in_workers:
         return
     if importlib.util.find_spec("ray") is None:
@@ -56,6 +60,8 @@ def refuse_without_ray(jobs: JobOptions, options: ModelOptions) -> None:
         raise UsageError(
             f"--device {options.device} names one GPU, and each worker sees only its own", "use --device cuda"
         )
+    if not jobs.is_local:
+        _refuse_unreachable(str(jobs.ray))
     if options.device == "cuda" and jobs.gpus_per_run == 0:
         raise UsageError("--device cuda and --gpus-per-run 0 do not go together", "leave out one of them")
 
@@ -94,7 +100,8 @@ def _cluster_room(jobs: JobOptions, gpus: float, runs: int) -> Room:
     )
     notes = [f"Ray at {jobs.ray}: {plural(len(nodes), 'node')}, room for {plural(room, 'run')} at once"]
     if not room:
-        notes.append(f"no node has {plural(cpus, 'CPU')} and {gpus:g} GPUs now: runs wait until one joins")
+        needs = plural(cpus, "CPU") + (f" and {gpus:g} GPU{'s' * (gpus > 1)}" if gpus else "")
+        notes.append(f"no node has {needs} now: runs wait until one joins")
     return Room(max(1, min(room, runs, jobs.jobs or runs)), cpus, gpus, tuple(notes))
 
 
@@ -184,18 +191,26 @@ def signals_kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def _refuse_unreachable(address: str) -> None:
+    """UnavailableError where nothing answers at HOST:PORT; Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise UnavailableError(f"no Ray cluster at {address}: {first_line(error)}", _START_ONE) from None
+
+
 def _join(address: str) -> Any:
     """Connect to a cluster; UnavailableError if there is none."""
-    with _quiet({}), contextlib.chdir(tempfile.gettempdir()):
+    with _quiet({"RAY_NUM_REDIS_GET_RETRIES": "2"}), contextlib.chdir(tempfile.gettempdir()):
         import ray
 
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise UnavailableError(
-                f"no Ray cluster at {address}: {first_line(error)}",
-                "start one with ray start --head, or use --ray alone",
-            ) from None
+            raise UnavailableError(f"no Ray cluster at {address}: {first_line(error)}", _START_ONE) from None
     return ray
 
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import pydoc_data.topics
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 from condense.cli.app import app
-from condense.errors import RunError, UsageError
+from condense.errors import RunError, UnavailableError, UsageError
 from condense.lock import LOCK, forget_lost, locked
 from condense.records.jobs import JobOptions
 from condense.records.options import ModelOptions
@@ -175,6 +176,16 @@ def test_a_dry_run_shares_out_time_and_tells_the_memory_of_a_run(tiny: Callable[
     )
     assert done.exit_code == 0 and not out.exists(), done.output
     assert "memory and 1 thread a run, 2 runs at once" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "no-such-host.invalid:{}"])
+def test_a_cluster_that_does_not_answer_is_told_before_anything_is_loaded(address: str) -> None:
+    with socket.socket() as taken:  # bound, so that nobody else is there, and not listening
+        taken.bind(("127.0.0.1", 0))
+        named = address.format(taken.getsockname()[1])
+        with pytest.raises(UnavailableError, match=f"no Ray cluster at {named}") as refused:
+            trial("none", TEXTS, "none", TrialPlan(), jobs=JobOptions(ray=named))
+    assert "ray start --head" in refused.value.hint and not Path("none").exists()
 
 
 # --- what workers get, and what they leave ---------------------------------------------------------------
