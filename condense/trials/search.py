@@ -95,7 +95,8 @@ def with_coefficient(job: Job, folder: Path) -> DoseSearch:
         largest = f"--coefficient {max(kept):g} --force trains the largest that held quality; " if kept else ""
         raise RunError(
             f"the search found no coefficient, and none is trained: {search.reason} ({search_words(search)})",
-            f"{largest}a larger --max-steps or --learning-rate shows more effect, more text shows quality better",
+            f"{largest}a larger --max-steps or --learning-rate shows more effect; more --num-texts or more text shows "
+            "better whether quality holds",
         )
     specs = tuple(spec if spec == CONTROL else replace(spec, coefficient=search.chosen) for spec in asked.plan.arms)
     job.asked = replace(asked, plan=replace(asked.plan, arms=specs), begins=lambda: None)
