@@ -68,14 +68,15 @@ def trajectory(count: int = 8) -> Comparison:
     return compare(*made, command="condense compare run/")
 
 
-def overlay(count: int = 2) -> Comparison:
+def overlay(count: int = 2, more: int = 0, blocks: int = 12) -> Comparison:
     """Runs of seven steps of which the last is the run's own; what lies in the folder besides is left out."""
     listed = []
     for number in range(count):
         of = TrainingRun(f"run-{number}", f"runs/run-{number}", ("checkpoint-best is left out: of no known step",))
-        for rank, step in enumerate((0, 10, 20, 40, 80, 160, 320 * (number + 1))):
-            scale = 1.3 - 0.1 * rank - 0.02 * number * rank
-            made = run(f"run-{number}/checkpoint-{step}", rank, scale=scale)
+        late = tuple(400 + 100 * n for n in range(more))
+        for rank, step in enumerate((0, 10, 20, 40, 80, 160, *late, (100_000 if more else 320) * (number + 1))):
+            scale = 1.3 - (0.1 + 0.02 * number) * min(rank, 7) - 0.001 * rank
+            made = run(f"run-{number}/checkpoint-{step}", min(rank, 7), blocks, scale=scale)
             name = f"{of.name}/checkpoint-{step}"
             listed.append(Candidate(name, f"runs/{name}", step, diagnosis=made, run=of))
     return assembled(
@@ -201,6 +202,14 @@ def test_same_bytes_headings_and_size(kind: str) -> None:
 @pytest.mark.parametrize(("count", "blocks"), [(12, 30), (12, 80), (60, 12)])
 def test_many_stay_small(count: int, blocks: int) -> None:
     assert len(comparison_page(family(count, blocks)).encode()) <= 2_300_000
+
+
+def test_many_runs_of_many_checkpoints_stay_small() -> None:
+    made = overlay(2, 93)
+    text = comparison_page(made)
+    assert len(made.members) == 200 and len(text.encode()) <= 2_300_000
+    assert "Shown are 20 of the 101 steps" in text
+    assert "of the" not in comparison_page(overlay(2, 13)).partition('id="table-members"')[2][:2000]
 
 
 def test_many_checkpoints_are_thinned_but_all_listed() -> None:

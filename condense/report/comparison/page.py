@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from condense.records.base import PlotlyJs
@@ -36,6 +36,7 @@ from condense.report.parts import (
     without_windows,
 )
 from condense.report.parts import provenance as groups_of
+from condense.report.tables import Table
 from condense.report.text import (
     WITHOUT_TOP,
     number,
@@ -46,10 +47,12 @@ from condense.report.text import (
 
 ICONS = {"severe": "severe", "warning": "condensed", "info": "info", "good": "ok"}
 MOST_IN_FULL = 24
+MOST_OF_RUNS = 40
 
 
 def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") -> str:
     """The report of a comparison as one HTML page; `plotlyjs` as in `diagnosis_page`."""
+    few, note = _at_few_steps(comparison)
     at_end = comparison if comparison.overlay is None else at_last_common_step(comparison)
     steps, size, depth = (
         trajectory_figures(comparison) if comparison.overlay is None else overlay_figures(comparison),
@@ -91,8 +94,8 @@ def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") ->
         strips=strips(comparison),
         same=same,
         same_rows=same_table(comparison) if read_beside(comparison) else None,
-        members=member_table(comparison),
-        runs=step_table(comparison) if comparison.overlay else None,
+        members=_with_note(member_table(few), note),
+        runs=_with_note(step_table(few), note) if comparison.overlay else None,
         at_step=common_step(comparison),
         steps=steps,
         size=size,
@@ -100,6 +103,21 @@ def comparison_page(comparison: Comparison, *, plotlyjs: PlotlyJs = "inline") ->
         panels=panels,
         layers=site_table(comparison),
     )
+
+
+def _at_few_steps(comparison: Comparison) -> tuple[Comparison, str]:
+    """Runs with very many checkpoints at steps spread over them, so that the page stays small, and what says so."""
+    steps = sorted({member.step or 0 for member in comparison.members})
+    if comparison.overlay is None or len(comparison.members) <= MOST_OF_RUNS:
+        return comparison, ""
+    most = max(2, MOST_OF_RUNS // len(comparison.overlay.runs))
+    kept = {steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)}
+    few = replace(comparison, members=tuple(m for m in comparison.members if (m.step or 0) in kept))
+    return few, f" Shown are {len(kept)} of the {len(steps)} steps; comparison.json has all."
+
+
+def _with_note(table: Table, note: str) -> Table:
+    return replace(table, note=f"{table.note}{note}")
 
 
 # --- the answer ------------------------------------------------------------------------------------------

@@ -49,9 +49,9 @@ def position(step: int, steps: Sequence[int], scale: str) -> float:
     if scale == "linear":
         return float(step)
     if step > 0:
-        return math.log10(step)
+        return round(math.log10(step), 4)
     positive = [math.log10(other) for other in steps if other > 0]
-    return positive[0] - max(0.12 * (positive[-1] - positive[0]), 0.15)
+    return round(positive[0] - max(0.12 * (positive[-1] - positive[0]), 0.15), 4)
 
 
 def _steps_series(
