@@ -28,7 +28,7 @@ from condense.errors import CondenseError, RunError, UsageError, as_condense_err
 
 PATIENCE = timedelta(days=30)  # how long a process waits for one that is alive
 _FAILURE = "condense/failure/"
-_LISTENING = 2.0  # seconds in which a process that failed waits for the first to fail too
+_LISTENING = 2.0  # seconds in which a process that failed waits for the others to fail too
 _LOOKING = 0.05  # and in which it looks for what one that is gone has left, before the launcher ends it
 
 
@@ -114,7 +114,7 @@ def _lost_ones() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise _failure_of(joined(), _LOOKING) or _gone() from error
+        raise _gone() from error
 
 
 def _gone() -> RunError:
@@ -182,30 +182,44 @@ def together(ranks: Ranks, *, training: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def failing_together() -> Iterator[None]:
+def failing_together(name: str) -> Iterator[None]:
     """Have the failure of one rank end all of them with one message and its exit code, while tensors are exchanged.
 
-    The others find their connections closed, or the launcher ends them. Of a failure of all the first rank speaks.
+    name: of what is done, the same on every rank and nothing else's. Where one fails, the others find their connections
+    closed, or the launcher ends them. Where all fail alike nobody is lost (`have_all_failed`), and the first speaks.
     """
     ranks = joined()
     try:
         yield
     except BaseException as error:
-        if ranks.size == 1 or getattr(error, "shared", False) or has_failed(ranks):
+        if ranks.size == 1 or getattr(error, "shared", False):
             raise
         if _is_loss(error):
-            raise _failure_of(ranks, _LOOKING) or _gone() from error
+            raise _failure_in(name, ranks, _LOOKING) or _gone() from error
         own = as_condense_error(error) if isinstance(error, Exception) else CondenseError(type(error).__name__)
-        _store().set(f"{_FAILURE}{ranks.rank}", json.dumps([str(own), own.hint, own.exit_code]))
-        if not ranks.is_first and isinstance(error, Exception) and _failure_of(Ranks(0, 1), _LISTENING) is not None:
+        _store().set(_key(name, ranks.rank), json.dumps([str(own), own.hint, own.exit_code]))
+        until = time.monotonic() + _LISTENING
+        while not have_all_failed(name, ranks) and time.monotonic() < until:
+            time.sleep(_LOOKING / 2)
+        if not ranks.is_first and _failure_in(name, Ranks(0, 1), 0) is not None:
             own.shared = True
             raise own from error
         raise
 
 
-def has_failed(ranks: Ranks) -> bool:
-    """Whether this rank failed while tensors were exchanged, so that the others cannot be told of anything."""
-    return bool(dist.is_initialized() and _store().check([f"{_FAILURE}{ranks.rank}"]))
+def have_all_failed(name: str, ranks: Ranks) -> bool:
+    """Whether every rank failed in what has this name, so that all of them are in step again."""
+    return dist.is_initialized() and bool(_store().check([_key(name, rank) for rank in range(ranks.size)]))
+
+
+def is_alone(name: str, ranks: Ranks) -> bool:
+    """Whether this rank failed in what has this name and the others did not: they are stuck, or gone."""
+    failed = dist.is_initialized() and bool(_store().check([_key(name, ranks.rank)]))
+    return failed and not have_all_failed(name, ranks)
+
+
+def _key(name: str, rank: int) -> str:
+    return f"{_FAILURE}{name}/{rank}"
 
 
 def _store() -> Any:
@@ -220,16 +234,17 @@ def _is_loss(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in said for sign in signs)
 
 
-def _failure_of(ranks: Ranks, seconds: float) -> CondenseError | None:
-    """The failure that one of so many ranks left in the store, waited for so long; the others share it."""
+def _failure_in(name: str, ranks: Ranks, seconds: float) -> CondenseError | None:
+    """The failure that one of so many ranks left in the store, looked for so long; the others share it."""
     until = time.monotonic() + seconds
-    while dist.is_initialized() and time.monotonic() < until:
+    while True:
         for rank in range(ranks.size):
             with contextlib.suppress(RuntimeError):  # the store was that of a process that is gone
-                if _store().check([f"{_FAILURE}{rank}"]):
-                    message, hint, code = json.loads(_store().get(f"{_FAILURE}{rank}"))
+                if _store().check([_key(name, rank)]):
+                    message, hint, code = json.loads(_store().get(_key(name, rank)))
                     failure = CondenseError(message, hint)
                     failure.exit_code, failure.shared = code, True
                     return failure
+        if time.monotonic() >= until:
+            return None
         time.sleep(_LOOKING / 2)
-    return None

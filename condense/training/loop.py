@@ -145,7 +145,7 @@ def train(
     log, callbacks = _Log(on_step, schedule.steps), intervention.callbacks()
     device = next(model.parameters()).device
     clock = Clock(device, evaluation)
-    with failing_together(), launch_unchanged():
+    with failing_together(str(folder)), launch_unchanged():
         skeleton = skeleton_of(model) if plan.fsdp and ranks.is_first else None
         trainer = ArmTrainer(
             model=model,

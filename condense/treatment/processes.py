@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from condense.diagnosis.distributed import PATIENCE, Ranks, device_of, failing_together, has_failed
-from condense.errors import CondenseError, UsageError, as_condense_error
+from condense.diagnosis.distributed import PATIENCE, Ranks, device_of, failing_together, have_all_failed, is_alone
+from condense.errors import CondenseError, RunError, UsageError, as_condense_error
 from condense.models import checkpoint as checkpoints
 from condense.records.options import ModelOptions
 from condense.records.plans import Plan
@@ -41,10 +41,17 @@ class Team:
     def __init__(self, ranks: Ranks) -> None:
         """Every process makes one, at the same point."""
         self.ranks = ranks
+        self._told = ""  # of which run the first process told last
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if ranks.size > 1 else None
 
     def tell(self, training: ArmTraining) -> None:
-        """Have the others train an arm too; called by the first, which does so next."""
+        """Have the others train an arm too; called by the first, which does so next.
+
+        RunError where the first alone failed in the run before.
+        """
+        if is_alone(self._told, self.ranks):
+            raise RunError("a run failed in one process of several, and the others are gone", "run again with --resume")
+        self._told = str(training.run.folder)
         options = replace(training.run.options, token=None)  # each process has its own
         self._say(replace(training, run=replace(training.run, options=options)))
 
@@ -57,7 +64,7 @@ class Team:
         try:
             result = work()
         except BaseException as error:
-            if not has_failed(self.ranks):  # in training, where nobody listens
+            if not is_alone(self._told, self.ranks):  # in training, where nobody listens
                 with contextlib.suppress(CondenseError):  # they are gone, or will be told by the launcher
                     self._say(_End(error=_sendable(error)))
             raise
@@ -73,8 +80,13 @@ class Team:
         while True:
             message = self._say(None)
             if isinstance(message, ArmTraining):
-                with failing_together():
-                    _train(message, options)
+                name = str(message.run.folder)
+                try:
+                    with failing_together(name):
+                        _train(message, options)
+                except CondenseError:
+                    if not have_all_failed(name, self.ranks):  # else the first says whether it goes on
+                        raise
             elif message.error is None:
                 return message.result
             else:

@@ -1,5 +1,6 @@
 """Training over several processes: a step has the rows and the weights of one process, and the first one leads."""
 
+import json
 import os
 import signal
 import subprocess
@@ -17,14 +18,18 @@ from typer.testing import CliRunner, Result
 from condense.cli.app import app
 from condense.cli.console import Terminated
 from condense.diagnosis import distributed
-from condense.diagnosis.distributed import Ranks, failing_together
+from condense.diagnosis.distributed import Ranks, failing_together, have_all_failed, is_alone
 from condense.errors import CondenseError, RunError, UnavailableError, UsageError
 from condense.records.options import ModelOptions
 from condense.records.plans import Plan
 from condense.records.treatment import Treatment
 from condense.training.arm_trainer import StepBatches, filled, skeleton_of
 from condense.training.loop import InterruptedRunError
+from condense.training.rows import Rows
+from condense.treatment import processes
 from condense.treatment.processes import Team, sharding
+from condense.treatment.run import CONTROL
+from condense.trials.arm_run import ArmRunInput, ArmTraining
 from tests.diagnosis.test_distributed import TORCHRUN
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -158,7 +163,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def failing(rank: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> CondenseError:
     monkeypatch.setattr(distributed, "joined", lambda: Ranks(rank, 2))
-    with pytest.raises(CondenseError) as caught, failing_together():
+    with pytest.raises(CondenseError) as caught, failing_together("run"):
         raise error
     return caught.value
 
@@ -168,18 +173,55 @@ LOST = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by pe
 
 def test_the_failure_of_one_is_told_by_it_and_shared_by_the_other(store: Store, monkeypatch: Any) -> None:
     own = failing(1, UnavailableError("disk", "free"), monkeypatch)
+    assert is_alone("run", Ranks(1, 2)) and not is_alone("run", Ranks(0, 2)) and not is_alone("other", Ranks(1, 2))
     other = failing(0, LOST, monkeypatch)
     assert not own.shared and other.shared
     assert (str(other), other.hint, other.exit_code) == ("disk", "free", 3)
 
 
-def test_the_failure_of_all_is_told_by_the_first(store: Store, monkeypatch: Any) -> None:
+def test_the_failure_of_all_is_told_by_the_first_and_nobody_is_lost(store: Store, monkeypatch: Any) -> None:
     first, second = (failing(rank, RunError("not finite"), monkeypatch) for rank in (0, 1))
     assert not first.shared and second.shared and second.exit_code == 4
+    assert have_all_failed("run", Ranks(0, 2)) and not is_alone("run", Ranks(0, 2))
 
 
 def test_a_process_that_is_lost_without_a_word_is_said(store: Store, monkeypatch: Any) -> None:
     assert str(failing(0, LOST, monkeypatch)) == "another process of this run is gone"
+
+
+def training(folder: str) -> ArmTraining:
+    run = ArmRunInput(CONTROL, 0, Plan(), "m", ModelOptions(token="secret"), Path(folder), "f", "m")
+    return ArmTraining(run, Rows([], 8, packed=True), None, False)  # type: ignore[arg-type]
+
+
+def test_after_a_failure_of_all_the_next_run_is_trained_and_after_that_of_one_none(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dose that diverges ends no search; a process that failed alone is never waited for."""
+    first, second = wired(monkeypatch)
+    trained: list[str] = []
+
+    def train(task: ArmTraining, options: ModelOptions) -> None:
+        trained.append(str(task.run.folder))
+        assert task.run.options.token is None
+        if str(task.run.folder) == "diverges":
+            failing(0, RunError("not finite"), monkeypatch)
+            raise RunError("not finite")
+
+    monkeypatch.setattr(distributed, "joined", lambda: Ranks(1, 2))
+    monkeypatch.setattr(processes, "_train", train)
+    monkeypatch.setattr(processes, "failing_together", lambda name: failing_together("run"))
+    monkeypatch.setattr(processes, "have_all_failed", lambda name, ranks: have_all_failed("run", ranks))
+
+    def work() -> str:
+        first.tell(training("diverges"))
+        first.tell(training("next"))
+        return "done"
+
+    assert first.lead(work) == second.follow(ModelOptions()) == "done" and trained == ["diverges", "next"]
+    store[f"{distributed._FAILURE}next/0"] = json.dumps(["out of memory", "", 4])
+    with pytest.raises(RunError, match="the others are gone"):
+        first.tell(training("third"))
 
 
 def test_sharding_needs_processes(monkeypatch: pytest.MonkeyPatch) -> None:
