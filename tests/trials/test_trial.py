@@ -6,6 +6,7 @@ import pydoc_data.topics
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -369,3 +370,15 @@ def test_a_trial_from_scratch_that_was_killed_between_arms_goes_on_with_the_weig
     for mine, theirs in zip(straight.arms, resumed.arms, strict=True):
         assert [run.weights_sha256 for run in mine.runs] == [run.weights_sha256 for run in theirs.runs]
         assert mine.effect == theirs.effect
+
+
+def test_a_run_from_before_it_could_be_distributed_is_of_one_process(tmp_path):
+    """Its folder says nothing of processes, and its plan nothing of sharding: both are as they were."""
+    asked = SimpleNamespace(folder=tmp_path, resume=True, processes=2)
+    (tmp_path / runs.FINGERPRINT).write_text('{"model": "m"}')
+    assert runs._begun_with(asked) == 1 and runs._begun_with(SimpleNamespace(**vars(asked) | {"resume": False})) == 2
+    (tmp_path / runs.FINGERPRINT).write_text('{"model": "m", "processes": 3}')
+    assert runs._begun_with(asked) == 3
+    for damaged in ('{"processes": "two"}', '{"processes": -1}', "[]", "{"):
+        (tmp_path / runs.FINGERPRINT).write_text(damaged)
+        assert runs._begun_with(asked) in (1, 2)
