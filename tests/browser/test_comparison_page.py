@@ -205,7 +205,7 @@ def test_many_stay_small(count: int, blocks: int) -> None:
 
 
 def test_many_runs_of_many_checkpoints_stay_small() -> None:
-    made = overlay(2, 93)
+    made = overlay(2, 93, 4)
     text = comparison_page(made)
     assert len(made.members) == 200 and len(text.encode()) <= 2_300_000
     assert "Shown are 20 of the 101 steps" in text
