@@ -32,6 +32,7 @@ from condense.files import size_in_words
 from condense.records.jobs import JobOptions
 from condense.records.options import ModelOptions
 from condense.report.text import plural
+from condense.training.loop import InterruptedRunError
 
 _PATIENCE = 10  # seconds for the address of a cluster to answer
 _START_ONE = "start one with ray start --head, or use --ray alone"
@@ -169,7 +170,7 @@ def _secret() -> str:
 @contextlib.contextmanager
 def connected(jobs: JobOptions, room: Room | None = None) -> Iterator[Any]:
     """The module ray, connected: to a local Ray that ends with this, or to a cluster; one that is in use is used."""
-    with signals_kept(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         loaded = sys.modules.get("ray")
         if loaded is not None and loaded.is_initialized():
             yield loaded
@@ -204,7 +205,7 @@ def _refuse_unreachable(address: str) -> None:
 
 def _join(address: str) -> Any:
     """Connect to a cluster; UnavailableError if there is none."""
-    with _quiet({"RAY_NUM_REDIS_GET_RETRIES": "2"}), contextlib.chdir(tempfile.gettempdir()):
+    with _starting({"RAY_NUM_REDIS_GET_RETRIES": "2"}), contextlib.chdir(tempfile.gettempdir()):
         import ray
 
         try:
@@ -232,7 +233,7 @@ def _start_local(room: Room, stack: contextlib.ExitStack) -> Any:
     }
     if "ray" not in sys.modules or _secret.cache_info().currsize:  # Ray reads this when it is imported
         settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _secret()}
-    with _quiet(settings), contextlib.chdir(folder):
+    with _starting(settings), contextlib.chdir(folder):
         import ray
 
         try:
@@ -253,14 +254,19 @@ def _start_local(room: Room, stack: contextlib.ExitStack) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet(settings: Mapping[str, str]) -> Iterator[None]:
-    """Variables of the environment while Ray starts, which passes them on; its warnings are not shown."""
+def _starting(settings: Mapping[str, str]) -> Iterator[None]:
+    """Variables of the environment while Ray starts, which passes them on; its warnings are not shown.
+
+    InterruptedRunError for a SIGTERM meanwhile, for which Ray has a handler of its own.
+    """
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
-        with warnings.catch_warnings():
+        with signals_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except SystemExit:
+        raise InterruptedRunError(128 + signal.SIGTERM) from None
     finally:
         for name, value in before.items():
             if value is None:
