@@ -20,8 +20,8 @@ from condense.report.text import in_words
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from condense.records.plans import Schedule, TrialPlan
-    from condense.records.treatment import Overhead
+    from condense.records.plans import TrialPlan
+    from condense.records.treatment import Overhead, Schedule
     from condense.trials.arm_run import RunState, Watch
 
 OnText = Callable[[int, int], None]

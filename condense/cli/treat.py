@@ -20,8 +20,8 @@ from condense.records.plans import Plan
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from condense.records.plans import Schedule, TrialPlan
-    from condense.records.treatment import Overhead, Power, Treatment
+    from condense.records.plans import TrialPlan
+    from condense.records.treatment import Overhead, Power, Schedule, Treatment
 
     ShowPlan = Callable[[TrialPlan, Schedule, Overhead, Console], None]
 

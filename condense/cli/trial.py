@@ -18,7 +18,8 @@ from condense.cli.treat import Trained, run_training
 from condense.errors import UnavailableError, UsageError
 from condense.records.jobs import JobOptions
 from condense.records.options import ARMS, OUTPUT, Flag, ModelOptions, RunOptions, TextOptions
-from condense.records.plans import Plan, Schedule, TrialPlan
+from condense.records.plans import Plan, TrialPlan
+from condense.records.treatment import Schedule
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -268,38 +268,6 @@ class Plan(Options):
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """What a plan comes to on a given text: rows, steps and tokens, and an estimate of time and disk.
-
-    A step holds `tokens_per_step` over all `processes`, each of which takes up to `accumulation` micro-batches of
-    `batch_size` rows. `notes` says in words what of the text was left out, and why; `adapter` which modules LoRA adapts
-    and how many parameters that trains, empty without it. `jobs` runs go on at once, each with `threads`
-    threads (None: this process's own); `seconds` is of all of them so shared out, `memory_bytes` of one.
-    """
-
-    rows: int
-    row_length: int
-    steps: int
-    tokens_per_step: int
-    train_tokens: int
-    batch_size: int
-    accumulation: int
-    packed: bool
-    train_documents: int
-    validation_documents: int
-    train_sha256: str
-    validation_sha256: str
-    disk_bytes: int
-    seconds: float | None = None
-    memory_bytes: int | None = None
-    notes: tuple[str, ...] = ()
-    adapter: str = ""
-    processes: int = 1
-    jobs: int = 1
-    threads: int | None = None
-
-
-@dataclass(frozen=True)
 class ArmSpec:
     """One arm as it was asked for; `loss` and `layers` belong to dispersion, `coefficient` to it and to cosreg."""
 

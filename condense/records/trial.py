@@ -14,13 +14,14 @@ from typing import Any, ClassVar, Literal
 from condense.records.base import Estimate, Finding, Saved
 from condense.records.diagnosis import CorpusInfo, ModelInfo, Quality
 from condense.records.learning import Learning, LearningCurve, TextEffect, Tried
-from condense.records.plans import ArmSpec, RemedyName, Schedule, TrialPlan
+from condense.records.plans import ArmSpec, RemedyName, TrialPlan
 from condense.records.tasks import TaskEffect, TaskScore
 from condense.records.treatment import (
     Curve,
     Opened,
     Power,
     QualityWord,
+    Schedule,
     SiteEffect,
     VerdictId,
     Word,

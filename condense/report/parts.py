@@ -14,8 +14,7 @@ from condense.report.tables import digits_of
 from condense.report.text import DASH, NOTHING, in_words, interval, number, signed, written
 
 if TYPE_CHECKING:
-    from condense.records.plans import Schedule
-    from condense.records.treatment import Effect, Word
+    from condense.records.treatment import Effect, Schedule, Word
 
 
 @dataclass(frozen=True)

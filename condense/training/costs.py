@@ -32,9 +32,9 @@ from torch import Tensor
 from condense.models.checkpoint import load
 from condense.records.base import Estimate
 from condense.records.options import ModelOptions
-from condense.records.plans import ArmSpec, Plan, Schedule
+from condense.records.plans import ArmSpec, Plan
 from condense.records.serial import decode, encode
-from condense.records.treatment import Overhead
+from condense.records.treatment import Overhead, Schedule
 from condense.records.trial import StepCost
 from condense.training.interventions import Intervention, adapted, forward_backward
 from condense.training.remedies import remedy_of

@@ -44,8 +44,8 @@ from condense.models.checkpoint import Checkpoint
 from condense.models.layers import raised_inside, unwrapped
 from condense.models.locate import DTYPES
 from condense.records.learning import Scores
-from condense.records.plans import Plan, Schedule
-from condense.records.treatment import Curve
+from condense.records.plans import Plan
+from condense.records.treatment import Curve, Schedule
 from condense.training.arm_trainer import ArmTrainer, filled, launch_unchanged, launched_sharded, skeleton_of
 from condense.training.chats import IGNORED
 from condense.training.interventions import Intervention, adapted

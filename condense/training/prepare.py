@@ -20,7 +20,8 @@ from condense.files import size_in_words
 from condense.models.checkpoint import Checkpoint
 from condense.models.layers import find_stacks
 from condense.records.options import MAX_SEED
-from condense.records.plans import Plan, Schedule, TrialPlan
+from condense.records.plans import Plan, TrialPlan
+from condense.records.treatment import Schedule
 from condense.texts.documents import Document
 from condense.texts.windows import Windows, documents_of, windows
 from condense.training.interventions import Intervention

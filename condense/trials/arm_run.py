@@ -28,9 +28,9 @@ from condense.models import checkpoint as checkpoints
 from condense.models.checkpoint import Checkpoint
 from condense.records.learning import Beyond, Scores, TextScores
 from condense.records.options import ModelOptions
-from condense.records.plans import ArmSpec, Plan, Schedule, TrialPlan
+from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.serial import encode
-from condense.records.treatment import Overhead
+from condense.records.treatment import Overhead, Schedule
 from condense.texts.windows import Windows
 from condense.training.interventions import Intervention, adapted
 from condense.training.learning import Evaluation, WindowScore, evaluated_steps

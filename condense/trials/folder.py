@@ -23,10 +23,9 @@ from condense.lock import refuse_in_use
 from condense.records.base import Estimate
 from condense.records.diagnosis import Diagnosis, ModelInfo
 from condense.records.learning import Beyond, Tried
-from condense.records.plans import Schedule
 from condense.records.serial import decode, encode
 from condense.records.tasks import TaskScore
-from condense.records.treatment import Curve, Overhead
+from condense.records.treatment import Curve, Overhead, Schedule
 from condense.records.trial import ArmRun, SitePoint, StepCost
 from condense.training.loop import Trained
 from condense.training.prepare import Prepared

@@ -16,9 +16,19 @@ from condense.comparison.verdict import cone_word
 from condense.metrics import METRICS
 from condense.records.base import Estimate, Finding
 from condense.records.diagnosis import Diagnosis, Quality
-from condense.records.plans import Plan, Schedule  # fmt: skip
+from condense.records.plans import Plan  # fmt: skip
 from condense.records.tasks import TaskEffect, TaskScore
-from condense.records.treatment import Arm, Curve, Effect, Outcome, Overhead, SiteEffect, Treatment, Word  # fmt: skip
+from condense.records.treatment import (  # fmt: skip
+    Arm,
+    Curve,
+    Effect,
+    Outcome,
+    Overhead,
+    Schedule,
+    SiteEffect,
+    Treatment,
+    Word,
+)
 from condense.report.treatment.page import treatment_page
 from tests.browser import test_report_page as report_page
 from tests.browser.test_report_page import EVIL, Opened, axe_violations

@@ -10,9 +10,9 @@ from condense.metrics import METRICS
 from condense.records.base import Estimate, Finding
 from condense.records.diagnosis import CorpusInfo, ModelInfo, Quality
 from condense.records.learning import Learning, Look, Reach, Tried
-from condense.records.plans import ArmSpec, Plan, Schedule, TrialPlan
+from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.tasks import TaskEffect, TaskScore
-from condense.records.treatment import Curve, SiteEffect
+from condense.records.treatment import Curve, Schedule, SiteEffect
 from condense.records.trial import (
     ArmEffect,
     ArmResult,

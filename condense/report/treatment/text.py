@@ -45,8 +45,8 @@ from condense.report.treatment.search import search_lead, search_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from condense.records.plans import Plan, Schedule
-    from condense.records.treatment import Overhead, Treatment
+    from condense.records.plans import Plan
+    from condense.records.treatment import Overhead, Schedule, Treatment
     from condense.report.tables import Table
 
 

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table as RichTable
 
-    from condense.records.plans import Schedule, TrialPlan
+    from condense.records.plans import TrialPlan
+    from condense.records.treatment import Schedule
     from condense.records.trial import StepCost, Trial
 
 
