@@ -170,7 +170,15 @@ class DispersionMixin(_Base):
         return count / max(self._sequences, 1.0) * int(self.accelerator.num_processes)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as super does, with the dispersion readings beside a training loss."""
+        """Log as super does, with the dispersion readings beside a training loss.
+
+        RunError where the norm of the last gradient is beyond float range: clipping has made nothing of that gradient,
+        and the arm would be taken for one that does not move the model.
+        """
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(norm) and getattr(self.accelerator, "scaler", None) is None:
+            step = self.state.global_step - 1
+            raise RunError(f"non-finite gradient norm at step {step}: {norm}", _TOO_LARGE)
         if "loss" in logs and self._since_log.steps:
             sums = self.accelerator.gather(self._since_log.sums(self.args.device)[None])
             name = "ce" if is_cross_entropy(type(self)) else "task_loss"
@@ -224,6 +232,7 @@ def _refuse_split_batches(trainer: Any) -> None:
         )
 
 
+_TOO_LARGE = "lower the coefficient or the learning rate"
 _NON_FINITE_HINT = "lower the learning rate, use bfloat16 or float32 instead of float16, look at the last batches"
 
 

@@ -81,7 +81,7 @@ class Learning:
     (an arm that is done earlier is held at its end) and `own_seconds` the arm's. Both have intervals over seeds and
     documents. The control has own values only. `looks` are the quarters of the steps and the end; `turn` is where the
     sign of the difference turns, between two looks that are measurable with opposite signs, else None. `second_ratio`
-    is the arm's seconds over the control's.
+    is the arm's seconds over the control's. `least` is the smallest difference in bits per byte that counts.
     """
 
     step: tuple[int, ...]
@@ -99,6 +99,13 @@ class Learning:
     second_ratio: Estimate = field(default_factory=lambda: Estimate(None))
     reach: Reach | None = None
     clock: Literal["processor", "wall"] = "wall"
+    least: float | None = None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether a gain that counts is excluded after equal time; quality that is held may still have gained."""
+        low = self.timed[-1].low if self.timed else None
+        return self.timed_word == "worse" or (self.least is not None and low is not None and low > -self.least)
 
 
 @dataclass(frozen=True)

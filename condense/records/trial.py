@@ -199,6 +199,19 @@ class DoseResponse:
     reason: str
 
 
+_NOT_THE_CONE: Mapping[Opened | None, str] = {
+    "three dimensions rescaled": "; it fell by three dimensions being rescaled, not by the cone opening",
+    "both": "; it fell in part by three dimensions being rescaled",
+    "not clear": "; whether the cone opened or three dimensions were rescaled is not clear",
+}
+
+
+def what_fell(dose: DoseResponse, arms: Iterable[ArmResult]) -> str:
+    """What made the fall at the recommended coefficient, to follow its reason; empty where it is the cone, or none."""
+    chosen = {point.arm for point in dose.points if point.coefficient == dose.recommended}
+    return next((_NOT_THE_CONE.get(arm.opened, "") for arm in arms if arm.spec.name in chosen), "")
+
+
 @dataclass(frozen=True)
 class Trial(Saved):
     """What `trial` did and what came of it: remedies side by side, each against the same control."""

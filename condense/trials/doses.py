@@ -17,7 +17,7 @@ from condense.records.diagnosis import Quality
 from condense.records.learning import timing_sentence
 from condense.records.plans import COEFFICIENT, MIN_SEEDS, SEARCH_DOSES, Plan
 from condense.records.treatment import QualityWord, TriedDose, VerdictId
-from condense.records.trial import ArmResult, DosePoint, DoseResponse
+from condense.records.trial import ArmResult, DosePoint, DoseResponse, what_fell
 
 RATIO_LOW, RATIO_HIGH, RATIO_AIM = 1e-3, 0.5, 0.1
 """|penalty| over cross-entropy: below, the loss hardly steers training; above, it competes; what advice aims at."""
@@ -189,21 +189,16 @@ def dose_finding(
     dose: DoseResponse, arms: Sequence[ArmResult], plan: Plan, steps: int, moved: bool | None, again: Again
 ) -> Finding:
     """Which coefficient to take, and the doses to try next. steps, moved: as in `longer_training`."""
-    named = {arm.spec.name: arm for arm in arms}
-    rescaled = any(
-        named[point.arm].opened == "three dimensions rescaled"
-        for point in dose.points
-        if point.arm in named and point.coefficient == dose.recommended
-    )
-    but = "; it fell by three dimensions being rescaled, not by the cone opening" if rescaled else ""
-    seen = f"{dose.reason}{but} (counts from {plan.min_effect:g}; quality tolerance {plan.quality_tolerance:.1%})"
+    named, fell = {arm.spec.name: arm for arm in arms}, what_fell(dose, arms)
+    opened = [named[p.arm].opened for p in dose.points if p.arm in named and p.coefficient == dose.recommended]
+    seen = f"{dose.reason}{fell} (counts from {plan.min_effect:g}; quality tolerance {plan.quality_tolerance:.1%})"
     if dose.recommended is None:
         change = deciding_change(dose, [named[p.arm] for p in dose.points if p.arm in named], plan, steps, moved, again)
         title = f"Recommended coefficient of {dose.title}: none; {change.what} would decide"
         return Finding("dose", "info", title, seen, f"{_capital(change.because)}.", change.command, LIU)
     return Finding(
         "dose",
-        "info" if rescaled else "good",
+        "info" if "three dimensions rescaled" in opened else "good",
         f"Recommended coefficient of {dose.title}: {dose.recommended:g}",
         seen,
         "The rule: the largest measurable effect whose quality improved or is held. It is a choice on this run's "
@@ -233,7 +228,8 @@ def deciding_change(
     few = next((arm.verdict_reason for arm in arms if arm.verdict_reason), "")
     if few:
         return Change("more seeds", f"one of them may differ by chance ({few})", _with_seeds(MIN_SEEDS, again))
-    lost = next((arm for arm in arms if arm.learning and _is_lost(arm)), None)
+    constant = plan.coefficient_schedule == Plan.coefficient_schedule
+    lost = next((arm for arm in arms if constant and _is_lost(arm)), None)
     if lost is not None and lost.learning is not None:
         name = lost.spec.name.rpartition("=")[0]
         return Change(

@@ -37,7 +37,7 @@ END = "end"
 
 
 @dataclass(frozen=True)
-class Path:
+class RunCurve:
     """One run by evaluated step, the end last: seconds (K,), bits of every window (K, N), bytes of the windows (N,)."""
 
     step: tuple[int, ...]
@@ -71,7 +71,7 @@ class Path:
         return between
 
 
-def path_of(run: Run, steps: int) -> Path | None:
+def run_curve(run: Run, steps: int) -> RunCurve | None:
     """The curve of a run, its end as the saved and reloaded model was measured; None where there is none."""
     scores, quality = run.trained.scores if run.trained else None, run.validation.quality
     ratios, sizes = quality.bits_per_byte.per_text, np.array(quality.predicted_bytes, dtype=np.float64)
@@ -82,16 +82,16 @@ def path_of(run: Run, steps: int) -> Path | None:
         return None
     bits = np.vstack([np.array(scores.nats) / np.log(2), end])
     seconds = np.array([*scores.seconds, scores.total_seconds])
-    return Path((*scores.step, steps), seconds, bits, sizes, run.validation.corpus.documents, scores.clock)
+    return RunCurve((*scores.step, steps), seconds, bits, sizes, run.validation.corpus.documents, scores.clock)
 
 
 def curve_of(run: Run, steps: int, tokens_per_step: int) -> LearningCurve:
     """The curve of a run as its record keeps it; empty where there is none."""
-    path = path_of(run, steps)
-    if path is None:
+    curve = run_curve(run, steps)
+    if curve is None:
         return LearningCurve()
-    tokens = tuple(step * tokens_per_step for step in path.step)
-    return LearningCurve(path.step, tokens, tuple(path.seconds.tolist()), tuple(path.per_byte.round(6).tolist()))
+    tokens = tuple(step * tokens_per_step for step in curve.step)
+    return LearningCurve(curve.step, tokens, tuple(curve.seconds.tolist()), tuple(curve.per_byte.round(6).tolist()))
 
 
 def with_learning(
@@ -108,7 +108,7 @@ def with_learning(
     for arm in arms:
         own = runs.arms[arm.spec.name]
         records = tuple(replace(run, learning=curve_of(own[run.seed], steps, each)) for run in arm.runs)
-        pair = (_paths(own, steps), _paths(control, steps))
+        pair = (_run_curves(own, steps), _run_curves(control, steps))
         learned = learning_of(*pair, each, least, compared, own is control)
         then = _then(own, control, runs, tolerance, compared)
         other = _other(own, control, runs, tolerance, compared)
@@ -116,9 +116,9 @@ def with_learning(
     return made
 
 
-def _paths(runs: Mapping[int, Run], steps: int) -> dict[int, Path]:
+def _run_curves(runs: Mapping[int, Run], steps: int) -> dict[int, RunCurve]:
     """The curves of an arm by seed, of the runs that have one."""
-    return {seed: path for seed, run in runs.items() if (path := path_of(run, steps)) is not None}
+    return {seed: curve for seed, run in runs.items() if (curve := run_curve(run, steps)) is not None}
 
 
 def _then(
@@ -130,15 +130,15 @@ def _then(
     windows = runs.texts.then.windows
     sizes, sha = np.array(windows.predicted_bytes, dtype=np.float64), windows.info.windows_sha256
 
-    def path(scores: Scores) -> Path:
+    def curve(scores: Scores) -> RunCurve:
         bits = np.array(scores.nats) / np.log(2)
-        return Path(scores.step, np.array(scores.seconds), bits, sizes, windows.info.documents, scores.clock)
+        return RunCurve(scores.step, np.array(scores.seconds), bits, sizes, windows.info.documents, scores.clock)
 
-    def paths(made: Mapping[int, Run]) -> dict[int, Path]:
+    def curves(made: Mapping[int, Run]) -> dict[int, RunCurve]:
         known = {seed: run.beyond.then for seed, run in made.items() if run.beyond.then_sha256 == sha}
-        return {seed: path(scores) for seed, scores in known.items() if scores is not None}
+        return {seed: curve(scores) for seed, scores in known.items() if scores is not None}
 
-    mine, theirs = paths(arm), paths(control)
+    mine, theirs = curves(arm), curves(control)
     ends = [float(one.per_byte[-1]) for one in theirs.values()]
     least = tolerance * float(np.mean(ends)) if ends else None
     return learning_of(mine, theirs, runs.schedule.tokens_per_step, least, compared, arm is control)
@@ -172,8 +172,8 @@ def _other(
 
 
 def learning_of(
-    own: Mapping[int, Path],
-    other: Mapping[int, Path],
+    own: Mapping[int, RunCurve],
+    other: Mapping[int, RunCurve],
     tokens_per_step: int,
     least: float | None,
     compared: int = 1,
@@ -188,9 +188,9 @@ def learning_of(
     if not seeds:
         return None
     pairs = [(own[seed], other[seed]) for seed in seeds]
-    shared = sorted(set.intersection(*({*path.step} for pair in pairs for path in pair)))
+    shared = sorted(set.intersection(*({*curve.step} for pair in pairs for curve in pair)))
     pairs = [(_at(mine, shared), _at(theirs, shared)) for mine, theirs in pairs]
-    if len({len(path.sizes) for pair in pairs for path in pair}) > 1:
+    if len({len(curve.sizes) for pair in pairs for curve in pair}) > 1:
         return None
     values = np.array([mine.per_byte for mine, _ in pairs])
     made = Learning(
@@ -205,10 +205,10 @@ def learning_of(
     return made if is_control else _compared(made, pairs, least, ALPHA / max(1, compared), tokens_per_step)
 
 
-def _at(path: Path, steps: Sequence[int]) -> Path:
+def _at(curve: RunCurve, steps: Sequence[int]) -> RunCurve:
     """The curve at some of its steps."""
-    chosen = [path.step.index(step) for step in steps]
-    return Path(tuple(steps), path.seconds[chosen], path.bits[chosen], path.sizes, path.documents, path.clock)
+    chosen = [curve.step.index(step) for step in steps]
+    return RunCurve(tuple(steps), curve.seconds[chosen], curve.bits[chosen], curve.sizes, curve.documents, curve.clock)
 
 
 def mean_over_seeds(values: Sequence[float] | Floats) -> Spread:
@@ -220,7 +220,7 @@ def mean_over_seeds(values: Sequence[float] | Floats) -> Spread:
 
 
 def _compared(
-    own: Learning, pairs: Sequence[tuple[Path, Path]], least: float | None, alpha: float, tokens_per_step: int
+    own: Learning, pairs: Sequence[tuple[RunCurve, RunCurve]], least: float | None, alpha: float, tokens_per_step: int
 ) -> Learning:
     """The arm's own values with its differences to the control and the words for them."""
     mine, theirs = zip(*pairs, strict=True)
@@ -242,15 +242,16 @@ def _compared(
         timed_word=None if few else quality_word(estimate_of(timed[-1]), timed[-1].bounds(alpha), least),
         second_ratio=estimate_of(mean_over_seeds(ratios)),
         reach=_reach(mine, theirs, tokens_per_step),
+        least=least,
     )
 
 
-def _spread(bits: Floats, control: Path) -> Spread:
+def _spread(bits: Floats, control: RunCurve) -> Spread:
     """The mean over seeds of a difference in bits (S, N), per byte."""
     return over_seeds(bits, control.documents, control.sizes)
 
 
-def _after(pairs: Sequence[tuple[Path, Path]], at: int) -> Spread:
+def _after(pairs: Sequence[tuple[RunCurve, RunCurve]], at: int) -> Spread:
     """Arm − control after as many seconds of training as the control had at one of its steps, seed by seed."""
     rows = []
     for mine, theirs in pairs:
@@ -261,7 +262,9 @@ def _after(pairs: Sequence[tuple[Path, Path]], at: int) -> Spread:
     return _spread(np.array(rows), pairs[0][1])
 
 
-def _looks(steps: Sequence[int], changed: Floats, control: Path, least: float | None, alpha: float) -> tuple[Look, ...]:
+def _looks(
+    steps: Sequence[int], changed: Floats, control: RunCurve, least: float | None, alpha: float
+) -> tuple[Look, ...]:
     """The quarters before the end, each the mean over its evaluated steps, and the end, which stands alone.
 
     A word before the end needs alpha over the number of looks.
@@ -319,7 +322,7 @@ def _turn(steps: Sequence[int], values: Sequence[float], looks: Sequence[Look]) 
     return None
 
 
-def _reach(mine: Sequence[Path], theirs: Sequence[Path], tokens_per_step: int) -> Reach:
+def _reach(mine: Sequence[RunCurve], theirs: Sequence[RunCurve], tokens_per_step: int) -> Reach:
     """Tokens and seconds at which each run first has the control's final bits per byte under its seed."""
     tokens, seconds, reference = [], [], []
     for arm, control in zip(mine, theirs, strict=True):
@@ -370,11 +373,10 @@ def _when(arm: ArmResult, one: Learning, steps: int, again: Again) -> Finding:
 
 
 def _gone(arm: ArmResult, one: Learning, again: Again) -> Finding:
-    known = one.timed_word in ("held", "worse")
     return Finding(
         "equal-time",
         "warning",
-        f"{arm.spec.name}: the gain is {'gone' if known else 'not shown'} after equal time",
+        f"{arm.spec.name}: the gain is {'gone' if one.is_gone else 'not shown'} after equal time",
         f"bits per byte, arm − control: {signed(one.looks[-1].change)} at equal tokens, {signed(one.timed[-1])} after "
         f"as many seconds as the control had; the arm takes {one.second_ratio.value:.2f} times the control’s",
         "The control would use the same time for more steps. An arm that is slower is read before its learning rate "

@@ -322,6 +322,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None
     assert not trainer.disperser.attached and not hooks(trainer.model)
 
 
+@pytest.mark.parametrize("coefficient", [1e20, 1e38])
+def test_a_gradient_whose_norm_overflows_is_not_taken_for_none(tmp_path: Path, coefficient: float) -> None:
+    """Its numbers are finite, its norm is not: clipping makes zeros of it, and the arm would seem to do nothing."""
+    trainer = DispersionTrainer(
+        model=llama(),
+        args=TrainingArguments(**arguments(tmp_path, 2, 2, max_steps=3, max_grad_norm=1.0)),
+        train_dataset=rows(),
+        data_collator=collate,
+        dispersion={"coefficient": coefficient},
+    )
+    with pytest.raises(RunError, match="non-finite gradient norm at step 0: inf") as failed:
+        trainer.train()
+    assert "coefficient" in failed.value.hint
+
+
 class Snapshots(Recorder):
     """The weights after each step."""
 

@@ -20,7 +20,7 @@ from condense.training.arm_names import parse_arms
 from condense.training.loop import InterruptedRunError, Trained
 from condense.trials import arm_run, runs
 from condense.trials.folder import Run
-from condense.trials.learning import curve_of, learning_findings, learning_of, path_of
+from condense.trials.learning import curve_of, learning_findings, learning_of, run_curve
 from condense.trials.run import trial
 
 WINDOWS, BYTES = 12, 100
@@ -62,8 +62,8 @@ def arm_of(made):
 
 def learned(change, compared=1, **more):
     arm, control = arms(change, **more)
-    paths = ({seed: path_of(run, STEPS[-1]) for seed, run in runs.items()} for runs in (arm, control))
-    return learning_of(*paths, 1000, LEAST, compared)
+    curves = ({seed: run_curve(run, STEPS[-1]) for seed, run in runs.items()} for runs in (arm, control))
+    return learning_of(*curves, 1000, LEAST, compared)
 
 
 def test_a_gain_that_turns_into_a_loss_is_called_so_with_the_step():
@@ -114,6 +114,20 @@ def test_an_arm_of_twice_the_time_is_read_at_half_its_steps():
     assert [finding.id for finding in learning_findings([arm], 400, Again("condense trial m -o o"))] == ["equal-time"]
 
 
+def test_a_gain_that_may_be_there_after_equal_time_is_not_called_gone():
+    """Quality that is held is not shown to be worse: a gain that counts may still be in the interval."""
+    made = learned(np.full(len(STEPS), -0.05))
+    end = Estimate(-0.02, low=-0.05, high=0.005)
+    open_, closed = (
+        arm_of(replace(made, timed=(*made.timed[:-1], replace(end, low=low)), timed_word="held"))
+        for low in (-0.05, -0.004)
+    )
+    for arm, words in ((open_, "not shown"), (closed, "gone")):
+        assert f"after equal time that is {words}" in learning_lines(SimpleNamespace(arms=(arm,)))[0]
+        (finding,) = learning_findings([arm], 400, Again("condense trial m -o o"))
+        assert words in finding.title
+
+
 def test_tokens_and_seconds_to_the_controls_end():
     made = learned(np.full(len(STEPS), -0.05), spread=0.0)
     falling = 2 + 3 / np.arange(1, 17) - 0.05
@@ -137,7 +151,7 @@ def noise_words(trials, seeds, count, draw):
             for seed in range(seeds):
                 walk = 0.02 * draw.normal(0, 1, len(STEPS)).cumsum() / far  # two times the smallest effect, over time
                 own = windows[seed] + draw.normal(0, 0.005, (len(STEPS), WINDOWS))
-                made[seed] = path_of(run_of(falling + walk, noise=own), STEPS[-1])
+                made[seed] = run_curve(run_of(falling + walk, noise=own), STEPS[-1])
             return made
 
         control = arm()
@@ -162,7 +176,7 @@ def test_runs_of_an_earlier_version_have_no_curve():
     old = decode(Trained, {"curve": {}, "seconds": 1.0, "penalty_to_ce": None, "details": []})
     run = Run(None, run_of([2.0] * len(STEPS)).validation, None, old, (), None)
     assert (
-        curve_of(run, 400, 1000).step == () and path_of(run, 400) is None and learning_of({}, {}, 1000, LEAST) is None
+        curve_of(run, 400, 1000).step == () and run_curve(run, 400) is None and learning_of({}, {}, 1000, LEAST) is None
     )
 
 

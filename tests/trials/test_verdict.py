@@ -1,6 +1,7 @@
 """What a trial says: words from three seeds on, the dose by its rule, advice that follows what was seen."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from condense.records.learning import Learning, Look
 from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.treatment import Curve, Power, Word
 from condense.records.trial import ArmEffect, ArmResult, ArmRun, Rank, SeedEffect
+from condense.report.trial.tables import recommendation
 from condense.training.arm_names import parse_arms
 from condense.trials.doses import control_moved, dose_responses, longer_training, next_dose
 from condense.trials.verdict import arm_verdict, power_before, trial_findings, unranked
@@ -315,6 +317,24 @@ def test_a_dose_that_rescaled_three_dimensions_is_no_good_news():
     dose = found([rescaled])["dose"]
     assert dose.severity == "info" and "by three dimensions being rescaled, not by the cone opening" in dose.seen
     assert found([arm("d=1", effect(FALL), 1.0)])["dose"].severity == "good"
+
+
+@pytest.mark.parametrize(
+    ("opened", "words"),
+    [
+        ("three dimensions rescaled", "by three dimensions being rescaled, not by the cone opening)"),
+        ("both", "in part by three dimensions being rescaled)"),
+        ("not clear", "whether the cone opened or three dimensions were rescaled is not clear)"),
+        ("cone opened", "held (+0.0000 [-0.0010, +0.0010]))"),
+    ],
+)
+def test_what_fell_stands_beside_the_recommended_coefficient(opened, words):
+    arms = [replace(arm("d=1", effect(FALL), 1.0), opened=opened), arm("d=3", effect(RISE), 3.0)]
+    (dose,) = dose_responses(arms)
+    said = recommendation(SimpleNamespace(arms=arms), dose)
+    assert said.startswith("Recommended coefficient: 1 (") and said.endswith(words)
+    none = replace(dose, recommended=None)
+    assert "dimensions" not in recommendation(SimpleNamespace(arms=arms), none)
 
 
 def test_advice_comes_with_this_runs_numbers():

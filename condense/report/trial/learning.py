@@ -256,5 +256,5 @@ def _time_words(one: Learning) -> str:
     known = {"improved": "better", "worse": "worse"}
     if one.timed_word == end:
         return f"; {known[end]} after equal time too ({difference(one.timed[-1], digits_of(KEY))})"
-    gone = "gone" if one.timed_word in ("held", "worse") and end == "improved" else "not shown"
+    gone = "gone" if one.is_gone and end == "improved" else "not shown"
     return f"; after equal time that is {gone} ({difference(one.timed[-1], digits_of(KEY))})"

@@ -24,6 +24,7 @@ from condense.records.trial import (
     quality_key,
     reading,
     spread,
+    what_fell,
 )
 from condense.report.depth import site_label
 from condense.report.tables import (
@@ -189,10 +190,10 @@ def headline(trial: Trial) -> str:
     return trial.findings[0].title if trial.findings else "Every arm against the same control"
 
 
-def recommendation(dose: DoseResponse) -> str:
-    """Which coefficient to take, or none, and why."""
+def recommendation(trial: Trial, dose: DoseResponse) -> str:
+    """Which coefficient to take, or none, and why; what fell, where that is not the cone alone."""
     chosen = "none" if dose.recommended is None else f"{dose.recommended:g}"
-    return f"Recommended coefficient: {chosen} ({dose.reason})"
+    return f"Recommended coefficient: {chosen} ({dose.reason}{what_fell(dose, trial.arms)})"
 
 
 def caveats(trial: Trial) -> list[tuple[str, str]]:

@@ -124,7 +124,8 @@ def _doses(trial: Trial) -> list[str]:
             (for_markdown(p.arm), f"{p.coefficient:g}", difference(p.effect), difference(p.quality, digits_of(key)))
             for p in dose.points
         )
-        lines += [f"## Dose and response: {for_markdown(dose.title)}", "", f"{for_markdown(recommendation(dose))}.", ""]
+        title, chosen = for_markdown(dose.title), for_markdown(recommendation(trial, dose))
+        lines += [f"## Dose and response: {title}", "", f"{chosen}.", ""]
         lines += [*markdown_rows(head, points), ""]
     return lines
 
@@ -375,6 +376,6 @@ def _beneath(trial: Trial, table: Sequence[Row]) -> list[str]:
         lines.append(f"ranked by {ranking.title} (arms of one place are a tie):")
         for rank, arms in ranking.places:
             lines.append(f"  {rank}. {', '.join(placed(name, ties) for name, ties in arms)}")
-    lines += [f"{dose.title}: {recommendation(dose)}" for dose in trial.doses]
+    lines += [f"{dose.title}: {recommendation(trial, dose)}" for dose in trial.doses]
     lines += [f"tuned: {line}" for line in tuning_lines(tuned(trial))]
     return [*lines, *learning_lines(trial)]
