@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,13 +62,16 @@ def ranks_of_run(expected: int | None, verb: str) -> Ranks | None:
     return ranks
 
 
-def together_if(ranks: Ranks | None) -> AbstractContextManager[None]:
-    """Join the other processes, where there are any."""
+@contextlib.contextmanager
+def together_if(ranks: Ranks | None) -> Iterator[None]:
+    """Join the other processes, where there are any; where all fail alike the first speaks."""
     if ranks is None:
-        return contextlib.nullcontext()
-    from condense.diagnosis.distributed import together
+        yield
+        return
+    from condense.diagnosis.distributed import failing_together, together
 
-    return together(ranks)
+    with together(ranks), failing_together("together"):
+        yield
 
 
 @contextlib.contextmanager
@@ -328,7 +330,7 @@ def _load(options: ModelOptions, measure: MeasureOptions, shape: Shape, device: 
     batch = measure.batch_size or (1 if device == "cpu" else 8)
     twin = measure.random_twin
     load = Load(measure.num_texts, length, batch, options.dtype, twin=twin, processes=processes)
-    return replace(load, halves=measure.halves, lens=measure.lens)
+    return replace(load, halves=measure.halves, lens=measure.lens, on_cpu=device == "cpu")
 
 
 def _model_lines(model: str, source: Source, load: Load, text: str) -> list[tuple[str, str]]:

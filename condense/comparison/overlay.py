@@ -208,7 +208,8 @@ def _cone_finding(pair: Paired, first: RunSteps, members: Sequence[Member], over
         f"{cone_phrase(pair, first.name)}{lost} ({ONE_PAIR})",
         _cone_numbers(pair, members),
         f"{overlay.compared} difference{'s' * (overlay.compared > 1)} at equal steps: a word needs an interval at "
-        f"{alpha:.2g} that excludes 0, and {LEAST:g}. Equal steps are as much text only where batches are equal.",
+        f"{alpha:.2g} that excludes 0, and a difference of {LEAST:g}. Equal steps are as much text only where "
+        "batches are equal.",
         _next_command(pair, members),
         CONVENTION,
     )

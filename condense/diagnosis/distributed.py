@@ -201,7 +201,8 @@ def failing_together(name: str) -> Iterator[None]:
         until = time.monotonic() + _LISTENING
         while not have_all_failed(name, ranks) and time.monotonic() < until:
             time.sleep(_LOOKING / 2)
-        if not ranks.is_first and _failure_in(name, Ranks(0, 1), 0) is not None:
+        alike = isinstance(error, Exception) and _failure_in(name, Ranks(0, 1), 0) is not None
+        if alike and not ranks.is_first:
             own.shared = True
             raise own from error
         raise

@@ -57,7 +57,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Load:
-    """The work of a run: texts × tokens, texts per batch, the type, and the number of processes."""
+    """The work of a run: texts × tokens, texts per batch, the type, the number of processes, and whether on a CPU."""
 
     texts: int
     length: int
@@ -68,6 +68,7 @@ class Load:
     processes: int = 1
     halves: bool = False
     lens: bool = False
+    on_cpu: bool = True
 
 
 def find(model: str, options: ModelOptions) -> Source:
@@ -185,7 +186,8 @@ def _working(shape: Shape, load: Load, size: int) -> float:
     spectral = min(load.spectral, load.length) + 1
     pairs = 4 * load.length**2 / 2 * 4 + 6 * load.length * shape.width * 4
     grams = 8 * spectral**2 * (load.batch * (shape.blocks + 2) + 12)
-    return max(block, logits, pairs) + block / 2 + grams
+    kept = 0 if load.on_cpu else tokens * shape.width * size * (shape.blocks + 2)  # the states of all sites
+    return max(block, logits, pairs) + block / 2 + grams + kept
 
 
 def seconds(source: Source, load: Load, rate: float) -> float:

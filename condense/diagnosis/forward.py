@@ -1,4 +1,4 @@
-"""A model over windows to one reading per text: forward passes with everything reduced inside the hooks.
+"""A model over windows to one reading per text: forward passes, the states of every site reduced to numbers.
 
 On a CPU the states of as many sites as there are threads wait until one thread each measures them, for small
 matrices do not gain from several threads; at no time are more kept. Elsewhere a hook keeps a copy of the states and no

@@ -11,12 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from condense.cli.app import app
+from condense.cli.measure import _load
 from condense.diagnosis import estimate
 from condense.diagnosis.estimate import Load, Source, find, peak_bytes, seconds
 from condense.errors import UnavailableError
 from condense.models import gguf, gguf_copies, hub
 from condense.models.hub import Listing
-from condense.records.options import ModelOptions
+from condense.records.options import MeasureOptions, ModelOptions
 from tests.conftest import CAUSAL
 from tests.models.gguf_files import write_gguf
 
@@ -135,6 +136,18 @@ def test_memory_grows_with_what_it_should() -> None:
     for more in (Load(32, 512, 8, "bfloat16"), Load(32, 2048, 1, "bfloat16"), Load(32, 512, 1, "float32"),
                  Load(32, 512, 1, "bfloat16", twin=True)):  # fmt: skip
         assert peak_bytes(source, more, libraries=0) > base + 1e7
+
+
+def test_on_a_gpu_the_states_of_all_sites_of_a_batch_are_counted() -> None:
+    """They are kept until the forward pass has been launched."""
+    source = Source(estimate.shape(CONFIG, "x", stored=2_471_645_608))
+    on_cpu, on_gpu = (
+        peak_bytes(source, Load(32, 512, 8, "bfloat16", on_cpu=cpu), libraries=0) for cpu in (True, False)
+    )
+    states = 8 * 512 * source.shape.width * 2
+    assert on_gpu - on_cpu == states * (source.shape.blocks + 2)
+    options, measure = ModelOptions(dtype="bfloat16"), MeasureOptions()
+    assert [_load(options, measure, source.shape, device, 1).on_cpu for device in ("cpu", "cuda:1")] == [True, False]
 
 
 def test_time_grows_with_what_it_should() -> None:

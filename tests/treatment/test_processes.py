@@ -1,5 +1,6 @@
 """Training over several processes: a step has the rows and the weights of one process, and the first one leads."""
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from condense.cli.app import app
 from condense.cli.console import Terminated
+from condense.cli.measure import together_if
 from condense.diagnosis import distributed
 from condense.diagnosis.distributed import Ranks, failing_together, have_all_failed, is_alone
 from condense.errors import CondenseError, RunError, UnavailableError, UsageError
@@ -183,6 +185,26 @@ def test_the_failure_of_all_is_told_by_the_first_and_nobody_is_lost(store: Store
     first, second = (failing(rank, RunError("not finite"), monkeypatch) for rank in (0, 1))
     assert not first.shared and second.shared and second.exit_code == 4
     assert have_all_failed("run", Ranks(0, 2)) and not is_alone("run", Ranks(0, 2))
+
+
+def test_a_comparison_that_fails_in_all_is_told_by_the_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torchrun … condense compare nothing-there` said so once for every process."""
+    monkeypatch.setattr(distributed, "together", lambda ranks: contextlib.nullcontext())
+    told = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "joined", lambda rank=rank: Ranks(rank, 2))
+        with pytest.raises(CondenseError) as caught, together_if(Ranks(rank, 2)):
+            raise UnavailableError("no such file", "give one")
+        told.append((caught.value.shared, caught.value.exit_code))
+    assert told == [(False, 3), (True, 3)]
+
+
+def test_ctrl_c_in_all_stays_that(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It became a failure of exit code 4 in all but the first."""
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "joined", lambda rank=rank: Ranks(rank, 2))
+        with pytest.raises(KeyboardInterrupt), failing_together("run"):
+            raise KeyboardInterrupt
 
 
 def test_a_process_that_is_lost_without_a_word_is_said(store: Store, monkeypatch: Any) -> None:
