@@ -13,7 +13,7 @@ from condense.records.base import Estimate
 from condense.records.treatment import QualityWord
 
 TimingWord = Literal["early and final", "early only", "early, the end is open", "final only", "the sign turns", "none"]
-"""When an arm differs from the control: in the first quarter of the steps, at the end, both, or with opposite signs."""
+"""When an arm differs from the control: in a quarter before the end, at the end, both, or with opposite signs."""
 
 
 @dataclass(frozen=True)
@@ -164,15 +164,15 @@ class Tried:
         return ", ".join([*rate, *warm])
 
 
-def crossing(places: Sequence[float], values: Sequence[float], level: float) -> float | None:
+def crossing(positions: Sequence[float], values: Sequence[float], level: float) -> float | None:
     """Where a curve first comes down to a level, interpolated between its points; None where it never does."""
     for index, value in enumerate(values):
         if value <= level:
             if index == 0:
-                return float(places[0])
+                return float(positions[0])
             before = values[index - 1]
             share = (before - level) / (before - value)
-            return float(places[index - 1] + share * (places[index] - places[index - 1]))
+            return float(positions[index - 1] + share * (positions[index] - positions[index - 1]))
     return None
 
 

@@ -362,6 +362,9 @@ class TrialPlan(Options):
             raise UsageError("--then-steps is given, but no text to train on", "add --then-text FILE")
         if self.tune and self.seeds > TUNING_SEED:
             raise UsageError(f"--tune leaves room for {TUNING_SEED} seeds", "give fewer --seeds")
+        if self.tune and self.tuning_seed > MAX_SEED:
+            hint = f"the largest with --tune is {MAX_SEED - TUNING_SEED}"
+            raise UsageError(f"--seed {self.training.seed} leaves no seed for the search of --tune", hint)
 
     @property
     def tuning_seed(self) -> int:

@@ -247,15 +247,15 @@ def measure(run: ArmRunInput, current: Checkpoint, texts: Prepared, tasks: OpenT
     if run.searched:
         return
     run.also(current, own[0], folder)
-    _measure_beyond(run, current, texts, watch)
     if tasks.names:
         watch.on_phase("downstream tasks")
         scores = evaluate(current, tasks, limit=training.eval_limit, seed=training.seed, on_request=watch.on_text)
         write_text(folder / "tasks.json", json.dumps(encode(scores), allow_nan=False))
+    _measure_beyond(run, current, texts, watch)  # last, for it trains the model further
 
 
 def _measure_beyond(run: ArmRunInput, current: Checkpoint, texts: Prepared, watch: Watch) -> None:
-    """Score the final model on the text of another domain, and train it on the next text, last of all."""
+    """Score the final model on the text of another domain, and train that very model on the next text."""
     other, then = texts.other, None if run.spec.name == BEFORE.name else texts.then
     if other is None and then is None:
         return

@@ -327,11 +327,11 @@ def _reach(mine: Sequence[RunCurve], theirs: Sequence[RunCurve], tokens_per_step
     tokens, seconds, reference = [], [], []
     for arm, control in zip(mine, theirs, strict=True):
         level = float(control.per_byte[-1])
-        places = [crossing(where, arm.per_byte.tolist(), level) for where in (arm.step, arm.seconds.tolist())]
+        arrived = [crossing(where, arm.per_byte.tolist(), level) for where in (arm.step, arm.seconds.tolist())]
         own = [crossing(where, control.per_byte.tolist(), level) for where in (control.step, control.seconds.tolist())]
-        if None not in places:
-            tokens.append((places[0] or 0.0) * tokens_per_step)
-            seconds.append(places[1] or 0.0)
+        if None not in arrived:
+            tokens.append((arrived[0] or 0.0) * tokens_per_step)
+            seconds.append(arrived[1] or 0.0)
             reference.append(((own[0] or 0.0) * tokens_per_step, own[1] or 0.0))
     if len(tokens) < len(mine):
         missing = Estimate(None, reason=f"reached under {len(tokens)} of {len(mine)} seeds")

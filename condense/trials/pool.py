@@ -188,7 +188,7 @@ class _Runs:
     def _stop(self) -> None:
         """Interrupt the workers and wait until each has saved a checkpoint; a second signal ends the waiting."""
         self._watch.on_note(
-            f"stopping: {plural(len(self._running), 'worker')} finish a step and save a checkpoint; "
+            f"stopping {plural(len(self._running), 'worker')}: each finishes its step and saves a checkpoint; "
             "once more to stop at once"
         )
         for ref in self._running:

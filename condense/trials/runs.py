@@ -267,8 +267,8 @@ def _run_arms(job: Job) -> Runs:
         overhead=job.overhead,
         before=read_run(before, training.seed, schedule),
         arms={
-            name: {s: read_run(folder, s, schedule) for s, folder in of.items() if is_done(folder, prints[name])}
-            for name, of in folders.items()
+            name: {s: read_run(path, s, schedule) for s, path in by_seed.items() if is_done(path, prints[name])}
+            for name, by_seed in folders.items()
         },
         costs=costs,
         unavailable=unavailable,

@@ -11,6 +11,7 @@ import pytest
 from condense.errors import UsageError
 from condense.records.base import Again, Estimate
 from condense.records.learning import Scores, crossing, timing_sentence
+from condense.records.options import ModelOptions
 from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.serial import decode
 from condense.records.trial import ArmResult
@@ -19,6 +20,7 @@ from condense.training import prepare
 from condense.training.arm_names import parse_arms
 from condense.training.loop import InterruptedRunError, Trained
 from condense.trials import arm_run, runs
+from condense.trials.arm_run import ArmRunInput, Watch
 from condense.trials.folder import Run
 from condense.trials.learning import curve_of, learning_findings, learning_of, run_curve
 from condense.trials.run import trial
@@ -178,6 +180,27 @@ def test_runs_of_an_earlier_version_have_no_curve():
     assert (
         curve_of(run, 400, 1000).step == () and run_curve(run, 400) is None and learning_of({}, {}, 1000, LEAST) is None
     )
+
+
+def test_tasks_are_measured_before_the_model_learns_the_next_text(monkeypatch, tmp_path):
+    """The next text is trained in place: tasks after it would be those of another model."""
+    order, weights = [], SimpleNamespace(info=None, trained=False)
+
+    def learn(run, current, texts, watch):
+        current.trained = True
+
+    def evaluate(current, tasks, **more):
+        order.append(("tasks", current.trained))
+        return ()
+
+    monkeypatch.setattr(arm_run, "_measure_beyond", learn)
+    monkeypatch.setattr(arm_run, "evaluate", evaluate)
+    monkeypatch.setattr(arm_run, "analyze", lambda *given, **more: SimpleNamespace(to_json=lambda path: None))
+    monkeypatch.setattr(arm_run, "replace", lambda value, **changes: value)
+    run = ArmRunInput(ArmSpec("control", "control"), 0, Plan(), "m", ModelOptions(), tmp_path, "", "title")
+    texts = SimpleNamespace(validation=None, probe=None)
+    arm_run.measure(run, weights, texts, SimpleNamespace(names=("piqa",)), Watch())
+    assert order == [("tasks", False)] and weights.trained
 
 
 @pytest.mark.slow

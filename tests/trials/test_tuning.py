@@ -47,6 +47,9 @@ def test_a_setting_is_named_once_and_the_seed_is_none_of_the_trials():
         TrialPlan(tune_text="other.txt")
     with pytest.raises(UsageError, match="seeds"):
         TrialPlan(seeds=1001, tune=TUNE)
+    with pytest.raises(UsageError, match="leaves no seed for the search") as refused:
+        TrialPlan(training=Plan(seed=2**32 - 1000), tune=TUNE)
+    assert TrialPlan(training=Plan(seed=int(refused.value.hint.split()[-1])), tune=TUNE).tuning_seed == 2**32 - 1
     plan = TrialPlan(seeds=1000, training=Plan(seed=5), tune=TUNE)
     assert plan.tuning_seed not in range(5, 5 + plan.seeds)
 

@@ -29,10 +29,10 @@ def then_learned(trial: Trial) -> list[tuple[ArmResult, Learning]]:
 
 def clock_words(trial: Trial) -> str:
     """What the seconds are; empty without curves."""
-    found = learned(trial)
-    if not found:
+    arms = learned(trial)
+    if not arms:
         return ""
-    processor = any(one.clock == "processor" for _, one in found)
+    processor = any(one.clock == "processor" for _, one in arms)
     kind = "processor time of the training, over its threads" if processor else "wall clock of the training"
     return f"Seconds: {kind}, without evaluations and saving; in the control without reading the cosine"
 
@@ -42,10 +42,10 @@ def clock_words(trial: Trial) -> str:
 
 def learning_figures(trial: Trial, looks: Mapping[str, Look]) -> list[Figure]:
     """Bits per byte of every arm and its difference to the control, over tokens and seconds; of the next text too."""
-    found, then, made = learned(trial), then_learned(trial), []
-    if found:
-        made += [_own(found, looks, "tokens"), _changes(trial, found, looks, "tokens")]
-        made += [_own(found, looks, "seconds"), _changes(trial, found, looks, "seconds")]
+    arms, then, made = learned(trial), then_learned(trial), []
+    if arms:
+        made += [_own(arms, looks, "tokens"), _changes(trial, arms, looks, "tokens")]
+        made += [_own(arms, looks, "seconds"), _changes(trial, arms, looks, "seconds")]
     if then:
         made += [_own(then, looks, "next"), _changes(trial, then, looks, "next")]
     return [figure for figure in made if figure is not None]
@@ -58,13 +58,13 @@ _OWN = {
 }
 
 
-def _own(found: Sequence[tuple[ArmResult, Learning]], looks: Mapping[str, Look], over: str) -> Figure:
+def _own(arms: Sequence[tuple[ArmResult, Learning]], looks: Mapping[str, Look], over: str) -> Figure:
     """Bits per byte of every arm; bands are over seeds."""
     series = []
-    for arm, one in reversed(found):  # the legend turns them round again
+    for arm, one in reversed(arms):  # the legend turns them round again
         at = tuple(map(float, one.own_seconds if over == "seconds" else one.tokens))
         series.append(looks[arm.spec.name].curve(one.own, digits_of(KEY), marks=MARKS, at=at))
-    ends = ", ".join(f"{arm.spec.name} {number(one.own[-1].value, digits_of(KEY))}" for arm, one in found)
+    ends = ", ".join(f"{arm.spec.name} {number(one.own[-1].value, digits_of(KEY))}" for arm, one in arms)
     title, text = _OWN[over]
     words = f"{text}; mean over the seeds, bands are 95 % over seeds. At the end: {ends}."
     return Figure(
@@ -73,11 +73,11 @@ def _own(found: Sequence[tuple[ArmResult, Learning]], looks: Mapping[str, Look],
 
 
 def _changes(
-    trial: Trial, found: Sequence[tuple[ArmResult, Learning]], looks: Mapping[str, Look], over: str
+    trial: Trial, arms: Sequence[tuple[ArmResult, Learning]], looks: Mapping[str, Look], over: str
 ) -> Figure | None:
     """Arm − control at equal tokens or after equal seconds, with the control as the line at 0."""
     series = []
-    for arm, one in reversed(found):
+    for arm, one in reversed(arms):
         values: Sequence[Estimate] = one.timed if over == "seconds" else one.changes
         if any(value.value is not None for value in values):
             at = tuple(map(float, one.seconds if over == "seconds" else one.tokens))
@@ -88,19 +88,19 @@ def _changes(
     zone = (-least, least) if least and over != "next" else None
     chart = _chart(f"changes-{over}", CHANGE, series, over, edges=((0.0, "control"),), zone=zone)
     if over != "seconds":
-        ends = [f"{arm.spec.name} {difference(one.changes[-1], digits_of(KEY))}" for arm, one in found if one.changes]
+        ends = [f"{arm.spec.name} {difference(one.changes[-1], digits_of(KEY))}" for arm, one in arms if one.changes]
         words = "Below 0 an arm is ahead of the control after as many tokens; bands are 95 % over seeds and documents. "
         title = "Early or final effect?" if over == "tokens" else "The next text, against the control"
-        return Figure(chart, title, f"{words}At the end: {'; '.join(ends)}.", over == "tokens", _is_still(found, over))
-    ends = [f"{arm.spec.name} {difference(one.timed[-1], digits_of(KEY))}" for arm, one in found if one.timed]
+        return Figure(chart, title, f"{words}At the end: {'; '.join(ends)}.", over == "tokens", _is_still(arms, over))
+    ends = [f"{arm.spec.name} {difference(one.timed[-1], digits_of(KEY))}" for arm, one in arms if one.timed]
     words = f"After as many seconds as the control had, at its end: {'; '.join(ends)}. {_HELD}"
     return Figure(chart, "The same, after equal time", words, wide=False, still=True)
 
 
-def _is_still(found: Sequence[tuple[ArmResult, Learning]], over: str) -> bool:
+def _is_still(arms: Sequence[tuple[ArmResult, Learning]], over: str) -> bool:
     """Whether a static drawing has to do, so that the page stays below 2.3 MB: the smaller ones, and many arms."""
-    runs = sum(len(arm.runs) for arm, _ in found)  # each has a row in a table of its own
-    return over != "tokens" or len(found) > MOST_ARMS or runs > MOST_RUNS
+    runs = sum(len(arm.runs) for arm, _ in arms)  # each has a row in a table of its own
+    return over != "tokens" or len(arms) > MOST_ARMS or runs > MOST_RUNS
 
 
 def _chart(
@@ -112,7 +112,7 @@ def _chart(
     edges: tuple[tuple[float, str], ...] = (),
     zone: tuple[float, float] | None = None,
 ) -> Chart:
-    last = max(place for one in series for place in one.at)
+    last = max(position for one in series for position in one.at)
     axis = Axis(title="seconds of training" if over == "seconds" else "tokens trained on", at=series[0].at)
     axis = Axis(title=axis.title, at=axis.at, span=(0.0, 1.025 * last))
     span = padded([*known_values(series), *([0.0, *zone] if zone else [0.0] if edges else [])])
@@ -154,14 +154,14 @@ def tuning_table(trial: Trial) -> Table | None:
 
 def learning_table(trial: Trial) -> Table | None:
     """An arm a row: its difference in each quarter and at the end, after equal time, and how soon it is there."""
-    found = [(arm, one) for arm, one in learned(trial) if one.looks]
-    if not found:
+    arms = [(arm, one) for arm, one in learned(trial) if one.looks]
+    if not arms:
         return None
-    names = list(dict.fromkeys(look.name for _, one in found for look in one.looks))
+    names = list(dict.fromkeys(look.name for _, one in arms for look in one.looks))
     heads = [Column(name) for name in names] + [Column("equal time", full="end, after equal time")]
     heads += [Column("to its end ÷ control", full="to the control’s final value ÷ control")]
     rows = []
-    for arm, one in found:
+    for arm, one in arms:
         by_name = {look.name: look for look in one.looks}
         cells = [_look(by_name[name].change, by_name[name].word) if name in by_name else EMPTY for name in names]
         cells.append(_look(one.timed[-1], one.timed_word))
