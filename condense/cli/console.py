@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED, TERMINATED = 130, 143
 INTERNAL = 4
+_SPEAKING = 0.5  # seconds for the first process to say what failed: torchrun ends it once another has exited
 
 
 @dataclass
@@ -146,6 +148,7 @@ def explain(error: BaseException) -> int:
     """Say a failure in one line, or two with what to do about it; returns its exit code."""
     told = as_condense_error(error)
     if MANNER.rank and told.shared:
+        time.sleep(_SPEAKING)
         return told.exit_code
     say(f"condense: {str(told).replace(chr(10), ' ')}")
     if told.hint:

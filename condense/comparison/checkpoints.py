@@ -66,8 +66,8 @@ def step_in_run(name: str) -> int | None:
     if step is None and (number := _NUMBER.match(bare)):
         step = int(number.group(1))
     if step is None:
-        found = _STEP_WITH_MORE.findall(bare)
-        named = [digits for word, digits in found if word not in ("checkpoint", "ckpt")] or [d for _, d in found]
+        pairs = _STEP_WITH_MORE.findall(bare)
+        named = [digits for word, digits in pairs if word not in ("checkpoint", "ckpt")] or [d for _, d in pairs]
         step = int(named[-1]) if named else None
     return step
 
@@ -163,7 +163,7 @@ def read_run(folder: Path) -> tuple[Path, list[Entry], list[str]]:
 
 def _with_steps(folder: Path) -> list[tuple[int, Path]]:
     """What in a folder has a step in its name: folders, saved runs, and files of torch; no unfinished ones or links."""
-    found = []
+    named = []
     for path in sorted(folder.iterdir()):
         kind = path.is_dir() or path.suffix in (".json", *_TORCH)
         name = path.name.removesuffix(path.suffix) if path.suffix in _TORCH else path.name
@@ -171,8 +171,8 @@ def _with_steps(folder: Path) -> list[tuple[int, Path]]:
             step = step_in_run(name)
             bare = _NUMBER.match(name.removesuffix(".json")) is not None
             if step is not None and not (bare and path.is_dir() and not _holds_model(path)):
-                found.append((step, path))
-    return found
+                named.append((step, path))
+    return named
 
 
 def _holds_model(folder: Path) -> bool:
@@ -183,7 +183,7 @@ def _without_steps(folder: Path, entries: Sequence[Entry]) -> tuple[list[Entry],
     """What has no step in its name: used where `trainer_state.json` says its step, else left out with the reason."""
     taken = {entry.step: entry.name for entry in entries}
     targets = {Path(entry.path).resolve(): entry.name for entry in entries}
-    found, left_out = [], []
+    used, left_out = [], []
     others = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name not in taken.values()]
     for path in [*others, folder]:
         name = path.name if path != folder else "the model in the folder itself"
@@ -200,10 +200,10 @@ def _without_steps(folder: Path, entries: Sequence[Entry]) -> tuple[list[Entry],
             if step is not None and step not in taken:
                 taken[step] = name
                 own = "final" if path == folder else path.name
-                found.append(Entry(f"{own}-step-{step}", step, str(path)))
+                used.append(Entry(f"{own}-step-{step}", step, str(path)))
             else:
                 left_out.append(f"{name} is left out: {reason or f'step {step} is {taken[step or 0]}'}")
-    return found, left_out
+    return used, left_out
 
 
 def _step_of_state(folder: Path) -> tuple[int | None, str]:
@@ -232,9 +232,9 @@ def _runs_below(folder: Path) -> list[Path]:
     level = [folder]
     for _ in range(3):
         level = [path for one in level for path in sorted(one.iterdir()) if path.is_dir() and not path.is_symlink()]
-        found = [path for path in level if not path.name.startswith(".") and _with_steps(path)]
-        if found:
-            return found
+        runs = [path for path in level if not path.name.startswith(".") and _with_steps(path)]
+        if runs:
+            return runs
     return []
 
 
@@ -267,7 +267,7 @@ def model_inside(path: Path) -> Path:
     level = [path]
     for _ in range(2):
         level = [inner for one in level for inner in sorted(one.iterdir()) if inner.is_dir() and not inner.is_symlink()]
-        found = [inner for inner in level if is_model(inner)]
-        if found:
-            return found[0] if len(found) == 1 else path
+        models = [inner for inner in level if is_model(inner)]
+        if models:
+            return models[0] if len(models) == 1 else path
     return path

@@ -217,7 +217,7 @@ class MeasuredHere:
     def __init__(self, text: str | Path | None, options: ModelOptions, given: Windows | None = None) -> None:
         self._text, self._options, self._given = text, options, given
 
-    def __call__(self, candidate: Candidate, settings: CompareOptions, place: tuple[int, int]) -> Diagnosis:
+    def __call__(self, candidate: Candidate, settings: CompareOptions, position: tuple[int, int]) -> Diagnosis:
         """The diagnosis of a candidate."""
         from condense.diagnosis.run import analyze
 

@@ -129,8 +129,8 @@ def ranks_of(spectra: Sequence[Spectra]) -> list[dict[str, float]]:
             for key, form in one.forms.items()
             if (key != "entropy_rank") == roots
         ]
-        found = perplexities([form for *_, form in wanted], roots=roots)
-        for (number, key, _), value in zip(wanted, found, strict=True):
+        values = perplexities([form for *_, form in wanted], roots=roots)
+        for (number, key, _), value in zip(wanted, values, strict=True):
             made[number][key] = value
     return made
 

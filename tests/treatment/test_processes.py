@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from condense.cli.app import app
-from condense.cli.console import Terminated
+from condense.cli.console import MANNER, Terminated, explain
 from condense.cli.measure import together_if
 from condense.diagnosis import distributed
 from condense.diagnosis.distributed import Ranks, failing_together, have_all_failed, is_alone
@@ -197,6 +197,20 @@ def test_a_comparison_that_fails_in_all_is_told_by_the_first(store: Store, monke
             raise UnavailableError("no such file", "give one")
         told.append((caught.value.shared, caught.value.exit_code))
     assert told == [(False, 3), (True, 3)]
+
+
+def test_a_process_that_keeps_quiet_lets_the_first_speak(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun ends the first as soon as another has exited."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    error = UnavailableError("no such file", "give one")
+    error.shared = True
+    for rank, lines in ((0, 2), (1, 0)):
+        monkeypatch.setattr(MANNER, "rank", rank)
+        assert explain(error) == 3 and capsys.readouterr().err.count("\n") == lines
+    assert len(waited) == 1 and waited[0] >= 0.5
 
 
 def test_ctrl_c_in_all_stays_that(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
