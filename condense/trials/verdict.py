@@ -6,6 +6,7 @@ penalty beside cross-entropy, how far training alone moved the control, and the 
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -126,25 +127,23 @@ def _headline(arms: Sequence[ArmResult], seeds: int) -> tuple[Literal["good", "w
         return "info", "No arm could be compared with the control", "See below what went wrong."
     if seeds < MIN_SEEDS and all(arm.verdict_reason for arm in arms):
         covers = f" ({arms[0].effect.covers})" if arms[0].effect and seeds == 1 else ""
-        return (
-            "info",
-            f"No word on any arm: {arms[0].verdict_reason}{covers}",
-            ("What other seeds would give is not known yet; the numbers of each seed stand in the tables."),
-        )
-    fell = [arm for arm in arms if arm.verdict == "dispersed"]
-    groups = [(_spread_words(quality), [arm for arm in fell if arm.quality == quality]) for quality in _QUALITIES]
-    costly = [arm for arm in arms if arm.verdict == "dispersed-at-a-cost"]
-    groups.append(("spread the representation, at a cost in language modelling", costly))
-    groups.append(("condensed it further", [arm for arm in arms if arm.verdict == "condensed-further"]))
-    spread = [*fell, *costly]
+        why = "What other seeds would give is not known yet; the numbers of each seed stand in the tables."
+        return "info", f"No word on any arm: {arms[0].verdict_reason}{covers}", why
+    spread = [arm for arm in arms if arm.verdict in ("dispersed", "dispersed-at-a-cost")]
+    groups = [
+        (_spread_words(quality, rescaled), [a for a in spread if a.quality == quality and _is_rescaled(a) is rescaled])
+        for quality, rescaled in itertools.product(_QUALITIES, (False, True))
+    ]
     others = [arm for arm in arms if arm not in spread]
     groups += [
+        ("condensed it further", [arm for arm in arms if arm.verdict == "condensed-further"]),
         ("predicts the texts worse", [arm for arm in others if arm.quality == "worse"]),
         ("predicts the texts better", [arm for arm in others if arm.quality == "improved"]),
     ]
     parts = [f"{_names(group)} {_agreeing(words, group)}" for words, group in groups if group]
     if spread:
-        good = any(arm.quality in ("improved", "held") and arm.opened in ("cone opened", "both") for arm in fell)
+        good = any(arm.quality in ("improved", "held") and arm.opened in ("cone opened", "both") for arm in spread)
+        costly = any(arm.quality == "worse" for arm in spread)
         why = f"Every difference is to the control under the same seed, over {seeds} seeds. {_opened(spread)}"
         return "good" if good else "warning" if costly else "info", "; ".join(parts), why
     small = all(arm.verdict == "too-small-to-count" for arm in arms)
@@ -161,15 +160,18 @@ def _headline(arms: Sequence[ArmResult], seeds: int) -> tuple[Literal["good", "w
     return "warning" if bad else "info", "; ".join(parts), nothing + "." if narrowed else why
 
 
-_QUALITIES: tuple[QualityWord, ...] = ("improved", "held", "not shown to be held", "not measured")
+_QUALITIES: tuple[QualityWord, ...] = ("improved", "held", "not shown to be held", "not measured", "worse")
 
 
-def _spread_words(quality: QualityWord) -> str:
-    return {
-        "improved": "spread the representation and improved quality",
-        "held": "spread the representation and held quality",
-        "not measured": "spread the representation; quality was not measured",
-    }.get(quality, "spread the representation; quality is not shown to be held")
+def _is_rescaled(arm: ArmResult) -> bool:
+    return arm.opened == "three dimensions rescaled"
+
+
+def _spread_words(quality: QualityWord, rescaled: bool) -> str:
+    known = {"improved": " and improved quality", "held": " and held quality"}
+    known |= {"not measured": "; quality was not measured", "worse": ", at a cost in language modelling"}
+    how = " by rescaling three dimensions" if rescaled else ""
+    return f"spread the representation{how}{known.get(quality, '; quality is not shown to be held')}"
 
 
 def _opened(arms: Sequence[ArmResult]) -> str:

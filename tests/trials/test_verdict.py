@@ -284,6 +284,10 @@ def test_the_first_finding_names_what_helped():
 def test_three_dimensions_rescaled_are_no_good_news():
     rescaled = arm("d=1", effect(FALL, without=SMALL), 1.0)
     assert rescaled.opened == "three dimensions rescaled" and found([rescaled])["trial"].severity != "good"
+    title = found([rescaled, arm("d=3", effect(FALL, COSTLY), 3.0), arm("d=2", effect(FALL), 2.0)])["trial"].title
+    assert "d=1 spread the representation by rescaling three dimensions and held quality" in title
+    assert "d=2 spread the representation and held quality" in title
+    assert "d=3 spread the representation, at a cost in language modelling" in title
 
 
 def test_few_seeds_are_said_in_the_headline():
