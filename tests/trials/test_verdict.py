@@ -14,7 +14,7 @@ from condense.records.treatment import Curve, Power, Word
 from condense.records.trial import ArmEffect, ArmResult, ArmRun, Rank, SeedEffect
 from condense.report.trial.tables import recommendation
 from condense.training.arm_names import parse_arms
-from condense.trials.doses import control_moved, dose_responses, longer_training, next_dose
+from condense.trials.doses import control_moved, deciding_change, dose_responses, longer_training, next_dose
 from condense.trials.verdict import arm_verdict, power_before, trial_findings, unranked
 
 MODEL = ModelInfo("tiny", "LlamaForCausalLM", "causal", 1000, 32, 3, "float32", "safetensors")
@@ -253,6 +253,10 @@ def test_without_a_recommendation_the_one_change_that_would_decide_is_named():
     falls = decided(FALL, COSTLY, learning=learned)
     assert "a coefficient that falls to 0 would decide" in falls.title and "+linear:0.25=1" in falls.next
     assert "better in the first quarter" in falls.why
+    lossy = arm("d=1", effect(FALL, COSTLY), 1.0, learning=learned)
+    (dose,), falling = dose_responses([lossy]), Plan(coefficient_schedule="linear")
+    change = deciding_change(dose, [lossy], falling, 30, None, Again("condense trial m -o o"))
+    assert change.what == "a lower coefficient", "it falls already"
 
 
 def test_arms_of_another_schedule_are_another_curve():
