@@ -69,11 +69,26 @@ def find(arguments: Sequence[str | Path], revisions: Sequence[str] = (), *, as_m
                 f"there is nothing to compare {names[0]} with", "name two or more, or a folder of checkpoint-*"
             )
         return candidates
+    if not as_models:
+        _refuse_runs_beside_others(names)
     candidates = [candidate for argument in names for candidate in _readable(argument)]
     if len(candidates) < 2:
         raise UsageError("compare needs two or more", "condense compare A B: models, checkpoints or saved runs")
     _refuse_too_few(candidates)
     return _with_distinct_names(_on_one_text(candidates))
+
+
+def _refuse_runs_beside_others(names: Sequence[str]) -> None:
+    """UsageError for a folder of checkpoints beside something that is no run, naming that: it may be misspelt."""
+    runs = [name for name in names if is_run(expanded(name))]
+    run = next((name for name in runs if not checkpoints.is_model(expanded(name))), None)
+    other = next((name for name in names if name not in runs), None)
+    if run is not None and other is not None:
+        what = "holds no checkpoints with steps" if expanded(other).exists() else "is no folder here"
+        raise UsageError(
+            f"{run} holds the checkpoints of a run, and {other} {what}",
+            "compare a run alone or with other runs, or name its checkpoints one by one; a hub id needs --revisions",
+        )
 
 
 def _readable(argument: str) -> list[Candidate]:

@@ -223,7 +223,7 @@ def _cone_numbers(pair: Paired, members: Sequence[Member]) -> str:
         f"{number(last.deep['mean_cosine'], 3)}, difference {signed(change_of(last, 'mean_cosine'), 3)}"
     )
     largest = max(pair.members, key=lambda member: abs(change_of(member, "mean_cosine").value or 0.0))
-    if largest is not last:
+    if abs(change_of(largest, "mean_cosine").value or 0.0) > abs(change_of(last, "mean_cosine").value or 0.0):
         seen += f"; largest at step {largest.step}, {signed(change_of(largest, 'mean_cosine'), 3)}"
     return f"{seen} (counts from {LEAST:g})"
 

@@ -238,6 +238,18 @@ def test_a_folder_with_a_model_and_checkpoints_is_either(tmp_path: Path) -> None
     assert [c.place for c in find([other, runs[0]])] == [str(other), str(runs[0])]  # not all are runs
 
 
+@pytest.mark.parametrize(
+    ("name", "what"), [("contrl", "is no folder here"), ("empty", "holds no checkpoints with steps")]
+)
+def test_what_is_no_run_beside_a_run_is_named(tmp_path: Path, name: str, what: str) -> None:
+    """A misspelt second run had the first one refused."""
+    model_folder(tmp_path / "run" / "checkpoint-1")
+    (tmp_path / "empty").mkdir()
+    for names in ([tmp_path / "run", tmp_path / name], [tmp_path / name, tmp_path / "run"]):
+        with pytest.raises(UsageError, match=f"holds the checkpoints of a run, and .*{name} {what}"):
+            find(names)
+
+
 # --- the record -------------------------------------------------------------------------------------------
 
 
@@ -297,6 +309,11 @@ def test_worse_quality_and_a_crossing_are_in_the_headline(llama: Diagnosis, tmp_
     assert (main.id, main.severity) == ("runs-cross", "warning")
     assert "is less condensed than control at step 4 alone and more condensed at step 1 alone" in main.title
     assert "predicts the texts worse at all 3 steps" in main.title
+
+
+def test_the_largest_of_equal_differences_is_not_named_beside_the_last(llama: Diagnosis, tmp_path: Path) -> None:
+    runs = [saved_run(llama, tmp_path / name, {1: 0.0, 2: 0.0}, seed=3) for name in "ab"]
+    assert "largest" not in compare(*runs).findings[0].seen
 
 
 def test_runs_without_a_common_step_are_drawn_and_not_compared(llama: Diagnosis, tmp_path: Path) -> None:
