@@ -127,7 +127,7 @@ def prepare_text(
 def with_texts(made: Prepared, opened: Checkpoint, column: str, plan: Plan, more: TrialPlan) -> Prepared:
     """The text of another domain and the next one, as a trial asks for them.
 
-    UsageError for a masked model, which has no bits per byte.
+    UsageError where there are no bits per byte: for a masked model, and for a tokenizer without offsets.
     """
     if (more.other_text or more.then_text) and made.masked:
         raise UsageError(
@@ -135,7 +135,9 @@ def with_texts(made: Prepared, opened: Checkpoint, column: str, plan: Plan, more
         )
     if more.other_text is not None:
         documents = apart(documents_of(more.other_text, column), made.parts, "--other-text")
-        made = replace(made, other=held_out(made.validation, opened, documents, plan, "text of another domain"))
+        other = held_out(made.validation, opened, documents, plan, "text of another domain")
+        _refuse_without_bytes(other.windows, "--other-text")
+        made = replace(made, other=other)
     if more.then_text is None:
         return made
     parts = split(apart(documents_of(more.then_text, column), made.parts, "--then-text"), plan.seed)
@@ -153,7 +155,14 @@ def with_texts(made: Prepared, opened: Checkpoint, column: str, plan: Plan, more
         notes=(*parts.notes, *rows.notes),
     )
     held = held_out(made.validation, opened, tuple(parts.validation), plan, "the next text")
+    _refuse_without_bytes(held.windows, "--then-text")
     return replace(made, then=NextText(parts, rows, held.windows, schedule))
+
+
+def _refuse_without_bytes(measured: Windows, flag: str) -> None:
+    if not all(measured.predicted_bytes):
+        reason = "the tokenizer gives no offsets into the text"
+        raise UsageError(f"{flag} needs bits per byte, and {reason}", "leave it out")
 
 
 def halved(parts: Split) -> tuple[Split, tuple[Document, ...]]:

@@ -16,9 +16,11 @@ from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.serial import decode
 from condense.records.trial import ArmResult
 from condense.report.trial.learning import learning_lines
+from condense.texts.documents import Document
 from condense.training import prepare
 from condense.training.arm_names import parse_arms
 from condense.training.loop import InterruptedRunError, Trained
+from condense.training.rows import Rows, Split
 from condense.trials import arm_run, runs
 from condense.trials.arm_run import ArmRunInput, Watch
 from condense.trials.folder import Run
@@ -248,6 +250,22 @@ def test_final_models_are_scored_on_another_domain_and_learn_the_next_text(tiny,
     without = trial(tiny("llama"), texts[:40], out, replace(plan, other_text=None, then_text=None, then_steps=None),
                     device="cpu", resume=True)  # fmt: skip
     assert without.arms[1].other is None and without.arms[1].runs == made.arms[1].runs, "nothing is trained again"
+
+
+@pytest.mark.parametrize("flag", ["--other-text", "--then-text"])
+def test_texts_without_bytes_are_refused_before_anything_is_trained(flag, monkeypatch):
+    """A tokenizer without offsets: the difference in bits per byte would be no number, at the end of all runs."""
+    documents = [Document(str(number), f"text {number}") for number in range(4)]
+    windows = SimpleNamespace(predicted_bytes=(None, None))
+    monkeypatch.setattr(prepare, "documents_of", lambda *given: documents)
+    monkeypatch.setattr(prepare, "held_out", lambda *given: SimpleNamespace(windows=windows))
+    monkeypatch.setattr(prepare, "replace", lambda value, **changes: value)
+    rows, schedule = SimpleNamespace(length=8, notes=()), SimpleNamespace(steps=4, tokens_per_step=8)
+    made = SimpleNamespace(masked=False, parts=Split([], []), rows=rows, schedule=schedule, validation=None)
+    monkeypatch.setattr(prepare, "training_rows", lambda *given: Rows([], 8, True))
+    more = TrialPlan(**{flag[2:].replace("-", "_"): "a.txt"})
+    with pytest.raises(UsageError, match=f"{flag} needs bits per byte, and the tokenizer gives no offsets"):
+        prepare.with_texts(made, None, "text", Plan(), more)
 
 
 def test_texts_that_a_trial_cannot_take_are_refused():
