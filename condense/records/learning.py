@@ -118,11 +118,15 @@ class TextScores:
 
 @dataclass(frozen=True)
 class Beyond:
-    """What a run's final model did on other texts: scored on one, trained further on another (step 0 first)."""
+    """What a run's final model did on other texts: scored on one, trained further on another (step 0 first).
+
+    `then_settings`: peak rate and warm-up of that training, the control's; empty in runs of earlier versions.
+    """
 
     other: TextScores | None = None
     then: Scores | None = None
     then_sha256: str = ""
+    then_settings: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,8 @@ def _measure_beyond(run: ArmRunInput, current: Checkpoint, texts: Prepared, watc
     if then is not None and run.then is not None:
         watch.on_phase("the next text")
         made = replace(made, then=_learn_next(run, run.then, current, then, watch))
-        made = replace(made, then_sha256=then.windows.info.windows_sha256)
+        settings = (run.then.peak_rate, run.then.warmup)
+        made = replace(made, then_sha256=then.windows.info.windows_sha256, then_settings=settings)
     write_text(run.folder / "beyond.json", json.dumps(encode(made), allow_nan=False))
 
 

@@ -124,19 +124,27 @@ def _run_curves(runs: Mapping[int, Run], steps: int) -> dict[int, RunCurve]:
 def _then(
     arm: Mapping[int, Run], control: Mapping[int, Run], runs: Runs, tolerance: float, compared: int
 ) -> Learning | None:
-    """How fast the final models of an arm learn the next text."""
+    """How fast the final models of an arm learn the next text.
+
+    None for runs that did so for other steps, or with other settings than the control's (another choice of --tune).
+    """
     if runs.texts is None or runs.texts.then is None:
         return None
-    windows = runs.texts.then.windows
+    windows, steps = runs.texts.then.windows, runs.texts.then.schedule.steps
     sizes, sha = np.array(windows.predicted_bytes, dtype=np.float64), windows.info.windows_sha256
 
     def curve(scores: Scores) -> RunCurve:
         bits = np.array(scores.nats) / np.log(2)
         return RunCurve(scores.step, np.array(scores.seconds), bits, sizes, windows.info.documents, scores.clock)
 
+    def is_alike(seed: int, settings: tuple[float, ...]) -> bool:
+        theirs = control[seed].beyond.then_settings if seed in control else ()
+        return not settings or not theirs or settings == theirs
+
     def curves(made: Mapping[int, Run]) -> dict[int, RunCurve]:
-        known = {seed: run.beyond.then for seed, run in made.items() if run.beyond.then_sha256 == sha}
-        return {seed: curve(scores) for seed, scores in known.items() if scores is not None}
+        known = {seed: run.beyond for seed, run in made.items() if run.beyond.then_sha256 == sha}
+        alike = {seed: one.then for seed, one in known.items() if is_alike(seed, one.then_settings)}
+        return {seed: curve(scores) for seed, scores in alike.items() if scores and scores.step[-1] == steps}
 
     mine, theirs = curves(arm), curves(control)
     ends = [float(one.per_byte[-1]) for one in theirs.values()]

@@ -10,7 +10,7 @@ import pytest
 
 from condense.errors import UsageError
 from condense.records.base import Again, Estimate
-from condense.records.learning import Scores, crossing, timing_sentence
+from condense.records.learning import Beyond, Scores, crossing, timing_sentence
 from condense.records.options import ModelOptions
 from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.serial import decode
@@ -21,7 +21,7 @@ from condense.training import prepare
 from condense.training.arm_names import parse_arms
 from condense.training.loop import InterruptedRunError, Trained
 from condense.training.rows import Rows, Split
-from condense.trials import arm_run, runs
+from condense.trials import arm_run, learning, runs
 from condense.trials.arm_run import ArmRunInput, Watch
 from condense.trials.folder import Run
 from condense.trials.learning import curve_of, learning_findings, learning_of, run_curve
@@ -203,6 +203,28 @@ def test_tasks_are_measured_before_the_model_learns_the_next_text(monkeypatch, t
     texts = SimpleNamespace(validation=None, probe=None)
     arm_run.measure(run, weights, texts, SimpleNamespace(names=("piqa",)), Watch())
     assert order == [("tasks", False)] and weights.trained
+
+
+def test_what_was_trained_otherwise_on_the_next_text_is_not_compared():
+    """A resumed trial with other --then-steps, or whose control was given another rate by --tune."""
+    windows = SimpleNamespace(
+        predicted_bytes=(BYTES,) * 4, info=SimpleNamespace(windows_sha256="w", documents=(0, 0, 1, 1))
+    )
+    then = SimpleNamespace(windows=windows, schedule=SimpleNamespace(steps=6))
+    runs_ = SimpleNamespace(texts=SimpleNamespace(then=then), schedule=SimpleNamespace(tokens_per_step=10))
+
+    def made(last=6, settings=(1e-3, 0.2), shift=0.0):
+        nats = tuple((70.0 - step + shift,) * 4 for step in (0, 3, last))
+        scores = Scores((0, 3, last), (0.0, 1.0, 2.0), nats, 2.0, "processor")
+        return {0: SimpleNamespace(beyond=Beyond(None, scores, "w", settings))}
+
+    def compared(arm):
+        return learning._then(arm, made(), runs_, 0.005, 1)
+
+    alike = compared(made(shift=1.0))
+    assert alike.changes[-1].value == pytest.approx(1 / np.log(2) / BYTES)
+    assert compared(made(last=12)) is None and compared(made(settings=(3e-3, 0.2))) is None
+    assert compared(made(settings=())) is not None, "a run of an earlier version"
 
 
 @pytest.mark.slow
