@@ -58,11 +58,9 @@ def run_looks(comparison: Comparison) -> dict[str, Look]:
 
 def at_last_common_step(comparison: Comparison) -> Comparison:
     """The runs at the last step that all have, as a comparison of models; of each run's last where there is none."""
-    runs = runs_of(comparison)
-    shared = set.intersection(*({member.step for member in own} for own in runs.values()))
-    chosen = []
-    for name, own in runs.items():
-        member = next((m for m in own if shared and m.step == max(step or 0 for step in shared)), own[-1])
+    step, chosen = common_step(comparison), []
+    for name, own in runs_of(comparison).items():
+        member = next((m for m in own if step is not None and (m.step or 0) == step), own[-1])
         chosen.append(replace(member, name=name, step=None, run=None))
     kind: Kind = "pair" if len(chosen) == 2 else "family"
     return replace(comparison, members=tuple(chosen), kind=kind, overlay=None)
