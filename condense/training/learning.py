@@ -6,6 +6,7 @@ is not counted. What it has is kept in Trainer's log history, which survives a r
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from condense.diagnosis.quality import Scorer, score_passage
+from condense.errors import RunError
 from condense.models.checkpoint import Checkpoint
 from condense.models.layers import input_device, unwrapped
 from condense.records.learning import Scores
@@ -52,21 +54,27 @@ class WindowScore:
     windows: Windows
     by_passage: bool = False
 
-    @torch.inference_mode()
     def __call__(self, model: Any) -> list[float]:
-        """Score every window; the model is put into evaluation mode and back."""
+        """Score every window; the model is put into evaluation mode and back. RunError for a non-finite loss."""
         was = model.training
         model.eval()
         try:
-            if self.by_passage:
-                current = replace(self.source, model=model)
-                return [score_passage(current, context, text)[0] for context, text in self.windows.passages]
-            inner, windows = unwrapped(model), self.windows
-            scorer, device = Scorer(inner, "causal", None, None, 0), input_device(inner)
-            pairs = zip(windows.ids.to(device), windows.special.to(device), strict=True)
-            return [scorer.from_model(index, ids, special).nats for index, (ids, special) in enumerate(pairs)]
+            scores = self._nats(model)
         finally:
             model.train(was)
+        if not all(map(math.isfinite, scores)):
+            raise RunError(f"non-finite loss on {self.windows.info.source}", "lower the learning rate")
+        return scores
+
+    @torch.inference_mode()
+    def _nats(self, model: Any) -> list[float]:
+        if self.by_passage:
+            current = replace(self.source, model=model)
+            return [score_passage(current, context, text)[0] for context, text in self.windows.passages]
+        inner, windows = unwrapped(model), self.windows
+        scorer, device = Scorer(inner, "causal", None, None, 0), input_device(inner)
+        pairs = zip(windows.ids.to(device), windows.special.to(device), strict=True)
+        return [scorer.from_model(index, ids, special).nats for index, (ids, special) in enumerate(pairs)]
 
 
 @dataclass(frozen=True)

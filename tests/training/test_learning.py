@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from condense.diagnosis.run import analyze
+from condense.errors import RunError
 from condense.texts.windows import windows
+from condense.training import learning
 from condense.training.learning import Clock, Evaluation, WindowScore, default_points, evaluated_steps
 
 
@@ -24,6 +26,16 @@ def test_a_model_in_training_is_scored_as_it_would_be_measured(opened):
         assert model.training and torch.equal(state, torch.get_rng_state())
     finally:
         model.eval()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(opened, monkeypatch):
+    """Else it would end in a record that cannot be written."""
+    checkpoint = opened("llama")
+    texts = windows(checkpoint.tokenizer, num_texts=2, max_length=32, source="validation text")
+    monkeypatch.setattr(learning, "score_passage", lambda *given: (float("nan"), 1))
+    with pytest.raises(RunError, match="non-finite loss on validation text"):
+        WindowScore(checkpoint, texts, by_passage=True)(checkpoint.model)
+    assert not checkpoint.model.training
 
 
 def test_the_points_are_evenly_apart_and_few_where_they_would_cost_much():
