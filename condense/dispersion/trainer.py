@@ -49,7 +49,7 @@ class DispersionMixin(_Base):
 
     Sets every layerdrop to 0 and `logging_nan_inf_filter` to False. UsageError under `nn.DataParallel` and under
     context or sequence parallelism, where no process sees the whole of a sequence. RunError, naming the step and
-    before the weights are touched, if a loss or gradient is not finite.
+    before the weights are touched, if a loss or gradient is not finite; at the next log where only the norm is not.
     """
 
     def __init__(
@@ -176,7 +176,8 @@ class DispersionMixin(_Base):
         and the arm would be taken for one that does not move the model.
         """
         norm = logs.get("grad_norm")
-        if norm is not None and not math.isfinite(norm) and getattr(self.accelerator, "scaler", None) is None:
+        scaled = self.accelerator.mixed_precision == "fp16"  # there overflow skips the step and lowers the scale
+        if norm is not None and not math.isfinite(norm) and not scaled:
             step = self.state.global_step - 1
             raise RunError(f"non-finite gradient norm at step {step}: {norm}", _TOO_LARGE)
         if "loss" in logs and self._since_log.steps:

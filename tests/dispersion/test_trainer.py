@@ -365,7 +365,8 @@ def test_without_the_guard_a_poisoned_gradient_reaches_the_weights(
     monkeypatch.setattr("condense.dispersion.trainer._Guard.on_pre_optimizer_step", lambda *args, **kwargs: None)
     model = llama()
     model.model.norm.weight.register_hook(lambda gradient: torch.full_like(gradient, math.nan))
-    step(DispersionTrainer, tmp_path, 2, 2, model=model)
+    with pytest.raises(RunError, match="non-finite gradient norm"):  # the log comes after the step
+        step(DispersionTrainer, tmp_path, 2, 2, model=model)
     assert bool(torch.isnan(model.model.norm.weight).all())
 
 
