@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,13 @@ def analyze(model: object, *more: object, **options: Any) -> Result:
     return condense("analyze", model, *FAST, *more, **options)
 
 
+PHASES = {"loading", "reading text", "timing a step", "measuring"}
+
+
 def lines_of(result: Result) -> list[str]:
-    return [line for line in result.stderr.splitlines() if line.strip()]
+    """What stands on stderr, without the phases that a log begins with."""
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    return list(dropwhile(lambda line: line in PHASES, lines))
 
 
 def assert_refused(result: Result, code: int, *parts: str) -> None:
