@@ -20,6 +20,7 @@ from condense.folders import MARK, Mark, names_in, read_mark, write_mark
 from condense.models import checkpoint as checkpoints
 from condense.records.plans import Plan
 from condense.records.treatment import Power, Treatment
+from condense.report.treatment.text import arm_value, arms_table
 from condense.texts.documents import Document
 from condense.training.interventions import as_trained
 from condense.treatment.run import treat
@@ -164,6 +165,19 @@ def test_from_scratch_and_without_control(tiny, texts, tmp_path):
     found = treat(tiny("gpt2"), texts, tmp_path / "out", plan, device="cpu", random_init=True)
     assert list(found.arms) == ["before", "treated"] and found.verdict.id == "no-control"
     assert found.arms["before"].validation.model.source_format == "random"
+
+
+def test_what_stands_beside_each_other_adds_up(treated, seeded):
+    """Under several seeds the difference is their mean: the arms beside it once were those of the first seed."""
+    for run, _ in (treated, seeded):
+        for key, change in {**run.effect.deep, **run.effect.quality}.items():
+            own, other = (arm_value(run, name, key) for name in ("treated", "control"))
+            if change.value is not None and own is not None and other is not None:
+                assert own - other == pytest.approx(change.value, abs=1e-9, rel=1e-6), key
+    table, probe = arms_table(seeded[0]), arms_table(seeded[0], probe=True)
+    assert table.title == "On the validation text: means over 2 seeds"
+    assert probe.title == "On the probe text: the arms of seed 0, the difference a mean over 2 seeds"
+    assert arms_table(treated[0]).title == "On the validation text"
 
 
 def test_each_seed_has_random_weights_of_its_own_shared_by_its_arms(tiny, texts, tmp_path):

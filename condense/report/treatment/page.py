@@ -158,8 +158,7 @@ def _effect_card(treatment: Treatment) -> Card:
 
 def _quality_card(treatment: Treatment) -> Card:
     effect, key = treatment.effect, treatment.effect.quality_key
-    reference = treatment.arms.get(effect.against)
-    base = None if reference is None else quality_of(reference.validation.quality, key).value
+    base = tables.arm_value(treatment, effect.against, key) if effect.against in treatment.arms else None
     also = _probe(treatment.probe_effect.quality.get(key, NOTHING), digits_of(key))
     question = "What did it cost in language modelling?"
     seeds = seed_values(treatment, key)
@@ -176,8 +175,8 @@ def _opened_card(treatment: Treatment) -> Card:
     groups = []
     for key, title in (("mean_cosine", "mean cosine"), (WITHOUT_TOP, "without the top 3 dimensions")):
         rows = []
-        for name, arm in treatment.arms.items():
-            value = arm.validation.deep.get(key, NOTHING).value
+        for name in treatment.arms:
+            value = tables.arm_value(treatment, name, key)
             rows.append((name, number(value, 2), bar_width(value), look(name).ink))
         change = difference(treatment.effect.deep.get(key, NOTHING))
         groups.append(Bars(title, tuple(rows), f"treated − {treatment.effect.against}: {change}"))
@@ -195,7 +194,8 @@ def _probe(estimate: Estimate, digits: int) -> str:
 
 def strips(treatment: Treatment) -> list[Strip]:
     """Bits per byte (or the loss) of every arm with its interval, on validation and on probe."""
-    made = []
+    made, seeds = [], tables.seed_words(treatment, means=False)
+    seeds = f" ({seeds})" if seeds else ""
     for probe in (False, True):
         effect = treatment.probe_effect if probe else treatment.effect
         key = treatment.effect.quality_key
@@ -210,7 +210,7 @@ def strips(treatment: Treatment) -> list[Strip]:
                 "bits per byte" if key == "bits_per_byte" else "nats per token",
                 lines,
                 digits_of(key),
-                change=f"treated − {effect.against}: {change}",
+                change=f"treated − {effect.against}: {change}{seeds}",
             )
         )
     return [one for one in made if one is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from condense.files import size_in_words
@@ -55,26 +56,46 @@ def runs_of(treatment: Treatment, *, probe: bool = False) -> dict[str, Diagnosis
     return {name: arm.probe if probe else arm.validation for name, arm in treatment.arms.items()}
 
 
+def arm_value(treatment: Treatment, name: str, key: str, *, probe: bool = False) -> float | None:
+    """A deep number or one of quality of an arm; None where there is none.
+
+    On the validation text it is the mean over the training seeds, so that treated − control is the difference that
+    stands beside it; on the probe text, and of the model before, that of the first seed.
+    """
+    arm = treatment.arms[name]
+    own = [seed if name == "treated" else seed.control for seed in treatment.seeds if name != "before" and not probe]
+    models = [model for model in own if model is not None] if len(own) > 1 else [arm.probe if probe else arm.validation]
+    values = [(quality_of(m.quality, key) if key in QUALITY else m.deep.get(key, NOTHING)).value for m in models]
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
+def seed_words(treatment: Treatment, *, means: bool) -> str:
+    """Which seeds the columns of the arms and of the difference are of; "" for one seed."""
+    if len(treatment.seeds) < 2:
+        return ""
+    arms = "means" if means else f"the arms of seed {treatment.seeds[0].seed}, the difference a mean"
+    return f"{arms} over {len(treatment.seeds)} seeds"
+
+
 def arms_table(treatment: Treatment, *, probe: bool = False, level: int = 2) -> Table:
     """Every arm and the difference: the metrics that tables of this level have, then quality."""
     effect = treatment.probe_effect if probe else treatment.effect
     runs = runs_of(treatment, probe=probe)
     change = f"treated − {effect.against}"
+    digits = {metric.key: fine_digits(metric.key) for metric in shown(level)}
+    digits |= {metric.key: metric.digits for metric in reversed(shown(level, QUALITY))}
     rows = []
-    for metric in shown(level):
-        estimates, digits = [run.deep.get(metric.key, NOTHING) for run in runs.values()], fine_digits(metric.key)
-        cells = [plain_cell(estimate.value, digits) for estimate in estimates]
-        rows.append((title_of(metric.key), (*cells, change_cell(effect.deep.get(metric.key, NOTHING), digits))))
-    for metric in reversed(shown(level, QUALITY)):
-        estimates = [quality_of(run.quality, metric.key) for run in runs.values()]
-        cells = [plain_cell(estimate.value, metric.digits) for estimate in estimates]
-        rows.append(
-            (title_of(metric.key), (*cells, change_cell(effect.quality.get(metric.key, NOTHING), metric.digits)))
-        )
+    for key, places in digits.items():
+        cells = [plain_cell(arm_value(treatment, name, key, probe=probe), places) for name in runs]
+        differences = effect.quality if key in QUALITY else effect.deep
+        rows.append((title_of(key), (*cells, change_cell(differences.get(key, NOTHING), places))))
     note = corpus_line(next(reversed(runs.values())).corpus)
     note += "" if effect.paired else "; not the same windows in both arms, so not paired"
     columns = (*map(Column, runs), Column(change, full=f"{change} [95 %]"))
-    return Table(columns, tuple(rows), f"On the {'probe' if probe else 'validation'} text", note, "")
+    seeds = seed_words(treatment, means=not probe)
+    title = f"On the {'probe' if probe else 'validation'} text" + (f": {seeds}" if seeds else "")
+    return Table(columns, tuple(rows), title, note, "")
 
 
 def tasks_of(treatment: Treatment) -> Table:
@@ -107,7 +128,9 @@ def layer_table(treatment: Treatment) -> Table:
             cells.append(change_cell(effects.get(site_key, {}).get(metric.key, NOTHING), metric.digits))
         label = site_label(site)
         rows.append((f"{site.stack} {label}" if several else label, tuple(cells)))
-    note = f"{word.capitalize()} is treated − {against}, under it the 95 % interval."
+    note = f"{word.capitalize()} is treated − {against}, under it the 95 % interval"
+    seeds = seed_words(treatment, means=False)
+    note += f": {seeds}." if seeds else "."
     return Table(tuple(columns), tuple(rows), "All sites in depth order, on the validation text", note)
 
 
