@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,16 +14,13 @@ from condense.cli.groups import Only, command
 from condense.cli.outputs import Outputs, from_saved_run, plan_outputs
 from condense.errors import UnavailableError, UsageError
 from condense.files import is_special
-from condense.records.base import Saved
-from condense.records.comparison import COMPARISON_SCHEMA
-from condense.records.diagnosis import DIAGNOSIS_SCHEMA
-from condense.records.monitor import MONITOR_SCHEMA, MonitorRun
 from condense.records.options import Flag, OutputOptions
 from condense.records.serial import other_schema, read_json
-from condense.records.treatment import TREATMENT_SCHEMA
-from condense.records.trial import TRIAL_SCHEMA
 
-Shown = tuple[type[Saved], Callable[[Any, Any], None]]
+if TYPE_CHECKING:
+    from condense.records.base import Saved
+
+    Shown = tuple[type[Saved], Callable[[Any, Any], None]]
 
 
 def _diagnosis() -> Shown:
@@ -54,13 +51,19 @@ def _comparison() -> Shown:
     return Comparison, show_comparison
 
 
-# Per kind of saved run its record and what shows it; a report loads the modules of its own kind only.
-_SHOWN: dict[str, Callable[[], Shown]] = {
-    DIAGNOSIS_SCHEMA: _diagnosis,
-    TREATMENT_SCHEMA: _treatment,
-    TRIAL_SCHEMA: _trial,
-    COMPARISON_SCHEMA: _comparison,
-}
+def _shown_by_schema() -> dict[str, Callable[[], Shown]]:
+    """What each kind of saved run is read and shown by; no other command waits for all records."""
+    from condense.records.comparison import COMPARISON_SCHEMA
+    from condense.records.diagnosis import DIAGNOSIS_SCHEMA
+    from condense.records.treatment import TREATMENT_SCHEMA
+    from condense.records.trial import TRIAL_SCHEMA
+
+    return {
+        DIAGNOSIS_SCHEMA: _diagnosis,
+        TREATMENT_SCHEMA: _treatment,
+        TRIAL_SCHEMA: _trial,
+        COMPARISON_SCHEMA: _comparison,
+    }
 
 
 SECONDS = 5.0
@@ -92,6 +95,8 @@ def report(
 
 def _draw(run: Path, outputs: Outputs, *, watch: bool) -> None:
     """Write the reports that were asked for, or show the run on the terminal, which is cleared while it is watched."""
+    from condense.records.monitor import MonitorRun
+
     saved, show = _read_record(run)
     if watch and not isinstance(saved, MonitorRun):
         raise UsageError("--watch is for the file of a monitor", "leave it out; a saved run does not change")
@@ -108,21 +113,24 @@ def _draw(run: Path, outputs: Outputs, *, watch: bool) -> None:
 def _read_record(run: Path) -> tuple[Saved, Callable[[Any, Any], None]]:
     """A saved run and what shows it."""
     if _is_monitor(run):
+        from condense.records.monitor import MonitorRun
         from condense.report.monitor import show_monitor
 
         return MonitorRun.from_lines(run), show_monitor
     data = read_json(run)
-    kind = data["schema"]
-    if kind not in _SHOWN:
-        error = other_schema(kind, *_SHOWN)
+    kind, shown = data["schema"], _shown_by_schema()
+    if kind not in shown:
+        error = other_schema(kind, *shown)
         unknown = f"{run} is of an unknown kind ({kind})"
         raise UnavailableError(f"{run}: {error}" if error.hint else unknown, error.hint or "is it a run of condense?")
-    record, show = _SHOWN[kind]()
+    record, show = shown[kind]()
     return record.from_json(data), show
 
 
 def _is_monitor(run: Path) -> bool:
     """Whether the first line of a file is the head of a monitor's."""
+    from condense.records.monitor import MONITOR_SCHEMA
+
     try:
         if is_special(run) or not run.is_file():
             return False
