@@ -451,7 +451,7 @@ def test_plain_where_unicode_is_not_spoken(files):
 
 
 def test_it_is_quick(files):
-    """CPU time of the whole process, the best of at most six; .43 to .50 s beside other work: a busy machine adds to it."""
+    """CPU time of the whole process, the best of at most six (.43 to .50 s here): other work adds to it."""
     arguments = [sys.executable, "-m", "condense", "check", "worse.json", "--baseline", "base.json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     taken = [9.0]
