@@ -305,6 +305,7 @@ def test_a_folder_or_a_pipe_of_that_name_is_no_settings_file() -> None:
     refused(condense("--config", "condense.toml", "check", "r.json"), "is a pipe or a device, not a settings file")
 
 
+@pytest.mark.slow
 def test_values_of_any_kind_never_crash() -> None:
     """A fuzzer with a fixed seed: keys that may be found, values that nobody expects."""
     draw = random.Random(0)

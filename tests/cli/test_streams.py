@@ -356,6 +356,7 @@ ODD = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_mutated_runs_never_crash(diagnosed: Callable[[str], Any]) -> None:
     """A fuzzer with a fixed seed: one value of a saved run is replaced, and all that can be made of it is made."""
     draw = random.Random(0)

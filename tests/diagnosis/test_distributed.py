@@ -69,7 +69,10 @@ def agree(one: Path, two: Path) -> None:
             assert second[path] == value, path
 
 
-@pytest.mark.parametrize(("name", "more"), [("gpt2", ()), ("bart", ("--batch-size", "2", "--random-twin"))])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("gpt2", ()), pytest.param("bart", ("--batch-size", "2", "--random-twin"), marks=pytest.mark.slow)],
+)
 def test_two_processes_give_what_one_gives(
     tiny: Callable[[str], Path], tmp_path: Path, name: str, more: tuple[str, ...]
 ) -> None:

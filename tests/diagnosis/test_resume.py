@@ -267,6 +267,7 @@ def arguments_for(folder: Path, *more: str) -> tuple[str, ...]:
     return ("analyze", str(folder), "--num-texts", str(TEXTS), "--max-length", str(LENGTH), "--device", "cpu", *more)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_leaves_no_bit_behind(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     whole, again = tmp_path / "whole.json", tmp_path / "again.json"
     assert command(99, 9, *arguments_for(tiny("gpt2"), "--json", str(whole), "--no-cache")).returncode == 0

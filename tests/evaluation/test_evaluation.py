@@ -252,6 +252,7 @@ def test_a_dataset_that_cannot_be_reached(tmp_path):
         open_tasks(find_tasks(["small_facts"], tmp_path))
 
 
+@pytest.mark.slow
 def test_task_files_that_do_not_work(tmp_path, opened):
     for path in TASKS.iterdir():
         shutil.copy(path, tmp_path)

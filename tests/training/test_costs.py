@@ -87,6 +87,7 @@ def test_the_cost_of_a_treatment_is_measured_so_too(opened, batch):
     assert overhead.time_range[0] <= overhead.time_ratio <= overhead.time_range[1], "the noise over rounds"
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own(tiny, batch):
     """A vocabulary larger by 200,000 rows of 32: weights, gradients and two moments of them, of input and head."""
     added = 200_000

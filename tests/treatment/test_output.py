@@ -169,6 +169,7 @@ def test_a_run_that_was_finished_can_be_resumed(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_two_runs_into_one_folder(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """The second is refused at once, names the first, and takes nothing from it."""
     text = tmp_path / "train.jsonl"
