@@ -279,6 +279,7 @@ class ArmSpec:
     schedule: str | None = None
 
 
+CONTROL = ArmSpec("control", "control")
 TUNED = ("learning_rate", "warmup_steps")
 """What `--tune` may search."""
 TUNING_SEED = 1000
@@ -301,7 +302,7 @@ class TrialPlan(Options):
     `training.seed` decides the split of the text and is the first training seed; the others follow it.
     """
 
-    arms: tuple[ArmSpec, ...] = (ArmSpec("control", "control"),)
+    arms: tuple[ArmSpec, ...] = (CONTROL,)
     seeds: Annotated[
         int, Flag("Training seeds per arm; a word on an arm needs 3, a rank 5.", ARMS, at_least=1, settings="found")
     ] = 3

@@ -19,7 +19,7 @@ from typing import cast, get_args
 from urllib.parse import quote
 
 from condense.errors import UsageError
-from condense.records.plans import ArmSpec, LossName, Plan, schedule_factor
+from condense.records.plans import CONTROL, ArmSpec, LossName, Plan, schedule_factor
 from condense.training.remedies import REMEDIES, Remedy
 
 LOSSES: tuple[str, ...] = get_args(LossName)
@@ -58,8 +58,7 @@ def parse_arms(text: str, coefficients: tuple[float, ...] = ()) -> tuple[ArmSpec
         if spec.name in seen:
             raise UsageError(f"the arm {spec.name} comes twice", "name each arm once; see --arms and --coefficients")
         seen.add(spec.name)
-    control = ArmSpec("control", "control")
-    return (control, *(spec for spec in specs if spec != control))
+    return (CONTROL, *(spec for spec in specs if spec != CONTROL))
 
 
 def slug(spec: ArmSpec) -> str:

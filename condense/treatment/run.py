@@ -42,7 +42,7 @@ from condense.folders import (
 from condense.lock import locked, refuse_in_use
 from condense.models.checkpoint import Checkpoint
 from condense.records.options import ModelOptions, TextOptions, takes
-from condense.records.plans import ArmSpec, Plan, TrialPlan
+from condense.records.plans import CONTROL, ArmSpec, Plan, TrialPlan
 from condense.records.treatment import TREATMENT_SCHEMA, Arm, SeedModel, Treatment, TreatmentSeed
 from condense.texts.documents import Document
 from condense.texts.windows import Windows
@@ -57,7 +57,6 @@ from condense.trials.runs import Job, Request, prepare, run_arms
 from condense.trials.search import with_coefficient
 from condense.version import __version__
 
-CONTROL = ArmSpec("control", "control")
 KIND, STAGED, SEARCH = "treatment", "final", "search"
 # What OUT always holds; none of it may be somebody else's when a run begins.
 NAMES = (

@@ -65,6 +65,7 @@ from condense.trials.tuning import (
     TUNING,
     Search,
     Setting,
+    chosen_setting,
     tuned_fingerprint,
     tuned_plan,
 )
@@ -360,8 +361,8 @@ def _search(job: Job, unavailable: dict[str, str]) -> dict[str, tuple[Tried, ...
         if (reason := attempt(run, search.prepared, OpenTasks(), watch)) is not None:
             watch.on_note(f"{run.title}: {reason}; going on with the others")
     tried = {spec.name: search.tried(spec) for spec in job.asked.plan.arms if spec.name not in unavailable}
-    chosen = {spec.name: search.chosen(spec) for spec in job.asked.plan.arms if spec.name not in unavailable}
-    job.chosen = {name: setting for name, setting in chosen.items() if setting is not None}
+    grid = search.plan.grid()
+    job.chosen = {name: best for name, made in tried.items() if (best := chosen_setting(grid, made)) is not None}
     for line in tuning_lines(tried):
         watch.on_note(f"chosen for {line}")
     control = job.asked.plan.arms[0].name

@@ -19,7 +19,7 @@ from condense.evaluation.harness import OpenTasks
 from condense.files import sha256
 from condense.models import checkpoint as checkpoints
 from condense.records.base import Estimate
-from condense.records.plans import SEARCH_DOSES, ArmSpec, Plan, TrialPlan
+from condense.records.plans import CONTROL, SEARCH_DOSES, ArmSpec, Plan, TrialPlan
 from condense.records.treatment import DoseSearch, TriedDose
 from condense.texts.documents import Document
 from condense.training.prepare import Prepared, prepare_text
@@ -29,7 +29,6 @@ from condense.trials.doses import chosen_dose, next_tried, within_tolerance
 from condense.trials.folder import Run, clear_run, failure, is_done, read_run
 from condense.trials.runs import Job, Request
 
-CONTROL = ArmSpec("control", "control")
 CHARACTERS = 8
 """How many characters of text stand for a token: enough in every language, so that the part is never too short."""
 

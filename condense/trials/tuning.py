@@ -81,11 +81,6 @@ class Search:
         seconds = step.trained.seconds if step and step.trained else 0.0
         return replace(made, bits_per_byte=quality.bits_per_byte.value, loss=quality.loss.value, seconds=seconds)
 
-    def chosen(self, spec: ArmSpec) -> Setting | None:
-        """The setting of an arm that predicts the tuning text best; None where none could be trained."""
-        pairs = zip(self.plan.grid(), self.tried(spec), strict=True)
-        return next((setting for setting, tried in pairs if tried.chosen), None)
-
 
 def choose(grid: Sequence[Setting], tried: Sequence[Tried]) -> tuple[Tried, ...]:
     """Mark the setting with the fewest bits per byte (of a masked model the smallest loss), the first of equals."""
@@ -101,6 +96,11 @@ def choose(grid: Sequence[Setting], tried: Sequence[Tried]) -> tuple[Tried, ...]
         and value in (min(setting[name] for setting in grid), max(setting[name] for setting in grid))
     )
     return tuple(replace(one, chosen=True, edge=edge) if number == best else one for number, one in enumerate(tried))
+
+
+def chosen_setting(grid: Sequence[Setting], tried: Sequence[Tried]) -> Setting | None:
+    """The setting that `choose` marked; None where none could be trained."""
+    return next((setting for setting, one in zip(grid, tried, strict=True) if one.chosen), None)
 
 
 def tuned_plan(plan: Plan, setting: Setting | None) -> Plan:

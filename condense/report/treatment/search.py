@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from condense.records.base import Estimate
-from condense.records.treatment import DoseSearch
+from condense.records.plans import COEFFICIENT, SEARCH_DOSES, Plan
+from condense.records.treatment import DoseSearch, Overhead, Schedule
 from condense.report.charts import Axis, Chart, Figure, Look, known_values, padded
-from condense.report.tables import Cell, Column, Table, change_cell, digits_of, plain_cell, title_of
-from condense.report.text import difference, number, percent, plural, sentence, thousands
+from condense.report.escape import for_markdown
+from condense.report.tables import Cell, Column, Table, change_cell, digits_of, markdown_table, plain_cell, title_of
+from condense.report.text import difference, in_words, number, percent, plural, sentence, thousands
 
 
 def search_lead(search: DoseSearch) -> str:
@@ -50,6 +52,28 @@ def search_table(search: DoseSearch) -> Table:
         f"{search.alpha:.2g} that excludes 0."
     )
     return Table(columns, tuple(rows), "The search of the coefficient", note, "coefficient")
+
+
+def search_markdown(search: DoseSearch) -> list[str]:
+    """The table with its sentences, as a section."""
+    table = search_table(search)
+    lead, note = for_markdown(search_lead(search)), for_markdown(table.note)
+    return [f"## {table.title}", "", lead, "", *markdown_table(table), "", note, ""]
+
+
+def search_planned(plan: Plan, schedule: Schedule, overhead: Overhead) -> list[str]:
+    """What a search of the coefficient will do, and at most how long it takes."""
+    if plan.coefficient is not None:
+        return []
+    steps = plan.search_steps(schedule.steps)
+    passes = (1 + SEARCH_DOSES) * steps * schedule.accumulation
+    known = max(overhead.seconds_per_step.values(), default=None)
+    time = in_words(None if known is None else passes * known)
+    return [
+        f"search: at first a control and up to {SEARCH_DOSES} coefficients from {COEFFICIENT:g} on, {steps} steps each "
+        f"on part of the training text, up to {time} of training; the largest effect that holds quality is taken, and "
+        "without one nothing is trained"
+    ]
 
 
 def search_figures(search: DoseSearch) -> list[Figure]:

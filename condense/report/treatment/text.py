@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from condense.files import size_in_words
 from condense.metrics import QUALITY
+from condense.records.base import Estimate
 from condense.records.diagnosis import Diagnosis
-from condense.records.plans import COEFFICIENT, SEARCH_DOSES
-from condense.records.treatment import Treatment
+from condense.records.treatment import SeedModel, Treatment, TreatmentSeed
 from condense.report.console import cell_text, new_table, say, show_panel, show_table, text
 from condense.report.depth import site_label
 from condense.report.escape import for_code, for_markdown
@@ -41,7 +41,7 @@ from condense.report.text import (
     quality_of,
     times,
 )
-from condense.report.treatment.search import search_lead, search_table
+from condense.report.treatment.search import search_lead, search_markdown, search_planned, search_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +56,11 @@ def runs_of(treatment: Treatment, *, probe: bool = False) -> dict[str, Diagnosis
     return {name: arm.probe if probe else arm.validation for name, arm in treatment.arms.items()}
 
 
+def number_of(model: Diagnosis | SeedModel | TreatmentSeed, key: str) -> Estimate:
+    """A deep number or one of quality of one model."""
+    return quality_of(model.quality, key) if key in QUALITY else model.deep.get(key, NOTHING)
+
+
 def arm_value(treatment: Treatment, name: str, key: str, *, probe: bool = False) -> float | None:
     """A deep number or one of quality of an arm; None where there is none.
 
@@ -65,7 +70,7 @@ def arm_value(treatment: Treatment, name: str, key: str, *, probe: bool = False)
     arm = treatment.arms[name]
     own = [seed if name == "treated" else seed.control for seed in treatment.seeds if name != "before" and not probe]
     models = [model for model in own if model is not None] if len(own) > 1 else [arm.probe if probe else arm.validation]
-    values = [(quality_of(m.quality, key) if key in QUALITY else m.deep.get(key, NOTHING)).value for m in models]
+    values = [number_of(model, key).value for model in models]
     known = [value for value in values if value is not None]
     return fmean(known) if known and len(known) == len(values) else None
 
@@ -148,12 +153,10 @@ def seed_table(treatment: Treatment) -> Table:
         reference = seed.control or treatment.arms["before"].validation
         cells: list[Cell] = []
         for key in keys:
-            quality, digits = key in QUALITY, fine_digits(key)
-            both = [
-                quality_of(arm.quality, key) if quality else arm.deep.get(key, NOTHING) for arm in (reference, seed)
-            ]
-            change = (seed.effect.quality if quality else seed.effect.deep).get(key, NOTHING)
-            cells += [*(plain_cell(estimate.value, digits) for estimate in both), change_cell(change, digits)]
+            digits = fine_digits(key)
+            change = (seed.effect.quality if key in QUALITY else seed.effect.deep).get(key, NOTHING)
+            cells += [plain_cell(number_of(arm, key).value, digits) for arm in (reference, seed)]
+            cells.append(change_cell(change, digits))
         rows.append((f"seed {seed.seed}", (*cells, Cell((seed.weights_sha256 or "")[:12] or DASH))))
     note = "Each with the 95 % interval over documents; the model of the first seed is the one that was kept."
     return Table(tuple(columns), tuple(rows), "Every training seed, on the validation text", note, "seed")
@@ -185,7 +188,7 @@ def treatment_markdown(treatment: Treatment) -> str:
         f"Cost of the loss, forward and backward in turn, {cost.rounds} rounds: time {times(cost.time_ratio, 3)}"
         f"{cost.time_noise}, peak memory {times(cost.memory_ratio, 3)}.",
         "",
-        *_search_markdown(treatment),
+        *(search_markdown(treatment.search) if treatment.search else []),
         *_seeds_markdown(treatment),
         *folded(sites, markdown_table(layer_table(treatment))),
         *folded(
@@ -216,14 +219,6 @@ def _arms_markdown(treatment: Treatment, *, probe: bool = False) -> list[str]:
     table = arms_table(treatment, probe=probe)
     note = f"{for_markdown(table.note)}; geometry over the deepest half of the blocks."
     return [f"## {table.title}", "", note, "", *markdown_table(table), ""]
-
-
-def _search_markdown(treatment: Treatment) -> list[str]:
-    if treatment.search is None:
-        return []
-    table = search_table(treatment.search)
-    lead = for_markdown(search_lead(treatment.search))
-    return [f"## {table.title}", "", lead, "", *markdown_table(table), "", for_markdown(table.note), ""]
 
 
 def _seeds_markdown(treatment: Treatment) -> list[str]:
@@ -324,7 +319,7 @@ def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Conso
         f"plan: {schedule.steps} steps of {schedule.tokens_per_step:,} tokens ({schedule.train_tokens:,} tokens) "
         f"for each arm: {arms}",
         *([f"step: {step_line(plan, schedule)}"] if schedule.processes > 1 else []),
-        *_search_planned(plan, schedule, overhead),
+        *search_planned(plan, schedule, overhead),
         f"loss: {plan.loss} at {dose} on layers {plan.layers}; learning rate "
         f"{plan.peak_rate:g}, {plan.lr_scheduler}, {_seeds_planned(plan)}",
         f"text: {schedule.train_documents} training and {schedule.validation_documents} validation documents; "
@@ -349,21 +344,6 @@ def step_line(plan: Plan, schedule: Schedule) -> str:
     each = f"{batches} of {'up to ' if most > 1 else ''}{most} row{'s' if most > 1 else ''}"
     sharded = ", the model sharded over them (FSDP2)" if plan.fsdp else ""
     return f"{rows} rows, as {each} on each of {schedule.processes} processes{sharded}"
-
-
-def _search_planned(plan: Plan, schedule: Schedule, overhead: Overhead) -> list[str]:
-    """What a search of the coefficient will do, and at most how long it takes."""
-    if plan.coefficient is not None:
-        return []
-    steps = plan.search_steps(schedule.steps)
-    passes = (1 + SEARCH_DOSES) * steps * schedule.accumulation
-    known = max(overhead.seconds_per_step.values(), default=None)
-    time = in_words(None if known is None else passes * known)
-    return [
-        f"search: at first a control and up to {SEARCH_DOSES} coefficients from {COEFFICIENT:g} on, {steps} steps each "
-        f"on part of the training text, up to {time} of training; the largest effect that holds quality is taken, and "
-        "without one nothing is trained"
-    ]
 
 
 def _seeds_planned(plan: Plan) -> str:
