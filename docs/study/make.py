@@ -20,7 +20,17 @@ END = "<|endoftext|>"
 SIZE = 2048
 ALIKE = {"vocab_size": SIZE, "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": True}
 CONFIGS: dict[str, PreTrainedConfig] = {
-    "gpt2": GPT2Config(n_layer=6, n_embd=128, n_head=4, n_positions=256, architectures=["GPT2LMHeadModel"], **ALIKE),
+    "gpt2": GPT2Config(
+        n_layer=6,
+        n_embd=128,
+        n_head=4,
+        n_positions=256,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        architectures=["GPT2LMHeadModel"],
+        **ALIKE,
+    ),
     "llama": LlamaConfig(
         num_hidden_layers=6,
         hidden_size=128,
@@ -74,7 +84,7 @@ def main() -> None:
     for name, config in CONFIGS.items():
         made.save_pretrained(folder / name)
         config.save_pretrained(folder / name)
-    for path in sorted(folder.rglob("*.json*")):
+    for path in sorted([*folder.glob("*.jsonl"), *(path for name in CONFIGS for path in (folder / name).iterdir())]):
         print(hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size, path.relative_to(folder))
 
 
