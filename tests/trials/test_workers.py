@@ -35,8 +35,9 @@ from condense.trials.run import trial
 from condense.version import __version__
 
 TEXTS = [text for _, text in sorted(pydoc_data.topics.topics.items())][:40]
+# workers tell how far they are once a second: a run lasts long enough to be met in training, on a fast machine too
 TRAINING = Plan(
-    max_steps=40, max_length=64, per_device_train_batch_size=4, learning_rate=1e-3, num_texts=8, save_steps=5
+    max_steps=400, max_length=64, per_device_train_batch_size=4, learning_rate=1e-3, num_texts=8, save_steps=20
 )
 TWO = JobOptions(jobs=2)
 CPU = ModelOptions(device="cpu")
