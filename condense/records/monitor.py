@@ -31,7 +31,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class MonitorRun(Saved):
-    """What `condense.Monitor` wrote while a model trained; read with `from_json` from its JSONL file."""
+    """What `condense.Monitor` wrote while a model trained; `from_lines` reads its JSONL file."""
 
     SCHEMA: ClassVar[str] = MONITOR_SCHEMA
 
