@@ -710,6 +710,23 @@ def test_eigenvalues_with_and_without_the_mean(n: int, d: int, cone: float) -> N
     assert symmetric.tridiagonal(gram).eigenvalues() == pytest.approx(whole.eigenvalues(), abs=1e-12)
 
 
+def test_of_a_symmetric_matrix_only_the_upper_triangle_is_read() -> None:
+    """Also where it is a part of a larger one, as in a text with rows that only the metrics with sink keep."""
+    x = cloud(45, 33, 40, cone=0.5).astype(np.float64)
+    gram, lengths = x @ x.T, np.linalg.norm(x, axis=1)
+    upper = np.triu(gram)
+    upper[np.tril_indices(33, -1)] = math.nan
+    for ours, full in zip(
+        symmetric.with_and_without_mean(upper[:30, :30])[:2],
+        symmetric.with_and_without_mean(gram[:30, :30])[:2],
+        strict=True,
+    ):
+        assert ours.eigenvalues() == pytest.approx(full.eigenvalues(), rel=1e-12, abs=1e-12)
+    raw = symmetric.tridiagonal(np.triu(gram / lengths / lengths[:, None]), lengths).eigenvalues()
+    assert raw == pytest.approx(scipy.linalg.eigvalsh(gram), rel=1e-10)
+    assert symmetric.row_sums(upper[:30, :30]) == pytest.approx(gram[:30, :30].sum(1), rel=1e-12)
+
+
 def test_equal_rows_leave_nothing_without_their_mean() -> None:
     assert not symmetric.with_and_without_mean(np.ones((256, 256)))[1].eigenvalues().any()
 
@@ -777,6 +794,15 @@ def test_the_upper_triangle_of_a_gram_matrix(dtype: type) -> None:
     expected = np.triu(rows.astype(np.float64) @ rows.astype(np.float64).T)
     assert np.triu(symmetric.upper_gram(rows)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert np.triu(symmetric.upper_gram(np.asfortranarray(rows))) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_what_is_above_the_diagonal_row_by_row(n: int, dtype: type) -> None:
+    matrix = cloud(46, n, n).astype(dtype)
+    entries = np.full(n * (n - 1) // 2, math.nan, dtype=dtype)
+    symmetric.above_diagonal(matrix, entries)
+    assert np.array_equal(entries, matrix[np.triu_indices(n, 1)])
 
 
 def test_other_threads_run_while_lapack_does() -> None:

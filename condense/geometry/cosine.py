@@ -209,9 +209,14 @@ def pair_cosines(units: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, T
         size = len(rows) * len(later)
         beside = pairs[filled : filled + size].view(len(rows), len(later))
         torch.mm(rows, later.T, out=beside)
-        square = torch.from_numpy(symmetric.upper_gram(rows.numpy())) if rows.device.type == "cpu" else rows @ rows.T
-        corner = _upper(len(rows), units.device)
-        torch.take(square, corner, out=pairs[filled + size : filled + size + len(corner)])
+        corner = pairs[filled + size : filled + size + len(rows) * (len(rows) - 1) // 2]
+        if rows.device.type == "cpu":
+            gram = symmetric.upper_gram(rows.numpy())
+            symmetric.above_diagonal(gram, corner.numpy())
+            square = torch.from_numpy(gram)
+        else:
+            square = rows @ rows.T
+            torch.take(square, _upper(len(rows), units.device), out=corner)
         filled += size + len(corner)
         i, j = some - start
         near = square[i, j.clamp(max=len(rows) - 1)]

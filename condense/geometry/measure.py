@@ -144,7 +144,7 @@ class _Text:
     def metrics(self) -> tuple[dict[str, Tensor], _Pooled]:
         """Every metric but the spectral ones, and what is pooled."""
         n, inner = self.count, self.inverse * self.keep
-        sums, squares = self._sums(torch.stack([inner, self.inverse, self.keep.double()]), inner.square())
+        sums, squares = _weighted_sums(self.x, torch.stack([inner, self.inverse, self.keep.double()]), inner.square())
         s, everyone, raw = sums
         parts = (s.square() - squares) / (n * (n - 1))
         top = parts.topk(min(TOP, len(parts)))
@@ -184,7 +184,7 @@ class _Text:
             *("relative_variance", "total_variance", "median_norm", "sink_ratio"),
         )
         values = dict.fromkeys(keys, self.lengths.new_full((), torch.nan))
-        sums, _ = self._sums(torch.stack([self.inverse * self.keep, self.inverse]))
+        sums, _ = _weighted_sums(self.x, torch.stack([self.inverse * self.keep, self.inverse]))
         values |= self._with_sink(sums[1], self.same, sums.new_zeros(0))
         return values, _Pooled(sums[0], torch.zeros_like(sums[0]), torch.zeros(BINS, dtype=torch.int64))
 
@@ -206,24 +206,9 @@ class _Text:
     def shared(self, members: Tensor) -> Tensor:
         """Σu of the rows that are members of each group (M, m), and how many they are, (M, d + 1)."""
         counted = members.to(self.counted.device) & self.counted
-        sums, _ = self._sums(counted * self.inverse)
+        rows = torch.nonzero(counted.any(0)).flatten()
+        sums, _ = _weighted_sums(self.x.index_select(0, rows), counted[:, rows] * self.inverse[rows])
         return torch.cat([sums, counted.sum(1, keepdim=True).double()], dim=1)
-
-    def _sums(self, weights: Tensor, of_squares: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sums of the rows by weights (k, m), and of their squares by weights (m,): (k, d), (d,), 0 without.
-
-        In float64, without rounding and without overflow; some rows at a time, for to make large arrays anew for
-        every site takes four times as long as the arithmetic.
-        """
-        rows = max(1, _BLOCK // self.x.shape[1])
-        sums = weights.new_zeros(len(weights), self.x.shape[1])
-        squares = torch.zeros_like(self.x[0], dtype=torch.float64)
-        for start in range(0, len(self.x) if len(weights) else 0, rows):
-            wide = self.x[start : start + rows].double()
-            sums.addmm_(weights[:, start : start + rows], wide)
-            if of_squares is not None:
-                squares.addmv_(wide.square().T, of_squares[start : start + rows])
-        return sums, squares
 
     def _without_top(self, top: Tensor, same: Tensor, cosines: Tensor) -> dict[str, Tensor]:
         """Mean cosine of the rows that count with the coordinates `top` zeroed, over all and over distinct pairs."""
@@ -231,7 +216,7 @@ class _Text:
         rest = whole - largest.square().sum(1)
         alive = self.counted & (rest > 1e-12 * whole)
         weights = torch.where(alive, rest, 1.0).rsqrt() * alive
-        total, n = self._sums(weights.unsqueeze(0))[0][0], int(alive.sum())
+        total, n = _weighted_sums(self.x, weights.unsqueeze(0))[0][0], int(alive.sum())
         square = total.square().sum() - total[top].square().sum()
         if n < self.count:
             left = alive[same].all(0)
@@ -271,6 +256,23 @@ class _Text:
             "median_norm": middle,
             "sink_ratio": self.lengths.max() / middle,
         }
+
+
+def _weighted_sums(x: Tensor, weights: Tensor, of_squares: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sums of the rows x (m, d) by weights (k, m), and of their squares by weights (m,): (k, d), (d,), 0 without.
+
+    In float64, without rounding and without overflow; some rows at a time, for to make large arrays anew for
+    every site takes four times as long as the arithmetic.
+    """
+    rows = max(1, _BLOCK // x.shape[1])
+    sums = weights.new_zeros(len(weights), x.shape[1])
+    squares = weights.new_zeros(x.shape[1])
+    for start in range(0, len(x) if len(weights) else 0, rows):
+        wide = x[start : start + rows].double()
+        sums.addmm_(weights[:, start : start + rows], wide)
+        if of_squares is not None:
+            squares.addmv_(wide.square().T, of_squares[start : start + rows])
+    return sums, squares
 
 
 def _distinct(square: Tensor, n: int, same: Tensor) -> Tensor:

@@ -87,16 +87,16 @@ def _moments(diagonal: Floats, squares: float) -> tuple[float, float]:
 class Spectra:
     """What the spectral metrics of one text at one site are computed from, later and together.
 
-    Gram matrix, float64 on the CPU: cosines of the `chosen` spectral rows, then of the positions that only the metrics
-    with sink keep; with the norms of all these rows. `reduce` leaves of it the tridiagonal forms that have the same
-    eigenvalues, a hundredth of the memory.
+    Gram matrix, float64 on the CPU, at least its upper triangle: cosines of the `chosen` spectral rows, then of the
+    positions that only the metrics with sink keep; with the norms of all these rows. `reduce` leaves of it the
+    tridiagonal forms that have the same eigenvalues, a hundredth of the memory.
     """
 
     def __init__(self, rows: Tensor, lengths: Tensor, chosen: int) -> None:
         """From rows (k, d) float64 of any length, their norms (k,), and how many of them are spectral rows."""
         rows = rows.div_(torch.where(lengths > 0, lengths, 1.0).unsqueeze(-1))
-        gram = torch.from_numpy(rows.numpy() @ rows.numpy().T) if rows.device.type == "cpu" else rows @ rows.T
-        self._rows: tuple[Floats, Floats] | None = (gram.cpu().numpy(), lengths.cpu().numpy())
+        gram = symmetric.upper_gram(rows.numpy()) if rows.device.type == "cpu" else (rows @ rows.T).cpu().numpy()
+        self._rows: tuple[Floats, Floats] | None = (gram, lengths.cpu().numpy())
         self._chosen = chosen
         self.forms: dict[str, Tridiagonal] = {}
         self.moments = (math.nan, math.nan)
@@ -109,12 +109,10 @@ class Spectra:
         if n > 1:
             cosines = gram[:n, :n]
             self.forms["entropy_rank"], self.forms["effective_rank"], squares = symmetric.with_and_without_mean(cosines)
-            means = cosines.mean(0)
+            means = symmetric.row_sums(cosines) / n
             self.moments = _moments(cosines.diagonal() - 2 * means + means.mean(), squares)
         if len(gram) > 1:
-            raw = gram * lengths
-            raw *= lengths[:, None]
-            self.forms["effective_rank_with_sink"] = symmetric.tridiagonal(raw)
+            self.forms["effective_rank_with_sink"] = symmetric.tridiagonal(gram, lengths)
 
 
 def ranks_of(spectra: Sequence[Spectra]) -> list[dict[str, float]]:
