@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "unique_dim", "bincount", "is_nonzero", "equal")
 CONFIG = {
@@ -18,9 +19,19 @@ CONFIG = {
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails on an operation whose result, or its shape, the host has to wait for, and on a copy to another device."""
+    """Fails on an operation whose result, or its shape, the host has to wait for, and on a copy to another device.
+
+    on: only where it has a tensor on a device of this kind; None: everywhere.
+    """
+
+    def __init__(self, on: str | None = None) -> None:
+        super().__init__()
+        self.on = on
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        if self.on is not None and not any(each.device.type == self.on for each in tensors):
+            return func(*args, **(kwargs or {}))
         name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
         assert not name.startswith(READS), f"{name} waits for the device"
         if name.startswith("index") and len(args) > 1 and isinstance(args[1], list | tuple):

@@ -179,15 +179,16 @@ def _dtype_of_load(shape: Shape, load: Load) -> str:
 
 
 def _working(shape: Shape, load: Load, size: int) -> float:
-    """Peak memory of the measurement itself, in bytes."""
+    """Peak memory of the measurement itself, in bytes: of the CPU, or of the device that the model is on."""
     tokens = load.batch * load.length
     block = tokens * (8 * shape.width + 4 * shape.inner) * size
     logits = 3 * min(load.length, 512) * 4096 * 4
+    if not load.on_cpu:  # measured on the host; the states of all sites as the hooks keep them, and packed to be sent
+        return max(block, logits) + block / 2 + 2 * tokens * shape.width * size * (shape.blocks + 2)
     spectral = min(load.spectral, load.length) + 1
     pairs = 4 * load.length**2 / 2 * 4 + 6 * load.length * shape.width * 4
     grams = 8 * spectral**2 * (load.batch * (shape.blocks + 2) + 12)
-    kept = 0 if load.on_cpu else tokens * shape.width * size * (shape.blocks + 2)  # the states of all sites
-    return max(block, logits, pairs) + block / 2 + grams + kept
+    return max(block, logits, pairs) + block / 2 + grams
 
 
 def seconds(source: Source, load: Load, rate: float) -> float:

@@ -1,37 +1,39 @@
 """A model over windows to one reading per text: forward passes, the states of every site reduced to numbers.
 
-On a CPU the states of as many sites as there are threads wait until one thread each measures them, for small
-matrices do not gain from several threads; at no time are more kept. Elsewhere a hook keeps a copy of the states and no
-more, so that the host never waits for the device within a forward pass; the sites are measured where they are when it
-has been launched, and the eigenvalues of a batch's Gram matrices are taken together, on the CPU.
+All measuring is done on the CPU, one site and text per thread. On a CPU the states of as many sites as there are
+threads wait until one thread each measures them, for small matrices do not gain from several threads; at no time are
+more kept. Elsewhere a pass is launched and nothing waits for it: its hooks keep a copy of the states, the head's losses
+are computed there, and both are sent to the host in one copy per device (`transfer`). While the device works on the
+next batch, the host waits for that copy and measures it. At most two batches are in memory; where there is no room for
+two, one at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, TypeVar
 
-import threadpoolctl
 import torch
 from torch import Tensor
 
 from condense import geometry
 from condense.diagnosis.pooled import halves_of, pool
 from condense.diagnosis.quality import Score, Scorer
+from condense.diagnosis.transfer import Transfer
+from condense.diagnosis.workers import Waiting, Workers
 from condense.errors import RunError, is_out_of_memory
 from condense.geometry import Measurement
 from condense.metrics import UPDATES
-from condense.models.layers import OVERFLOW, Site, Stack, input_device, run, specials_of, watching
+from condense.models.layers import OVERFLOW, Site, Stack, input_device, run, sent, specials_of, watching
 from condense.texts.windows import Windows
 
 OnNote = Callable[[str], None]
+_T = TypeVar("_T")
 _REPEATED = 0.01
 _SHARED = 64
-_WAITING = 256 * 2**20  # bytes of states that are kept until they are measured
 
 
 @dataclass
@@ -116,25 +118,38 @@ def read_texts(
     Where memory runs out the batch is halved for the rest of the run, and the same texts are read again. RunError if
     states are not finite, or if there is no memory for a single text.
     """
-    start = 0
-    with _Workers() as workers:
+    start, overlapping = 0, True
+    pending: _Batch | None = None
+    with Workers() as workers:
         reader = _BatchReader(model, stacks, windows, scorer, workers, spectral_tokens, seed, halves)
         while start < len(indices):
-            batch = indices[start : start + batch_size]
-            readings = _attempt(reader, batch)
-            if readings is None:
-                batch_size = _halved(len(batch), windows, on_note)
-                continue
-            yield from readings
-            start += len(batch)
+            ahead = len(pending.readings) if pending else 0
+            batch = indices[start + ahead : start + ahead + batch_size]
+            following = None
+            if batch and (pending is None or (pending.transfer and overlapping)):
+                launch = functools.partial(reader.launch, batch, pending)
+                following = _attempt(launch, beside=pending is not None)
+                overlapping = overlapping and following is not None  # else it is launched again, alone
+            readings = _attempt(functools.partial(reader.finish, pending)) if pending else None
+            if readings:
+                yield from readings
+                start += ahead
+            elif following is None:
+                batch_size, overlapping = _halved(ahead or len(batch), windows, on_note), True
+            elif pending:
+                following, overlapping = None, False
+            pending = following
 
 
-def _attempt(reader: _BatchReader, batch: list[int]) -> list[TextReading] | None:
-    """The readings of a batch, or None where memory ran out; the memory of the attempt is freed then."""
+def _attempt(work: Callable[[], _T], *, beside: bool = False) -> _T | None:
+    """What `work` returns, or None where memory ran out; the memory of the attempt is freed then.
+
+    beside: None whatever failed, for another batch that waits to be read must not be lost.
+    """
     try:
-        return reader.read(batch)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        return work()
+    except Exception as error:
+        if not (beside or is_out_of_memory(error)):
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -153,14 +168,43 @@ def _halved(size: int, windows: Windows, on_note: OnNote | None) -> int:
 
 
 @dataclass
+class _Batch:
+    """Texts whose forward passes were launched: what is known of them, and what is on its way to the host."""
+
+    readings: list[TextReading]
+    waiting: Waiting
+    written: list[list[Tensor | None]]  # of every text and site what its block does to each token
+    known: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)  # `_known` of each stack
+    received: dict[str, Tensor] = field(default_factory=dict)  # what the next block of a stack receives
+    sites: list[Site] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)  # of these sites, not yet measured
+    losses: list[Tensor] = field(default_factory=list)  # of every text what its tokens cost
+    halves: list[Tensor] = field(default_factory=list)  # the output of the pass over the halves
+    transfer: Transfer | None = None
+
+    def send(self) -> None:
+        """Begin to copy to the host what was kept on the device."""
+        self.transfer = Transfer([*self.states, *self.losses, *self.halves])
+        self.states = []
+
+    def arrive(self) -> None:
+        """Wait until all of it is on the host."""
+        if self.transfer is not None:
+            arrived = iter(self.transfer.wait())
+            self.states = [next(arrived) for _ in self.sites]
+            self.losses = [next(arrived) for _ in self.losses]
+            self.halves = [next(arrived) for _ in self.halves]
+
+
+@dataclass
 class _BatchReader:
-    """One forward pass over a batch of texts, with the readings that its hooks fill in."""
+    """The forward passes over batches of texts, and the readings of what their hooks keep."""
 
     model: Any
     stacks: tuple[Stack, ...]
     windows: Windows
     scorer: Scorer
-    workers: _Workers
+    workers: Workers
     spectral_tokens: int
     seed: int
     halves: bool = False
@@ -171,63 +215,77 @@ class _BatchReader:
         self.ids = {stack.name: ids_of(stack, self.stacks, self.windows.ids) for stack in self.stacks}
         self.shared = shared_tokens(self.windows.ids, kept_positions(special))
 
-    def read(self, batch: list[int]) -> list[TextReading]:
-        """The readings of a batch."""
-        ids = self.windows.ids[batch].to(input_device(self.model))
-        readings = [TextReading(index) for index in batch]
-        chosen = {
-            name: [spectral_positions(keep[i], self.spectral_tokens, self.seed, i) for i in batch]
-            for name, keep in self.keeps.items()
-        }
-        same = {name: [geometry.same_pairs(ids[i]) for i in batch] for name, ids in self.ids.items()}
-        waiting = _Waiting(self.workers)
-        written: list[list[Tensor | None]] = [[] for _ in batch]  # of every site what its block does to each token
-        received: dict[str, Tensor] = {}  # what the next block of a stack receives
+    def launch(self, batch: list[int], before: _Batch | None = None) -> _Batch:
+        """Run the passes over texts: on a CPU the sites are measured on the way, elsewhere nothing is waited for.
 
-        def receive(site: Site, states: Tensor) -> None:
-            before = received.pop(site.stack, None) if site.name == "block" else None
-            for row, updates in enumerate(written):
-                updates.append(None if before is None else geometry.block_updates(before[row], states[row]))
-            states = states.clone() if _is_measured_at_once(states) else states  # a block may write over it
-            if site.index < site.blocks:
-                received[site.stack] = states
-            known = zip(chosen[site.stack], same[site.stack], strict=True)
-            for reading, own, token_ids, more in zip(readings, states, ids, known, strict=True):
-                waiting.add(reading, own, functools.partial(self._measure_site, site, reading.index, *more))
-                if site.name == "output" and site.stack == self.stacks[0].name:
-                    keep = self.keeps[site.stack][reading.index]
-                    reading.pooled = pool(own, keep, bool(self.windows.special[reading.index][0]))
-                if site.name == "output" and self.scorer.head is not None and not self.scorer.reason:
-                    reading.score = self.scorer.from_states(own, token_ids, self.windows.special[reading.index])
-
-        for site, states in self.passing(ids, receive):
-            receive(site, states)
-        waiting.finish()
-        for reading, updates in zip(readings, written, strict=True):
-            reading.sites = geometry.settle(self._with_updates(reading, updates))
-        if self.scorer.head is None and not self.scorer.reason:
-            for reading, row in zip(readings, ids, strict=True):
-                special = self.windows.special[reading.index].to(row.device)
-                reading.score = self.scorer.from_model(reading.index, row, special)
-        if self.halves:
-            self._embed_halves(readings)
-        return readings
-
-    def passing(self, ids: Tensor, receive: Callable[[Site, Tensor], None]) -> list[tuple[Site, Tensor]]:
-        """A forward pass over ids (B, S): on a CPU each site is received as it comes, else it is kept and returned."""
-        kept = list[tuple[Site, Tensor]]()
+        before: a batch that is still on its way, which on some devices has to leave the queue first.
+        """
+        if before is not None and before.transfer is not None:
+            before.transfer.fetch()
+        texts = _Batch([TextReading(index) for index in batch], Waiting(self.workers), [[] for _ in batch])
+        ids = sent(self.windows.ids[batch], input_device(self.model))
 
         def take(site: Site, states: Tensor) -> None:
-            if _is_measured_at_once(states):
-                receive(site, states)
-            else:
-                kept.append((site, states.clone()))  # a block may write over what it was given
+            if site.name == "output" and self.scorer.head is not None and not self.scorer.reason:
+                texts.losses = [self.scorer.losses(own, row) for own, row in zip(states, ids, strict=True)]
+            states = states.clone()  # a block may write over what it was given
+            if not texts.sites and _is_measured_at_once(states):
+                self._receive(texts, site, states)
+                texts.waiting.finish_if_many()
+            else:  # and so every site after one that is kept, for they are measured in their order
+                texts.sites.append(site)
+                texts.states.append(states)
 
         with contextlib.ExitStack() as hooks:
             for stack in self.stacks:
                 hooks.enter_context(watching(stack, take))
             run(self.model, self.stacks, ids)
-        return kept
+        texts.waiting.finish()
+        if self.scorer.head is None and not self.scorer.reason:
+            ids, special = self.windows.ids, self.windows.special
+            texts.losses = [self.scorer.losses_of_model(index, ids[index], special[index]) for index in batch]
+        if self.halves:
+            self._embed_halves(texts)
+        if texts.sites:
+            texts.send()
+        return texts
+
+    def finish(self, texts: _Batch) -> list[TextReading]:
+        """The readings of a batch that was launched, when what it sends has arrived."""
+        texts.arrive()
+        for site, states in zip(texts.sites, texts.states, strict=True):
+            self._receive(texts, site, states)
+        texts.waiting.finish()
+        for number, reading in enumerate(texts.readings):
+            reading.sites = geometry.settle(self._with_updates(reading, texts.written[number]))
+            if texts.losses:
+                reading.score = self.scorer.score(texts.losses[number], self.windows.special[reading.index])
+        for states in texts.halves:
+            self._pool_halves(texts.readings, states)
+        return texts.readings
+
+    def _receive(self, texts: _Batch, site: Site, states: Tensor) -> None:
+        """Note what a site's block does, and have the states of every text (B, S, d), on the CPU, measured."""
+        before = texts.received.pop(site.stack, None) if site.name == "block" else None
+        for row, updates in enumerate(texts.written):
+            updates.append(None if before is None else geometry.block_updates(before[row], states[row]))
+        if site.index < site.blocks:
+            texts.received[site.stack] = states
+        if site.stack not in texts.known:
+            texts.known[site.stack] = self._known(site.stack, texts.readings)
+        for reading, own, known in zip(texts.readings, states, texts.known[site.stack], strict=True):
+            task = functools.partial(self._measure_site, site, reading.index, *known, own)
+            texts.waiting.add(reading.sites, task, own.nbytes)
+            if site.name == "output" and site.stack == self.stacks[0].name:
+                keep = self.keeps[site.stack][reading.index]
+                reading.pooled = pool(own, keep, bool(self.windows.special[reading.index][0]))
+
+    def _known(self, stack: str, readings: list[TextReading]) -> list[tuple[Tensor, Tensor]]:
+        """Of each text the positions of the spectral metrics and the pairs of positions with one token."""
+        numbers = [reading.index for reading in readings]
+        keeps, ids = self.keeps[stack], self.ids[stack]
+        chosen = [spectral_positions(keeps[number], self.spectral_tokens, self.seed, number) for number in numbers]
+        return list(zip(chosen, [geometry.same_pairs(ids[number]) for number in numbers], strict=True))
 
     def _with_updates(self, reading: TextReading, updates: list[Tensor | None]) -> list[Measurement]:
         """The sites with the means of what their blocks do, over kept tokens that are a sink on no side of a block."""
@@ -243,23 +301,29 @@ class _BatchReader:
             made.append(own)
         return made
 
-    def _embed_halves(self, readings: list[TextReading]) -> None:
+    def _embed_halves(self, texts: _Batch) -> None:
         """One more forward pass over as many tokens: each half is a text of its own, without the other as context."""
-        cut = [halves_of(self.windows.ids[r.index], self.windows.special[r.index]) for r in readings]
-        ids = torch.cat([ids for ids, _ in cut]).to(input_device(self.model))
-        special = torch.cat([special for _, special in cut])
-        stack, vectors = self.stacks[0], list[Tensor]()
-        keeps = kept_positions(specials_of(stack, self.stacks, special))
 
-        def receive(site: Site, states: Tensor) -> None:
+        def take(site: Site, states: Tensor) -> None:
             if site.name == "output":
-                rows = zip(states, keeps, special, strict=True)
-                vectors.extend(pool(own, keep, bool(marked[0])) for own, keep, marked in rows)
+                texts.halves = [states.clone()]
 
-        with watching(stack, receive):
-            run(self.model, self.stacks, ids)
+        with watching(self.stacks[0], take):
+            run(self.model, self.stacks, sent(self._halves_of(texts.readings)[0], input_device(self.model)))
+
+    def _pool_halves(self, readings: list[TextReading], states: Tensor) -> None:
+        """The vectors of the halves from their output (2B, s, d)."""
+        special = self._halves_of(readings)[1]
+        keeps = kept_positions(specials_of(self.stacks[0], self.stacks, special))
+        rows = zip(states, keeps, special, strict=True)
+        vectors = [pool(own, keep, bool(marked[0])) for own, keep, marked in rows]
         for number, reading in enumerate(readings):
             reading.halves = torch.stack(vectors[2 * number : 2 * number + 2])
+
+    def _halves_of(self, readings: list[TextReading]) -> tuple[Tensor, Tensor]:
+        """The ids of the halves of all texts, and which of them are special, (2B, s) each."""
+        cut = [halves_of(self.windows.ids[r.index], self.windows.special[r.index]) for r in readings]
+        return torch.cat([ids for ids, _ in cut]), torch.cat([special for _, special in cut])
 
     def _measure_site(self, site: Site, index: int, spectral: Tensor, same: Tensor, states: Tensor) -> Measurement:
         ids, keep = self.ids[site.stack][index], self.keeps[site.stack][index]
@@ -274,63 +338,3 @@ class _BatchReader:
 def _is_measured_at_once(states: Tensor) -> bool:
     """Whether states are measured within the forward pass: on a CPU, where there is nothing to wait for."""
     return states.device.type == "cpu"
-
-
-class _Waiting:
-    """Sites of a forward pass whose states were received and are not yet measured completely."""
-
-    def __init__(self, workers: _Workers) -> None:
-        self._workers = workers
-        self._of: list[TextReading] = []
-        self._tasks: list[Callable[[], Measurement]] = []
-        self._bytes = 0
-
-    def add(self, reading: TextReading, states: Tensor, measure: Callable[[Tensor], Measurement]) -> None:
-        """Measure states (S, d), a copy that the model does not write over, for a reading: on a CPU later."""
-        on_cpu = states.device.type == "cpu"
-        task = functools.partial(measure, states) if on_cpu else measure(states).reduced
-        self._of.append(reading)
-        self._tasks.append(task)
-        self._bytes += states.nbytes if on_cpu else 0
-        if on_cpu and (len(self._tasks) >= self._workers.threads or self._bytes >= _WAITING):
-            self.finish()
-
-    def finish(self) -> None:
-        """Store every measurement in its reading."""
-        for reading, measurement in zip(self._of, self._workers.run(self._tasks), strict=True):
-            reading.sites.append(measurement)
-        self._of, self._tasks, self._bytes = [], [], 0
-
-
-class _Workers:
-    """Measurements of many sites: one worker per core, each with one thread, for a whole run.
-
-    Two workers with two threads each compete for the cores. torch keeps its number of threads per thread and MKL for
-    all, OpenBLAS (numpy's and scipy's) for all: every worker sets torch's, and the calling thread restores all.
-    """
-
-    def __init__(self) -> None:
-        self.threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self.threads, "condense-sites")
-        self._libraries = threadpoolctl.ThreadpoolController().select(internal_api="openblas")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(self.threads)
-
-    def run(self, tasks: Sequence[Callable[[], Measurement]]) -> list[Measurement]:
-        """The measurements without their Gram matrices, in order."""
-        try:
-            with self._libraries.limit(limits=1):
-                return list(self._pool.map(_on_one_thread, tasks))
-        finally:
-            torch.set_num_threads(self.threads)
-
-
-@torch.inference_mode()
-def _on_one_thread(task: Callable[[], Measurement]) -> Measurement:
-    torch.set_num_threads(1)
-    return task().reduced()

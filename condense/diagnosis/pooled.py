@@ -38,19 +38,17 @@ ONE_DOCUMENT = "needs at least two documents"
 def pool(states: Tensor, keep: Tensor, begins_with_special: bool) -> Tensor:
     """The mean, last and CLS vector of one text as unit rows, (3, d) float32; NaN where there is none.
 
-    states (S, d) of the output; keep (S,) bool, the positions that count: the mean leaves sinks out too. CLS is
-    position 0, where a special token stands there.
+    states (S, d) of the output, on the CPU; keep (S,) bool, the positions that count: the mean leaves sinks out too.
+    CLS is position 0, where a special token stands there.
     """
-    x = states.detach()
-    x = (x.cpu() if x.device.type == "mps" else x).double()
-    keep = keep.to(x.device)
+    x = states.detach().double()
     lengths = torch.linalg.vector_norm(x, dim=-1)
     inner = keep & ~sink_positions(lengths, keep & (lengths > 0))
     nothing = torch.full_like(x[0], torch.nan)
     mean = x[inner].mean(0) if bool(inner.any()) else nothing
     last = x[int(torch.nonzero(keep)[-1])] if bool(keep.any()) else nothing
     rows = torch.stack([mean, last, x[0] if begins_with_special else nothing])
-    return torch.nn.functional.normalize(rows, dim=-1, eps=0.0).float().cpu()
+    return torch.nn.functional.normalize(rows, dim=-1, eps=0.0).float()
 
 
 def halves_of(ids: Tensor, special: Tensor) -> tuple[Tensor, Tensor]:

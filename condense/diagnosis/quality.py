@@ -22,7 +22,7 @@ from condense.intervals import over_documents, ratio_over_documents
 from condense.models.checkpoint import Checkpoint
 from condense.models.custom import logits as logits_in
 from condense.models.custom import output_head
-from condense.models.layers import PROBE_TOKENS, Stack, forward_pass, input_device, last_state, run
+from condense.models.layers import PROBE_TOKENS, Stack, forward_pass, input_device, last_state, run, sent
 from condense.records.base import Estimate
 from condense.records.diagnosis import Objective, Quality
 from condense.texts.tokens import added_specials
@@ -60,39 +60,42 @@ class Scorer:
     seed: int
     reason: str | None = None
 
-    def from_states(self, states: Tensor, ids: Tensor, special: Tensor) -> Score:
-        """Score one text from its last hidden states (S, d); ids, special (S,). Causal, with a head."""
-        if self.head is None:
-            raise ValueError("this model is scored as a whole: use from_model")
-        nats = torch.zeros((), dtype=torch.float64)
-        weight = _plain_weight(self.head, states)
-        rows = _BLOCK if weight is None else _ROWS
-        targets, counted = ids[1:].to(states.device), ~special[1:].to(states.device)
-        for start in range(0, len(ids) - 1, rows):
-            span = slice(start, min(start + rows, len(ids) - 1))
-            if weight is None:
-                nats += _nats(self.head(states[span]), targets[span], counted[span])
-            else:
-                losses = _online_losses(states[span], weight, targets[span])
-                nats += losses[counted[span]].cpu().sum(dtype=torch.float64)
-        return Score(float(nats), int(counted.sum()))
+    def losses(self, states: Tensor, ids: Tensor) -> Tensor:
+        """Nats that each token but the first costs, from last hidden states (S, d); ids (S,) -> (S − 1,).
 
-    def from_model(self, index: int, ids: Tensor, special: Tensor) -> Score:
-        """Score one text (S,) with a forward pass of the whole model."""
+        Where the logits are, without waiting for that device; `score` sums them. Causal, with a head.
+        """
+        if self.head is None:
+            raise ValueError("this model is scored as a whole: use losses_of_model")
+        weight, targets = _plain_weight(self.head, states), ids[1:].to(states.device, non_blocking=True)
+        rows = _BLOCK if weight is None else _ROWS
+        parts = zip(torch.split(states[:-1], rows), torch.split(targets, rows), strict=True)
+        if weight is None:
+            return torch.cat([_token_losses(self.head(some), wanted) for some, wanted in parts])
+        return torch.cat([_online_losses(some, weight, wanted) for some, wanted in parts])
+
+    def losses_of_model(self, index: int, ids: Tensor, special: Tensor) -> Tensor:
+        """The same with a forward pass of the whole model over one text; ids, special (S,) on the host.
+
+        Of a masked model the nats of the masked tokens alone.
+        """
+        device = input_device(self.model)
         if self.objective == "masked":
-            chosen = mask_positions(special.cpu(), self.seed, index).to(ids.device)
-            masked = ids.clone()
-            masked[chosen] = int(self.mask_token_id or 0)
+            chosen = mask_positions(special, self.seed, index)
+            masked = sent(ids.index_fill(0, chosen, int(self.mask_token_id or 0)).unsqueeze(0), device)
             with forward_pass(self.model):
-                logits = logits_of(self.model(input_ids=masked.unsqueeze(0)), masked.unsqueeze(0))[0, chosen]
-            return Score(float(_nats(logits, ids[chosen], torch.ones_like(chosen, dtype=torch.bool))), len(chosen))
+                logits = logits_of(self.model(input_ids=masked), masked)[0]
+            return _token_losses(logits[sent(chosen, logits.device)], sent(ids[chosen], logits.device))
+        row = sent(ids.unsqueeze(0), device)
         with forward_pass(self.model):
-            logits = logits_of(self.model(input_ids=ids.unsqueeze(0)), ids.unsqueeze(0))[0, :-1]
-        nats = torch.zeros((), dtype=torch.float64)
-        for start in range(0, len(logits), _BLOCK):
-            span = slice(start + 1, start + 1 + _BLOCK)
-            nats += _nats(logits[start : start + _BLOCK], ids[span], ~special[span])
-        return Score(float(nats), int((~special[1:]).sum()))
+            logits = logits_of(self.model(input_ids=row), row)[0, :-1]
+        parts = zip(torch.split(logits, _BLOCK), torch.split(row[0, 1:], _BLOCK), strict=True)
+        return torch.cat([_token_losses(some, wanted) for some, wanted in parts])
+
+    def score(self, losses: Tensor, special: Tensor) -> Score:
+        """The score of a text from what its tokens cost; waits for the device of the losses. special (S,)."""
+        known = losses.cpu() if self.objective == "masked" else losses.cpu()[~special[1:]]
+        return Score(float(known.sum(dtype=torch.float64)), len(known))
 
 
 def mask_positions(special: Tensor, seed: int, index: int) -> Tensor:
@@ -111,9 +114,9 @@ def logits_of(output: Any, ids: Tensor) -> Tensor:
     return values
 
 
-def _nats(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-    losses = functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
-    return losses[counted.to(logits.device)].cpu().sum(dtype=torch.float64)  # MPS has no float64
+def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    targets = targets.to(logits.device, non_blocking=True)
+    return functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def _plain_weight(head: nn.Module, states: Tensor) -> Tensor | None:

@@ -338,6 +338,13 @@ def input_device(model: Any) -> torch.device:
     return torch.device(getattr(hook, "execution_device", None) or "cpu")
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the host on a device. The host does not wait for what a CUDA device has to do before."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def embedding_rows(model: Any) -> int:
     """Number of token ids that the model has an embedding for; UnavailableError where it reads none."""
     if isinstance(model, Adapted) and model.get_input_embeddings() is None:

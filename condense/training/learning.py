@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from condense.diagnosis.quality import Scorer, score_passage
 from condense.errors import RunError
 from condense.models.checkpoint import Checkpoint
-from condense.models.layers import input_device, unwrapped
+from condense.models.layers import unwrapped
 from condense.records.learning import Scores
 from condense.texts.windows import Windows
 
@@ -71,10 +71,9 @@ class WindowScore:
         if self.by_passage:
             current = replace(self.source, model=model)
             return [score_passage(current, context, text)[0] for context, text in self.windows.passages]
-        inner, windows = unwrapped(model), self.windows
-        scorer, device = Scorer(inner, "causal", None, None, 0), input_device(inner)
-        pairs = zip(windows.ids.to(device), windows.special.to(device), strict=True)
-        return [scorer.from_model(index, ids, special).nats for index, (ids, special) in enumerate(pairs)]
+        scorer = Scorer(unwrapped(model), "causal", None, None, 0)
+        texts = enumerate(zip(self.windows.ids, self.windows.special, strict=True))
+        return [scorer.score(scorer.losses_of_model(number, *text), text[1]).nats for number, text in texts]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 
 from condense.cli.demo import demo_file
 from condense.diagnosis import forward as measuring
-from condense.diagnosis import quality
+from condense.diagnosis import quality, workers
 from condense.diagnosis import resume as journal
 from condense.diagnosis.run import analyze
 from condense.geometry import cosine, spectrum
@@ -126,8 +126,8 @@ PARTS = {
     "float64 Gram of the spectral rows": (spectrum.Spectra, "__init__"),
     "tridiagonal forms of the Gram matrices": (spectrum.Spectra, "reduce"),
     "ranks from them, all sites together": (sys.modules["condense.geometry.measure"], "ranks_of"),
-    "head and loss": (quality.Scorer, "from_states"),
-    "all of a site": (measuring, "_on_one_thread"),
+    "head and loss": (quality.Scorer, "losses"),
+    "all of a site": (workers, "_on_one_thread"),
     "everything": (measuring, "_attempt"),
 }
 REST = "norms, sums, distinct pairs, top dimensions"

@@ -6,16 +6,20 @@ float32. Medians over rounds, the arms in turn.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 
 from condense import load
 from condense.cli.demo import demo_file
+from condense.diagnosis import forward
 from condense.diagnosis.run import analyze
 from condense.dispersion.disperser import Disperser
 from condense.dispersion.losses import LOSSES
@@ -111,7 +115,7 @@ def _treated(model: Any, ids: torch.Tensor, loss: str, max_tokens: int) -> Calla
 
 
 def reads(checkpoint: Checkpoint, shapes: Sequence[tuple[int, int]], rounds: int) -> Rows:
-    """`analyze` per text over a bare forward, and how often the host waits for the device in a text."""
+    """`analyze` per text over a bare forward, its parts, and how often the host waits for the device in a text."""
     model, device = checkpoint.model.eval(), checkpoint.model.device
     for batch, length in shapes:
         if checkpoint.positions and length > checkpoint.positions:
@@ -135,7 +139,44 @@ def reads(checkpoint: Checkpoint, shapes: Sequence[tuple[int, int]], rounds: int
             f"analyze, batch {batch}, {length} tokens",
             f"{1e3 * found['analyze'][0] / batch:.1f} ms a text, x {ratio:.2f}",
         )
+        for part, taken in split(device, whole).items():
+            yield (
+                f"  {part}, nothing beside it",
+                f"{1e3 * taken / batch:.1f} ms a text, x {taken / found['bare'][0]:.2f}",
+            )
         yield "  host waits per text", _waits(device, whole, batch)
+
+
+def split(device: torch.device, work: Callable[[], None]) -> dict[str, float]:
+    """Seconds of all passes with their losses, of packing and copying, and of measuring on the host.
+
+    One after another, as on a device also where there is none. Wall time on CUDA, else processor time.
+    """
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    spent = dict.fromkeys(("forward", "transfer", "measuring"), 0.0)
+
+    def timed(owner: Any, method: str, part: str) -> Any:
+        original = getattr(owner, method)
+
+        @functools.wraps(original)
+        def inner(*args: Any) -> Any:
+            begun = clock()
+            made = original(*args)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            spent[part] += clock() - begun
+            return made
+
+        return mock.patch.object(owner, method, inner)
+
+    with (
+        mock.patch.object(forward, "_is_measured_at_once", lambda states: False),
+        timed(forward._BatchReader, "launch", "forward"),
+        timed(forward._Batch, "send", "transfer"),
+        timed(forward._BatchReader, "finish", "measuring"),
+    ):
+        work()
+    return {**spent, "forward": spent["forward"] - spent["transfer"]}
 
 
 def _windows(checkpoint: Checkpoint, count: int, length: int) -> Windows:
@@ -146,17 +187,30 @@ def _windows(checkpoint: Checkpoint, count: int, length: int) -> Windows:
 
 
 def _waits(device: torch.device, work: Callable[[], None], texts: int) -> str:
-    """How often CUDA made the host wait, by torch's own count of synchronising calls."""
+    """How often CUDA made the host wait from a launch to its readings, by torch's count of synchronising calls."""
     if device.type != "cuda":
         return "not counted on a CPU"
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            work()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return f"{sum('synchroniz' in str(each.message) for each in told) / texts:.1f}"
+
+    def counted(method: str) -> Any:
+        original = getattr(forward._BatchReader, method)
+
+        def inner(*args: Any) -> Any:
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                return original(*args)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return mock.patch.object(forward._BatchReader, method, inner)
+
+    with contextlib.ExitStack() as stack:
+        told = stack.enter_context(warnings.catch_warnings(record=True))
+        warnings.simplefilter("always")
+        for method in ("launch", "finish"):
+            stack.enter_context(counted(method))
+        work()
+    found = sum("synchroniz" in str(each.message) for each in told)
+    return f"{found / texts:.1f}, beside one for each copy's event"
 
 
 def table(

@@ -331,9 +331,9 @@ main()
 """
 # Per phase what is made slow, so that it can be seen and interrupted, and what the row of the phase says.
 PHASES = {
-    "capture": ("condense.diagnosis.forward:_attempt:0.3", "before: validation text"),
+    "capture": ("condense.diagnosis.forward:_BatchReader.launch:0.3", "before: validation text"),
     "training": ("condense.training.loop:_Log.on_log:0.2", "control, seed 0: training"),
-    "measuring": ("condense.diagnosis.forward:_attempt:0.3", "control, seed 0: validation text"),
+    "measuring": ("condense.diagnosis.forward:_BatchReader.launch:0.3", "control, seed 0: validation text"),
     "writing": ("condense.records.base:Saved.to_html:3", "writing"),
 }
 BUDGET = ("--max-steps", "12", "--max-length", "32", "--per-device-train-batch-size", "1", "--num-texts", "4")

@@ -184,13 +184,13 @@ def test_only_what_is_missing_is_measured_again(opened: Callable[[str], Any], mo
     with pytest.raises(FellError):
         measure(opened("gpt2"), journal=True, on_text=falling(4))
     read: list[int] = []
-    original = measuring._BatchReader.read
+    original = measuring._BatchReader.launch
 
-    def counting(self: Any, batch: list[int]) -> Any:
+    def counting(self: Any, batch: list[int], before: Any) -> Any:
         read.extend(batch)
-        return original(self, batch)
+        return original(self, batch, before)
 
-    monkeypatch.setattr(measuring._BatchReader, "read", counting)
+    monkeypatch.setattr(measuring._BatchReader, "launch", counting)
     measure(opened("gpt2"), journal=True)
     assert read == [4, 5]
 

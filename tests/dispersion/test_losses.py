@@ -595,3 +595,5 @@ def test_the_table_of_costs_on_a_device_has_a_row_for_every_loss(tiny) -> None:
         for tokens in ("whole", "max_tokens 256"):
             assert float(rows[f"  {loss}, {tokens}"].split()[1].rstrip(",")) > 0
     assert float(rows["analyze, batch 2, 32 tokens"].rpartition("x ")[2]) > 0
+    for part in ("forward", "transfer", "measuring"):
+        assert float(rows[f"  {part}, nothing beside it"].rpartition("x ")[2]) >= 0
