@@ -32,6 +32,7 @@ from condense.texts.windows import Windows
 
 OnNote = Callable[[str], None]
 _T = TypeVar("_T")
+_Measured = tuple[Measurement, Tensor | None]  # a site of a text, and what its block does to each token
 _REPEATED = 0.01
 _SHARED = 64
 
@@ -172,8 +173,8 @@ class _Batch:
     """Texts whose forward passes were launched: what is known of them, and what is on its way to the host."""
 
     readings: list[TextReading]
-    waiting: Waiting
-    written: list[list[Tensor | None]]  # of every text and site what its block does to each token
+    waiting: Waiting[_Measured]
+    measured: list[list[_Measured]]  # of every text and site
     known: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)  # `_known` of each stack
     received: dict[str, Tensor] = field(default_factory=dict)  # what the next block of a stack receives
     sites: list[Site] = field(default_factory=list)
@@ -256,8 +257,10 @@ class _BatchReader:
         for site, states in zip(texts.sites, texts.states, strict=True):
             self._receive(texts, site, states)
         texts.waiting.finish()
-        for number, reading in enumerate(texts.readings):
-            reading.sites = geometry.settle(self._with_updates(reading, texts.written[number]))
+        pairs = list(zip(texts.readings, texts.measured, strict=True))
+        settled = self.workers.run([functools.partial(self._settled, *pair) for pair in pairs])
+        for number, (reading, sites) in enumerate(zip(texts.readings, settled, strict=True)):
+            reading.sites = sites
             if texts.losses:
                 reading.score = self.scorer.score(texts.losses[number], self.windows.special[reading.index])
         for states in texts.halves:
@@ -265,17 +268,16 @@ class _BatchReader:
         return texts.readings
 
     def _receive(self, texts: _Batch, site: Site, states: Tensor) -> None:
-        """Note what a site's block does, and have the states of every text (B, S, d), on the CPU, measured."""
+        """Have the states of every text (B, S, d), on the CPU, measured, and what the site's block does to them."""
         before = texts.received.pop(site.stack, None) if site.name == "block" else None
-        for row, updates in enumerate(texts.written):
-            updates.append(None if before is None else geometry.block_updates(before[row], states[row]))
         if site.index < site.blocks:
             texts.received[site.stack] = states
         if site.stack not in texts.known:
             texts.known[site.stack] = self._known(site.stack, texts.readings)
-        for reading, own, known in zip(texts.readings, states, texts.known[site.stack], strict=True):
-            task = functools.partial(self._measure_site, site, reading.index, *known, own)
-            texts.waiting.add(reading.sites, task, own.nbytes)
+        for row, (reading, own, known) in enumerate(zip(texts.readings, states, texts.known[site.stack], strict=True)):
+            given = None if before is None else before[row]
+            task = functools.partial(self._measure_site, site, reading.index, *known, own, given)
+            texts.waiting.add(texts.measured[row], task, own.nbytes)
             if site.name == "output" and site.stack == self.stacks[0].name:
                 keep = self.keeps[site.stack][reading.index]
                 reading.pooled = pool(own, keep, bool(self.windows.special[reading.index][0]))
@@ -287,19 +289,22 @@ class _BatchReader:
         chosen = [spectral_positions(keeps[number], self.spectral_tokens, self.seed, number) for number in numbers]
         return list(zip(chosen, [geometry.same_pairs(ids[number]) for number in numbers], strict=True))
 
-    def _with_updates(self, reading: TextReading, updates: list[Tensor | None]) -> list[Measurement]:
-        """The sites with the means of what their blocks do, over kept tokens that are a sink on no side of a block."""
+    def _settled(self, reading: TextReading, measured: list[_Measured]) -> list[Measurement]:
+        """The sites with their spectral metrics and with what their blocks do.
+
+        The means of that are over kept tokens that are a sink on no side of a block.
+        """
         keeps = [self.keeps[stack.name][reading.index] for stack in self.stacks for _ in stack.sites()]
         made = []
-        for number, (own, update, keep) in enumerate(zip(reading.sites, updates, keeps, strict=True)):
+        for number, ((own, update), keep) in enumerate(zip(measured, keeps, strict=True)):
             if update is not None:
                 counted = keep & update[0].isfinite()
-                for side in (reading.sites[number - 1], own):
+                for side in (measured[number - 1][0], own):
                     counted[side.sinks[:, 0].long()] = False
                 means = update[:, counted].mean(1).tolist()
                 own = replace(own, values={**own.values, **dict(zip(UPDATES, means, strict=True))})
             made.append(own)
-        return made
+        return geometry.settle(made)
 
     def _embed_halves(self, texts: _Batch) -> None:
         """One more forward pass over as many tokens: each half is a text of its own, without the other as context."""
@@ -325,14 +330,18 @@ class _BatchReader:
         cut = [halves_of(self.windows.ids[r.index], self.windows.special[r.index]) for r in readings]
         return torch.cat([ids for ids, _ in cut]), torch.cat([special for _, special in cut])
 
-    def _measure_site(self, site: Site, index: int, spectral: Tensor, same: Tensor, states: Tensor) -> Measurement:
+    def _measure_site(
+        self, site: Site, index: int, spectral: Tensor, same: Tensor, states: Tensor, given: Tensor | None
+    ) -> _Measured:
+        """One site of one text without its Gram matrix; given: the states that its block received."""
         ids, keep = self.ids[site.stack][index], self.keeps[site.stack][index]
         wanted = site.name == "block" and site.index > site.blocks // 2  # the cross-text cosine of the deepest half
         shared = self.shared.unsqueeze(1) == ids if wanted and len(self.shared) else None
         try:
-            return geometry.measure(states, keep, spectral, ids, shared, same)
+            made = geometry.measure(states, keep, spectral, ids, shared, same).reduced()
         except ValueError as error:
             raise RunError(f"text {index} at {site.label} ({site.stack}): {error}", OVERFLOW) from None
+        return made, None if given is None else geometry.block_updates(given, states)
 
 
 def _is_measured_at_once(states: Tensor) -> bool:

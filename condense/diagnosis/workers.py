@@ -1,31 +1,29 @@
-"""Measurements of many sites at once, on the CPU: one thread each."""
+"""Work on many sites or texts at once, on the CPU: one thread each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import threadpoolctl
 import torch
 
-from condense.geometry import Measurement
-
 _WAITING = 256 * 2**20  # bytes of states that are kept within a forward pass until they are measured
-_Task = Callable[[], Measurement]
+_T = TypeVar("_T")
 
 
-class Waiting:
-    """Sites whose states are on the CPU and not yet measured, with the list of each text's measurements."""
+class Waiting(Generic[_T]):
+    """Sites whose states are on the CPU and not yet measured, with the list that each measurement belongs to."""
 
     def __init__(self, workers: Workers) -> None:
         """Have them measured by these workers."""
         self._workers = workers
-        self._tasks: list[tuple[list[Measurement], _Task]] = []
+        self._tasks: list[tuple[list[_T], Callable[[], _T]]] = []
         self._bytes = 0
 
-    def add(self, measured: list[Measurement], task: _Task, size: int) -> None:
-        """Measure one site of one text later, and append the measurement; size: the bytes of its states."""
+    def add(self, measured: list[_T], task: Callable[[], _T], size: int) -> None:
+        """Measure one site of one text later, and append what it returns; size: the bytes of its states."""
         self._tasks.append((measured, task))
         self._bytes += size
 
@@ -35,15 +33,15 @@ class Waiting:
             self.finish()
 
     def finish(self) -> None:
-        """Append every measurement to the list of its text."""
-        measurements = self._workers.run([task for _, task in self._tasks])
-        for (measured, _), measurement in zip(self._tasks, measurements, strict=True):
-            measured.append(measurement)
+        """Append what every task returns to its list."""
+        results = self._workers.run([task for _, task in self._tasks])
+        for (measured, _), result in zip(self._tasks, results, strict=True):
+            measured.append(result)
         self._tasks, self._bytes = [], 0
 
 
 class Workers:
-    """Measurements of many sites: one worker per core, each with one thread, for a whole run.
+    """One worker per core, each with one thread, for a whole run.
 
     Two workers with two threads each compete for the cores. torch keeps its number of threads per thread and MKL for
     all, OpenBLAS (numpy's and scipy's) for all: every worker sets torch's, and the calling thread restores all.
@@ -62,8 +60,8 @@ class Workers:
         self._pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(self.threads)
 
-    def run(self, tasks: Sequence[_Task]) -> list[Measurement]:
-        """The measurements without their Gram matrices, in order."""
+    def run(self, tasks: Sequence[Callable[[], _T]]) -> list[_T]:
+        """What the tasks return, in order."""
         try:
             with self._libraries.limit(limits=1):
                 return list(self._pool.map(_on_one_thread, tasks))
@@ -72,6 +70,6 @@ class Workers:
 
 
 @torch.inference_mode()
-def _on_one_thread(task: _Task) -> Measurement:
+def _on_one_thread(task: Callable[[], _T]) -> _T:
     torch.set_num_threads(1)
-    return task().reduced()
+    return task()

@@ -5,6 +5,7 @@ the device of the states is switched, so that CPU tensors are packed, sent, rece
 """
 
 import contextlib
+import copy
 import gc
 import weakref
 from collections.abc import Callable, Iterator
@@ -186,6 +187,23 @@ def test_a_model_that_is_partly_on_the_cpu_keeps_the_order_of_its_sites(
 
     monkeypatch.setattr(forward, "_is_measured_at_once", alternating)
     assert [encode(reading) for reading in read(opened(name), texts_of(opened(name)))] == expected
+
+
+def test_what_a_block_writes_over_is_sent_as_it_was(opened: Callable[[str], Any], sending: None) -> None:
+    def doubling(module: Any, given: tuple[Tensor, ...]) -> None:
+        given[0].mul_(2)
+
+    checkpoint, cut = copy.deepcopy(opened("llama")), texts_of(opened("llama"))
+    expected, (stack,) = list[Tensor](), find_stacks(checkpoint.model)
+    with torch.inference_mode(), Workers() as workers:
+        stack.modules[1].register_forward_pre_hook(doubling)
+        with layers.watching(stack, lambda site, states: expected.append(states.clone())):
+            layers.run(checkpoint.model, (stack,), cut.ids[:2])
+        scorer = Scorer(checkpoint.model, "causal", None, None, 0, "not scored")
+        texts = forward._BatchReader(checkpoint.model, (stack,), cut, scorer, workers, 16, 0).launch([0, 1])
+        assert texts.transfer is not None
+        sent = texts.transfer.wait()
+    assert len(sent) == len(expected) == 5 and all(map(torch.equal, sent, expected))
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
