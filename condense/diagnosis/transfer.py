@@ -51,7 +51,7 @@ def _begin_copy(tensors: Sequence[Tensor]) -> tuple[Tensor, Any]:
         return packed, None
     stream: Any = torch.cuda.Stream(packed.device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(packed.device))
-    host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+    host = torch.empty(packed.shape, dtype=packed.dtype, device="cpu", pin_memory=True)
     with torch.cuda.stream(stream):
         host.copy_(packed, non_blocking=True)
     packed.record_stream(stream)  # its memory is given to nothing else before the copy is done
