@@ -134,16 +134,33 @@ def _online_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     A block of logits stays in the processor's cache: the whole (S, V) matrix, larger than most models'
     states together, is never written. states (S, d), weight (V, d), targets (S,) -> (S,) float32.
     """
-    highest = torch.full((len(states),), -math.inf, device=states.device)
-    total = torch.zeros_like(highest)
-    for start in range(0, len(weight), _WORDS):
-        logits = (states @ weight[start : start + _WORDS].T).float()
-        rising = torch.maximum(highest, logits.amax(1))
-        total = total * (highest - rising).exp_() + logits.sub_(rising.unsqueeze(1)).exp_().sum(1)
-        highest = rising
+    on_host = states.device.type == "cpu"
+    highest, total = _exponentials(states, weight, of_all=not on_host)
+    if on_host and not bool(total.isfinite().all()):  # a later word is e^88 times as likely as any of the first block
+        highest, total = _exponentials(states, weight, of_all=True)
     chosen = (states.float() * weight[targets].float()).sum(1).to(states.dtype)  # rounded as the rest
     losses: Tensor = highest + total.log() - chosen.float()
     return losses
+
+
+def _exponentials(states: Tensor, weight: Tensor, *, of_all: bool) -> tuple[Tensor, Tensor]:
+    """Of every position a large logit m (S,) and Σ exp(logit − m) over the words (S,), float32.
+
+    m is the largest of the first block of words, which is cheaper but lets the sum overflow where another logit is far
+    above; of_all: the largest of all.
+    """
+    highest = torch.full((len(states),), -math.inf, device=states.device)
+    total = torch.zeros_like(highest)
+    products = states.new_empty(len(states), min(_WORDS, len(weight)))  # one array for all blocks
+    for start in range(0, len(weight), _WORDS):
+        words = weight[start : start + _WORDS].detach()
+        logits = torch.mm(states.detach(), words.T, out=products[:, : len(words)]).float()
+        if of_all or start == 0:
+            rising = torch.maximum(highest, logits.amax(1))
+            total *= (highest - rising).exp_()
+            highest = rising
+        total += logits.sub_(highest.unsqueeze(1)).exp_().sum(1)
+    return highest, total
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from condense.diagnosis.forward import read_texts
-from condense.diagnosis.quality import MASK_RATE, make_scorer, mask_positions, summarise
+from condense.diagnosis.quality import MASK_RATE, Scorer, make_scorer, mask_positions, summarise
 from condense.diagnosis.run import analyze
 from condense.models.checkpoint import load, objective
 from condense.models.layers import find_stacks
@@ -89,6 +89,22 @@ def test_bits_per_byte_of_a_uniform_model(opened: Callable[[str], Any], tokenize
     quality = measured(model, "causal", texts)[1]
     expected = math.log2(VOCABULARY) * 3 * 31 / sum(texts.predicted_bytes)  # type: ignore[arg-type]
     assert quality.bits_per_byte.value == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("far", [0.0, 60.0, 400.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_block_by_block_are_those_of_all_logits(far: float, dtype: torch.dtype) -> None:
+    """Three blocks of words, the last one short; a word of the second one may be e^400 times as likely as the first."""
+    generator = torch.Generator().manual_seed(3)
+    states, weight = (torch.randn(size, 16, generator=generator).to(dtype) for size in (600, 2500))
+    states[::7, 0], weight[:, 0], weight[1500, 0] = 1.0, 0.0, far
+    head = torch.nn.Linear(16, 2500, bias=False).to(dtype)
+    head.weight = torch.nn.Parameter(weight)
+    ids = torch.randint(0, 2500, (600,), generator=generator)
+    losses = Scorer(None, "causal", head, None, 0).losses(states, ids).detach()
+    logits = (states[:-1] @ weight.T).double()
+    expected = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+    assert losses.double() == pytest.approx(expected, rel=1e-5 if dtype == torch.float32 else 1e-2, abs=1e-5)
 
 
 def test_specials_are_not_predicted(opened: Callable[[str], Any]) -> None:
