@@ -130,7 +130,7 @@ PARTS = {
     "all of a site": (measuring._BatchReader, "_measure_site"),
     "everything": (measuring, "_attempt"),
 }
-REST = "norms, sums, distinct pairs, top dimensions"
+REST = "norms, sums, distinct pairs, block updates"
 
 
 def parts(count: int, length: int) -> Rows:
