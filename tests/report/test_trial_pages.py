@@ -192,6 +192,11 @@ def test_an_arm_in_a_line():
         "orthogonal loss on layers 3,7, coefficient 0.1"
     )
     assert in_a_line(ArmSpec("cosreg=2", "cosreg", coefficient=2.0), plan).endswith(", coefficient 2")
+    falling = ArmSpec("d", "dispersion", coefficient=1.0, schedule="linear:0.25")
+    assert in_a_line(falling, plan) == "angular loss on all layers, coefficient 1, falling (linear:0.25)"
+    whole = replace(plan, training=replace(plan.training, coefficient_schedule="cosine"))
+    assert in_a_line(ArmSpec("d", "dispersion"), whole) == "angular loss on all layers, falling (cosine)"
+    assert in_a_line(ArmSpec("n", "noisy-embedding"), whole).endswith("(NEFTune)")
 
 
 # --- ranks ----------------------------------------------------------------------------------------------

@@ -231,10 +231,13 @@ ROOMY = 96
 def in_a_line(spec: ArmSpec, plan: TrialPlan) -> str:
     """What an arm is, in a line; its full definition with its source stands in the report."""
     coefficient = "" if spec.coefficient is None else f", coefficient {spec.coefficient:g}"
+    schedule = spec.schedule or plan.training.coefficient_schedule
+    falls = "schedule" in remedy_of(spec).takes and schedule != "constant"
+    dose = f"{coefficient}{f', falling ({schedule})' if falls else ''}"
     if "loss" in remedy_of(spec).takes:
         loss, layers = spec.loss or plan.training.loss, spec.layers or plan.training.layers
-        return f"{loss} loss on {LAYERS.get(layers, f'layers {layers}')}{coefficient}"
-    return f"{remedy_of(spec).in_a_line}{coefficient}"
+        return f"{loss} loss on {LAYERS.get(layers, f'layers {layers}')}{dose}"
+    return f"{remedy_of(spec).in_a_line}{dose}"
 
 
 def show_trial_plan(
