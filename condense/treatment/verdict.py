@@ -26,6 +26,7 @@ from condense.trials.doses import (
     ratio_words,
     rounded,
 )
+from condense.trials.scope import early_gain
 from condense.trials.verdict import BOUTHILLIER, next_after_power, power_words, verdict_from
 
 PUBLISHED = (
@@ -44,15 +45,16 @@ def assess(plan: Plan, model: str, arms: Mapping[str, Arm], effect: Effect, comm
     """
     again = Again(command or f"condense treat {shlex.quote(model)} --text train.txt")
     verdict: VerdictId = verdict_from(effect.words) if effect.against == "control" else "no-control"
-    opened = what_opened(effect.words, effect.deep)
+    opened, quality = what_opened(effect.words, effect.deep), quality_in(effect.words)
     findings = (
         _headline(plan, again, arms, effect, verdict, opened),
         _opening(effect, opened),
         *_penalty_ratio(plan, again, arms, effect, verdict),
         *_seed_findings(plan, again, effect),
+        *early_gain(arms["before"].validation.model, {"treated": quality}, _steps_taken(plan, arms), again),
         *_limit_findings(arms),
     )
-    return Outcome(verdict, quality_in(effect.words), opened, findings, effect.covers)
+    return Outcome(verdict, quality, opened, findings, effect.covers)
 
 
 # --- the headline --------------------------------------------------------------------------------------

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from condense.comparison.verdict import quality_in, signed, what_opened
-from condense.diagnosis.verdict import BILLION, LIU
+from condense.diagnosis.verdict import LIU
 from condense.records.base import Again, Estimate, Finding
 from condense.records.diagnosis import ModelInfo, Quality
 from condense.records.plans import MIN_SEEDS, RANK_SEEDS, TrialPlan
 from condense.records.treatment import Opened, Power, QualityWord, VerdictId, Word
 from condense.records.trial import ArmEffect, ArmResult, ArmRun, DoseResponse, Rank, mean
 from condense.trials.doses import control_moved, dose_finding, ratio_findings
+from condense.trials.scope import scope_findings
 
 BOUTHILLIER = "Bouthillier et al. 2021, arXiv:2103.03098"
 PUBLIC_SD = {"bits_per_byte": 0.00023, "task mean": 0.0066}
@@ -88,7 +89,7 @@ def trial_findings(
         *_power(plan, arms, again),
         *[_missing(arm, again) for arm in arms if arm.status != "done"],
         *ratio_findings(arms, again),
-        *_scope(plan, model, arms, again),
+        *scope_findings(plan, model, arms, _steps(arms), again),
     )
 
 
@@ -327,74 +328,3 @@ def _missing(arm: ArmResult, again: Again) -> Finding:
         f"{again()} --resume",
         "this run",
     )
-
-
-def _scope(plan: TrialPlan, model: ModelInfo, arms: Sequence[ArmResult], again: Again) -> list[Finding]:
-    notes = []
-    names = {arm.spec.remedy: arm for arm in arms if arm.effect is not None}
-    if "larger-vocab" in names:
-        arm = names["larger-vocab"]
-        notes.append(
-            Finding(
-                "larger-vocab",
-                "info",
-                "A larger vocabulary is a design for training from the start",
-                f"{'; '.join(arm.details) or 'see its details'}; bits per byte {_arm_change(arm, 'bits_per_byte')}",
-                "New rows start as means of old ones and need training; compare it by bits per byte, never by "
-                "perplexity. It sees more text per step than the other arms.",
-                again(output="longer/", max_steps=str(10 * (plan.training.max_steps or 100))),
-                "Tao et al. 2024, arXiv:2407.13623",
-            )
-        )
-    if "active-forgetting" in names:
-        notes.append(
-            Finding(
-                "active-forgetting",
-                "info",
-                "Active forgetting is a pre-training method",
-                f"bits per byte {_arm_change(names['active-forgetting'], 'bits_per_byte')}",
-                "It re-initialises the embeddings while the body is still learning; late in fine-tuning it "
-                "destroys what they knew.",
-                again(output="longer/", max_steps="3000"),
-                "Chen et al. 2023, arXiv:2307.01163",
-            )
-        )
-    if model.parameters > BILLION:
-        notes.append(
-            Finding(
-                "large-model",
-                "info",
-                "Above one billion parameters the published benefit shrinks",
-                f"{model.parameters / BILLION:.1f} billion parameters; here: {_furthest(arms)}",
-                "The published gains are for small models; larger ones resist condensation by themselves.",
-                again(output="again/"),
-                LIU,
-            )
-        )
-    if model.contrastive:
-        notes.append(
-            Finding(
-                "contrastive",
-                "warning",
-                "This checkpoint was trained with a contrastive objective",
-                f"sentence-transformers layout; here: {_furthest(arms)}",
-                "Such a checkpoint should not be treated: a remedy may undo what contrastive training arranged.",
-                again(output="again/"),
-                "Wang & Isola 2020, arXiv:2005.10242",
-            )
-        )
-    return notes
-
-
-def _arm_change(arm: ArmResult, key: str) -> str:
-    return signed(arm.effect.metrics[key]) if arm.effect else "not measured"
-
-
-def _furthest(arms: Sequence[ArmResult]) -> str:
-    """The arm with the largest fall, whatever it is worth."""
-    known = [(arm.effect.metrics["mean_cosine"], arm) for arm in arms if arm.effect]
-    fallen = [(change, arm) for change, arm in known if change.value is not None]
-    if not fallen:
-        return "nothing was measured"
-    change, arm = min(fallen, key=lambda pair: pair[0].value or 0.0)
-    return f"{arm.spec.name} moved the deep mean cosine most, by {signed(change)}"

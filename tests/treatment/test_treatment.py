@@ -199,6 +199,8 @@ def test_pretraining_with_the_loss_ends_in_a_wider_cone(tiny, texts, tmp_path):
     assert effect.high < -0.01, "the treated model is less condensed than the control"
     trained = [found.arms[name].validation.quality.bits_per_byte.value for name in ("before", "control", "treated")]
     assert max(trained[1:]) < trained[0], "both arms learned"
+    warned = any(finding.id == "early-gain" for finding in found.verdict.findings)
+    assert warned == (found.verdict.quality == "improved"), "a gain from random weights need not last"
 
 
 def test_refusals_come_before_any_work(tiny, texts, tmp_path):

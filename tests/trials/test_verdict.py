@@ -368,3 +368,18 @@ def test_failures_ratios_and_ties_are_told():
     )
     assert notes["ranking"].seen == "most spread first: d=9, then b; fewest bits per byte first: d=9 = b"
     assert "not-ranked" in found([heavy], reason="2 seeds: …")
+
+
+def test_a_gain_from_random_weights_is_not_said_to_last():
+    drawn = replace(MODEL, source_format="random")
+    arms = [arm("dispersion=1", effect(FALL, BETTER), 1.0), arm("dispersion=3", effect(FALL, COSTLY), 3.0)]
+    command = "condense trial tiny --random-init --text t.txt -o trial/ --max-steps 30"
+
+    def warnings(model, arms):
+        given = trial_findings(PLAN, model, BEFORE, arms, (), None, command)
+        return [finding for finding in given if finding.id == "early-gain"]
+
+    (found,) = warnings(drawn, arms)
+    assert "30 steps" in found.title and found.seen.startswith("dispersion=1:") and "--max-steps 120" in found.next
+    assert not warnings(MODEL, arms), "trained weights"
+    assert not warnings(drawn, arms[1:]) and not warnings(drawn, [arm("n", effect(FALL, BETTER), remedy="cosreg")])
