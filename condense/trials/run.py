@@ -46,6 +46,7 @@ from condense.trials.effects import MEASURES, arm_effect, compare_pairs, rank_ar
 from condense.trials.folder import Run, Runs, clear_runs, names_made, refuse_links, refuse_workers
 from condense.trials.learning import learning_findings, with_learning
 from condense.trials.runs import Request, prepare, run_arms
+from condense.trials.scope import placebo_findings
 from condense.trials.tuning import TUNING, tuning_findings
 from condense.trials.verdict import arm_verdict, trial_findings, unranked
 from condense.version import __version__
@@ -228,6 +229,7 @@ def assembled(plan: TrialPlan, runs: Runs, *, command: str, output: str, timing:
         doses=doses,
         findings=(
             *trial_findings(plan, model, before.record, arms, doses, reason, command),
+            *placebo_findings(arms, pairs, Again(command)),
             *learning_findings(arms, runs.schedule.steps, Again(command)),
             *tuning_findings(plan, arms, Again(command)),
         ),

@@ -1,16 +1,19 @@
-"""Where the result of a trial or a treatment holds, and where it need not: findings. Pure Python."""
+"""Where the result of a trial or a treatment holds, and where it need not: findings."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from condense.comparison.verdict import signed
 from condense.diagnosis.verdict import BILLION, LIU
-from condense.records.base import Again, Finding
+from condense.intervals import ALPHA
+from condense.records.base import Again, Estimate, Finding
 from condense.records.diagnosis import ModelInfo
 from condense.records.plans import TrialPlan
 from condense.records.treatment import QualityWord
-from condense.records.trial import ArmResult
+from condense.records.trial import ArmResult, Pair
 
 STUDY = "condense's own study: docs/study/results.md"
 
@@ -36,6 +39,58 @@ def early_gain(model: ModelInfo, gains: Mapping[str, QualityWord | None], steps:
             STUDY,
         )
     ]
+
+
+def placebo_findings(arms: Sequence[ArmResult], pairs: Sequence[Pair], again: Again) -> list[Finding]:
+    """Whether a placebo gives a gain too, and whether each dispersion arm is better than it, where both have a word.
+
+    Better: fewer bits per byte with p below .05, adjusted over all pairs of arms.
+    """
+    known = [arm for arm in arms if arm.quality is not None]
+    placebos = [arm.spec.name for arm in known if arm.spec.remedy.startswith("placebo-") and arm.quality == "improved"]
+    losses = [arm for arm in known if arm.spec.remedy == "dispersion" and (arm.spec.coefficient or 0) > 0]
+    made: list[Finding] = []
+    severity: Literal["warning", "info"]
+    for arm, placebo in itertools.product(losses, placebos):
+        change, p = _difference(arm.spec.name, placebo, pairs)
+        if change.value is None or p is None:
+            continue
+        if p < ALPHA and change.value < 0:
+            severity, title = "info", f"{arm.spec.name} is better than {placebo}, a placebo"
+            why = f"{_PLACEBO}, so size alone is not what helped."
+        else:
+            severity, title = (
+                "warning",
+                f"{placebo}, a placebo, helps too, and {arm.spec.name} is not shown to be better",
+            )
+            why = f"{_PLACEBO}. What it gives as well is no evidence for that mechanism, though it helps."
+        made.append(
+            Finding(
+                "placebo",
+                severity,
+                title,
+                f"{arm.spec.name} − {placebo} in bits per byte: {signed(change)}, p = {p:.2g} over all pairs of arms",
+                why,
+                again(output="more-seeds/", seeds=str(2 * len(arm.runs))),
+                "placebos: docs/remedies.md",
+            )
+        )
+    return made
+
+
+_PLACEBO = "The placebo is a penalty of the same size without what the loss is said to do"
+
+
+def _difference(first: str, second: str, pairs: Sequence[Pair]) -> tuple[Estimate, float | None]:
+    """First − second in bits per byte, and its adjusted p; no value where they were not compared."""
+    for pair in pairs:
+        change, p = pair.differences["bits_per_byte"], pair.p.get("bits_per_byte")
+        if (pair.first, pair.second) == (first, second):
+            return change, p
+        if (pair.second, pair.first) == (first, second) and change.value is not None:
+            low, high = (None if bound is None else -bound for bound in (change.high, change.low))
+            return Estimate(-change.value, low, high), p
+    return Estimate(None), None
 
 
 def scope_findings(

@@ -11,10 +11,11 @@ from condense.records.diagnosis import ModelInfo, Quality
 from condense.records.learning import Learning, Look
 from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.treatment import Curve, Power, Word
-from condense.records.trial import ArmEffect, ArmResult, ArmRun, Rank, SeedEffect
+from condense.records.trial import ArmEffect, ArmResult, ArmRun, Pair, Rank, SeedEffect
 from condense.report.trial.tables import recommendation
 from condense.training.arm_names import parse_arms
 from condense.trials.doses import control_moved, deciding_change, dose_responses, longer_training, next_dose
+from condense.trials.scope import placebo_findings
 from condense.trials.verdict import arm_verdict, power_before, trial_findings, unranked
 
 MODEL = ModelInfo("tiny", "LlamaForCausalLM", "causal", 1000, 32, 3, "float32", "safetensors")
@@ -383,3 +384,39 @@ def test_a_gain_from_random_weights_is_not_said_to_last():
     assert "30 steps" in found.title and found.seen.startswith("dispersion=1:") and "--max-steps 120" in found.next
     assert not warnings(MODEL, arms), "trained weights"
     assert not warnings(drawn, arms[1:]) and not warnings(drawn, [arm("n", effect(FALL, BETTER), remedy="cosreg")])
+
+
+AGAIN = Again("condense trial tiny --text t.txt -o trial/ --seeds 3")
+
+
+def pair(first, second, value, p):
+    bits = Estimate(value, value - 0.01, value + 0.02)
+    return Pair(first, second, {"mean_cosine": Estimate(0.0), "bits_per_byte": bits}, {}, {"bits_per_byte": p})
+
+
+def test_a_placebo_that_helps_as_well_is_said():
+    arms = [
+        arm("dispersion=1", effect(FALL, BETTER), 1.0),
+        arm("dispersion:decorrelation=0.3", effect(FALL, BETTER), 0.3),
+        arm("dispersion=-1", effect(RISE, COSTLY), -1.0),
+        arm("placebo-shuffled=1", effect(FALL, BETTER), 1.0, remedy="placebo-shuffled"),
+        arm("placebo-norm=1", effect(SMALL), 1.0, remedy="placebo-norm"),
+    ]
+    pairs = [
+        pair("dispersion=1", "placebo-shuffled=1", -0.02, 0.23),
+        pair("placebo-shuffled=1", "dispersion:decorrelation=0.3", 0.06, 0.02),
+        pair("dispersion=-1", "placebo-shuffled=1", 0.3, 0.001),
+        pair("dispersion=1", "placebo-norm=1", -0.03, 0.001),
+    ]
+    same, better = placebo_findings(arms, pairs, AGAIN)
+    assert same.severity == "warning" and same.title.startswith("placebo-shuffled=1, a placebo, helps too")
+    assert "-0.0200 [-0.0300, +0.0000], p = 0.23" in same.seen
+    assert (
+        better.severity == "info"
+        and better.title == "dispersion:decorrelation=0.3 is better than placebo-shuffled=1, a placebo"
+    )
+    assert "-0.0600 [-0.0800, -0.0500], p = 0.02" in better.seen, "turned round"
+    worse = [pair("dispersion=1", "placebo-shuffled=1", 0.06, 0.001)]
+    assert [one.severity for one in placebo_findings(arms, worse, AGAIN)] == ["warning"], "clearly worse is not better"
+    assert not placebo_findings([arms[0], replace(arms[3], quality=None)], pairs, AGAIN), "below three seeds"
+    assert not placebo_findings(arms, [pair("dispersion=1", "placebo-shuffled=1", -0.02, None)], AGAIN)
