@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import runpy
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from condense.records.serial import schema_of
 from tests import generated
 
 ROOT = generated.ROOT
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+STUDY = ROOT / "docs" / "study"
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *STUDY.glob("*.md")])
 SCHEMA = ROOT / "condense" / "data" / "diagnosis.schema.json"
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -188,8 +190,11 @@ def test_every_page_is_on_the_map() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     for page in PAGES:
-        assert page.name in ("README.md", "index.md") or f"({page.name})" in index, page.name
-        assert page.name == "README.md" or f"- {page.name}\n" in site, f"{page.name} is not in the nav of mkdocs.yml"
+        if page.name == "README.md":
+            continue
+        name = page.relative_to(ROOT / "docs").as_posix()
+        assert name == "index.md" or f"({name})" in index, name
+        assert f"- {name}\n" in site, f"{name} is not in the nav of mkdocs.yml"
 
 
 # --- generated files --------------------------------------------------------------------------------
@@ -326,3 +331,10 @@ def test_schema_of_what_has_no_json_form() -> None:
         schema_of(Odd)
     with pytest.raises(ValueError, match="not a dataclass"):
         schema_of(dict)
+
+
+def test_the_tables_of_the_study_are_those_of_its_records() -> None:
+    made = runpy.run_path(str(STUDY / "tables.py"))
+    text = (STUDY / "results.md").read_text(encoding="utf-8")
+    assert text.count("<!-- table: ") >= 10 and made["written"](text) == text
+    assert made["written"](text.replace("0.", "1.")) != text.replace("0.", "1."), "a wrong number is seen"

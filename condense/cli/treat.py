@@ -44,7 +44,12 @@ def treat(
     options: Annotated[ModelOptions, Trained],
     run: RunOptions,
 ) -> None:
-    """Fine-tune with dispersion loss, beside a control arm, and report before / control / treated."""
+    """Fine-tune with dispersion loss, beside a control arm, and report before / control / treated.
+
+    condense's own runs: fine-tuning with it gained no quality; from random
+    weights it was ahead early and not at the end of 1,600 steps, and a placebo
+    did as well early (docs/study/results.md).
+    """
     ranks = ranks_of_run(expect_world, "train")
     first = ranks is None or ranks.is_first
     go_offline(options)

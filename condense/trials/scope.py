@@ -33,8 +33,8 @@ def early_gain(model: ModelInfo, gains: Mapping[str, QualityWord | None], steps:
             f"A gain after {steps:,} steps from random weights may not last",
             f"{', '.join(ahead)}: quality improved at the end of this run",
             "From random weights cross-entropy first gathers all tokens in a narrow cone, and the loss shortens that. "
-            "In the study the angular loss was ahead in the first 600 of 1,600 steps and behind at their end. Only the "
-            "length that you will train for decides.",
+            "In the study the angular loss was ahead over the first 400 of 1,600 steps and no longer at their end. "
+            "Only the length that you will train for decides.",
             again(output="longer/", max_steps=str(4 * max(1, steps))),
             STUDY,
         )

@@ -141,7 +141,9 @@ def pairs(trial: Trial) -> str:
             continue
         p = pair.p.get("bits_per_byte")
         value = change(pair.differences["bits_per_byte"])
-        body.append([f"`{pair.first}` − `{pair.second}`", value, "–" if p is None else f"{p:.3f}"])
+        body.append(
+            [f"`{pair.first}` − `{pair.second}`", value, "–" if p is None else "< .001" if p < 0.001 else f"{p:.3f}"]
+        )
     return rows(["pair", "difference in bits per byte", "p (Holm)"], body)
 
 
