@@ -44,14 +44,15 @@ def assess(plan: Plan, model: str, arms: Mapping[str, Arm], effect: Effect, comm
     arms: those of the first seed; command: the run's own command line, which the advice changes only where it must.
     """
     again = Again(command or f"condense treat {shlex.quote(model)} --text train.txt")
-    verdict: VerdictId = verdict_from(effect.words) if effect.against == "control" else "no-control"
+    before, controlled = arms["before"].validation.model, effect.against == "control"
+    verdict: VerdictId = verdict_from(effect.words) if controlled else "no-control"
     opened, quality = what_opened(effect.words, effect.deep), quality_in(effect.words)
     findings = (
         _headline(plan, again, arms, effect, verdict, opened),
         _opening(effect, opened),
         *_penalty_ratio(plan, again, arms, effect, verdict),
         *_seed_findings(plan, again, effect),
-        *early_gain(arms["before"].validation.model, {"treated": quality}, _steps_taken(plan, arms), again),
+        *(early_gain(plan, before, {"treated": quality}, _steps_taken(plan, arms), again) if controlled else ()),
         *_limit_findings(arms),
     )
     return Outcome(verdict, quality, opened, findings, effect.covers)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from condense.comparison.verdict import signed
 from condense.diagnosis.verdict import BILLION, LIU
 from condense.intervals import ALPHA
 from condense.records.base import Again, Estimate, Finding
 from condense.records.diagnosis import ModelInfo
-from condense.records.plans import TrialPlan
+from condense.records.plans import Plan, TrialPlan
 from condense.records.treatment import QualityWord
 from condense.records.trial import ArmResult, Pair
+from condense.trials.doses import longer_training
 
 STUDY = "condense's own study: docs/study/results.md"
 
 
-def early_gain(model: ModelInfo, gains: Mapping[str, QualityWord | None], steps: int, again: Again) -> list[Finding]:
+def early_gain(
+    plan: Plan, model: ModelInfo, gains: Mapping[str, QualityWord | None], steps: int, again: Again
+) -> list[Finding]:
     """A finding where a dispersion loss improved quality from random weights; empty for weights that were trained.
 
-    gains: of every arm with a dispersion loss the word for its quality; steps: those that were taken.
+    gains: of every arm with a dispersion loss the word for its quality against a control; steps: those that were taken.
     """
     ahead = [name for name, word in gains.items() if word == "improved"]
     if model.source_format != "random" or not ahead:
@@ -35,7 +37,7 @@ def early_gain(model: ModelInfo, gains: Mapping[str, QualityWord | None], steps:
             "From random weights cross-entropy first gathers all tokens in a narrow cone, and the loss shortens that. "
             "In the study the angular loss was ahead over the first 400 of 1,600 steps and no longer at their end. "
             "Only the length that you will train for decides.",
-            again(output="longer/", max_steps=str(4 * max(1, steps))),
+            longer_training(plan, steps, None, again),
             STUDY,
         )
     ]
@@ -49,36 +51,26 @@ def placebo_findings(arms: Sequence[ArmResult], pairs: Sequence[Pair], again: Ag
     known = [arm for arm in arms if arm.quality is not None]
     placebos = [arm.spec.name for arm in known if arm.spec.remedy.startswith("placebo-") and arm.quality == "improved"]
     losses = [arm for arm in known if arm.spec.remedy == "dispersion" and (arm.spec.coefficient or 0) > 0]
-    made: list[Finding] = []
-    severity: Literal["warning", "info"]
+    made = []
     for arm, placebo in itertools.product(losses, placebos):
         change, p = _difference(arm.spec.name, placebo, pairs)
         if change.value is None or p is None:
             continue
-        if p < ALPHA and change.value < 0:
-            severity, title = "info", f"{arm.spec.name} is better than {placebo}, a placebo"
-            why = f"{_PLACEBO}, so size alone is not what helped."
-        else:
-            severity, title = (
-                "warning",
-                f"{placebo}, a placebo, helps too, and {arm.spec.name} is not shown to be better",
-            )
-            why = f"{_PLACEBO}. What it gives as well is no evidence for that mechanism, though it helps."
+        better = p < ALPHA and change.value < 0
+        same = f"{placebo}, a placebo, helps too, and {arm.spec.name} is not shown to be better"
+        what = "so size alone is not what helped" if better else "and what it gives as well is no evidence for that"
         made.append(
             Finding(
                 "placebo",
-                severity,
-                title,
+                "info" if better else "warning",
+                f"{arm.spec.name} is better than {placebo}, a placebo" if better else same,
                 f"{arm.spec.name} − {placebo} in bits per byte: {signed(change)}, p = {p:.2g} over all pairs of arms",
-                why,
+                f"The placebo is a penalty of the same size without what the loss is said to do, {what}.",
                 again(output="more-seeds/", seeds=str(2 * len(arm.runs))),
                 "placebos: docs/remedies.md",
             )
         )
     return made
-
-
-_PLACEBO = "The placebo is a penalty of the same size without what the loss is said to do"
 
 
 def _difference(first: str, second: str, pairs: Sequence[Pair]) -> tuple[Estimate, float | None]:
@@ -99,7 +91,7 @@ def scope_findings(
     """What to know of these arms on this model, after so many steps."""
     names = {arm.spec.remedy: arm for arm in arms if arm.effect is not None}
     words = {arm.spec.name: arm.quality for arm in arms if arm.spec.remedy == "dispersion"}
-    notes = early_gain(model, words, steps, again)
+    notes = early_gain(plan.training, model, words, steps, again)
     if "larger-vocab" in names:
         arm = names["larger-vocab"]
         notes.append(

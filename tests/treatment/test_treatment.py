@@ -19,11 +19,12 @@ from condense.errors import UnavailableError, UsageError
 from condense.folders import MARK, Mark, names_in, read_mark, write_mark
 from condense.models import checkpoint as checkpoints
 from condense.records.plans import Plan
-from condense.records.treatment import Power, Treatment
+from condense.records.treatment import Power, Treatment, Word
 from condense.report.treatment.text import arm_value, arms_table
 from condense.texts.documents import Document
 from condense.training.interventions import as_trained
 from condense.treatment.run import treat
+from condense.treatment.verdict import assess
 from condense.trials.arm_run import Watch
 from condense.trials.verdict import power_before
 
@@ -165,6 +166,9 @@ def test_from_scratch_and_without_control(tiny, texts, tmp_path):
     found = treat(tiny("gpt2"), texts, tmp_path / "out", plan, device="cpu", random_init=True)
     assert list(found.arms) == ["before", "treated"] and found.verdict.id == "no-control"
     assert found.arms["before"].validation.model.source_format == "random"
+    better = replace(found.effect, words={**found.effect.words, "quality": Word("improved", "bits_per_byte", 0.01)})
+    outcome = assess(plan, "m", found.arms, better)
+    assert outcome.quality == "improved" and all(finding.id != "early-gain" for finding in outcome.findings)
 
 
 def test_what_stands_beside_each_other_adds_up(treated, seeded):
