@@ -10,9 +10,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from condense.comparison.verdict import signed
 from condense.records.base import Estimate
 from condense.records.monitor import MonitorRun
 from condense.records.trial import ArmResult, Trial, mean
+from condense.report.tables import markdown_rows
 
 STUDY = Path(__file__).parent
 RUNS, RESULTS = STUDY / "runs", STUDY / "results.md"
@@ -22,10 +24,7 @@ QUARTERS = (0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
 
 def change(estimate: Estimate | None, digits: int = 4) -> str:
     """A difference with its interval."""
-    if estimate is None or estimate.value is None:
-        return "–"
-    interval = "" if estimate.low is None else f" [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
-    return f"{estimate.value:+.{digits}f}{interval}".replace("-", "−")
+    return "–" if estimate is None or estimate.value is None else signed(estimate, digits).replace("-", "−")
 
 
 def ratio(estimate: Estimate | None) -> str:
@@ -37,8 +36,7 @@ def ratio(estimate: Estimate | None) -> str:
 
 def rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(markdown_rows(head, body))
 
 
 def rates(trial: Trial) -> str:
