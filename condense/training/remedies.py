@@ -188,6 +188,11 @@ class Remedy:
         """Whether it is what every other arm is compared with."""
         return self.name == "control"
 
+    @property
+    def is_placebo(self) -> bool:
+        """Whether it is a penalty of equal size with no reason to help, to compare with and not to use."""
+        return self.name in _PENALTY_WORDS
+
 
 _PLACEBOS: tuple[tuple[RemedyName, str, str], ...] = (
     ("placebo-shuffled", "Placebo: shuffled states", "the angular loss on tokens of other texts"),
@@ -352,3 +357,8 @@ REMEDIES: dict[str, Remedy] = {remedy.name: remedy for remedy in _TABLE}
 def remedy_of(spec: ArmSpec) -> Remedy:
     """The remedy that an arm is of."""
     return REMEDIES[spec.remedy]
+
+
+def can_be_chosen(spec: ArmSpec) -> bool:
+    """Whether an arm may be recommended; placebos and negative coefficients are trained to compare with."""
+    return not remedy_of(spec).is_placebo and (spec.coefficient is None or spec.coefficient > 0)

@@ -18,6 +18,7 @@ from condense.records.learning import timing_sentence
 from condense.records.plans import COEFFICIENT, MIN_SEEDS, SEARCH_DOSES, Plan
 from condense.records.treatment import QualityWord, TriedDose, VerdictId
 from condense.records.trial import ArmResult, DosePoint, DoseResponse, what_fell
+from condense.training.remedies import can_be_chosen, remedy_of
 
 RATIO_LOW, RATIO_HIGH, RATIO_AIM = 1e-3, 0.5, 0.1
 """|penalty| over cross-entropy: below, the loss hardly steers training; above, it competes; what advice aims at."""
@@ -38,8 +39,9 @@ def _response(group: Sequence[ArmResult]) -> DoseResponse:
     loss = f"{first.loss} loss" if first.loss else ""
     falling = f"falling ({first.schedule})" if first.schedule else ""
     parts = [first.remedy, loss, f"on {first.layers} layers" if first.layers else "", falling]
-    few = next((arm.verdict_reason for arm in group if arm.verdict_reason), "")
-    recommended, reason = (None, few) if few else _recommended(points)
+    none = next((arm.verdict_reason for arm in group if arm.verdict_reason), "")
+    none = "a placebo is there to compare with" if remedy_of(first).is_placebo else none
+    recommended, reason = (None, none) if none else _recommended([point for point in points if point.coefficient > 0])
     return DoseResponse(", ".join(part for part in parts if part), first.remedy, tuple(points), recommended, reason)
 
 
@@ -66,7 +68,9 @@ def ratio_of(arm: ArmResult) -> float | None:
 
 
 def _recommended(points: Sequence[DosePoint]) -> tuple[float | None, str]:
-    """The largest measurable fall whose quality improved or is held, or None with the reason."""
+    """The largest measurable fall whose quality improved or is held, or None with the reason; of positive doses."""
+    if not points:
+        return None, "no coefficient above 0 was tried"
     fell = [point for point in points if point.verdict == "dispersed"]
     good = [point for point in fell if point.quality_word in ("improved", "held")]
     if good:
@@ -229,6 +233,7 @@ def deciding_change(
     if few:
         return Change("more seeds", f"one of them may differ by chance ({few})", _with_seeds(MIN_SEEDS, again))
     constant = plan.coefficient_schedule == Plan.coefficient_schedule
+    arms = [arm for arm in arms if can_be_chosen(arm.spec)]
     lost = next((arm for arm in arms if constant and _is_lost(arm)), None)
     if lost is not None and lost.learning is not None:
         name = lost.spec.name.rpartition("=")[0]
@@ -239,9 +244,9 @@ def deciding_change(
         )
     if doses := _next_doses(dose, again):
         return Change(*_dose_words(dose), doses)
-    if all(point.verdict == "too-small-to-count" for point in dose.points):
-        return _longer(dose, plan, steps, moved, again)
-    return _sharper(dose, arms, plan, again)
+    if all(arm.verdict == "too-small-to-count" for arm in arms):
+        return _longer(arms, plan, steps, moved, again)
+    return _sharper(arms, plan, again)
 
 
 def _is_lost(arm: ArmResult) -> bool:
@@ -266,12 +271,12 @@ def _dose_words(dose: DoseResponse) -> tuple[str, str]:
     return "a higher coefficient", f"the penalty was {ratio:.1e} of cross-entropy, and advice aims at {RATIO_AIM:g}"
 
 
-def _longer(dose: DoseResponse, plan: Plan, steps: int, moved: bool | None, again: Again) -> Change:
+def _longer(arms: Sequence[ArmResult], plan: Plan, steps: int, moved: bool | None, again: Again) -> Change:
     """More training: a higher rate where the control hardly moved, else as many steps as the pace so far asks for."""
     if moved is False:
         because = f"training alone changed the control by less than the {plan.quality_tolerance:.1%} that counts"
         return Change("a higher learning rate", because, longer_training(plan, steps, moved, again))
-    strongest = min(dose.points, key=lambda point: point.effect.value or 0.0).effect.value or 0.0
+    strongest = min(arm.effect.metrics["mean_cosine"].value or 0.0 for arm in arms if arm.effect)
     if strongest >= 0:
         because = f"in {steps} steps no dose spread the representation"
         return Change("more steps", because, longer_training(plan, steps, moved, again))
@@ -281,7 +286,7 @@ def _longer(dose: DoseResponse, plan: Plan, steps: int, moved: bool | None, agai
     return Change("more steps", because, again(output="longer/", max_steps=str(asked)))
 
 
-def _sharper(dose: DoseResponse, arms: Sequence[ArmResult], plan: Plan, again: Again) -> Change:
+def _sharper(arms: Sequence[ArmResult], plan: Plan, again: Again) -> Change:
     """More validation text where documents hide what counts, else as many seeds as the power asks for."""
     effects = [arm.effect for arm in arms if arm.effect]
     powers = [power for effect in effects for key, power in effect.power.items() if effect.words[key].word in _OPEN]

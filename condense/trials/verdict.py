@@ -18,6 +18,7 @@ from condense.records.diagnosis import ModelInfo, Quality
 from condense.records.plans import MIN_SEEDS, RANK_SEEDS, TrialPlan
 from condense.records.treatment import Opened, Power, QualityWord, VerdictId, Word
 from condense.records.trial import ArmEffect, ArmResult, ArmRun, DoseResponse, Rank, mean
+from condense.training.remedies import REMEDIES, can_be_chosen
 from condense.trials.doses import control_moved, dose_finding, ratio_findings
 from condense.trials.scope import scope_findings
 
@@ -84,7 +85,11 @@ def trial_findings(
     moved = _control_moved(before, control, plan.training.quality_tolerance)
     return (
         _main(plan, arms, again),
-        *[dose_finding(dose, arms, plan.training, _steps(arms), moved, again) for dose in doses],
+        *[
+            dose_finding(dose, arms, plan.training, _steps(arms), moved, again)
+            for dose in doses
+            if not REMEDIES[dose.remedy].is_placebo
+        ],
         *_ranking(plan, arms, reason, again),
         *_power(plan, arms, again),
         *[_missing(arm, again) for arm in arms if arm.status != "done"],
@@ -143,7 +148,8 @@ def _headline(arms: Sequence[ArmResult], seeds: int) -> tuple[Literal["good", "w
     ]
     parts = [f"{_names(group)} {_agreeing(words, group)}" for words, group in groups if group]
     if spread:
-        good = any(arm.quality in ("improved", "held") and arm.opened in ("cone opened", "both") for arm in spread)
+        chosen = [arm for arm in spread if can_be_chosen(arm.spec)]
+        good = any(arm.quality in ("improved", "held") and arm.opened in ("cone opened", "both") for arm in chosen)
         costly = any(arm.quality == "worse" for arm in spread)
         why = f"Every difference is to the control under the same seed, over {seeds} seeds. {_opened(spread)}"
         return "good" if good else "warning" if costly else "info", "; ".join(parts), why

@@ -14,6 +14,7 @@ from condense.records.treatment import Curve, Power, Word
 from condense.records.trial import ArmEffect, ArmResult, ArmRun, Pair, Rank, SeedEffect
 from condense.report.trial.tables import recommendation
 from condense.training.arm_names import parse_arms
+from condense.training.remedies import REMEDIES
 from condense.trials.doses import control_moved, deciding_change, dose_responses, longer_training, next_dose
 from condense.trials.scope import placebo_findings
 from condense.trials.verdict import arm_verdict, power_before, trial_findings, unranked
@@ -108,6 +109,25 @@ def test_the_dose_is_the_largest_effect_whose_quality_is_held():
 def test_no_dose_is_recommended_without_a_reason_to(effects, words):
     (dose,) = dose_responses([arm(f"d={n}", of, float(n + 1)) for n, of in enumerate(effects)])
     assert dose.recommended is None and words in dose.reason
+
+
+def test_no_placebo_and_no_negative_coefficient_is_recommended():
+    """They are trained to compare with, however well they do."""
+    negative = [arm("dispersion=-1", effect(FALL, BETTER), -1.0), arm("dispersion=1", effect(SMALL), 1.0, ratio=0.3)]
+    (dose,) = dose_responses(negative)
+    assert dose.recommended is None and dose.reason.startswith("at 1 the effect is smaller")
+    assert found(negative)["dose"].next.endswith("--max-steps 300"), "by the pace of the positive dose alone"
+    (alone,) = dose_responses(negative[:1])
+    assert alone.recommended is None and alone.reason == "no coefficient above 0 was tried"
+    assert "--arms dispersion=0.1" in found(negative[:1])["dose"].next
+    for remedy in (name for name in REMEDIES if name.startswith("placebo-")):
+        placebo = arm(f"{remedy}=1", effect(FALL, BETTER), 1.0, remedy)
+        (dose,) = dose_responses([placebo])
+        assert dose.recommended is None and dose.reason == "a placebo is there to compare with"
+        notes = found([placebo])
+        assert "dose" not in notes and notes["trial"].severity == "info", "nothing good, nothing to use"
+    best = arm("dispersion=1", effect(FALL, BETTER), 1.0)
+    assert dose_responses([best, *negative[:1]])[0].recommended == 1.0 and found([best])["trial"].severity == "good"
 
 
 def test_each_loss_and_place_has_a_curve_of_its_own():
