@@ -362,3 +362,8 @@ def remedy_of(spec: ArmSpec) -> Remedy:
 def can_be_chosen(spec: ArmSpec) -> bool:
     """Whether an arm may be recommended; placebos and negative coefficients are trained to compare with."""
     return not remedy_of(spec).is_placebo and (spec.coefficient is None or spec.coefficient > 0)
+
+
+def schedule_of(spec: ArmSpec, plan: Plan) -> str:
+    """The schedule that an arm's coefficient follows: its own, else the plan's; constant where it takes none."""
+    return (spec.schedule or plan.coefficient_schedule) if "schedule" in remedy_of(spec).takes else "constant"

@@ -18,7 +18,7 @@ from condense.records.learning import timing_sentence
 from condense.records.plans import COEFFICIENT, MIN_SEEDS, SEARCH_DOSES, Plan
 from condense.records.treatment import QualityWord, TriedDose, VerdictId
 from condense.records.trial import ArmResult, DosePoint, DoseResponse, what_fell
-from condense.training.remedies import can_be_chosen, remedy_of
+from condense.training.remedies import can_be_chosen, remedy_of, schedule_of
 
 RATIO_LOW, RATIO_HIGH, RATIO_AIM = 1e-3, 0.5, 0.1
 """|penalty| over cross-entropy: below, the loss hardly steers training; above, it competes; what advice aims at."""
@@ -232,11 +232,10 @@ def deciding_change(
     few = next((arm.verdict_reason for arm in arms if arm.verdict_reason), "")
     if few:
         return Change("more seeds", f"one of them may differ by chance ({few})", _with_seeds(MIN_SEEDS, again))
-    constant = plan.coefficient_schedule == Plan.coefficient_schedule
     arms = [arm for arm in arms if can_be_chosen(arm.spec)]
-    lost = next((arm for arm in arms if constant and _is_lost(arm)), None)
+    lost = next((arm for arm in arms if _is_lost(arm, plan)), None)
     if lost is not None and lost.learning is not None:
-        name = lost.spec.name.rpartition("=")[0]
+        name = lost.spec.name.rpartition("=")[0].removesuffix("+constant")
         return Change(
             "a coefficient that falls to 0",
             f"the gain is early and is not there at the end: {timing_sentence(lost.spec.name, lost.learning)}",
@@ -249,11 +248,12 @@ def deciding_change(
     return _sharper(arms, plan, again)
 
 
-def _is_lost(arm: ArmResult) -> bool:
-    """Whether an arm with a constant coefficient was better early and is not at the end."""
+def _is_lost(arm: ArmResult, plan: Plan) -> bool:
+    """Whether an arm with a constant coefficient that could fall was better early and is not at the end."""
     looks = arm.learning.looks if arm.learning else ()
     early = any(look.word == "improved" for look in looks[:-1])
-    return bool(looks) and early and looks[-1].word != "improved" and arm.spec.schedule is None
+    could = "schedule" in remedy_of(arm.spec).takes and schedule_of(arm.spec, plan) == "constant"
+    return could and bool(looks) and early and looks[-1].word != "improved"
 
 
 def _dose_words(dose: DoseResponse) -> tuple[str, str]:

@@ -278,6 +278,31 @@ def test_without_a_recommendation_the_one_change_that_would_decide_is_named():
     (dose,), falling = dose_responses([lossy]), Plan(coefficient_schedule="linear")
     change = deciding_change(dose, [lossy], falling, 30, None, Again("condense trial m -o o"))
     assert change.what == "a lower coefficient", "it falls already"
+    held = replace(lossy, spec=replace(lossy.spec, name="dispersion+constant=1", schedule="constant"))
+    change = deciding_change(dose, [held], falling, 30, None, Again("condense trial m -o o"))
+    assert "--arms dispersion+linear:0.25=1" in change.command, "an arm that stays where the others fall"
+
+
+SPECS = [spec for remedy in REMEDIES for spec in parse_arms(remedy)[1:] if spec.coefficient is not None]
+SPECS += parse_arms("dispersion@late=1,dispersion+linear=1,dispersion:robust@3+-1=1,dispersion=-1,simreg@all=1")[1:]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize(("cosine", "bits", "ratio"), [(SMALL, WIDE, 1e-5), (FALL, COSTLY, 0.9), (FALL, BETTER, 0.1)])
+@pytest.mark.parametrize("lost", [False, True])
+def test_every_command_that_is_advised_is_accepted(spec, cosine, bits, ratio, lost):
+    """The arms that it names: "cosreg+linear:0.25=1" was advised where an early gain of cosreg was lost."""
+    looks = [Look("first quarter", 5, 10, Estimate(-0.05), "improved"), Look("end", 40, 40, Estimate(0.02), "worse")]
+    learned = Learning((40,), (40,), (1.0,), (1.0,), (Estimate(1.0),), 3, looks=tuple(looks), timing="the sign turns")
+    made = arm(
+        spec.name, effect(cosine, bits), spec.coefficient, spec.remedy, ratio, learning=learned if lost else None
+    )
+    command = f"condense trial m -o out --arms {spec.name} --coefficients 1,2"
+    doses = dose_responses([replace(made, spec=spec)])
+    for finding in trial_findings(PLAN, MODEL, BEFORE, [replace(made, spec=spec)], doses, None, command):
+        advised = Again(finding.next)
+        if advised.value("arms") != spec.name:
+            assert len(parse_arms(advised.value("arms"))) > 1 and not advised.value("coefficients")
 
 
 def test_arms_of_another_schedule_are_another_curve():
