@@ -39,6 +39,10 @@ def _nothing(model: Any) -> AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
+def _leave(model: Any) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Regulariser:
     """A scalar of the model itself, added to the loss once per optimizer step at a coefficient."""
@@ -51,12 +55,14 @@ class Regulariser:
 class Intervention:
     """What an arm does while it trains; the default does nothing but log the mean cosine (coefficient 0).
 
-    `hooks(model)` is a context around training; `callbacks()` makes fresh callbacks for one run, and what they have
-    in `details` afterwards is reported with the run.
+    `hooks(model)` is a context around training, also around a single timed pass: behind it weights are as they would
+    be without it. `finish(model)` changes the trained model once, before it is saved. `callbacks()` makes fresh
+    callbacks for one run, and what they have in `details` afterwards is reported with the run.
     """
 
     dispersion: DispersionConfig = field(default_factory=lambda: DispersionConfig(coefficient=0.0))
     hooks: Hooks = _nothing
+    finish: Callable[[Any], None] = _leave
     callbacks: Callable[[], tuple[Any, ...]] = tuple
     regulariser: Regulariser | None = None
 

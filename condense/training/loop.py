@@ -166,6 +166,7 @@ def train(
         with stop, tracked(name), intervention.hooks(model):
             _run(trainer, ranks.told(last_complete(folder) if resume and ranks.is_first else None))
         stop.agree()
+        intervention.finish(model)
         if plan.fsdp and stop.code is None:
             weights = trainer.gathered()
             model = filled(skeleton, weights) if skeleton is not None else None

@@ -96,22 +96,15 @@ def coupled_step(
 
 @contextmanager
 def layernorm_scaling(model: nn.Module) -> Iterator[None]:
-    """Multiply the output of each norm in block l by 1/sqrt(l), l = 1..L, in training; then fold it into the weights.
+    """Multiply the output of each norm in block l by 1/sqrt(l), l = 1..L, within the context; weights are left alone.
 
-    Norms of the width of the residual stream only: those of queries and keys normalise heads, not the stream. Behind
-    the context the scale is folded into weight and bias, so that the saved model is an ordinary one with the same
-    outputs. UnavailableError where a norm's output does not scale with its weight (Gemma's 1 + weight).
+    Norms of the width of the residual stream only: those of queries and keys normalise heads, not the stream.
+    `fold_layernorm_scaling` puts the scale into the weights once training is over. UnavailableError where a norm's
+    output does not scale with its weight (Gemma's 1 + weight).
 
     Source: after Sun et al., 2025, arXiv 2502.05795, for training from scratch.
     """
-    norms = [
-        (norm, 1 / math.sqrt(number))
-        for stack in find_stacks(model)
-        for number, block in enumerate(stack.modules, 1)
-        for norm in _norms_of(block)
-    ]
-    if not norms:
-        raise UnavailableError(f"{type(unwrapped(model)).__name__} has no norms in its blocks to scale")
+    norms = _scaled_norms(model)
     for norm, _ in norms:
         _refuse_other_norms(norm)
     hooks = [norm.register_forward_hook(_scaled(scale)) for norm, scale in norms]
@@ -120,10 +113,30 @@ def layernorm_scaling(model: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-    with torch.no_grad():
-        for norm, scale in norms:
-            for parameter in norm.parameters(recurse=False):
-                parameter.mul_(scale)
+
+
+@torch.no_grad()
+def fold_layernorm_scaling(model: nn.Module) -> None:
+    """Multiply weight and bias of each norm in block l by 1/sqrt(l), in place: an ordinary model, the same outputs.
+
+    Once, behind the training under `layernorm_scaling`; a second call would scale again.
+    """
+    for norm, scale in _scaled_norms(model):
+        for parameter in norm.parameters(recurse=False):
+            parameter.mul_(scale)
+
+
+def _scaled_norms(model: nn.Module) -> list[tuple[nn.Module, float]]:
+    """The norms of the stream, each with 1/sqrt(l) of its block. UnavailableError for a model without any."""
+    norms = [
+        (norm, 1 / math.sqrt(number))
+        for stack in find_stacks(model)
+        for number, block in enumerate(stack.modules, 1)
+        for norm in _norms_of(block)
+    ]
+    if not norms:
+        raise UnavailableError(f"{type(unwrapped(model)).__name__} has no norms in its blocks to scale")
+    return norms
 
 
 def _scaled(scale: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:

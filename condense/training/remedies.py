@@ -73,9 +73,9 @@ def _couple_moments(spec: ArmSpec, plan: Plan) -> Intervention:
 
 
 def _scale_norms(spec: ArmSpec, plan: Plan) -> Intervention:
-    from condense.training.pretraining import layernorm_scaling
+    from condense.training.pretraining import fold_layernorm_scaling, layernorm_scaling
 
-    return replace(_cross_entropy(spec, plan), hooks=layernorm_scaling)
+    return replace(_cross_entropy(spec, plan), hooks=layernorm_scaling, finish=fold_layernorm_scaling)
 
 
 def _drop_embeddings(spec: ArmSpec, plan: Plan) -> Intervention:

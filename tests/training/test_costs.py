@@ -12,6 +12,7 @@ from condense.records.plans import ArmSpec, Plan
 from condense.training import costs
 from condense.training.costs import Pass, Spent, interleaved, overhead_of, peak_bytes, time_ratio
 from condense.training.interventions import Intervention, Regulariser
+from condense.training.remedies import REMEDIES
 
 CONTROL = ArmSpec("control", "control")
 
@@ -40,6 +41,15 @@ def test_arms_take_turns_and_the_model_is_left_as_it_was(opened, batch, monkeypa
     assert told == [(n, 8) for n in range(1, 9)]
     assert not model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_a_timed_pass_keeps_the_weights_whatever_the_remedy(name, opened, batch):
+    model = opened("gpt2").model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    interleaved({name: Pass(model, batch, REMEDIES[name].acts(ArmSpec(name, name), Plan()))}, 1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_the_ratio_is_taken_round_by_round():

@@ -10,7 +10,15 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from condense.errors import UnavailableError, UsageError
-from condense.training.pretraining import CoupledAdam, layernorm_scaling
+from condense.records.plans import Plan
+from condense.records.treatment import Schedule
+from condense.training import loop
+from condense.training.arm_names import parse_arms
+from condense.training.learning import Evaluation
+from condense.training.loop import Trained
+from condense.training.pretraining import CoupledAdam, fold_layernorm_scaling, layernorm_scaling
+from condense.training.remedies import remedy_of
+from condense.training.rows import Rows
 from tests.conftest import build, tiny_config
 
 IDS = torch.randint(1, 60, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -95,11 +103,38 @@ def test_norms_are_scaled_and_then_folded(name: str) -> None:
                 for norm in _norms(block):
                     outputs[id(norm)] = norm(torch.ones(1, norm.weight.numel()).cumsum(-1)) * math.sqrt(number)
             inside = model(IDS).logits
+        fold_layernorm_scaling(model)
         after = model(IDS).logits
     for norm, value in zip(plain, before, strict=True):
         torch.testing.assert_close(outputs[id(norm)], value)
     torch.testing.assert_close(after, inside, rtol=1e-5, atol=1e-6)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def train_as_arm(model: Any, arm: str, folder: Path, plan: Plan | None = None, **more: Any) -> tuple[Trained, Any]:
+    """Train a model in place as an arm of a trial is trained, a row a micro-batch."""
+    plan, spec = plan or Plan(max_steps=4, learning_rate=1e-2), parse_arms(arm)[-1]
+    schedule = Schedule(4, 12, plan.max_steps or 4, 24, 96, 1, 2, False, 4, 1, "", "", 0)
+    rows = Rows(
+        [{"input_ids": row, "labels": row.clone(), "attention_mask": torch.ones(12).long()} for row in IDS], 12, False
+    )
+    acts = remedy_of(spec).acts(spec, plan)
+    torch.manual_seed(0)
+    return loop.train(model, None, rows, plan, schedule, intervention=acts, folder=folder, masked=False, **more)
+
+
+def test_a_trained_arm_is_folded_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = tiny_config("gpt2")
+    model, seen = build(config), []
+    _, trained = train_as_arm(
+        model,
+        "layernorm-scaling",
+        tmp_path,
+        evaluation=Evaluation(lambda model: seen.append(model.eval()(IDS).logits.detach()) or (0.0,), frozenset({4})),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(trained.eval()(IDS).logits, seen[-1], rtol=1e-4, atol=1e-5)
 
 
 def _blocks(model: Any) -> list[nn.Module]:
