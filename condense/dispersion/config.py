@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from condense.dispersion.variants import PENALTIES
-from condense.records.plans import COEFFICIENT, Plan, schedule_factor
+from condense.records.plans import COEFFICIENT, Plan
+from condense.records.schedules import schedule_factor
 
 GIVEN_BY_DISPERSER = ("states", "mask", "step", "labels")
 _RANGES = ("all", "late", "early", "last")

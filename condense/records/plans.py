@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from condense.errors import UsageError
 from condense.records.options import ARMS, CORPUS, LORA, LOSS, MAX_SEED, OUTPUT, TASKS, TRAINING, Flag, Options
+from condense.records.schedules import schedule_factor, shortest_schedule
 
 MIN_SEEDS, RANK_SEEDS = 3, 5
 """Training seeds below which a trial gives no word on an arm, and below which it ranks none."""
@@ -41,25 +42,6 @@ MIN_FREQUENCY = 10
 MAX_GROWTH = 0.20
 
 LossName = Literal["angular", "orthogonal", "decorrelation", "l2_repel", "mean_cosine", "robust"]
-
-
-def schedule_factor(schedule: str, share: float) -> float:
-    """What a schedule multiplies the coefficient by after a share (0 to 1) of the steps; in [0, 1].
-
-    `constant`; `linear[:END]` and `cosine[:END]` fall from 1 to 0 at END of the steps (default 1). ValueError for
-    another word or an END outside (0, 1].
-    """
-    kind, _, end = schedule.partition(":")
-    try:
-        at = float(end) if end else 1.0
-    except ValueError:
-        at = -1.0
-    if kind not in ("constant", "linear", "cosine") or not 0 < at <= 1 or (kind == "constant" and end):
-        raise ValueError(f"a schedule is constant, linear[:SHARE] or cosine[:SHARE], SHARE in (0, 1], not {schedule!r}")
-    if kind == "constant":
-        return 1.0
-    done = min(1.0, share / at)
-    return 1 - done if kind == "linear" else (1 + math.cos(math.pi * done)) / 2 * (done < 1)
 
 
 def names_of(listed: str | None) -> tuple[str, ...]:
@@ -269,7 +251,10 @@ class Plan(Options):
 
 @dataclass(frozen=True)
 class ArmSpec:
-    """One arm as it was asked for; `loss` and `layers` belong to dispersion, `coefficient` to it and to cosreg."""
+    """One arm as it was asked for; `loss` and `layers` belong to dispersion, `coefficient` to it and to cosreg.
+
+    schedule: None where the arm names none and the plan's holds; `constant` is a name too.
+    """
 
     name: str
     remedy: RemedyName
@@ -357,6 +342,7 @@ class TrialPlan(Options):
         super().__post_init__()
         object.__setattr__(self, "training", replace(self.training, seeds=self.seeds))
         self.grid()
+        self._refuse_twins()
         if self.tune_text is not None and not self.tune:
             raise UsageError("--tune-text is given, but nothing is chosen on it", "add --tune learning_rate=A,B")
         if self.then_steps is not None and self.then_text is None:
@@ -366,6 +352,20 @@ class TrialPlan(Options):
         if self.tune and self.tuning_seed > MAX_SEED:
             hint = f"the largest with --tune is {MAX_SEED - TUNING_SEED}"
             raise UsageError(f"--seed {self.training.seed} leaves no seed for the search of --tune", hint)
+
+    def _refuse_twins(self) -> None:
+        """UsageError for two arms that would be trained alike: one names the schedule that the other has anyway."""
+        seen: dict[ArmSpec, str] = {}
+        of_all = shortest_schedule(self.training.coefficient_schedule)
+        for spec in self.arms:
+            own = None if spec.coefficient is None else spec.schedule or of_all
+            first = seen.setdefault(replace(spec, name="", schedule=own), spec.name)
+            if first != spec.name:
+                raise UsageError(
+                    f"the arms {first} and {spec.name} are the same under --coefficient-schedule "
+                    f"{self.training.coefficient_schedule}",
+                    "name one of them",
+                )
 
     @property
     def tuning_seed(self) -> int:

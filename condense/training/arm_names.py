@@ -4,6 +4,7 @@
     dispersion:mean_cosine@late=0.3     another loss, the deepest half, one coefficient
     dispersion@3+7+-1                   numbered blocks: joined by +, because commas separate arms
     dispersion+linear:0.25=1            the coefficient falls to 0 at a quarter of the steps
+    dispersion+constant=1               it does not, whatever `--coefficient-schedule` says
     cosreg=1                            takes a coefficient, nothing else
     embedding-dropout                   takes nothing
 
@@ -19,7 +20,8 @@ from typing import cast, get_args
 from urllib.parse import quote
 
 from condense.errors import UsageError
-from condense.records.plans import CONTROL, ArmSpec, LossName, Plan, schedule_factor
+from condense.records.plans import CONTROL, ArmSpec, LossName, Plan
+from condense.records.schedules import shortest_number, shortest_schedule
 from condense.training.remedies import REMEDIES, Remedy
 
 LOSSES: tuple[str, ...] = get_args(LossName)
@@ -103,17 +105,12 @@ def _parse_part(text: str, coefficients: tuple[float, ...]) -> list[ArmSpec]:
     ]
 
 
-def _parse_schedule(text: str, arm: str) -> str | None:
-    """A schedule as `Plan.coefficient_schedule` writes it; None for the constant one."""
-    word = text.strip().lower()
+def _parse_schedule(text: str, arm: str) -> str:
+    """A schedule in its shortest form; `constant` too, which is not the plan's where that falls."""
     try:
-        schedule_factor(word, 0.0)
+        return shortest_schedule(text)
     except ValueError as error:
         raise UsageError(f"the schedule of {arm}: {error}", "for example dispersion+linear:0.25=1") from None
-    kind, _, end = word.partition(":")
-    if kind == "constant":
-        return None
-    return kind if not end or float(end) == 1 else f"{kind}:{_format_number(float(end))}"
 
 
 def _accepted_parts(remedy: Remedy) -> str:
@@ -134,12 +131,7 @@ def _shortest_name(
         name += f"@{str(layers).replace(',', '+')}"
     if schedule is not None:
         name += f"+{schedule}"
-    return name if coefficient is None else f"{name}={_format_number(coefficient)}"
-
-
-def _format_number(number: float) -> str:
-    short = f"{number:g}"
-    return short if float(short) == number else repr(number)
+    return name if coefficient is None else f"{name}={shortest_number(coefficient)}"
 
 
 def _match_word(word: str, words: tuple[str, ...], kind: str) -> str:

@@ -37,7 +37,7 @@ def _response(group: Sequence[ArmResult]) -> DoseResponse:
     points = sorted((_point(arm) for arm in group), key=lambda point: point.coefficient)
     first = group[0].spec
     loss = f"{first.loss} loss" if first.loss else ""
-    falling = f"falling ({first.schedule})" if first.schedule else ""
+    falling = f"falling ({first.schedule})" if first.schedule not in (None, "constant") else ""
     parts = [first.remedy, loss, f"on {first.layers} layers" if first.layers else "", falling]
     none = next((arm.verdict_reason for arm in group if arm.verdict_reason), "")
     none = "a placebo is there to compare with" if remedy_of(first).is_placebo else none

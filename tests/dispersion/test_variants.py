@@ -12,7 +12,8 @@ from condense.dispersion.losses import angular
 from condense.dispersion.trainer import DispersionTrainer
 from condense.dispersion.variants import PENALTIES, norms, projected, robust, shuffled, simreg
 from condense.errors import UsageError
-from condense.records.plans import Plan, schedule_factor
+from condense.records.plans import Plan
+from condense.records.schedules import schedule_factor
 from tests.dispersion.ddp_gradients import collate, llama, rows
 
 
@@ -174,7 +175,9 @@ def test_the_factor_of_a_schedule(schedule: str, share: float, factor: float) ->
     assert schedule_factor(schedule, share) == pytest.approx(factor)
 
 
-@pytest.mark.parametrize("schedule", ["", "line", "linear:0", "linear:2", "linear:nan", "constant:0.5", "cosine:x"])
+@pytest.mark.parametrize(
+    "schedule", ["", "line", "linear:", "constant:", "linear:0", "linear:2", "linear:nan", "constant:0.5", "cosine:x"]
+)
 def test_schedules_that_are_none(schedule: str) -> None:
     with pytest.raises(ValueError, match="a schedule is"):
         DispersionConfig(schedule=schedule)

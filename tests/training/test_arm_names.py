@@ -8,7 +8,7 @@ import pytest
 
 from condense.dispersion.config import DispersionConfig
 from condense.errors import UsageError
-from condense.records.plans import COSREG_DEFAULT, ArmSpec, LossName, Plan, RemedyName
+from condense.records.plans import COSREG_DEFAULT, ArmSpec, LossName, Plan, RemedyName, TrialPlan
 from condense.training.arm_names import parse_arms, slug
 from condense.training.remedies import remedy_of
 
@@ -175,7 +175,7 @@ def test_any_text_is_parsed_or_refused() -> None:
         ("dispersion + LINEAR:.250=1", "dispersion+linear:0.25=1", "linear:0.25"),
         ("dispersion:mean_cosine@late+cosine=0.3", "dispersion:mean_cosine@late+cosine=0.3", "cosine"),
         ("dispersion@3+7+-1+linear:0.5=1", "dispersion@3+7+-1+linear:0.5=1", "linear:0.5"),
-        ("dispersion+constant=1", "dispersion=1", None),
+        ("dispersion+constant=1", "dispersion+constant=1", "constant"),
         ("dispersion+linear:1=1", "dispersion+linear=1", "linear"),
         ("placebo-projection+linear:0.25=1", "placebo-projection+linear:0.25=1", "linear:0.25"),
     ],
@@ -187,8 +187,32 @@ def test_schedules(written: str, name: str, schedule: str | None) -> None:
     assert ":" not in slug(spec)
 
 
+def test_an_arm_may_be_constant_beside_a_schedule_of_all() -> None:
+    plan = Plan(coefficient_schedule="linear:0.5")
+    for remedy in ("dispersion", "simreg", "placebo-norm"):
+        specs = parse_arms(f"{remedy}=1,{remedy}+constant=1")
+        own = [remedy_of(spec).acts(spec, plan).dispersion.schedule for spec in specs[1:]]
+        assert own == ["linear:0.5", "constant"]
+        assert len({slug(spec) for spec in specs}) == 3
+        assert TrialPlan(specs, training=plan).arms == specs
+
+
+@pytest.mark.parametrize(("written", "schedule"), [("+constant", "constant"), ("+linear:0.5", "linear:.50")])
+def test_arms_that_are_trained_alike_are_refused(written: str, schedule: str) -> None:
+    with pytest.raises(UsageError, match=r"the arms dispersion=1 and dispersion\+.* are the same"):
+        TrialPlan(parse_arms(f"dispersion=1,dispersion{written}=1"), training=Plan(coefficient_schedule=schedule))
+
+
 @pytest.mark.parametrize(
-    "written", ["dispersion+line", "dispersion+linear:0=1", "dispersion+linear:2", "cosreg+linear"]
+    "written",
+    [
+        "dispersion+line",
+        "dispersion+linear:0=1",
+        "dispersion+linear:2",
+        "cosreg+linear",
+        "dispersion+linear:=1",
+        "dispersion+constant:=1",
+    ],
 )
 def test_schedules_that_are_refused(written: str) -> None:
     with pytest.raises(UsageError):
