@@ -60,17 +60,21 @@ class DispersionConfig:
         if self.layers not in _RANGES:
             _numbers(self.layers)
 
-    def coefficient_at(self, step: int) -> float:
-        """The coefficient at a step, by the schedule. ValueError for a schedule without `steps`."""
+    def factor_at(self, step: int) -> float:
+        """What the schedule multiplies the coefficient by at a step, in [0, 1]. ValueError without `steps`."""
         if self.schedule == "constant":
-            return self.coefficient
+            return 1.0
         if self.steps is None:
             raise ValueError(f"the schedule {self.schedule} needs steps=, the number of optimizer steps in all")
-        return self.coefficient * schedule_factor(self.schedule, step / self.steps)
+        return schedule_factor(self.schedule, step / self.steps)
+
+    def coefficient_at(self, step: int) -> float:
+        """The coefficient at a step, by the schedule. ValueError for a schedule without `steps`."""
+        return self.coefficient * self.factor_at(step)
 
     def has_ended(self, step: int) -> bool:
-        """Whether the schedule is through at a step, so that nothing is added any more."""
-        return self.schedule != "constant" and self.coefficient_at(step) == 0
+        """Whether the schedule is through at a step, whatever the coefficient; a constant one never is."""
+        return self.factor_at(step) == 0
 
 
 def _numbers(layers: str | Sequence[int]) -> list[int]:

@@ -115,6 +115,7 @@ class DispersionMixin(_Base):
         if disperser.config.has_ended(step):
             disperser.detach()
             loss, outputs, own = self._supers_loss(model, inputs, return_outputs, num_items_in_batch)
+            self._losses.append(loss.detach())
             self._since_log.add(own / undivided)
             return (loss, outputs) if return_outputs else loss
         count = self._count(inputs)

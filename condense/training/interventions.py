@@ -68,12 +68,20 @@ class Intervention:
 
 
 def dispersion_config(plan: Plan, coefficient: float) -> DispersionConfig:
-    """The loss of a plan at a coefficient; tau only where the loss has one."""
-    constants = {"tau": plan.tau} if plan.loss in ("angular", "l2_repel", "robust") else None
+    """The loss of a plan at a coefficient; tau only where the loss has one.
+
+    Coefficient 0 only reads the cosine, to the last step: it has nothing that a schedule could take away.
+    """
     return DispersionConfig(
-        coefficient=coefficient, loss=plan.loss, layers=plan.layers, paper_sites=plan.paper_sites,
-        max_tokens=plan.max_tokens, seed=plan.seed, constants=constants, schedule=plan.coefficient_schedule,
-    )  # fmt: skip
+        coefficient=coefficient,
+        loss=plan.loss,
+        layers=plan.layers,
+        paper_sites=plan.paper_sites,
+        max_tokens=plan.max_tokens,
+        seed=plan.seed,
+        constants={"tau": plan.tau} if plan.loss in ("angular", "l2_repel", "robust") else None,
+        schedule=plan.coefficient_schedule if coefficient else "constant",
+    )
 
 
 def forward_backward(model: Any, inputs: dict[str, Tensor], intervention: Intervention) -> None:

@@ -11,7 +11,7 @@ from condense.dispersion.config import DispersionConfig
 from condense.dispersion.losses import angular
 from condense.dispersion.trainer import DispersionTrainer
 from condense.dispersion.variants import PENALTIES, norms, projected, robust, shuffled, simreg
-from condense.errors import UsageError
+from condense.errors import RunError, UsageError
 from condense.records.plans import Plan
 from condense.records.schedules import schedule_factor
 from tests.dispersion.ddp_gradients import collate, llama, rows
@@ -201,17 +201,48 @@ def test_a_plain_loop_under_a_schedule() -> None:
             disperser.penalty()
 
 
-def test_the_trainer_lets_the_coefficient_fall(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def falling_trainer(folder, schedule: str, coefficient: float = 1.0, steps: int = 4, **more):  # type: ignore[no-untyped-def]
     from transformers import TrainingArguments
 
     args = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=2, report_to="none", use_cpu=True,
-        logging_steps=1, save_strategy="no", disable_tqdm=True, learning_rate=0.0,
-    )  # fmt: skip
-    trainer = DispersionTrainer(
-        llama(), args, train_dataset=rows((9, 9)), data_collator=collate,
-        dispersion=DispersionConfig(coefficient=1.0, schedule="linear:0.5", max_tokens=0),
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=2,
+        report_to="none",
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        learning_rate=0.0,
+    )
+    config = DispersionConfig(coefficient=coefficient, schedule=schedule, max_tokens=0)
+    return DispersionTrainer(
+        llama(), args, train_dataset=rows((9, 9)), data_collator=collate, dispersion=config, **more
+    )
+
+
+def test_a_schedule_ends_whatever_the_coefficient() -> None:
+    config = DispersionConfig(coefficient=0.0, schedule="linear:0.5", steps=4)
+    assert [config.has_ended(step) for step in range(4)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear:0.5"])
+def test_a_loss_that_is_not_finite_is_found_at_every_step(schedule: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Infinite with a finite gradient, so that only the loss tells."""
+    trainer = falling_trainer(tmp_path, schedule)
+    plain = type(trainer)._supers_loss
+
+    def broken(loss_model, inputs, return_outputs, items):  # type: ignore[no-untyped-def]
+        loss, outputs, own = plain(trainer, loss_model, inputs, return_outputs, items)
+        return loss + (float("nan") if trainer.state.global_step == 3 else 0.0), outputs, own
+
+    trainer._supers_loss = broken
+    with pytest.raises(RunError, match="the loss at step 3 is nan"):
+        trainer.train()
+
+
+def test_the_trainer_lets_the_coefficient_fall(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    trainer = falling_trainer(tmp_path, "linear:0.5")
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     penalties = [entry["dispersion_penalty"] for entry in logs]

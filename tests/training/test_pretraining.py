@@ -137,6 +137,16 @@ def test_a_trained_arm_is_folded_once(tmp_path: Path) -> None:
         torch.testing.assert_close(trained.eval()(IDS).logits, seen[-1], rtol=1e-4, atol=1e-5)
 
 
+def test_the_control_reads_its_cosine_under_a_schedule(tmp_path: Path) -> None:
+    plan = Plan(max_steps=4, coefficient_schedule="linear:0.5")
+    curves = {}
+    for arm in ("control", "dispersion=1"):
+        torch.manual_seed(0)
+        curves[arm] = train_as_arm(build(tiny_config("gpt2")), arm, tmp_path / arm, plan)[0].curve.mean_cosine
+    assert all(value is not None for value in curves["control"])
+    assert [value is not None for value in curves["dispersion=1"]] == [True, True, False, False]
+
+
 def _blocks(model: Any) -> list[nn.Module]:
     return list(model.model.layers if hasattr(model, "model") else model.transformer.h)
 
