@@ -24,6 +24,7 @@ from condense.records.plans import (
     Plan,
     RemedyName,
 )
+from condense.records.schedules import shortest_schedule
 
 if TYPE_CHECKING:
     from condense.models.checkpoint import Checkpoint
@@ -125,9 +126,8 @@ def _define_dispersion(spec: ArmSpec) -> str:
     }
     layers = str(spec.layers or Plan.layers)
     where = blocks.get(layers, f"the blocks {layers.replace(',', ', ')}")
-    falls = f" The coefficient falls to 0 ({spec.schedule})." if spec.schedule not in (None, "constant") else ""
     penalty = _PENALTY_WORDS.get(spec.remedy, f"the {spec.loss} loss on the directions of the tokens of a text")
-    return f"Cross-entropy + {spec.coefficient} · {penalty}, mean over the states after {where}.{falls}"
+    return f"Cross-entropy + {spec.coefficient} · {penalty}, mean over the states after {where}."
 
 
 _PENALTY_WORDS = {
@@ -364,6 +364,20 @@ def can_be_chosen(spec: ArmSpec) -> bool:
     return not remedy_of(spec).is_placebo and (spec.coefficient is None or spec.coefficient > 0)
 
 
-def schedule_of(spec: ArmSpec, plan: Plan) -> str:
-    """The schedule that an arm's coefficient follows: its own, else the plan's; constant where it takes none."""
-    return (spec.schedule or plan.coefficient_schedule) if "schedule" in remedy_of(spec).takes else "constant"
+def schedule_of(spec: ArmSpec, asked: str) -> str:
+    """The schedule of an arm's coefficient: its own, else what is asked for all; constant where it takes none."""
+    return (spec.schedule or shortest_schedule(asked)) if "schedule" in remedy_of(spec).takes else "constant"
+
+
+def dose_in_words(coefficient: float | None, schedule: str) -> str:
+    """A coefficient and how it changes: `coefficient 1, falling to 0 (linear:0.25)`; empty where there is neither."""
+    known = [] if coefficient is None else [f"coefficient {coefficient:g}"]
+    falls = [] if schedule == "constant" or coefficient == 0 else [f"falling to 0 ({schedule})"]
+    return ", ".join([*known, *falls])
+
+
+def definition_of(spec: ArmSpec, asked: str) -> str:
+    """What an arm does, with all constants and the schedule of its coefficient; asked: as in `schedule_of`."""
+    schedule = schedule_of(spec, asked)
+    falls = "" if schedule == "constant" else f" The coefficient falls to 0 ({schedule})."
+    return remedy_of(spec).definition(spec) + falls

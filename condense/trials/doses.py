@@ -18,27 +18,30 @@ from condense.records.learning import timing_sentence
 from condense.records.plans import COEFFICIENT, MIN_SEEDS, SEARCH_DOSES, Plan
 from condense.records.treatment import QualityWord, TriedDose, VerdictId
 from condense.records.trial import ArmResult, DosePoint, DoseResponse, what_fell
-from condense.training.remedies import can_be_chosen, remedy_of, schedule_of
+from condense.training.remedies import can_be_chosen, dose_in_words, remedy_of, schedule_of
 
 RATIO_LOW, RATIO_HIGH, RATIO_AIM = 1e-3, 0.5, 0.1
 """|penalty| over cross-entropy: below, the loss hardly steers training; above, it competes; what advice aims at."""
 
 
-def dose_responses(arms: Sequence[ArmResult]) -> tuple[DoseResponse, ...]:
-    """A curve for every group of arms that differ in the coefficient alone, with the coefficient to take."""
+def dose_responses(arms: Sequence[ArmResult], schedule: str = Plan.coefficient_schedule) -> tuple[DoseResponse, ...]:
+    """A curve for every group of arms that differ in the coefficient alone, with the coefficient to take.
+
+    schedule: the trial's, which arms without one of their own follow.
+    """
     groups: dict[tuple[str | None, ...], list[ArmResult]] = {}
     for arm in arms:
         if arm.spec.coefficient is not None and arm.effect is not None:
-            groups.setdefault((arm.spec.remedy, arm.spec.loss, arm.spec.layers, arm.spec.schedule), []).append(arm)
-    return tuple(_response(group) for group in groups.values())
+            own = schedule_of(arm.spec, schedule)
+            groups.setdefault((arm.spec.remedy, arm.spec.loss, arm.spec.layers, own), []).append(arm)
+    return tuple(_response(group, str(key[-1])) for key, group in groups.items())
 
 
-def _response(group: Sequence[ArmResult]) -> DoseResponse:
+def _response(group: Sequence[ArmResult], schedule: str) -> DoseResponse:
     points = sorted((_point(arm) for arm in group), key=lambda point: point.coefficient)
     first = group[0].spec
     loss = f"{first.loss} loss" if first.loss else ""
-    falling = f"falling ({first.schedule})" if first.schedule not in (None, "constant") else ""
-    parts = [first.remedy, loss, f"on {first.layers} layers" if first.layers else "", falling]
+    parts = [first.remedy, loss, f"on {first.layers} layers" if first.layers else "", dose_in_words(None, schedule)]
     none = next((arm.verdict_reason for arm in group if arm.verdict_reason), "")
     none = "a placebo is there to compare with" if remedy_of(first).is_placebo else none
     recommended, reason = (None, none) if none else _recommended([point for point in points if point.coefficient > 0])
@@ -252,7 +255,7 @@ def _is_lost(arm: ArmResult, plan: Plan) -> bool:
     """Whether an arm with a constant coefficient that could fall was better early and is not at the end."""
     looks = arm.learning.looks if arm.learning else ()
     early = any(look.word == "improved" for look in looks[:-1])
-    could = "schedule" in remedy_of(arm.spec).takes and schedule_of(arm.spec, plan) == "constant"
+    could = "schedule" in remedy_of(arm.spec).takes and schedule_of(arm.spec, plan.coefficient_schedule) == "constant"
     return could and bool(looks) and early and looks[-1].word != "improved"
 
 

@@ -39,7 +39,7 @@ from condense.records.options import ModelOptions, TextOptions, takes
 from condense.records.plans import ArmSpec, TrialPlan
 from condense.records.trial import TRIAL_SCHEMA, ArmResult, StepCost, Trial
 from condense.texts.documents import Document
-from condense.training.remedies import remedy_of
+from condense.training.remedies import definition_of, remedy_of
 from condense.trials.arm_run import Watch
 from condense.trials.doses import dose_responses
 from condense.trials.effects import MEASURES, arm_effect, compare_pairs, rank_arms, reference_of
@@ -209,7 +209,7 @@ def assembled(plan: TrialPlan, runs: Runs, *, command: str, output: str, timing:
         ranks = {key: rank_arms(list(measured), pairs, key) for key in MEASURES}
         placed = {name: {key: ranks[key][name] for key in MEASURES} for name in measured}
         arms = [replace(arm, ranks=placed.get(arm.spec.name, {})) for arm in arms]
-    doses = dose_responses(arms)
+    doses = dose_responses(arms, plan.training.coefficient_schedule)
     return Trial(
         schema=TRIAL_SCHEMA,
         condense=__version__,
@@ -260,7 +260,7 @@ def _result(spec: ArmSpec, plan: TrialPlan, found: Runs, control: Mapping[int, R
         spec=spec,
         status="done",
         title=remedy.title,
-        definition=remedy.definition(spec),
+        definition=definition_of(spec, plan.training.coefficient_schedule),
         source=remedy.source,
         reason="; ".join(found.failures[spec.name]) or None,
         cost=found.costs.get(spec.name, StepCost()),

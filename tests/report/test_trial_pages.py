@@ -19,6 +19,7 @@ from condense.records.diagnosis import Quality
 from condense.records.plans import ArmSpec
 from condense.records.treatment import Curve
 from condense.records.trial import ArmResult, Rank, StepCost, Trial
+from condense.report.escape import for_markdown
 from condense.report.svg import sketch
 from condense.report.tables import rows_csv
 from condense.report.text import breakable
@@ -193,10 +194,25 @@ def test_an_arm_in_a_line():
     )
     assert in_a_line(ArmSpec("cosreg=2", "cosreg", coefficient=2.0), plan).endswith(", coefficient 2")
     falling = ArmSpec("d", "dispersion", coefficient=1.0, schedule="linear:0.25")
-    assert in_a_line(falling, plan) == "angular loss on all layers, coefficient 1, falling (linear:0.25)"
+    assert in_a_line(falling, plan) == "angular loss on all layers, coefficient 1, falling to 0 (linear:0.25)"
     whole = replace(plan, training=replace(plan.training, coefficient_schedule="cosine"))
-    assert in_a_line(ArmSpec("d", "dispersion"), whole) == "angular loss on all layers, falling (cosine)"
+    assert in_a_line(ArmSpec("d", "dispersion"), whole) == "angular loss on all layers, falling to 0 (cosine)"
     assert in_a_line(ArmSpec("n", "noisy-embedding"), whole).endswith("(NEFTune)")
+    kept = ArmSpec("d", "dispersion", coefficient=1.0, schedule="constant")
+    assert in_a_line(kept, whole) == "angular loss on all layers, coefficient 1", "its own word comes first"
+
+
+def test_a_schedule_of_the_whole_trial_is_in_the_words_of_every_arm_that_follows_it():
+    made = trial()
+    falls = replace(made.plan.training, coefficient_schedule="linear:0.25")
+    made = replace(made, plan=replace(made.plan, training=falls))
+    lines, page = made.to_markdown().split("## The arms")[1].splitlines(), made.to_html(plotlyjs="none")
+    for arm in made.arms:
+        (line,) = [line for line in lines if line.startswith(f"- **{for_markdown(arm.spec.name)}**")]
+        assert ("falling to 0 (linear:0.25)" in line) is (arm.spec.remedy == "dispersion"), arm.spec.name
+    assert "coefficient 0.1, falling to 0 (linear:0.25)" in "".join(lines)
+    assert "0.1, falling to 0 (linear:0.25)" in page
+    assert "falling" not in trial().to_markdown()
 
 
 # --- ranks ----------------------------------------------------------------------------------------------

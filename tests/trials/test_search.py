@@ -186,6 +186,26 @@ def test_a_search_is_in_every_report() -> None:
     assert "The search" not in treatment_markdown(treatment())
 
 
+def test_the_schedule_of_the_coefficient_is_in_every_report() -> None:
+    made = treatment()
+    falling = replace(made, plan=replace(made.plan, coefficient=0.3, coefficient_schedule="linear:0.25"))
+    said = "coefficient 0.3, falling to 0 (linear:0.25)"
+    plan, cost = falling.plan, Overhead(1.0, 1.0, {})
+    surfaces = {
+        "plan": printed(lambda console: show_plan(plan, made.schedule, cost, console)),
+        "terminal": printed(lambda console: show_treatment(falling, console)),
+        "card": model_card(falling),
+        "markdown": treatment_markdown(falling),
+        "page": falling.to_html(plotlyjs="none"),
+    }
+    for name, text in surfaces.items():
+        assert said in " ".join(text.split()), name
+    assert "falling" not in model_card(made) + treatment_markdown(made)
+    searching = replace(plan, coefficient=None)
+    text = printed(lambda console: show_plan(searching, made.schedule, cost, console))
+    assert "at a searched coefficient, falling to 0 (linear:0.25); learning rate" in " ".join(text.split())
+
+
 def test_a_dose_that_failed_is_a_row_with_its_reason() -> None:
     missing = Estimate(None, reason="the loss is not finite")
     failed = TriedDose(30.0, missing, missing, "inconclusive", "not measured")

@@ -14,7 +14,7 @@ from condense.records.treatment import Curve, Power, Word
 from condense.records.trial import ArmEffect, ArmResult, ArmRun, Pair, Rank, SeedEffect
 from condense.report.trial.tables import recommendation
 from condense.training.arm_names import parse_arms
-from condense.training.remedies import REMEDIES
+from condense.training.remedies import REMEDIES, definition_of, dose_in_words
 from condense.trials.doses import control_moved, deciding_change, dose_responses, longer_training, next_dose
 from condense.trials.scope import placebo_findings
 from condense.trials.verdict import arm_verdict, power_before, trial_findings, unranked
@@ -309,7 +309,29 @@ def test_arms_of_another_schedule_are_another_curve():
     falling = arm("dispersion+linear:0.25=1", effect(FALL), 1.0)
     falling = replace(falling, spec=replace(falling.spec, schedule="linear:0.25"))
     doses = dose_responses([arm("dispersion=1", effect(FALL), 1.0), falling])
-    assert [len(dose.points) for dose in doses] == [1, 1] and "falling (linear:0.25)" in doses[1].title
+    assert [len(dose.points) for dose in doses] == [1, 1] and "falling to 0 (linear:0.25)" in doses[1].title
+
+
+def test_arms_are_told_and_grouped_by_the_schedule_that_they_follow():
+    made = [arm("dispersion=1", effect(FALL), 1.0), arm("cosreg=1", effect(FALL), 1.0, "cosreg")]
+    held = arm("dispersion+constant=2", effect(FALL), 2.0)
+    held = replace(held, spec=replace(held.spec, schedule="constant"))
+    titles = [dose.title for dose in dose_responses([*made, held], "linear:0.25")]
+    assert titles == [
+        "dispersion, angular loss, on all layers, falling to 0 (linear:0.25)",
+        "cosreg, on all layers",
+        "dispersion, angular loss, on all layers",
+    ]
+    assert [len(dose.points) for dose in dose_responses([made[0], held])] == [2], "constant either way"
+    mixed = replace(held, spec=replace(held.spec, schedule="linear"))
+    assert [len(dose.points) for dose in dose_responses([made[0], mixed], "linear:1.0")] == [2], "written in two ways"
+    assert dose_in_words(0.0, "linear") == "coefficient 0" and dose_in_words(None, "constant") == ""
+    for name in (name for name, remedy in REMEDIES.items() if "schedule" in remedy.takes):
+        (own,) = parse_arms(f"{name}+cosine:0.5")[1:]
+        assert "falls to 0 (cosine:0.5)" in definition_of(own, "linear")
+        assert "falls to 0 (linear)" in definition_of(replace(own, schedule=None), "linear")
+        assert "falls" not in definition_of(replace(own, schedule="constant"), "linear")
+    assert "falls" not in definition_of(made[1].spec, "linear"), "cosreg takes none"
 
 
 # --- findings ------------------------------------------------------------------------------------------

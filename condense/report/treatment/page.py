@@ -50,6 +50,7 @@ from condense.report.text import (
 from condense.report.treatment import text as tables
 from condense.report.treatment.figures import cloud_panels, depth_figures, look, training_figures
 from condense.report.treatment.search import search_figures, search_lead, search_table
+from condense.training.remedies import dose_in_words
 
 LEVELS = {"dispersed-at-a-cost": "condensed", "condensed-further": "severe"}
 
@@ -124,7 +125,8 @@ def treated_with(treatment: Treatment) -> str:
     where = "hidden states 1 to L, the last one normed" if plan.paper_sites else layers
     tuned = f", {plan.tuned}" if plan.use_peft else ""
     steps = f"{plural(schedule.steps, 'step')} of {thousands(schedule.tokens_per_step)} tokens"
-    return f"the {plan.loss} loss at coefficient {plan.first_coefficient:g} on {where}{tuned}; {steps} per arm"
+    dose = dose_in_words(plan.first_coefficient, plan.coefficient_schedule)
+    return f"the {plan.loss} loss on {where} at {dose}{tuned}; {steps} per arm"
 
 
 # --- the answer ----------------------------------------------------------------------------------------

@@ -54,6 +54,14 @@ def search_table(search: DoseSearch) -> Table:
     return Table(columns, tuple(rows), "The search of the coefficient", note, "coefficient")
 
 
+def searched_of(search: DoseSearch | None) -> str:
+    """How the coefficient was chosen, in brackets after it; empty where it was not searched."""
+    if search is None:
+        return ""
+    tried = ", ".join(f"{point.coefficient:g}" for point in sorted(search.points, key=lambda p: p.coefficient))
+    return f" (chosen of {tried} by runs of {search.steps} steps on part of the training text)"
+
+
 def search_markdown(search: DoseSearch) -> list[str]:
     """The table with its sentences, as a section."""
     table = search_table(search)

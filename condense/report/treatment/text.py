@@ -41,14 +41,14 @@ from condense.report.text import (
     quality_of,
     times,
 )
-from condense.report.treatment.search import search_lead, search_markdown, search_planned, search_table
+from condense.report.treatment.search import search_lead, search_markdown, search_planned, search_table, searched_of
+from condense.training.remedies import dose_in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from condense.records.plans import Plan
-    from condense.records.treatment import Overhead, Schedule, Treatment
-    from condense.report.tables import Table
+    from condense.records.treatment import Overhead, Schedule
 
 
 def runs_of(treatment: Treatment, *, probe: bool = False) -> dict[str, Diagnosis]:
@@ -195,6 +195,7 @@ def treatment_markdown(treatment: Treatment) -> str:
             "How it was made",
             [
                 f"- command: `{for_code(treatment.command)}`",
+                f"- {for_markdown(_loss_line(treatment))}",
                 f"- {schedule.steps} steps of {schedule.tokens_per_step} tokens; rows of {schedule.row_length}, "
                 f"{'packed' if schedule.packed else 'one document each'}",
                 *([f"- a step: {step_line(treatment.plan, schedule)}"] if schedule.processes > 1 else []),
@@ -268,8 +269,7 @@ def model_card(treatment: Treatment) -> str:
         *_tasks(treatment),
         "## How it was made",
         "",
-        f"- loss: {plan.loss}, coefficient {plan.first_coefficient:g}{_searched(treatment)}, "
-        f"layers {for_markdown(plan.layers)}",
+        f"- {for_markdown(_loss_line(treatment))}",
         f"- training: {schedule.steps} steps of {schedule.tokens_per_step} tokens, learning rate "
         f"{plan.peak_rate:g}, seed {plan.seed}",
         *([f"- a step: {step_line(plan, schedule)}"] if schedule.processes > 1 else []),
@@ -289,13 +289,11 @@ def model_card(treatment: Treatment) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _searched(treatment: Treatment) -> str:
-    """How the coefficient was chosen, where it was searched."""
-    search = treatment.search
-    if search is None:
-        return ""
-    tried = ", ".join(f"{point.coefficient:g}" for point in sorted(search.points, key=lambda p: p.coefficient))
-    return f" (chosen of {tried} by runs of {search.steps} steps on part of the training text)"
+def _loss_line(treatment: Treatment) -> str:
+    """The loss, its coefficient and schedule, and where it acts, in one line."""
+    plan = treatment.plan
+    dose = dose_in_words(plan.first_coefficient, plan.coefficient_schedule)
+    return f"loss: {plan.loss}, {dose}{searched_of(treatment.search)}, layers {plan.layers}"
 
 
 def _adapter(treatment: Treatment) -> str:
@@ -313,14 +311,15 @@ _COLOURS = {"dispersed-at-a-cost": "magenta", "condensed-further": "red"}
 def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Console, power: Sequence[str] = ()) -> None:
     """Print what is about to run: tokens, steps, time, memory, disk; power: what the seeds can show, in lines."""
     arms = "control and treated" if plan.control else "treated only (no control arm)"
-    dose = "a searched coefficient" if plan.coefficient is None else f"coefficient {plan.coefficient:g}"
+    dose = dose_in_words(plan.coefficient, plan.coefficient_schedule)
+    dose = f"a searched coefficient{', ' if dose else ''}{dose}" if plan.coefficient is None else dose
     say(
         console,
         f"plan: {schedule.steps} steps of {schedule.tokens_per_step:,} tokens ({schedule.train_tokens:,} tokens) "
         f"for each arm: {arms}",
         *([f"step: {step_line(plan, schedule)}"] if schedule.processes > 1 else []),
         *search_planned(plan, schedule, overhead),
-        f"loss: {plan.loss} at {dose} on layers {plan.layers}; learning rate "
+        f"loss: {plan.loss} on layers {plan.layers} at {dose}; learning rate "
         f"{plan.peak_rate:g}, {plan.lr_scheduler}, {_seeds_planned(plan)}",
         f"text: {schedule.train_documents} training and {schedule.validation_documents} validation documents; "
         f"{schedule.rows} rows of {schedule.row_length} tokens, {'packed' if schedule.packed else 'one document each'}",
@@ -367,7 +366,7 @@ def show_treatment(treatment: Treatment, console: Console) -> None:
     if treatment.search is not None:
         _show_table(search_table(treatment.search), console, spare=(5, 2, 4))
         say(console, search_lead(treatment.search))
-    say(console, cost_line(treatment.overhead))
+    say(console, _loss_line(treatment), cost_line(treatment.overhead))
     facts = f"quality {verdict.quality} · what opened: {verdict.opened}"
     facts += f" · {verdict.covers}" if verdict.covers else ""
     good = verdict.id == "dispersed" and all(finding.severity == "good" for finding in verdict.findings[:1])

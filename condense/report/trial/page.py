@@ -89,7 +89,7 @@ def trial_page(trial: Trial, *, plotlyjs: PlotlyJs = "inline") -> str:
         learning_lines=[*learning.learning_lines(trial), learning.clock_words(trial)],
         depth=depth,
         training=training,
-        arms=[arm_facts(arm) for arm in trial.arms],
+        arms=[arm_facts(trial, arm) for arm in trial.arms],
         tasks=tasks,
         seed_table=tables.seed_table(trial),
         sites=tables.site_table(trial),
@@ -110,14 +110,14 @@ class ArmFacts:
     settings: tuple[tuple[str, str], ...]
 
 
-def arm_facts(arm: ArmResult) -> ArmFacts:
+def arm_facts(trial: Trial, arm: ArmResult) -> ArmFacts:
     """An arm as its section shows it."""
     cost, seeds = arm.cost, ", ".join(str(run.seed) for run in arm.runs)
     step = [] if cost.seconds is None else [f"{cost.seconds:.3g} s ({times(cost.time_ratio.value, 3)})"]
     if cost.peak_memory_bytes is not None:
         step.append(f"{size_in_words(cost.peak_memory_bytes)} ({times(cost.memory_ratio)})")
     facts = (
-        *tables.settings(arm),
+        *tables.settings(trial, arm),
         ("seeds trained", seeds or "none"),
         ("parameters", f"{parameter_count(arm.parameters)}, added {tables.added(arm.parameters_added)}"),
         ("a step takes", ", ".join(step) or cost.reason or DASH),

@@ -55,6 +55,7 @@ from condense.report.text import (
     times,
     verdict_words,
 )
+from condense.training.remedies import dose_in_words, schedule_of
 
 MISSING = Estimate(None, reason="not measured")
 _OPENED = {
@@ -104,8 +105,7 @@ def _before_row(trial: Trial) -> Row:
 
 
 def _control_row(trial: Trial) -> Row:
-    arm, cost = trial.control, trial.control.cost
-    measures = []
+    arm, cost, measures = trial.control, trial.control.cost, list[Cell]()
     for key in keys(trial):
         notes = _spread_notes(arm, key, spread(arm, key))
         measures.append(replace(plain_cell(mean(arm, key), digits_of(key)), notes=notes))
@@ -201,14 +201,14 @@ def caveats(trial: Trial) -> list[tuple[str, str]]:
     return [(arm.spec.name, arm.effect.unpaired) for arm in trial.arms if arm.effect and arm.effect.unpaired]
 
 
-def settings(arm: ArmResult) -> list[tuple[str, str]]:
+def settings(trial: Trial, arm: ArmResult) -> list[tuple[str, str]]:
     """What was chosen for an arm, as (name, value)."""
-    spec = arm.spec
+    spec, asked = arm.spec, trial.plan.training.coefficient_schedule
     layers = None if spec.layers is None else LAYERS.get(spec.layers, f"layers {spec.layers}")
-    coefficient = None if spec.coefficient is None else f"{spec.coefficient:g}"
-    remedy = spec.remedy if spec.name != spec.remedy else None
-    named = (("remedy", remedy), ("loss", spec.loss), ("sites", layers), ("coefficient", coefficient))
-    return [(name, value) for name, value in named if value is not None]
+    dose = dose_in_words(spec.coefficient, schedule_of(spec, asked)).removeprefix("coefficient ")
+    remedy = "" if spec.name == spec.remedy else spec.remedy
+    named = {"remedy": remedy, "loss": spec.loss, "sites": layers, "coefficient": dose}
+    return [(name, value) for name, value in named.items() if value]
 
 
 # --- who is better -------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from condense.report.trial.tables import (
     rows,
     settings,
 )
-from condense.training.remedies import remedy_of
+from condense.training.remedies import dose_in_words, remedy_of, schedule_of
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -173,7 +173,7 @@ def _tasks(trial: Trial) -> list[str]:
 def _definitions(trial: Trial) -> list[str]:
     lines = ["## The arms", ""]
     for arm in trial.arms:
-        chosen = ", ".join(f"{name} {value}" for name, value in settings(arm))
+        chosen = ", ".join(f"{name} {value}" for name, value in settings(trial, arm))
         chosen = f" ({for_markdown(chosen)})" if chosen else ""
         text, source = for_markdown(arm.definition), for_markdown(arm.source)
         lines.append(f"- **{for_markdown(arm.spec.name)}**{chosen}: {text} Source: {source}.")
@@ -230,10 +230,8 @@ ROOMY = 96
 
 def in_a_line(spec: ArmSpec, plan: TrialPlan) -> str:
     """What an arm is, in a line; its full definition with its source stands in the report."""
-    coefficient = "" if spec.coefficient is None else f", coefficient {spec.coefficient:g}"
-    schedule = spec.schedule or plan.training.coefficient_schedule
-    falls = "schedule" in remedy_of(spec).takes and schedule != "constant"
-    dose = f"{coefficient}{f', falling ({schedule})' if falls else ''}"
+    dose = dose_in_words(spec.coefficient, schedule_of(spec, plan.training.coefficient_schedule))
+    dose = f", {dose}" if dose else ""
     if "loss" in remedy_of(spec).takes:
         loss, layers = spec.loss or plan.training.loss, spec.layers or plan.training.layers
         return f"{loss} loss on {LAYERS.get(layers, f'layers {layers}')}{dose}"
