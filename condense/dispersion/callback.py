@@ -27,8 +27,9 @@ class CondensationMonitor(TrainerCallback):
     `probe_relative_variance`: means over the texts and the deepest half of the blocks (of the last
     stack), without position 0 and special tokens, in evaluation mode. Shows them with the losses of the last log
     on one line of `stream`, rewritten in place on a terminal. Warns, once each, when |penalty| / CE (logged by
-    `DispersionMixin`) is below 1e-3, too faint to act, or above 0.5, at the expense of the language; not beside a
-    loss that is no cross-entropy (DPO, GRPO …), whose size says nothing. Without a Trainer: `condense.Monitor`.
+    `DispersionMixin`) is above 0.5, at the expense of the language, or below 1e-3, too faint to act, also at the
+    coefficient that a schedule starts from; not beside a loss that is no cross-entropy (DPO, GRPO …), whose size says
+    nothing. Without a Trainer: `condense.Monitor`.
 
     probe    ids (N, S) of N texts, measured before the first step too. Default: up to 4 documents of 128 tokens
              from the first training batch, another one after a resume: give a probe if runs are to be compared.
@@ -118,15 +119,28 @@ class CondensationMonitor(TrainerCallback):
         if not state.is_world_process_zero:
             return
         if logs and logs.get("penalty_to_ce"):
-            self._judge(logs["penalty_to_ce"])
+            self._judge(logs["penalty_to_ce"], self._undiminished(logs))
         if not self._quiet and logs and any(key in logs for key in _SHOWN):
             self._show(state)
 
-    def _judge(self, ratio: float) -> None:
-        verdict = "too faint to act" if ratio < FAINT else "it outweighs the language" if ratio > HEAVY else ""
-        if verdict and verdict not in self._warned:
+    def _undiminished(self, logs: dict[str, float]) -> float:
+        """|penalty| / CE as it would be before the schedule lowered the coefficient."""
+        config: Any = getattr(getattr(self.trainer, "disperser", None), "config", None)
+        value, ce = logs.get("dispersion_value"), logs.get("ce_loss")
+        if config is None or value is None or not ce:
+            return logs["penalty_to_ce"]
+        return float(abs(config.coefficient * value) / ce)
+
+    def _judge(self, ratio: float, undiminished: float) -> None:
+        """Warn of a penalty that is too large now, or too small even where no schedule has lowered it."""
+        if undiminished < FAINT:
+            ratio, verdict, advice = undiminished, "too faint to act", "raise"
+        elif ratio > HEAVY:
+            verdict, advice = "it outweighs the language", "lower"
+        else:
+            return
+        if verdict not in self._warned:
             self._warned.add(verdict)
-            advice = "raise" if ratio < FAINT else "lower"
             warnings.warn(
                 f"|penalty| / CE is {ratio:.2g}: {verdict}; {advice} the dispersion coefficient", stacklevel=2
             )

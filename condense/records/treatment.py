@@ -81,6 +81,18 @@ class Curve:
     gradient_norm: tuple[float, ...] = ()
     learning_rate: tuple[float, ...] = ()
 
+    @property
+    def penalty_to_ce(self) -> float | None:
+        """|penalty| / cross-entropy, mean over the logged steps at which the penalty was on; 0 where it never was.
+
+        Steps behind the end of a schedule are left out: they say nothing of how strong the loss was. At those the
+        hooks are off, so that there is no cosine either. None where no cross-entropy above 0 was logged.
+        """
+        logged = zip(self.ce_loss, self.penalty, self.mean_cosine, strict=True)
+        known = [(abs(penalty) / ce, bool(penalty) or cosine is not None) for ce, penalty, cosine in logged if ce > 0]
+        on = [ratio for ratio, was_on in known if was_on]
+        return sum(on) / len(on) if on else 0.0 if known else None
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -246,7 +258,7 @@ class TreatmentSeed:
 class TriedDose:
     """A coefficient that a search tried: its difference to the search's control in deep mean cosine and quality.
 
-    `penalty_to_ce`: |penalty| over cross-entropy, mean over the steps; without estimates the run failed (`reason`).
+    `penalty_to_ce`: as of a `Curve`; without estimates the run failed (`reason`).
     """
 
     coefficient: float

@@ -68,7 +68,7 @@ class InterruptedRunError(Exception):
 
 @dataclass(frozen=True)
 class Trained:
-    """What training an arm left: the curve, the time, the mean |penalty| / cross-entropy, what its callbacks say.
+    """What training an arm left: the curve with its |penalty| / cross-entropy, the time, what its callbacks say.
 
     `scores` are of the validation text on the way; `seconds` of training and saving, since the last resume.
     """
@@ -174,8 +174,8 @@ def train(
         raise InterruptedRunError(stop.code)
     history = trainer.state.log_history
     details = tuple(line for callback in callbacks for line in getattr(callback, "details", ()))
-    seconds = time.perf_counter() - started
-    trained = Trained(log.curve(history), seconds, log.ratio(history), details, clock.scores(history))
+    seconds, curve = time.perf_counter() - started, log.curve(history)
+    trained = Trained(curve, seconds, curve.penalty_to_ce, details, clock.scores(history))
     return trained, model
 
 
@@ -383,12 +383,6 @@ class _Log(TrainerCallback):
             gradient_norm=tuple(float(e.get("grad_norm", 0.0)) for e in entries),
             learning_rate=tuple(float(e.get("learning_rate", 0.0)) for e in entries),
         )
-
-    @staticmethod
-    def ratio(history: list[dict[str, float]]) -> float | None:
-        """Mean over steps of |penalty| / cross-entropy."""
-        ratios = [abs(_penalty(e)) / e["ce_loss"] for e in history if "loss" in e and e.get("ce_loss", 0.0) > 0]
-        return sum(ratios) / len(ratios) if ratios else None
 
 
 def _penalty(entry: dict[str, float]) -> float:

@@ -347,7 +347,7 @@ def _arm(name: str, run: Run, cloud: tuple[tuple[float, ...], ...]) -> Arm:
         curve=record.curve,
         seconds=record.seconds,
         trained_tokens=record.trained_tokens,
-        penalty_to_ce=trained.penalty_to_ce if trained is not None and name == "treated" else None,
+        penalty_to_ce=trained.curve.penalty_to_ce if trained is not None and name == "treated" else None,
         cloud=cloud,
         tasks=record.tasks,
     )

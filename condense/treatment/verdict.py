@@ -236,7 +236,7 @@ def _penalty_ratio(
             "penalty-ratio",
             severity,
             f"The penalty was {word} beside cross-entropy",
-            f"|penalty| / cross-entropy was {ratio:.1e} on average",
+            f"|penalty| / cross-entropy was {ratio:.1e} on average while it was on",
             why,
             again(coefficient=f"{dose:g}", output="again/")
             if aims and dose is not None  # no coefficient raises a penalty of 0

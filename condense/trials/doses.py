@@ -388,7 +388,7 @@ def ratio_findings(arms: Sequence[ArmResult], again: Again) -> list[Finding]:
                 "penalty-ratio",
                 severity,
                 f"{arm.spec.name}: the penalty was {word} beside cross-entropy",
-                f"|penalty| / cross-entropy was {ratio:.1e} on average",
+                f"|penalty| / cross-entropy was {ratio:.1e} on average while it was on",
                 why,
                 with_coefficients(again, arm.spec.name, dose)
                 if aims

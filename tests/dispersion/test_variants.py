@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import condense
+from condense.dispersion.callback import CondensationMonitor
 from condense.dispersion.config import DispersionConfig
 from condense.dispersion.losses import angular
 from condense.dispersion.trainer import DispersionTrainer
@@ -239,6 +240,16 @@ def test_a_loss_that_is_not_finite_is_found_at_every_step(schedule: str, tmp_pat
     trainer._supers_loss = broken
     with pytest.raises(RunError, match="the loss at step 3 is nan"):
         trainer.train()
+
+
+@pytest.mark.parametrize(("coefficient", "warned"), [(0.1, False), (1e-3, True)])
+def test_a_falling_penalty_is_not_called_faint(coefficient, warned, tmp_path, recwarn) -> None:  # type: ignore[no-untyped-def]
+    """At .1 and half of 60 steps the last ratios are 1e-4 of cross-entropy because they are meant to be."""
+    monitor = [CondensationMonitor(quiet=True, every=100)]
+    trainer = falling_trainer(tmp_path, "cosine:0.5", coefficient, 60, callbacks=monitor)
+    trainer.train()
+    assert min(entry["penalty_to_ce"] for entry in trainer.state.log_history if entry.get("penalty_to_ce")) < 1e-3
+    assert any("too faint" in str(one.message) for one in recwarn) is warned
 
 
 def test_the_trainer_lets_the_coefficient_fall(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from condense.errors import UnavailableError, UsageError
 from condense.records.plans import Plan
-from condense.records.treatment import Schedule
+from condense.records.treatment import Curve, Schedule
 from condense.training import loop
 from condense.training.arm_names import parse_arms
 from condense.training.learning import Evaluation
@@ -145,6 +145,19 @@ def test_the_control_reads_its_cosine_under_a_schedule(tmp_path: Path) -> None:
         curves[arm] = train_as_arm(build(tiny_config("gpt2")), arm, tmp_path / arm, plan)[0].curve.mean_cosine
     assert all(value is not None for value in curves["control"])
     assert [value is not None for value in curves["dispersion=1"]] == [True, True, False, False]
+
+
+def test_the_ratio_of_a_penalty_is_over_the_steps_that_had_it(tmp_path: Path) -> None:
+    plan, ratios = Plan(max_steps=8, learning_rate=1e-9), {}
+    for arm in ("control", "dispersion=1", "dispersion+linear:0.25=1", "cosreg=1"):
+        torch.manual_seed(0)
+        trained, _ = train_as_arm(build(tiny_config("gpt2")), arm, tmp_path / arm, plan)
+        ratios[arm] = trained.penalty_to_ce
+    assert ratios["control"] == 0 and ratios["cosreg=1"]
+    assert ratios["dispersion+linear:0.25=1"] == pytest.approx(0.75 * ratios["dispersion=1"], rel=0.1)
+    zero = Curve((1, 2, 3), (2.0, 2.0, 2.0), (0.2, 0.0, 0.0), (0.5, 0.5, None))
+    assert zero.penalty_to_ce == pytest.approx(0.05), "a loss that is met at a step counts, a step without it does not"
+    assert Curve().penalty_to_ce is None
 
 
 def _blocks(model: Any) -> list[nn.Module]:

@@ -213,7 +213,9 @@ def _ce_words(treatment: Treatment, logged: Logged) -> str:
 def _penalty_words(treatment: Treatment, logged: Logged) -> str:
     ratio = treatment.arms["treated"].penalty_to_ce
     words = f"Coefficient × {treatment.plan.loss} loss: {_first_and_last(logged, 3)}. Lower is more spread."
-    return words + (f" Its size is {100 * ratio:.2g} % of cross-entropy on average." if ratio is not None else "")
+    return words + (
+        f" Its size is {100 * ratio:.2g} % of cross-entropy on average while it is on." if ratio is not None else ""
+    )
 
 
 def _live_words(treatment: Treatment, logged: Logged) -> str:
