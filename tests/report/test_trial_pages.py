@@ -509,3 +509,14 @@ def test_negative_doses_are_drawn_through_the_control() -> None:
     assert effects.chart.axis.labels == ("-1", "0", "0.1", "1") and effects.chart.series[0].values[1] == 0
     assert "The means fall all the way through 0" in effects.takeaway
     assert "do not go one way through 0" in costs.takeaway and "0: " not in costs.takeaway.split("-1: ")[0]
+    signed = replace(made, doses=(dose,))
+    text = signed.to_markdown()
+    through = (
+        "deep mean cosine: the means fall all the way through 0; bits per byte: the means do not go one way through 0"
+    )
+    assert through in text.replace("Deep mean", "deep mean")
+    table = [line for line in text.split("## Dose and response")[1].splitlines() if line.startswith("|")][2:6]
+    assert [row.split("|")[2].strip() for row in table] == ["-1", "0", "0.1", "1"] and "reference" in table[1]
+    assert through in " ".join(terminal(signed, 200).split())
+    for one_sided in (points, (below,)):
+        assert "through 0" not in replace(made, doses=(replace(dose, points=one_sided),)).to_markdown()

@@ -24,7 +24,7 @@ from condense.report.charts import POINTS, Axis, Chart, Figure, Look, Series, Va
 from condense.report.depth import deepest_half, depth_axis, differences, overlay
 from condense.report.parts import Line, Strip, strip
 from condense.report.tables import digits_of, title_of
-from condense.report.text import NOTHING, WITHOUT_TOP, difference, listed, number
+from condense.report.text import NOTHING, WITHOUT_TOP, difference, listed, number, sentence
 from condense.report.trial.tables import sites_by_arm
 from condense.training.remedies import remedy_of
 
@@ -283,23 +283,31 @@ def through_zero(points: Sequence[DosePoint]) -> list[DosePoint]:
 
 
 def _points(points: Sequence[DosePoint], estimates: Sequence[Estimate], digits: int) -> str:
-    pairs = list(zip(points, estimates, strict=True))
+    pairs = zip(points, estimates, strict=True)
     parts = [f"{p.coefficient:g}: {difference(e, digits)}" for p, e in pairs if p.coefficient]
-    return f"{'; '.join(parts)}.{_direction(pairs)}"
+    way = _direction(points, estimates)
+    return f"{'; '.join(parts)}.{f' {sentence(way)}' if way else ''}"
 
 
-def _direction(pairs: Sequence[tuple[DosePoint, Estimate]]) -> str:
-    """Whether the means go one way from the negative coefficients through 0 to the positive ones; empty without any."""
-    values = [estimate.value for _, estimate in pairs]
+def direction_words(trial: Trial, dose: DoseResponse) -> str:
+    """Whether cosine and quality go one way from negative coefficients to positive ones; empty without both signs."""
+    points, key = through_zero(dose.points), quality_key(trial)
+    ways = {"mean_cosine": [point.effect for point in points], key: [point.quality for point in points]}
+    said = [f"{title_of(name)}: {way}" for name, values in ways.items() if (way := _direction(points, values))]
+    return "; ".join(said)
+
+
+def _direction(points: Sequence[DosePoint], estimates: Sequence[Estimate]) -> str:
+    values = [estimate.value for estimate in estimates]
     known = [value for value in values if value is not None]
-    if len(known) < len(values) or pairs[0][0].coefficient >= 0:
+    if len(known) < len(values) or not points[0].coefficient < 0 < points[-1].coefficient:
         return ""
     steps = [later - earlier for earlier, later in itertools.pairwise(known)]
     if all(step <= 0 for step in steps):
-        return " The means fall all the way through 0."
+        return "the means fall all the way through 0"
     if all(step >= 0 for step in steps):
-        return " The means rise all the way through 0."
-    return " The means do not go one way through 0."
+        return "the means rise all the way through 0"
+    return "the means do not go one way through 0"
 
 
 # --- while they trained --------------------------------------------------------------------------------

@@ -22,8 +22,10 @@ from condense.report.text import (
     markdown_head,
     number,
     plural,
+    sentence,
     times,
 )
+from condense.report.trial.figures import direction_words, through_zero
 from condense.report.trial.learning import clock_words, learning_lines, learning_table, other_table, tuning_table
 from condense.report.trial.tables import (
     MISSING,
@@ -122,10 +124,14 @@ def _doses(trial: Trial) -> list[str]:
     for dose in trial.doses:
         points = (
             (for_markdown(p.arm), f"{p.coefficient:g}", difference(p.effect), difference(p.quality, digits_of(key)))
-            for p in dose.points
+            if p.coefficient
+            else (for_markdown(p.arm), "0", "reference", "reference")
+            for p in through_zero(dose.points)
         )
-        title, chosen = for_markdown(dose.title), for_markdown(recommendation(trial, dose))
-        lines += [f"## Dose and response: {title}", "", f"{chosen}.", ""]
+        title, said = for_markdown(dose.title), (recommendation(trial, dose), direction_words(trial, dose))
+        lines += [f"## Dose and response: {title}", ""]
+        for words in filter(None, said):
+            lines += [for_markdown(sentence(words)), ""]
         lines += [*markdown_rows(head, points), ""]
     return lines
 
@@ -377,6 +383,8 @@ def _beneath(trial: Trial, table: Sequence[Row]) -> list[str]:
         lines.append(f"ranked by {ranking.title} (arms of one place are a tie):")
         for rank, arms in ranking.places:
             lines.append(f"  {rank}. {', '.join(placed(name, ties) for name, ties in arms)}")
-    lines += [f"{dose.title}: {recommendation(trial, dose)}" for dose in trial.doses]
+    for dose in trial.doses:
+        said = (recommendation(trial, dose), direction_words(trial, dose))
+        lines += [f"{dose.title}: {words}" for words in said if words]
     lines += [f"tuned: {line}" for line in tuning_lines(tuned(trial))]
     return [*lines, *learning_lines(trial)]
