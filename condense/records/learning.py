@@ -204,6 +204,28 @@ def timing_sentence(name: str, learning: Learning) -> str:
 _BETTER = {"improved": "better", "worse": "worse"}
 
 
+def crossing_words(learning: Learning) -> str:
+    """Between which steps the mean difference last crosses 0, where no word says that its sign turns; else empty.
+
+    Only where the 95 % interval of a look before the end, uncorrected, excludes 0 and the mean ends on the other side
+    of it. It describes the mean of these seeds: that the sign turns needs opposite words (`Learning.turn`).
+    """
+    if learning.timing in (None, "the sign turns") or not learning.looks:
+        return ""
+    end = learning.looks[-1].change.value or 0.0
+    looks = [look.change for look in learning.looks[:-1]]
+    other = [one for one in looks if one.low is not None and one.high is not None and one.low * one.high > 0]
+    if not any((one.value or 0.0) * end < 0 for one in other):
+        return ""
+    values = [change.value or 0.0 for change in learning.changes]
+    last = next((at for at in range(len(values) - 2, -1, -1) if values[at] * end < 0), None)
+    if last is None:
+        return ""
+    steps = f"steps {learning.step[last]:,} and {learning.step[last + 1]:,}"
+    ways = "worse to better" if end < 0 else "better to worse"
+    return f"the mean crosses 0 between {steps}, from {ways}, which is not shown"
+
+
 def tuning_lines(tried: Mapping[str, Sequence[Tried]]) -> list[str]:
     """What the search chose for every arm, and where that stands on the edge of what was tried."""
     lines = []

@@ -10,7 +10,7 @@ import pytest
 
 from condense.errors import UsageError
 from condense.records.base import Again, Estimate
-from condense.records.learning import Beyond, Scores, crossing, timing_sentence
+from condense.records.learning import Beyond, Scores, crossing, crossing_words, timing_sentence
 from condense.records.options import ModelOptions
 from condense.records.plans import ArmSpec, Plan, TrialPlan
 from condense.records.serial import decode
@@ -81,6 +81,35 @@ def test_a_gain_that_turns_into_a_loss_is_called_so_with_the_step():
     (finding,) = learning_findings([arm_of(made)], 400, Again("condense trial m --max-steps 400 -o o"))
     assert finding.id == "early-effect" and finding.severity == "warning" and "--max-steps 800" in finding.next
     assert made.looks[0].first == 25 and made.looks[0].last == 100 and made.looks[-1].first == 400
+
+
+def test_a_mean_that_crosses_0_is_described_where_no_word_says_that_the_sign_turns():
+    """Three seeds, too wide for a word: -0.07 [-0.12, -0.02] early, above 0 at the end, was told as "no effect"."""
+    change = np.interp(STEPS, (25, 100, 300, 400), (-0.06, -0.06, 0.02, 0.02))
+    made = learned(change, spread=0.0)
+    early, end = Estimate(-0.07, -0.12, -0.02), Estimate(0.02, -0.02, 0.06)
+    looks = [replace(look, word="not shown to be held") for look in made.looks]
+    looks = (replace(looks[0], change=early), *looks[1:-1], replace(looks[-1], change=end))
+    open_ = replace(made, timing="none", turn=None, looks=looks)
+    said = "the mean crosses 0 between steps 250 and 275, from better to worse, which is not shown"
+    assert crossing_words(open_) == said
+    arm = replace(arm_of(open_), runs=(None,) * 5)
+    assert learning_lines(SimpleNamespace(arms=[arm], other=None)) == [
+        f"slow: no effect is shown, neither early nor at the end; {said}"
+    ]
+    wide = replace(looks[0], change=Estimate(-0.07, -0.15, 0.01))
+    inner = [replace(look, change=wide.change) for look in looks[1:-1]]
+    assert not crossing_words(replace(open_, looks=(wide, *inner, looks[-1]))), "no early interval excludes 0"
+    assert not crossing_words(replace(open_, looks=(looks[0], *inner, replace(looks[-1], change=early)))), (
+        "the same sign"
+    )
+    assert not crossing_words(made), "it is shown to turn"
+    assert not crossing_words(replace(open_, timing=None)), "fewer than three seeds"
+    assert not crossing_words(replace(open_, looks=())), "nothing was measured"
+    back = [replace(one, value=-(one.value or 0.0), low=None, high=None) for one in made.changes]
+    ends = [Estimate(0.07, 0.02, 0.12), *[look.change for look in looks[1:-1]], Estimate(-0.02, -0.06, 0.02)]
+    turned = tuple(replace(look, change=one) for look, one in zip(looks, ends, strict=True))
+    assert "from worse to better" in crossing_words(replace(open_, looks=turned, changes=tuple(back)))
 
 
 @pytest.mark.parametrize(

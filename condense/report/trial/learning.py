@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from condense.records.base import Estimate
-from condense.records.learning import Learning, timing_sentence
+from condense.records.learning import Learning, crossing_words, timing_sentence
 from condense.records.trial import ArmResult, Trial, tolerated
 from condense.report.charts import Axis, Chart, Figure, Look, Series, known_values, padded
 from condense.report.tables import EMPTY, Cell, Column, Table, change_cell, digits_of
@@ -201,11 +201,16 @@ def learning_lines(trial: Trial) -> list[str]:
         if not words:
             continue
         some = "" if one.seeds == len(arm.runs) else f" (curves of {one.seeds} of {plural(len(arm.runs), 'seed')})"
-        lines.append(words + _time_words(one) + some)
+        lines.append(words + _crossing(one) + _time_words(one) + some)
     for arm, one in then_learned(trial):
         if words := timing_sentence(arm.spec.name, one):
-            lines.append(f"the next text: {words}{_soon(one)}")
+            lines.append(f"the next text: {words}{_crossing(one)}{_soon(one)}")
     return [*lines, *other_lines(trial)]
+
+
+def _crossing(one: Learning) -> str:
+    words = crossing_words(one)
+    return f"; {words}" if words else ""
 
 
 def _soon(one: Learning) -> str:
