@@ -36,7 +36,7 @@ Arms = Flag(
     ("--arms",),
     metavar="ARM,…",
 )
-Coefficients = Flag("For every dispersion and cosreg arm without one.", ARMS, metavar="C,…", settings="found")
+Coefficients = Flag("For every arm that takes a coefficient and names none.", ARMS, metavar="C,…", settings="found")
 DEFAULT_ARMS = "control,dispersion,embedding-dropout,larger-vocab"
 OfTheArms = Without("coefficient", "loss", "layers", "paper_sites", "control", "merge_adapter", "fsdp")
 """Options of one arm; in a trial they stand in the arm's name."""

@@ -251,7 +251,7 @@ class Plan(Options):
 
 @dataclass(frozen=True)
 class ArmSpec:
-    """One arm as it was asked for; `loss` and `layers` belong to dispersion, `coefficient` to it and to cosreg.
+    """One arm as it was asked for; what an arm may have is in `Remedy.takes`, the rest is None.
 
     schedule: None where the arm names none and the plan's holds; `constant` is a name too.
     """

@@ -38,19 +38,20 @@ _PARTS = re.compile(
 
 
 def parse_arms(text: str, coefficients: tuple[float, ...] = ()) -> tuple[ArmSpec, ...]:
-    """The arms that `--arms` names, the control first; dispersion and cosreg once for each of `coefficients`.
+    """The arms that `--arms` names, the control first; those that take a coefficient once for each of `coefficients`.
 
     An arm with a coefficient of its own (`=`) keeps that one alone; UsageError where all have one and `coefficients`
-    are given, which no arm would use. Without either, dispersion takes
-    `COEFFICIENT` and cosreg `COSREG_DEFAULT`. UsageError, with the nearest name there is, for an unknown
-    name, loss or choice of layers, for a part that the arm does not take, and for an arm that comes twice.
+    are given, which no arm would use. Without either an arm takes its remedy's own. UsageError, with the nearest name
+    there is, for an unknown name, loss or choice of layers, for a part that the arm does not take, and for an arm that
+    comes twice.
     """
     for coefficient in coefficients:
         _check_coefficient(coefficient, "--coefficients")
     parts = [(part.strip(), _parse_part(part.strip(), coefficients)) for part in text.split(",")]
     specs = [spec for _, made in parts for spec in made]
     if coefficients and all(spec.coefficient is None for spec in specs):
-        raise UsageError("--coefficients is given, but no arm takes one", "name dispersion or cosreg in --arms")
+        taking = ", ".join(remedy.name for remedy in REMEDIES.values() if remedy.coefficient is not None)
+        raise UsageError("--coefficients is given, but no arm takes one", f"in --arms these take one: {taking}")
     if coefficients and all("=" in part or made[0].coefficient is None for part, made in parts):
         named = ", ".join(part for part, made in parts if made[0].coefficient is not None)
         hint = f"write {named.partition('=')[0]} without = in --arms, or leave --coefficients out"

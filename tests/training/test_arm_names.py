@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -10,7 +11,9 @@ from condense.dispersion.config import DispersionConfig
 from condense.errors import UsageError
 from condense.records.plans import COSREG_DEFAULT, ArmSpec, LossName, Plan, RemedyName, TrialPlan
 from condense.training.arm_names import parse_arms, slug
-from condense.training.remedies import remedy_of
+from condense.training.remedies import REMEDIES, Remedy, remedy_of
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def names(text: str, *coefficients: float) -> list[str]:
@@ -195,6 +198,26 @@ def test_an_arm_may_be_constant_beside_a_schedule_of_all() -> None:
         assert own == ["linear:0.5", "constant"]
         assert len({slug(spec) for spec in specs}) == 3
         assert TrialPlan(specs, training=plan).arms == specs
+
+
+@pytest.mark.parametrize("remedy", REMEDIES.values(), ids=lambda remedy: remedy.name)
+def test_the_docs_name_every_arm_that_several_coefficients_repeat(remedy: Remedy) -> None:
+    """They named dispersion and cosreg alone, and left the default coefficients of the others out."""
+    written = (DOCS / "remedies.md").read_text(encoding="utf-8"), (DOCS / "trials.md").read_text(encoding="utf-8")
+    said = [text.split("coefficient (", 1)[1].split(")", 1)[0].replace("`", "").split(", ") for text in written]
+    word = "the placebos" if remedy.is_placebo else remedy.name
+    repeated = remedy.coefficient is not None
+    assert said[0] == said[1] and (word in said[0]) is repeated
+    if repeated:
+        assert [spec.coefficient for spec in parse_arms(remedy.name, (0.3, 0.7))] == [None, 0.3, 0.7]
+        (row,) = [
+            line for line in written[0].split("| written | means |")[1].splitlines() if f"`{remedy.name}`" in line
+        ]
+        assert f"coefficient {remedy.coefficient:g} |" in row
+    elif not remedy.is_control:
+        with pytest.raises(UsageError, match="no arm takes one") as refused:
+            parse_arms(remedy.name, (0.3,))
+        assert all(name in str(refused.value.hint) for name in ("dispersion", "cosreg", "simreg", "placebo-norm"))
 
 
 @pytest.mark.parametrize(("written", "schedule"), [("+constant", "constant"), ("+linear:0.5", "linear:.50")])
