@@ -237,5 +237,8 @@ def tuning_lines(tried: Mapping[str, Sequence[Tried]]) -> list[str]:
         value = best.loss if best.bits_per_byte is None else best.bits_per_byte
         unit = "nats per token" if best.bits_per_byte is None else "bits per byte"
         edge = f"; on the edge of what was tried ({' and '.join(best.edge)})" if best.edge else ""
-        lines.append(f"{name}: {best.words} of {len(settings)} settings ({value:.4f} {unit}){edge}")
+        cost = sum(one.seconds for one in settings)
+        lines.append(
+            f"{name}: {best.words} of {len(settings)} settings ({value:.4f} {unit}), {cost:.0f} s in all{edge}"
+        )
     return lines

@@ -80,6 +80,11 @@ class Trained:
     scores: Scores = field(default_factory=Scores)
 
 
+def warmup_steps(plan: Plan, steps: int) -> int:
+    """The steps of a training of `steps` over which the learning rate rises to its peak."""
+    return round(plan.warmup if plan.warmup >= 1 else plan.warmup * steps)
+
+
 def arguments(
     plan: Plan, schedule: Schedule, folder: Path, device: torch.device, name: RunName | None = None
 ) -> TrainingArguments:
@@ -93,7 +98,7 @@ def arguments(
             gradient_accumulation_steps=schedule.accumulation,
             learning_rate=plan.peak_rate,
             lr_scheduler_type=plan.lr_scheduler,
-            warmup_steps=plan.warmup if plan.warmup >= 1 else max(0, round(plan.warmup * schedule.steps)),
+            warmup_steps=warmup_steps(plan, schedule.steps),
             weight_decay=plan.weight_decay,
             adam_beta1=0.9,
             adam_beta2=0.95,

@@ -7,25 +7,21 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from condense.dispersion.config import chosen_blocks
-from condense.errors import RunError, UnavailableError, UsageError, first_line
+from condense.errors import RunError, UnavailableError, UsageError
 from condense.files import size_in_words
 from condense.models.checkpoint import Checkpoint
-from condense.models.layers import find_stacks
-from condense.records.options import MAX_SEED
 from condense.records.plans import Plan, TrialPlan
 from condense.records.treatment import Schedule
 from condense.texts.documents import Document
 from condense.texts.windows import Windows, documents_of, windows
-from condense.training.interventions import Intervention
-from condense.training.loop import arguments, collator
+from condense.training.loop import collator
 from condense.training.rows import (
     MEASURED_LENGTHS,
     Rows,
@@ -37,7 +33,6 @@ from condense.training.rows import (
     split,
     validation_windows,
 )
-from condense.training.trackers import refuse_trackers
 
 MAX_TOKENS = 2_000_000
 TOKENS_PER_STEP = 131_072
@@ -216,27 +211,6 @@ def measured_windows(opened: Checkpoint, parts: Split, plan: Plan, trained: int)
         validation = windows(tokenizer, parts.validation, num_texts=plan.num_texts, max_length=asked, source=source)
     probe = windows(tokenizer, num_texts=plan.num_texts, max_length=asked or longest)
     return validation, probe
-
-
-def refuse_settings(
-    arms: Mapping[str, Callable[[], Intervention]], plan: Plan, opened: Checkpoint, schedule: Schedule
-) -> None:
-    """What training would stumble over after minutes of measuring, told at once. arms: what each does, by name.
-
-    UsageError for blocks that the model does not have, more seeds than there are, an optimizer, a learning-rate
-    schedule or a tracker that Trainer does not know; UnavailableError for a tracker that is not installed.
-    """
-    for name, acts in arms.items():
-        try:
-            config = acts().dispersion
-            for stack in find_stacks(opened.model):
-                chosen_blocks(config.layers, stack.blocks)
-        except ValueError as error:
-            raise UsageError(first_line(error), f"see --layers, and {name}@LAYERS of an arm") from None
-    if plan.seed + plan.seeds - 1 > MAX_SEED:
-        raise UsageError(f"--seed {plan.seed} leaves no room for {plan.seeds} seeds", f"the last one is {MAX_SEED}")
-    arguments(plan, schedule, Path("runs"), next(opened.model.parameters()).device)
-    refuse_trackers(plan.report_to)
 
 
 def refuse_untrainable(name: str, opened: Checkpoint) -> None:

@@ -231,7 +231,7 @@ def assembled(plan: TrialPlan, runs: Runs, *, command: str, output: str, timing:
             *trial_findings(plan, model, before.record, arms, doses, reason, command),
             *placebo_findings(arms, pairs, Again(command)),
             *learning_findings(arms, runs.schedule.steps, Again(command)),
-            *tuning_findings(plan, arms, Again(command)),
+            *tuning_findings(plan, arms, runs.schedule.steps, Again(command)),
         ),
         timing={**timing, **_seconds(arms)},
         protocol=before.validation.protocol,

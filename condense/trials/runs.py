@@ -14,7 +14,6 @@ import gc
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ from condense.training.prepare import (
     Prepared,
     first_batch,
     prepare_text,
-    refuse_settings,
     refuse_small_disk,
 )
 from condense.training.remedies import remedy_of
@@ -61,6 +59,7 @@ from condense.trials.folder import (
 )
 from condense.trials.pool import in_workers, run_all
 from condense.trials.ray_session import Room, refuse_without_ray, room_for, threads
+from condense.trials.refusals import refuse_settings
 from condense.trials.tuning import (
     TUNING,
     Search,
@@ -212,8 +211,7 @@ def prepare(asked: Request) -> Job:
     watch.on_phase("reading text")
     processes = asked.processes, _begun_with(asked)
     texts = prepare_text(asked.model, opened, asked.text, asked.text_column, training, asked.plan, *processes)
-    arms = {spec.name: partial(remedy_of(spec).acts, spec, training) for spec in asked.plan.arms}
-    refuse_settings(arms, training, opened, texts.schedule)
+    refuse_settings(asked.plan, opened, texts)
     facts = _facts(asked, texts, opened)
     if asked.resume:
         _refuse_other(asked, facts)

@@ -112,9 +112,11 @@ def search_words(search: DoseSearch) -> str:
 def _short_plan(job: Job, plan: Plan) -> Plan:
     """The plan of every run of the search: the same batches and rows for fewer steps, under the first seed alone."""
     schedule = job.texts.schedule
+    steps = plan.search_steps(schedule.steps)
     return replace(
         plan,
-        max_steps=plan.search_steps(schedule.steps),
+        max_steps=steps,
+        warmup=plan.warmup if plan.warmup < 1 else round(plan.warmup * steps / schedule.steps),  # the same share
         train_tokens=None,
         per_device_train_batch_size=schedule.batch_size,
         gradient_accumulation_steps=schedule.accumulation,

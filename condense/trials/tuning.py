@@ -113,12 +113,15 @@ def tuned_fingerprint(fingerprint: str, setting: Setting | None) -> str:
     return fingerprint if setting is None else sha256(f"{fingerprint} {json.dumps(sorted(setting.items()))}")
 
 
-def tuning_findings(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> list[Finding]:
-    """Where the best setting of an arm is the smallest or the largest that was tried: a better one may lie outside."""
+def tuning_findings(plan: TrialPlan, arms: Sequence[ArmResult], steps: int, again: Again) -> list[Finding]:
+    """Where the best setting of an arm is the smallest or the largest that was tried: a better one may lie outside.
+
+    steps: those of training, which a warm-up has to be shorter than.
+    """
     edges = [(arm.spec.name, one) for arm in arms for one in arm.tuning if one.chosen and one.edge]
     if not edges:
         return []
-    wider = [_widened(name, [setting[name] for setting in plan.grid()], edges) for name in plan.grid()[0]]
+    wider = [_widened(name, [setting[name] for setting in plan.grid()], edges, steps) for name in plan.grid()[0]]
     return [
         Finding(
             "tuning-edge",
@@ -132,11 +135,13 @@ def tuning_findings(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) ->
     ]
 
 
-def _widened(name: str, values: Sequence[float], edges: Sequence[tuple[str, Tried]]) -> str:
+def _widened(name: str, values: Sequence[float], edges: Sequence[tuple[str, Tried]], steps: int) -> str:
     """The values of one setting with another one beyond each edge that was chosen."""
     known = sorted(set(values))
     chosen = {getattr(one, name) for _, one in edges if name.replace("_", " ") in one.edge}
     below = [known[0] / 2] if known[0] in chosen else []
     above = [known[-1] * 2] if known[-1] in chosen else []
-    numbers = [max(1, round(number)) if name == "warmup_steps" else number for number in (*below, *known, *above)]
+    numbers = [*below, *known, *above]
+    if name == "warmup_steps":
+        numbers = [min(max(1, round(number)), steps - 1) for number in numbers]
     return f"{name}={','.join(f'{number:g}' for number in dict.fromkeys(numbers))}"

@@ -487,6 +487,8 @@ def test_the_curves_of_every_arm_are_drawn_over_tokens_and_seconds() -> None:
     assert "the sign turns at about step 212" in page and "Settings tried" in page and len(page) < 1_500_000
     text = made.to_markdown()
     assert "better in the first quarter, worse at the end, and the sign turns at about step 212" in text
+    assert all(took in page and took in text for took in ("60 s", "61 s")), "how long each setting was trained"
+    assert "121 s in all" in text
     assert "× 0.80 tokens" in text and "on the edge of what was tried (learning rate)" in text
     assert trial().to_html(plotlyjs="none").count("How fast each arm learns") == 0, "a trial without curves has none"
 

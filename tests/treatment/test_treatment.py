@@ -242,6 +242,13 @@ def planned(model, texts, out, plan):
     return told[0]
 
 
+@pytest.mark.parametrize("warmup", [PLAN.max_steps, 500, 0.99])
+def test_a_warm_up_as_long_as_the_training_is_refused(tiny, texts, tmp_path, warmup):
+    with pytest.raises(UsageError, match=r"a warm-up of \d+ steps leaves none"):
+        planned(tiny("llama"), texts, tmp_path / "out", replace(PLAN, warmup=warmup))
+    assert planned(tiny("llama"), texts, tmp_path / "out", replace(PLAN, warmup=PLAN.max_steps - 1)).steps
+
+
 def test_lora_is_planned_as_lora(tiny, texts, tmp_path):
     full = planned(tiny("llama"), texts, tmp_path / "full", PLAN)
     lora = planned(tiny("llama"), texts, tmp_path / "lora", replace(PLAN, use_peft=True, lora_target_modules="q_proj"))

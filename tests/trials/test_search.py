@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from condense.treatment.run import treat
 from condense.trials import doses
 from condense.trials.arm_run import Watch
 from condense.trials.doses import chosen_dose, next_tried
-from condense.trials.search import _point, search_words
+from condense.trials.search import _point, _short_plan, search_words
 from tests.browser.test_treatment_page import treatment
 from tests.moved import moved
 from tests.treatment.test_output import PLAN, TEXTS, StoppedError
@@ -117,6 +118,14 @@ def test_what_is_tolerated_is_in_proportion_to_the_steps(diagnosed: Callable[[st
 
 
 # --- the option -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("warmup", "short"), [(40, 8), (0.2, 0.2), (2, 0), (100, 20)])
+def test_a_short_run_warms_up_for_the_same_share(warmup: float, short: float) -> None:
+    schedule = SimpleNamespace(steps=200, batch_size=1, accumulation=1, row_length=32)
+    job: Any = SimpleNamespace(texts=SimpleNamespace(schedule=schedule))
+    plan = _short_plan(job, Plan(coefficient=None, warmup=warmup))
+    assert (plan.max_steps, plan.warmup) == (40, short)
 
 
 def test_auto_or_a_number() -> None:

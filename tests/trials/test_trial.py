@@ -250,6 +250,8 @@ def test_a_signal_leaves_what_was_done(tiny, texts, tmp_path, monkeypatch):
 def run(monkeypatch, tmp_path, texts):
     monkeypatch.chdir(tmp_path)
     Path("train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    more = "\n".join(json.dumps({"text": text[::-1]}) for text in texts)
+    Path("more.jsonl").write_text(more, encoding="utf-8")
 
     def invoke(*words):
         return CliRunner().invoke(app, ["--quiet", "trial", *map(str, words)])
@@ -321,6 +323,9 @@ def test_an_arm_that_fails_exits_4_after_everything_is_written(run, tiny, monkey
         (("--seeds", "0"), 2, "seeds"),
         (("--resume",), 2, "nothing to resume"),
         (("--text", "none.txt"), 3, "none.txt"),
+        (("--warmup", "500"), 2, "a warm-up of 500 steps"),
+        (("--tune", "warmup_steps=1,100"), 2, "a warm-up of 100 steps"),
+        (("--max-steps", "6", "--warmup", "4", "--then-text", "more.jsonl", "--then-steps", "4"), 2, "--then-steps"),
     ],
 )
 def test_bad_requests(run, tiny, words, code, said):

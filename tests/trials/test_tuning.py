@@ -56,7 +56,9 @@ def test_a_setting_is_named_once_and_the_seed_is_none_of_the_trials():
 
 def test_the_best_is_chosen_and_an_edge_is_said():
     grid = TrialPlan(tune=("learning_rate=1,2,4", "warmup_steps=8")).grid()
-    middle = choose(grid, [Tried(1, 8, 2.0), Tried(2, 8, 1.5), Tried(4, 8, None, reason="not finite")])
+    middle = choose(
+        grid, [Tried(1, 8, 2.0, seconds=3), Tried(2, 8, 1.5, seconds=4), Tried(4, 8, None, reason="not finite")]
+    )
     assert [one.chosen for one in middle] == [False, True, False] and middle[1].edge == ()
     edge = choose(grid, [Tried(1, 8, 2.0), Tried(2, 8, 1.5), Tried(4, 8, 1.4)])
     assert edge[2].chosen and edge[2].edge == ("learning rate",), "one value alone has no edge"
@@ -64,14 +66,24 @@ def test_the_best_is_chosen_and_an_edge_is_said():
     assert masked[0].chosen
     none = choose(grid, [Tried(rate, 8, None, reason="broke") for rate in (1, 2, 4)])
     lines = tuning_lines({"control": middle, "a": edge, "b": none})
-    assert lines[0] == "control: learning rate 2, 8 steps of warm-up of 3 settings (1.5000 bits per byte)"
+    assert lines[0] == "control: learning rate 2, 8 steps of warm-up of 3 settings (1.5000 bits per byte), 7 s in all"
     assert "on the edge of what was tried (learning rate)" in lines[1] and "no setting" in lines[2]
     arm = SimpleNamespace(spec=ArmSpec("a", "dispersion"), tuning=edge)
     plan = TrialPlan(tune=("learning_rate=1,2,4", "warmup_steps=8"))
     again = Again("condense trial m --tune learning_rate=1,2,4 --tune=warmup_steps=8 -o out")
-    found = tuning_findings(plan, [arm], again)
+    found = tuning_findings(plan, [arm], 100, again)
     assert found[0].next == "condense trial m -o wider/ --tune learning_rate=1,2,4,8 --tune warmup_steps=8"
-    assert not tuning_findings(plan, [replace_tuning(arm, middle)], again)
+    assert not tuning_findings(plan, [replace_tuning(arm, middle)], 100, again)
+
+
+@pytest.mark.parametrize(("steps", "wider"), [(100, "20,40,80"), (60, "20,40,59"), (41, "20,40")])
+def test_no_warm_up_is_advised_that_is_as_long_as_the_training(steps, wider):
+    plan = TrialPlan(tune=("warmup_steps=20,40",))
+    arm = SimpleNamespace(
+        spec=ArmSpec("a", "dispersion"), tuning=choose(plan.grid(), [Tried(None, 20, 2.0), Tried(None, 40, 1.5)])
+    )
+    found = tuning_findings(plan, [arm], steps, Again("condense trial m --tune warmup_steps=20,40 -o out"))
+    assert found[0].next == f"condense trial m -o wider/ --tune warmup_steps={wider}"
 
 
 def replace_tuning(arm, tuning):

@@ -137,7 +137,8 @@ def tuning_table(trial: Trial) -> Table | None:
                 cells.append(Cell("failed", notes=((tried.reason or "") if tried else "",)))
             else:
                 edge = (f"edge: {' and '.join(tried.edge)}",) if tried.edge else ()
-                cells.append(Cell(number(value, digits_of(KEY)), notes=edge, strong=tried.chosen))
+                notes = (in_words(tried.seconds), *edge)
+                cells.append(Cell(number(value, digits_of(KEY)), notes=notes, strong=tried.chosen))
         rows.append((setting.words, tuple(cells)))
     seconds = trial.timing.get("tuning_seconds", 0.0)
     runs = sum(len(arm.tuning) for arm in arms)
