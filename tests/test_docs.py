@@ -1,6 +1,7 @@
 """The documentation against the code: snippets run, commands parse, links resolve, generated files are fresh."""
 
 import functools
+import inspect
 import json
 import re
 import runpy
@@ -8,15 +9,17 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import jsonschema
 import pytest
 
 import condense
+from condense.dispersion.variants import PENALTIES
 from condense.metrics import LENS, MATRIX, METRICS, PAIR, POOLED, QUALITY
 from condense.records import serial
 from condense.records.diagnosis import Diagnosis
+from condense.records.plans import LossName, Plan
 from condense.records.serial import schema_of
 from tests import generated
 
@@ -144,6 +147,18 @@ def test_every_public_name_is_in_the_docs() -> None:
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     missing = [name for name in condense.__all__ if not name.startswith("_") and not re.search(rf"\b{name}\b", text)]
     assert not missing
+
+
+def test_every_loss_and_every_one_with_a_temperature_is_named() -> None:
+    """`robust` could be chosen and was in no list of the losses."""
+    section = (ROOT / "docs/treating.md").read_text(encoding="utf-8").split("## The losses")[1].split("\n## ")[0]
+    assert [loss for loss in get_args(LossName) if f"`{loss}`" not in section] == []
+    (flag,) = get_type_hints(Plan, include_extras=True)["tau"].__metadata__
+    for name, penalty in PENALTIES.items():
+        word = "placebos" if name.startswith("placebo-") else name
+        has_one = "tau" in inspect.signature(penalty).parameters and name != "simreg"  # whose .1 is the paper's
+        assert (word in re.findall(r"\w+", flag.help)) is has_one, name
+        assert word in ("simreg", "placebos") or (f"`{word}`" in section.split("temperature of")[1][:60]) is has_one
 
 
 def test_every_package_and_single_file_is_in_the_plan_of_the_packages() -> None:

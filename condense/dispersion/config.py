@@ -19,7 +19,7 @@ class DispersionConfig:
     """What is dispersed and how strongly; the defaults are those of `condense treat` (`Plan`).
 
     coefficient   multiplies the mean over sites of the loss; 0 measures without pushing, below 0 condenses.
-    loss          a name in `condense.PENALTIES`, with its `constants` (`{"tau": 0.5}`).
+    loss          a name in `condense.dispersion.variants.PENALTIES`, with its `constants` (`{"tau": 0.5}`).
     layers        `all` blocks, the `late` (deepest) or `early` half, the `last` one, or numbers 1..L
                   ("3,7,-1" or a sequence; -1 is the last). In an encoder-decoder: of each stack.
     paper_sites   replace block L by the output after the final norm, as in Liu et al. 2026.

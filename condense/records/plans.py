@@ -112,7 +112,9 @@ class Plan(Options):
         False
     )
     max_tokens: Annotated[int, Flag("Tokens per sequence in the loss; 0 for all.", LOSS, settings="found")] = 256
-    tau: Annotated[float, Flag("Temperature of angular and l2_repel.", LOSS, above=0, settings="found")] = 1.0
+    tau: Annotated[
+        float, Flag("Temperature of angular, l2_repel, robust and placebos.", LOSS, above=0, settings="found")
+    ] = 1.0
     train_tokens: Annotated[int | None, Flag("Budget in tokens.", TRAINING, above=0, settings="found")] = None
     max_steps: Annotated[int | None, Flag("Budget in optimizer steps.", TRAINING, above=0, settings="found")] = None
     max_length: Annotated[
