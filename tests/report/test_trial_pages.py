@@ -23,7 +23,15 @@ from condense.report.escape import for_markdown
 from condense.report.svg import sketch
 from condense.report.tables import rows_csv
 from condense.report.text import breakable
-from condense.report.trial.figures import depth_figures, dose_figures, looks, strips, through_zero, tradeoff
+from condense.report.trial.figures import (
+    depth_figures,
+    dose_figures,
+    looks,
+    strips,
+    through_zero,
+    tradeoff,
+    training_figures,
+)
 from condense.report.trial.learning import learning_figures
 from condense.report.trial.tables import rankings, rows
 from condense.report.trial.text import in_a_line, show_trial, show_trial_plan
@@ -260,6 +268,18 @@ def test_means_and_spreads_over_seeds():
     assert seeds.curve(arm).step == (1, 2, 3, 4, 5)
     assert seeds.curve(arm).ce_loss[2] == pytest.approx(sum(logged) / 3)
     assert seeds.tolerated(trial()) == pytest.approx(0.005 * seeds.mean(trial().control, "bits_per_byte"))
+
+
+def test_an_arm_whose_loss_is_gone_shows_the_last_cosine_it_read():
+    made = trial()
+    read = made.arms[1].runs[0].curve
+    short = (0.8, 0.7, 0.6, *[None] * (len(read.step) - 3))
+    runs = tuple(replace(run, curve=replace(read, mean_cosine=short)) for run in made.arms[1].runs)
+    arms = (made.arms[0], replace(made.arms[1], runs=runs), *made.arms[2:])
+    ce, cosine = training_figures(replace(made, arms=arms))
+    name = made.arms[1].spec.name
+    assert f"{name} 0.600 (last read at step 3)" in cosine.takeaway and "–" not in cosine.takeaway
+    assert "last read" not in ce.takeaway and cosine.takeaway.startswith(f"At step {read.step[-1]},")
 
 
 def test_a_mean_is_undefined_where_a_seed_is():

@@ -18,6 +18,7 @@ from condense.records.base import Estimate
 from condense.records.diagnosis import Diagnosis
 from condense.records.plans import SEARCH_DOSES, Plan, coefficient_of
 from condense.records.treatment import AnyWord, DoseSearch, Overhead, Treatment, TriedDose
+from condense.report.treatment.figures import training_figures
 from condense.report.treatment.search import search_figures, search_table
 from condense.report.treatment.text import model_card, show_plan, show_treatment, treatment_markdown
 from condense.treatment.run import treat
@@ -210,6 +211,12 @@ def test_the_schedule_of_the_coefficient_is_in_every_report() -> None:
     for name, text in surfaces.items():
         assert said in " ".join(text.split()), name
     assert "falling" not in model_card(made) + treatment_markdown(made)
+    read = made.arms["treated"].curve
+    short = replace(read, mean_cosine=(*read.mean_cosine[:2], *[None] * (len(read.step) - 2)))
+    off = replace(made, arms={**made.arms, "treated": replace(made.arms["treated"], curve=short)})
+    said = {figure.title: figure.takeaway for figure in training_figures(off)}
+    assert f"(last read at step {read.step[1]})" in said["Mean cosine, live"]
+    assert "last read" not in said["Cross-entropy"] + str([one.takeaway for one in training_figures(made)])
     searching = replace(plan, coefficient=None)
     text = printed(lambda console: show_plan(searching, made.schedule, cost, console))
     assert "at a searched coefficient, falling to 0 (linear:0.25); learning rate" in " ".join(text.split())

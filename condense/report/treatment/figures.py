@@ -193,11 +193,14 @@ def _last(values: Mapping[int, float | None]) -> float | None:
 
 
 def _first_and_last(logged: Logged, digits: int) -> str:
-    """Where each arm came from and where it ended."""
+    """Where each arm came from and where it ended, or where it was last read: with the loss at 0 no cosine is."""
     parts = []
     for name, values in logged.items():
-        first = next((v for _, v in sorted(values.items()) if v is not None), None)
-        parts.append(f"{name} from {number(first, digits)} to {number(_last(values), digits)}")
+        known = {step: value for step, value in sorted(values.items()) if value is not None}
+        early = known and max(known) < max(values)
+        until = f" (last read at step {max(known)})" if early else ""
+        first = next(iter(known.values()), None)
+        parts.append(f"{name} from {number(first, digits)} to {number(_last(values), digits)}{until}")
     return "; ".join(parts)
 
 

@@ -328,7 +328,7 @@ def training_figures(trial: Trial) -> list[Figure]:
         if not logged:
             continue
         last = max(step for values in logged.values() for step in values)
-        ends = [f"{name} {number(values.get(last))}" for name, values in reversed(logged.items())]
+        ends = [_last_reading(name, values, last) for name, values in reversed(logged.items())]
         words = f"At step {last}, mean over seeds: {', '.join(ends)}."
         if key == "ce_loss" and any(remedy_of(arm.spec).other_tokens for arm in trial.arms):
             words += " Nats per token are not comparable where the vocabulary differs; the table reads bits per byte."
@@ -336,3 +336,9 @@ def training_figures(trial: Trial) -> list[Figure]:
         drawn = over_steps(key, unit, logged, named, FEW_STEPS if small else MOST_STEPS, marks=MARKS)
         made.append(Figure(drawn, title, words, still=small))
     return made
+
+
+def _last_reading(name: str, values: Mapping[int, float | None], last: int) -> str:
+    """An arm's last value; an arm whose loss has fallen to 0 reads no cosine from then on."""
+    step = max(step for step, value in values.items() if value is not None)
+    return f"{name} {number(values[step])}" + ("" if step == last else f" (last read at step {step})")
