@@ -61,7 +61,7 @@ LOADS: dict[str, set[str]] = {
     "transformers": {
         "dispersion/callback.py", "dispersion/trainer.py", "training/learning.py", "training/loop.py",
         "training/interventions.py",
-        "training/pretraining.py",
+        "training/pretraining.py", "trials/refusals.py",
     },
 }  # fmt: skip
 

@@ -39,13 +39,7 @@ class CoupledAdam(TrainerCallback):
     ) -> None:
         """Find the embeddings and the optimizer."""
         optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
-        if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) or any(
-            group.get("amsgrad") for group in optimizer.param_groups
-        ):
-            raise UsageError(
-                f"coupled-adam changes Adam's step, but the optimizer is {type(optimizer).__name__}",
-                "use --optim adamw_torch, or leave coupled-adam out",
-            )
+        refuse_other_optimizer(type(optimizer), any(group.get("amsgrad") for group in optimizer.param_groups))
         model: Any = unwrapped(kwargs["model"])
         parts = (model.get_input_embeddings(), model.get_output_embeddings())
         weights = {part.weight for part in parts if isinstance(getattr(part, "weight", None), Tensor)}
@@ -74,6 +68,15 @@ class CoupledAdam(TrainerCallback):
             for weight in group["params"]:
                 if weight in self._before:
                     weight.copy_(coupled_step(self._before.pop(weight), optimizer.state[weight], group, optimizer))
+
+
+def refuse_other_optimizer(kind: type, amsgrad: bool = False) -> None:
+    """UsageError unless it is torch's Adam or AdamW, whose step `CoupledAdam` takes anew."""
+    if amsgrad or not issubclass(kind, torch.optim.Adam | torch.optim.AdamW):
+        raise UsageError(
+            f"coupled-adam changes Adam's step, but the optimizer is {kind.__name__}",
+            "use --optim adamw_torch, or leave coupled-adam out",
+        )
 
 
 def coupled_step(
@@ -135,7 +138,10 @@ def _scaled_norms(model: nn.Module) -> list[tuple[nn.Module, float]]:
         for norm in _norms_of(block)
     ]
     if not norms:
-        raise UnavailableError(f"{type(unwrapped(model)).__name__} has no norms in its blocks to scale")
+        raise UnavailableError(
+            f"layernorm-scaling: {type(unwrapped(model)).__name__} has no norms in its blocks to scale",
+            "leave layernorm-scaling out for this architecture",
+        )
     return norms
 
 

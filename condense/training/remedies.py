@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from condense.errors import UnavailableError
 from condense.records.plans import (
@@ -150,6 +150,9 @@ class Caution:
     steps: int
 
 
+Need = Literal["Adam", "trained embeddings", "next tokens", "several texts"]
+
+
 @dataclass(frozen=True)
 class Remedy:
     """One way to train an arm: its name, what it takes, what it does, who proposed it, how it is drawn.
@@ -159,6 +162,7 @@ class Remedy:
     takes        the parts of the grammar that an arm of it may carry: loss, layers, coefficient.
     coefficient, layers  what they are where an arm does not name them.
     acts         what an arm adds to training; cross-entropy alone by default.
+    needs        what the model, the rows or the plan have to give it; `trials.refusals` refuses what has none of it.
     from_scratch whether it is only for models with random weights (`--random-init`).
     enlarge      (source, texts, plan) → a model and tokenizer of its own, their rows, details. An arm with other
                  tokens is compared by bits per byte, and unpaired where numbers are per token.
@@ -174,6 +178,7 @@ class Remedy:
     coefficient: float | None = None
     layers: str = Plan.layers
     acts: Callable[[ArmSpec, Plan], Intervention] = _cross_entropy
+    needs: tuple[Need, ...] = ()
     from_scratch: bool = False
     enlarge: Callable[[Checkpoint, Prepared, Plan], tuple[Checkpoint, Rows, tuple[str, ...]]] | None = None
     caution: Caution | None = None
@@ -256,6 +261,7 @@ _TABLE = (
         source="Chen et al., 2023, arXiv:2307.01163",
         inks=("rose",),
         acts=_forget_embeddings,
+        needs=("trained embeddings",),
         caution=Caution(
             "Active forgetting is a pre-training method",
             "It re-initialises the embeddings while the body is still learning; late in fine-tuning it destroys what "
@@ -298,6 +304,7 @@ _TABLE = (
         takes=("coefficient",),
         coefficient=COSREG_DEFAULT,
         acts=_regularise,
+        needs=("trained embeddings",),
     ),
     Remedy(
         name="simreg",
@@ -313,6 +320,7 @@ _TABLE = (
         coefficient=SIMREG_DEFAULT,
         layers="last",
         acts=_penalise,
+        needs=("next tokens",),
     ),
     Remedy(
         name="coupled-adam",
@@ -325,6 +333,7 @@ _TABLE = (
         source="after arXiv:2502.08441",
         inks=("sky",),
         acts=_couple_moments,
+        needs=("Adam", "trained embeddings"),
     ),
     Remedy(
         name="layernorm-scaling",
@@ -347,6 +356,7 @@ _TABLE = (
             takes=("layers", "schedule", "coefficient"),
             coefficient=COEFFICIENT,
             acts=_penalise,
+            needs=("several texts",) if name == "placebo-shuffled" else (),
         )
         for name, title, line in _PLACEBOS
     ),

@@ -4,41 +4,75 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import Trainer, TrainingArguments
+
 from condense.dispersion.config import chosen_blocks
-from condense.errors import UsageError, first_line
+from condense.errors import UnavailableError, UsageError, first_line
 from condense.models.checkpoint import Checkpoint
 from condense.models.layers import find_stacks
 from condense.records.options import MAX_SEED
-from condense.records.plans import Plan, TrialPlan, with_setting
+from condense.records.plans import ArmSpec, Plan, TrialPlan, with_setting
 from condense.training.loop import arguments, warmup_steps
 from condense.training.prepare import Prepared
+from condense.training.pretraining import refuse_other_optimizer
 from condense.training.remedies import remedy_of
 from condense.training.trackers import refuse_trackers
+
+_ROWS_LOOKED_AT = 64
 
 
 def refuse_settings(asked: TrialPlan, opened: Checkpoint, texts: Prepared) -> None:
     """Refuse settings that do not go together, with each other or with the model.
 
-    UsageError for blocks that the model does not have, a warm-up that leaves no step at the peak rate, more seeds than
-    there are, an optimizer, a learning-rate schedule or a tracker that Trainer does not know; UnavailableError for a
-    tracker that is not installed.
+    UsageError for a warm-up that leaves no step at the peak rate, more seeds than there are, an optimizer, a
+    learning-rate schedule or a tracker that Trainer does not know, UnavailableError for a tracker that is not
+    installed; both for an arm that cannot be trained.
     """
     plan = asked.training
+    settings = arguments(plan, texts.schedule, Path("runs"), next(opened.model.parameters()).device)
     for spec in asked.arms:
-        try:
-            config = remedy_of(spec).acts(spec, plan).dispersion
-            for stack in find_stacks(opened.model):
-                chosen_blocks(config.layers, stack.blocks)
-        except ValueError as error:
-            raise UsageError(first_line(error), f"see --layers, and {spec.name}@LAYERS of an arm") from None
+        _refuse_arm(spec, plan, settings, opened, texts)
     for tried in [with_setting(plan, setting) for setting in asked.grid()] or [plan]:
         _refuse_warmup(tried, texts.schedule.steps, "training", "--max-steps")
         if texts.then is not None:
             _refuse_warmup(tried, texts.then.schedule.steps, "training on the next text", "--then-steps")
     if plan.seed + plan.seeds - 1 > MAX_SEED:
         raise UsageError(f"--seed {plan.seed} leaves no room for {plan.seeds} seeds", f"the last one is {MAX_SEED}")
-    arguments(plan, texts.schedule, Path("runs"), next(opened.model.parameters()).device)
     refuse_trackers(plan.report_to)
+
+
+def _refuse_arm(spec: ArmSpec, plan: Plan, settings: TrainingArguments, opened: Checkpoint, texts: Prepared) -> None:
+    """UsageError or UnavailableError for an arm that cannot be trained so, or that would be no other than the control.
+
+    Its hooks are put on the model and taken off again: some do not go with every architecture.
+    """
+    acts, needs, leave_out = remedy_of(spec).acts(spec, plan), remedy_of(spec).needs, f"leave {spec.name} out"
+    try:
+        for stack in find_stacks(opened.model):
+            chosen_blocks(acts.dispersion.layers, stack.blocks)
+    except ValueError as error:
+        raise UsageError(first_line(error), f"see --layers, and {spec.name}@LAYERS of an arm") from None
+    if "trained embeddings" in needs and plan.use_peft:
+        raise UsageError(
+            f"{spec.name} acts on the embeddings, which LoRA does not train", f"leave --use-peft or {spec.name} out"
+        )
+    if "Adam" in needs:
+        refuse_other_optimizer(Trainer.get_optimizer_cls_and_kwargs(settings, opened.model)[0])
+    if "next tokens" in needs and texts.masked:
+        raise UnavailableError(f"{spec.name} needs a causal model: a masked one predicts no next token", leave_out)
+    if "several texts" in needs and texts.schedule.batch_size == 1 and _one_text_a_row(texts):
+        raise UsageError(
+            f"{spec.name} draws tokens from all texts of a micro-batch, and each has one row of one text",
+            f"use --per-device-train-batch-size 2 or more, or {leave_out}",
+        )
+    with acts.hooks(opened.model):
+        pass
+
+
+def _one_text_a_row(texts: Prepared) -> bool:
+    """Whether no row among the first ones holds more than one document."""
+    rows = (texts.rows[number] for number in range(min(len(texts.rows), _ROWS_LOOKED_AT)))
+    return not any("position_ids" in row and int((row["position_ids"] == 0).sum()) > 1 for row in rows)
 
 
 def _refuse_warmup(plan: Plan, steps: int, what: str, option: str) -> None:

@@ -13,11 +13,12 @@ import torch
 from typer.testing import CliRunner
 
 from condense.cli.app import app
-from condense.errors import RunError, UsageError
+from condense.errors import RunError, UnavailableError, UsageError
 from condense.models.checkpoint import load
 from condense.records.diagnosis import Diagnosis
 from condense.records.plans import Plan, TrialPlan
 from condense.records.trial import Trial
+from condense.training import pretraining
 from condense.training.arm_names import parse_arms
 from condense.training.loop import InterruptedRunError
 from condense.trials import arm_run, runs
@@ -291,6 +292,38 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(run, tiny):
     ):
         assert words in " ".join(done.output.split()), words
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "arm", "changed", "error", "said"),
+    [
+        ("llama", "coupled-adam", {"optim": "adafactor"}, UsageError, "the optimizer is Adafactor"),
+        ("llama", "coupled-adam", {"use_peft": True}, UsageError, "LoRA does not train"),
+        ("llama", "cosreg", {"use_peft": True}, UsageError, "LoRA does not train"),
+        ("llama", "active-forgetting", {"use_peft": True}, UsageError, "LoRA does not train"),
+        ("bert", "simreg", {}, UnavailableError, "needs a causal model"),
+        ("bert", "placebo-shuffled", {"per_device_train_batch_size": 1}, UsageError, "one row of one text"),
+        ("llama", "layernorm-scaling", {}, UnavailableError, "no norms in its blocks"),
+    ],
+)
+def test_an_arm_that_cannot_be_trained_is_refused_in_a_dry_run(
+    tiny, texts, tmp_path, monkeypatch, model, arm, changed, error, said
+):
+    monkeypatch.setattr(pretraining, "_norms_of", lambda block: [])
+    plan = TrialPlan(parse_arms(arm), 1, replace(TRAINING, **changed))
+    more = {"device": "cpu", "dry_run": True, "random_init": arm == "layernorm-scaling"}
+    with pytest.raises(error, match=said) as refused:
+        trial(tiny(model), texts, tmp_path / "out", plan, **more)
+    assert refused.value.hint and arm in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_arms_that_can_be_trained_are_not_refused(tiny, texts, tmp_path):
+    plan = TrialPlan(parse_arms("coupled-adam,placebo-shuffled,simreg,cosreg,active-forgetting"), 1, TRAINING)
+    told = []
+    watch = Watch(on_plan=lambda plan, schedule, overhead: told.append(len(plan.arms)))
+    trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", dry_run=True, watch=watch)
+    assert told == [6]
 
 
 def test_the_command_writes_its_files_and_tells_the_table(run, tiny, monkeypatch):
