@@ -167,17 +167,22 @@ class Disperser:
 
         All arguments are (B, S) and default to what the forward pass was given; an encoder-decoder's decoder
         always uses that. Left out are padding, special tokens and the first token of each row; where position
-        ids restart within a row, each document is a sequence of its own. `step` seeds the choice of at most
-        max_tokens positions; without it each call counts as one. Where a schedule is through, the hooks are taken off
-        and 0 is returned.
+        ids restart within a row, each document is a sequence of its own. `step`, the number of the optimizer step from
+        0 on, seeds the choice of at most max_tokens positions; without it each call counts as one. A coefficient that
+        falls needs it, for with accumulation or after a resume calls are not steps. Where the schedule is through, the
+        hooks are taken off, 0 is returned, and `value` and `mean_cosine` are NaN.
 
         RunError without a new forward pass under gradients, or if states are not finite (the site is named); on a
         GPU that is found by the next call, or by `check`, so that no step waits for the device.
-        ValueError for an argument that is not (B, S). Sequences of fewer than two tokens do not count; 0 if none do.
+        ValueError for an argument that is not (B, S), or under a schedule without `step`. Sequences of fewer than two
+        tokens do not count; 0 if none do.
         """
+        if step is None and self.config.schedule != "constant":
+            raise ValueError(f"under the schedule {self.config.schedule}: penalty(step=NUMBER OF THE OPTIMIZER STEP)")
         step, self._step = (self._step if step is None else step), self._step + 1
         if self.config.has_ended(step):
             self.detach()
+            self.value = self.mean_cosine = torch.tensor(torch.nan)
             return next(self.model.parameters()).new_zeros(())
         passes, self._done = self._done, {}
         if len(passes) < len(self._stacks):

@@ -113,7 +113,7 @@ class DispersionMixin(_Base):
         undivided = 1 if self._is_scaled(num_items_in_batch) else steps
         disperser, step = self._ready(), self.state.global_step
         if disperser.config.has_ended(step):
-            disperser.detach()
+            disperser.penalty(step=step)  # takes the hooks off, and the readings with them
             loss, outputs, own = self._supers_loss(model, inputs, return_outputs, num_items_in_batch)
             self._losses.append(loss.detach())
             self._since_log.add(own / undivided)

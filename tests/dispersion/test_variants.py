@@ -190,16 +190,31 @@ def test_a_plain_loop_under_a_schedule() -> None:
     model, batch = llama(), collate(rows((9, 5)))
     with condense.Disperser(model, 2.0, schedule="linear:0.5", steps=4, max_tokens=0) as disperser:
         values = []
-        for _ in range(4):
+        for step in range(4):
             model(**batch)
-            values.append(float(disperser.penalty().detach()))
+            values.append(float(disperser.penalty(step=step).detach()))
+            assert disperser.value.isnan() == disperser.mean_cosine.isnan() == (step >= 2), "no reading of an old step"
         assert values[1] == pytest.approx(values[0] / 2) and values[2:] == [0.0, 0.0]
         assert not disperser.attached
         assert all(not module._forward_hooks for module in model.modules())
     with pytest.raises(ValueError, match="needs steps="):
         with condense.Disperser(model, 2.0, schedule="linear") as disperser:
             model(**batch)
+            disperser.penalty(step=0)
+
+
+def test_a_falling_coefficient_goes_by_optimizer_steps_not_by_calls() -> None:
+    """With four micro-batches a step it was gone after one step of eight."""
+    model, batch = llama(), collate(rows((9, 5)))
+    with condense.Disperser(model, 2.0, schedule="linear:0.5", steps=8, max_tokens=0) as disperser:
+        model(**batch)
+        with pytest.raises(ValueError, match="step="):
             disperser.penalty()
+        values = [float(disperser.penalty(step=0).detach())]
+        for call in range(1, 16):
+            model(**batch)
+            values.append(float(disperser.penalty(step=call // 4).detach()))
+    assert values == pytest.approx([values[0] * factor for factor in (1.0, 0.75, 0.5, 0.25) for _ in range(4)])
 
 
 def falling_trainer(folder, schedule: str, coefficient: float = 1.0, steps: int = 4, **more):  # type: ignore[no-untyped-def]
