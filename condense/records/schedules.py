@@ -1,4 +1,4 @@
-"""Schedules of a coefficient over the optimizer steps, as text: `constant`, `linear[:SHARE]`, `cosine[:SHARE]`."""
+"""Schedules over the optimizer steps: of a coefficient (`constant`, `linear[:SHARE]`, `cosine[:SHARE]`), warm-up."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def shortest_number(number: float) -> str:
     """A number in its shortest form that is still the same number."""
     short = f"{number:g}"
     return short if float(short) == number else repr(number)
+
+
+def warmup_steps(warmup: float, steps: int) -> int:
+    """Over how many of the steps the learning rate rises to its peak; warmup: a number of steps, below 1 a share."""
+    return round(warmup if warmup >= 1 else warmup * steps)
 
 
 def _parts(schedule: str) -> tuple[str, float]:

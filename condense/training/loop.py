@@ -45,6 +45,7 @@ from condense.models.layers import raised_inside, unwrapped
 from condense.models.locate import DTYPES
 from condense.records.learning import Scores
 from condense.records.plans import Plan
+from condense.records.schedules import warmup_steps
 from condense.records.treatment import Curve, Schedule
 from condense.training.arm_trainer import ArmTrainer, filled, launch_unchanged, launched_sharded, skeleton_of
 from condense.training.chats import IGNORED
@@ -80,11 +81,6 @@ class Trained:
     scores: Scores = field(default_factory=Scores)
 
 
-def warmup_steps(plan: Plan, steps: int) -> int:
-    """The steps of a training of `steps` over which the learning rate rises to its peak."""
-    return round(plan.warmup if plan.warmup >= 1 else plan.warmup * steps)
-
-
 def arguments(
     plan: Plan, schedule: Schedule, folder: Path, device: torch.device, name: RunName | None = None
 ) -> TrainingArguments:
@@ -98,7 +94,7 @@ def arguments(
             gradient_accumulation_steps=schedule.accumulation,
             learning_rate=plan.peak_rate,
             lr_scheduler_type=plan.lr_scheduler,
-            warmup_steps=warmup_steps(plan, schedule.steps),
+            warmup_steps=warmup_steps(plan.warmup, schedule.steps),
             weight_decay=plan.weight_decay,
             adam_beta1=0.9,
             adam_beta2=0.95,

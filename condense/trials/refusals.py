@@ -12,7 +12,8 @@ from condense.models.checkpoint import Checkpoint
 from condense.models.layers import find_stacks
 from condense.records.options import MAX_SEED
 from condense.records.plans import ArmSpec, Plan, TrialPlan, with_setting
-from condense.training.loop import arguments, warmup_steps
+from condense.records.schedules import warmup_steps
+from condense.training.loop import arguments
 from condense.training.prepare import Prepared
 from condense.training.pretraining import refuse_other_optimizer
 from condense.training.remedies import remedy_of
@@ -77,7 +78,7 @@ def _one_text_a_row(texts: Prepared) -> bool:
 
 def _refuse_warmup(plan: Plan, steps: int, what: str, option: str) -> None:
     """UsageError where the learning rate would not reach its peak before the end."""
-    warmup = warmup_steps(plan, steps)
+    warmup = warmup_steps(plan.warmup, steps)
     if warmup >= steps:
         raise UsageError(
             f"a warm-up of {warmup} steps leaves none of the {steps} steps of {what} at the learning rate",

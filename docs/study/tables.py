@@ -12,6 +12,7 @@ from pathlib import Path
 
 from condense.comparison.verdict import signed
 from condense.records.base import Estimate
+from condense.records.learning import Tried
 from condense.records.monitor import MonitorRun
 from condense.records.trial import ArmResult, Trial, mean
 from condense.report.tables import markdown_rows
@@ -40,20 +41,41 @@ def rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def rates(trial: Trial) -> str:
-    """What the search tried: bits per byte of the tuning text after the last step, the chosen rate in bold."""
-    tried = sorted({item.learning_rate for arm in trial.arms for item in arm.tuning if item.learning_rate})
+    """What the search tried: bits per byte of the tuning text after the last step, the chosen setting in bold."""
+    tried = sorted({setting(item) for arm in trial.arms for item in arm.tuning})
     body = []
     for arm in trial.arms:
-        values = {item.learning_rate: item for item in arm.tuning}
-        cells = [f"{values[rate].bits_per_byte:.4f}" if rate in values else "–" for rate in tried]
+        values = {setting(item): item for item in arm.tuning}
+        cells = [f"{values[key].bits_per_byte:.4f}" if key in values else "–" for key in tried]
         body.append(
             [f"`{arm.spec.name}`"]
             + [
-                f"**{cell}**" if rate in values and values[rate].chosen else cell
-                for rate, cell in zip(tried, cells, strict=True)
+                f"**{cell}**" if key in values and values[key].chosen else cell
+                for key, cell in zip(tried, cells, strict=True)
             ]
         )
-    return rows(["arm", *(f"{rate:g}" for rate in tried)], body)
+    return rows(["arm", *(f"{rate:g}" + (f", {warmup}" if warmup else "") for warmup, rate in tried)], body)
+
+
+def setting(item: Tried) -> tuple[int, float]:
+    """Warm-up steps and peak rate that were tried; 0 steps where the warm-up was not searched."""
+    return int(item.warmup_steps or 0), item.learning_rate or 0.0
+
+
+def controls(batches: Sequence[str] = ("D-1e-3", "D", "D3-4e-3", "D3-8e-3")) -> str:
+    """The control after 1,600 steps under seed 0, by the setting of its batch."""
+    body = []
+    for batch in batches:
+        path = RUNS / batch / "trial.json"
+        if not path.exists():
+            continue
+        trial = Trial.from_json(path)
+        value = trial.control.runs[0].quality.bits_per_byte.value
+        training = trial.plan.training
+        body.append(
+            [batch, f"{training.learning_rate:g}", f"{training.warmup:g}", "–" if value is None else f"{value:.4f}"]
+        )
+    return rows(["batch", "peak rate", "warm-up steps", "bits per byte, seed 0"], body)
 
 
 def ends(trial: Trial) -> str:
@@ -198,13 +220,14 @@ TABLES: dict[str, Callable[[Trial], str]] = {
     "geometry": geometry,
     "pairs": pairs,
 }
+ACROSS: dict[str, Callable[[], str]] = {"peaks": peaks, "controls": controls}
 
 
 def table(name: str) -> str:
-    """A table by its name: peaks, or BATCH-KIND."""
-    if name == "peaks":
-        return peaks()
-    batch, _, kind = name.partition("-")
+    """A table by its name: one over several batches, or BATCH-KIND."""
+    if name in ACROSS:
+        return ACROSS[name]()
+    batch, _, kind = name.rpartition("-")
     return TABLES[kind](Trial.from_json(RUNS / batch / "trial.json"))
 
 
@@ -219,7 +242,7 @@ def main() -> None:
         RESULTS.write_text(written(RESULTS.read_text(encoding="utf-8")), encoding="utf-8")
         return
     batches = sorted(path.parent.name for path in RUNS.glob("*/trial.json"))
-    for name in [*(f"{batch}-{kind}" for batch in batches for kind in TABLES), "peaks"]:
+    for name in [*(f"{batch}-{kind}" for batch in batches for kind in TABLES), *ACROSS]:
         print(f"{name}\n\n{table(name)}\n")
 
 

@@ -16,7 +16,7 @@ from condense.report.trial.tables import recommendation
 from condense.training.arm_names import parse_arms
 from condense.training.remedies import REMEDIES, definition_of, dose_in_words
 from condense.trials.doses import control_moved, deciding_change, dose_responses, longer_training, next_dose
-from condense.trials.scope import placebo_findings
+from condense.trials.scope import placebo_findings, scope_findings
 from condense.trials.verdict import arm_verdict, power_before, trial_findings, unranked
 
 MODEL = ModelInfo("tiny", "LlamaForCausalLM", "causal", 1000, 32, 3, "float32", "safetensors")
@@ -487,3 +487,31 @@ def test_a_placebo_that_helps_as_well_is_said():
     assert [one.severity for one in placebo_findings(arms, worse, AGAIN)] == ["warning"], "clearly worse is not better"
     assert not placebo_findings([arms[0], replace(arms[3], quality=None)], pairs, AGAIN), "below three seeds"
     assert not placebo_findings(arms, [pair("dispersion=1", "placebo-shuffled=1", -0.02, None)], AGAIN)
+
+
+@pytest.mark.parametrize(
+    ("tune", "missing", "wider"),
+    [
+        ((), "learning rate and warmup steps were", "learning_rate=0.0005,0.001,0.002 --tune warmup_steps=6,12,24"),
+        (("learning_rate=1,2",), "warmup steps was", "learning_rate=1,2 --tune warmup_steps=6,12,24"),
+        (("learning_rate=1,2", "warmup_steps=5,10"), None, None),
+    ],
+)
+def test_a_gain_over_a_control_that_was_not_tuned_is_said(tune, missing, wider):
+    drawn = replace(MODEL, source_format="random")
+    plan = TrialPlan(arms=PLAN.arms, tune=tune, training=Plan(learning_rate=1e-3, warmup=0.2))
+    placebo = arm("placebo-shuffled=1", effect(FALL, BETTER), 1.0, remedy="placebo-shuffled")
+
+    def warnings(model, arms):
+        given = scope_findings(plan, model, arms, 30, AGAIN)
+        return [finding for finding in given if finding.id == "untuned-control"]
+
+    found = warnings(drawn, [placebo])
+    assert not warnings(MODEL, [placebo]) and not warnings(drawn, [arm("d=1", effect(FALL, COSTLY))])
+    if missing is None:
+        assert not found
+    else:
+        assert (
+            missing in found[0].title
+            and found[0].next == f"condense trial tiny --text t.txt -o tuned/ --seeds 3 --tune {wider}"
+        )
