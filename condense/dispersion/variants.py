@@ -1,8 +1,8 @@
 """Penalties on token states beside the published losses: ours, another paper's, and placebos of equal size.
 
-Pure functions as in `losses`: states (B, S, d), mask (B, S) -> scalar. `step` seeds what is drawn; `labels` (B, S) are
-next-token ids, -1 where there is none. A placebo has no reason to help: one that does as well as the loss says that the
-loss helps for another reason than its own.
+Pure functions as in `losses`: states (B, S, d), mask (B, S) -> scalar, in float32 with autocast off. `step` seeds
+what is drawn; `labels` (B, S) are next-token ids, -1 where there is none. A placebo has no reason to help: one that
+does as well as the loss says that the loss helps for another reason than its own.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def robust(
     Shapes: states (B, S, d), mask (B, S) -> scalar. Range: that of `angular`. Unchanged if coordinates are rescaled.
     Source: ours, after Timkey and van Schijndel, 2021, arXiv 2109.04404 (standardising against rogue dimensions).
     """
-    kept = _without_sinks(states, _all(states, mask))
-    rows = states.detach().to(torch.promote_types(states.dtype, torch.float32))[kept]
+    kept, states = _without_sinks(states, _all(states, mask)), _exact(states)
+    rows = states.detach()[kept]
     if len(rows) < 2:
         return angular(states, kept, tau=tau, clamp=clamp)
     if leave_out:
@@ -43,7 +43,7 @@ def robust(
         return angular(states[..., weak], kept, tau=tau, clamp=clamp)
     deviation = rows.std(0)
     scale = torch.where(deviation > 0, 1 / deviation.clamp(min=torch.finfo(rows.dtype).tiny), 0)
-    return angular((states - rows.mean(0).to(states.dtype)) * scale.to(states.dtype), kept, tau=tau, clamp=clamp)
+    return angular((states - rows.mean(0)) * scale, kept, tau=tau, clamp=clamp)
 
 
 def shuffled(states: Tensor, mask: Tensor | None = None, *, step: int = 0, tau: float = 1.0) -> Tensor:
@@ -69,7 +69,9 @@ def projected(states: Tensor, mask: Tensor | None = None, *, tau: float = 1.0) -
     width = states.shape[-1]
     generator = torch.Generator().manual_seed(_PROJECTION_SEED)
     matrix = torch.randn(width, max(2, width // PROJECTED_SHARE), generator=generator) / width**0.5
-    return angular(states @ matrix.to(states.device, states.dtype), mask, tau=tau)
+    with torch.autocast(states.device.type, enabled=False):
+        exact = _exact(states)
+        return angular(exact @ matrix.to(exact.device, exact.dtype), mask, tau=tau)
 
 
 def norms(states: Tensor, mask: Tensor | None = None, *, tau: float = 1.0) -> Tensor:
@@ -79,7 +81,7 @@ def norms(states: Tensor, mask: Tensor | None = None, *, tau: float = 1.0) -> Te
     Formula: s * mean (|x| / stopgrad(mean |x|) - 1)^2, s the ratio of the two gradient norms, without a gradient.
     Source: ours, a control.
     """
-    kept = _all(states, mask)
+    kept, states = _all(states, mask), _exact(states)
     value = _norm_spread(states, kept)
     with torch.enable_grad():
         copy = states.detach().clone().requires_grad_()
@@ -105,7 +107,8 @@ def simreg(states: Tensor, mask: Tensor | None = None, *, labels: Tensor | None 
 
     Per sequence, over anchors i that have another token p of the same next-token label: the mean over i of the mean
     over p of -log(exp(c_ip/tau) / sum_{a != i} exp(c_ia/tau)); then the mean over the sequences that have an anchor,
-    0 if none has. Ours: on the tokens that the penalty draws, not on all of the sequence.
+    0 if none has. Ours: on the tokens that the penalty draws, not on all of the sequence. `Disperser` reads the next
+    tokens from the input, also where cross-entropy leaves them out (label -100, the prompt of a chat).
 
     Shapes: states (B, S, d), mask, labels (B, S) -> scalar. Range: >= 0. ValueError without labels.
     Source: after arXiv 2605.08809 (SimReg).
@@ -113,8 +116,9 @@ def simreg(states: Tensor, mask: Tensor | None = None, *, labels: Tensor | None 
     if labels is None:
         raise ValueError("simreg needs labels (B, S), the next token of each")
     kept = _all(states, mask)
-    unit = functional.normalize(states.to(torch.promote_types(states.dtype, torch.float32)), dim=-1)
-    logits = unit @ unit.mT / tau
+    with torch.autocast(states.device.type, enabled=False):
+        unit = functional.normalize(_exact(states), dim=-1)
+        logits = unit @ unit.mT / tau
     same = torch.eye(states.shape[1], dtype=torch.bool, device=states.device)
     pairs = kept[:, :, None] & kept[:, None, :] & ~same
     together = pairs & (labels[:, :, None] == labels[:, None, :]) & (labels >= 0)[:, :, None]
@@ -127,6 +131,11 @@ def simreg(states: Tensor, mask: Tensor | None = None, *, labels: Tensor | None 
     loss: Tensor = torch.where(some, per_sequence, 0).sum() / some.sum().clamp(min=1)
     connected: Tensor = loss + 0 * states.sum()
     return connected
+
+
+def _exact(states: Tensor) -> Tensor:
+    """The states in float32; float64 stays."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def _all(states: Tensor, mask: Tensor | None) -> Tensor:

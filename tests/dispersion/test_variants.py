@@ -121,6 +121,18 @@ def test_every_penalty_is_connected_where_nothing_counts(name: str) -> None:
 # --- SimReg ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", PENALTIES)
+def test_penalties_are_computed_outside_of_autocast(name: str) -> None:
+    states = cloud(width=64).detach()
+    more = {"labels": torch.arange(10).remainder(3).expand(3, 10)} if name == "simreg" else {}
+    plain = PENALTIES[name](states, MASK, **more)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(PENALTIES[name](states, MASK, **more), plain, rtol=1e-6, atol=1e-7)
+    half = states.bfloat16()
+    exact = PENALTIES[name](half.float(), MASK, **more)
+    torch.testing.assert_close(PENALTIES[name](half, MASK, **more).float(), exact, rtol=1e-5, atol=1e-6)
+
+
 def test_simreg_by_its_definition() -> None:
     states = cloud(tokens=7).detach()
     labels = torch.tensor([[4, 4, 4, 2, 2, 9, -1], [1, 2, 3, 4, 5, 6, -1], [7, 7, 7, 7, 7, -1, -1]])
@@ -217,13 +229,14 @@ def test_a_falling_coefficient_goes_by_optimizer_steps_not_by_calls() -> None:
     assert values == pytest.approx([values[0] * factor for factor in (1.0, 0.75, 0.5, 0.25) for _ in range(4)])
 
 
-def falling_trainer(folder, schedule: str, coefficient: float = 1.0, steps: int = 4, **more):  # type: ignore[no-untyped-def]
+def falling_trainer(folder, schedule: str, coefficient: float = 1.0, steps: int = 4, accumulation: int = 1, **more):  # type: ignore[no-untyped-def]
     from transformers import TrainingArguments
 
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=2,
+        per_device_train_batch_size=2 // accumulation,
+        gradient_accumulation_steps=accumulation,
         report_to="none",
         use_cpu=True,
         logging_steps=1,
@@ -265,6 +278,19 @@ def test_a_falling_penalty_is_not_called_faint(coefficient, warned, tmp_path, re
     trainer.train()
     assert min(entry["penalty_to_ce"] for entry in trainer.state.log_history if entry.get("penalty_to_ce")) < 1e-3
     assert any("too faint" in str(one.message) for one in recwarn) is warned
+
+
+def test_the_hooks_are_off_behind_the_end_under_accumulation(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    trainer = falling_trainer(tmp_path, "linear:0.5", accumulation=2)
+    plain, hooked = trainer._supers_loss, []
+
+    def noted(*given):  # type: ignore[no-untyped-def]
+        hooked.append(any(module._forward_hooks for module in trainer.model.modules()))
+        return plain(*given)
+
+    trainer._supers_loss = noted
+    trainer.train()
+    assert hooked == [True] * 4 + [False] * 4
 
 
 def test_the_trainer_lets_the_coefficient_fall(tmp_path) -> None:  # type: ignore[no-untyped-def]
