@@ -76,7 +76,9 @@ def slug(spec: ArmSpec) -> str:
 def _parse_part(text: str, coefficients: tuple[float, ...]) -> list[ArmSpec]:
     """The arms of one part between commas: one, or one for each coefficient."""
     parts = _PARTS.fullmatch(text)
-    if parts is None or not parts["name"].strip():
+    if parts is None:
+        raise UsageError(f"no schedule behind + in --arms: {text!r}", "for example dispersion+linear:0.25=1")
+    if not parts["name"].strip():
         raise UsageError(f"an arm without a name in --arms: {text!r}", GRAMMAR)
     remedy = REMEDIES[_match_word(parts["name"].strip().lower().replace("_", "-"), tuple(REMEDIES), "arm")]
     for part in ("loss", "layers", "schedule", "coefficient"):

@@ -226,6 +226,12 @@ def test_arms_that_are_trained_alike_are_refused(written: str, schedule: str) ->
         TrialPlan(parse_arms(f"dispersion=1,dispersion{written}=1"), training=Plan(coefficient_schedule=schedule))
 
 
+@pytest.mark.parametrize("written", ["dispersion+0.25=1", "dispersion+=1", "dispersion:robust+-1"])
+def test_what_is_no_schedule_behind_a_plus_is_called_so(written: str) -> None:
+    with pytest.raises(UsageError, match=r"no schedule behind \+"):
+        parse_arms(written)
+
+
 @pytest.mark.parametrize(
     "written",
     [
