@@ -37,6 +37,7 @@ from condense.records.serial import decode, encode
 from condense.records.treatment import Overhead, Schedule
 from condense.records.trial import StepCost
 from condense.training.interventions import Intervention, adapted, forward_backward
+from condense.training.pretraining import CoupledAdam
 from condense.training.remedies import remedy_of
 
 ROUNDS = 3
@@ -268,6 +269,9 @@ def _peak_of_job(job: Footprint) -> int | str:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         acts = remedy_of(job.spec).acts(job.spec, job.plan)
+        for callback in acts.callbacks():
+            if isinstance(callback, CoupledAdam):
+                callback.attach(model, optimizer)
         for _ in range(STEPS):
             forward_backward(model, batch, acts)
             optimizer.step()

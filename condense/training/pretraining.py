@@ -38,10 +38,13 @@ class CoupledAdam(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Find the embeddings and the optimizer."""
-        optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
+        self.attach(kwargs["model"], getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"]))
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take the embeddings' part of every step of an optimizer anew, from now on. UsageError as above."""
         refuse_other_optimizer(type(optimizer), any(group.get("amsgrad") for group in optimizer.param_groups))
-        model: Any = unwrapped(kwargs["model"])
-        parts = (model.get_input_embeddings(), model.get_output_embeddings())
+        inner: Any = unwrapped(model)
+        parts = (inner.get_input_embeddings(), inner.get_output_embeddings())
         weights = {part.weight for part in parts if isinstance(getattr(part, "weight", None), Tensor)}
         trained = {p for group in optimizer.param_groups for p in group["params"]}
         self._weights = [weight for weight in weights if weight in trained]

@@ -1,7 +1,9 @@
 """Coupled Adam and LayerNorm scaling against their definitions."""
 
 import math
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +12,10 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from condense.errors import UnavailableError, UsageError
+from condense.records.options import ModelOptions
 from condense.records.plans import Plan
 from condense.records.treatment import Curve, Schedule
-from condense.training import loop
+from condense.training import costs, loop, pretraining
 from condense.training.arm_names import parse_arms
 from condense.training.learning import Evaluation
 from condense.training.loop import Trained
@@ -158,6 +161,31 @@ def test_the_ratio_of_a_penalty_is_over_the_steps_that_had_it(tmp_path: Path) ->
     zero = Curve((1, 2, 3), (2.0, 2.0, 2.0), (0.2, 0.0, 0.0), (0.5, 0.5, None))
     assert zero.penalty_to_ce == pytest.approx(0.05), "a loss that is met at a step counts, a step without it does not"
     assert Curve().penalty_to_ce is None
+
+
+@pytest.mark.parametrize("arm", ["dispersion+linear:0.75=1", "coupled-adam", "layernorm-scaling"])
+def test_a_resumed_arm_ends_where_the_uninterrupted_one_does(arm: str, tmp_path: Path) -> None:
+    plan, ended = Plan(max_steps=4, learning_rate=1e-2, save_steps=2), []
+    for resume in (False, True):
+        torch.manual_seed(0)
+        trained, model = train_as_arm(build(tiny_config("gpt2")), arm, tmp_path, plan, resume=resume)
+        shutil.rmtree(tmp_path / "checkpoint-4")
+        ended.append((trained.curve.penalty, {name: value.clone() for name, value in model.state_dict().items()}))
+    (whole, weights), (resumed, same) = ended
+    assert resumed == whole and ("linear" not in arm or (whole[2] != 0 == whole[3]))
+    assert all(torch.equal(weights[name], value) for name, value in same.items())
+
+
+def test_the_memory_of_coupled_adam_is_that_of_its_own_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    coupled = []
+    plain = pretraining.coupled_step
+    monkeypatch.setattr(pretraining, "coupled_step", lambda *given: coupled.append(1) or plain(*given))
+    torch.save({"input_ids": IDS, "labels": IDS}, tmp_path / "batch.pt")
+    spec, options = parse_arms("coupled-adam")[-1], ModelOptions(device="cpu")
+    monkeypatch.setattr(costs, "load", lambda *given: SimpleNamespace(model=build(tiny_config("gpt2"))))
+    peak = costs._peak_of_job(costs.Footprint("model", options, spec, Plan(), 0, str(tmp_path / "batch.pt")))
+    assert isinstance(peak, int), peak
+    assert len(coupled) == costs.STEPS, "one tied matrix"
 
 
 def _blocks(model: Any) -> list[nn.Module]:
