@@ -265,6 +265,10 @@ class ArmSpec:
     coefficient: float | None = None
     schedule: str | None = None
 
+    def __post_init__(self) -> None:
+        """ValueError for a schedule that is none."""
+        schedule_factor(self.schedule or "constant", 0.0)
+
 
 CONTROL = ArmSpec("control", "control")
 TUNED = ("learning_rate", "warmup_steps")
@@ -363,11 +367,8 @@ class TrialPlan(Options):
             own = None if spec.coefficient is None else spec.schedule or of_all
             first = seen.setdefault(replace(spec, name="", schedule=own), spec.name)
             if first != spec.name:
-                raise UsageError(
-                    f"the arms {first} and {spec.name} are the same under --coefficient-schedule "
-                    f"{self.training.coefficient_schedule}",
-                    "name one of them",
-                )
+                said = f"the arms {first} and {spec.name} are the same under --coefficient-schedule {of_all}"
+                raise UsageError(said, "name one of them")
 
     @property
     def tuning_seed(self) -> int:

@@ -18,6 +18,11 @@ def schedule_factor(schedule: str, share: float) -> float:
     return 1 - done if kind == "linear" else (1 + math.cos(math.pi * done)) / 2 * (done < 1)
 
 
+def share_on(schedule: str) -> float:
+    """At which share of the steps the coefficient is not 0 yet, in (0, 1]. ValueError for no schedule."""
+    return _parts(schedule)[1]
+
+
 def shortest_schedule(text: str) -> str:
     """The one way to write a schedule: `LINEAR:.250` is `linear:0.25`, `linear:1` is `linear`. ValueError for none."""
     kind, end = _parts(text.strip().lower())

@@ -194,7 +194,8 @@ class Effect:
 class Overhead:
     """Cost of the loss: treated ÷ control in a short interleaved pass of forward and backward.
 
-    `time_range` is the lowest and the highest ratio of any round: its noise; empty where it was not kept.
+    Under a schedule that ends early: of a pass with the loss on. `time_range` is the lowest and the highest ratio of
+    any round: its noise; empty where it was not kept.
     """
 
     time_ratio: float | None

@@ -40,7 +40,8 @@ TRIAL_SCHEMA = "condense.trial/1"
 class StepCost:
     """What a training step takes: measured for all arms in turn (time) and in a process of its own (memory).
 
-    `time_ratio` and `memory_ratio` are to the control; the interval of the time ratio is its range over rounds.
+    `time_ratio` and `memory_ratio` are to the control; the interval of the time ratio is its range over rounds. Of an
+    arm whose coefficient falls to 0 before the end: of a step with the loss on.
     """
 
     seconds: float | None = None

@@ -24,7 +24,7 @@ from condense.records.plans import (
     Plan,
     RemedyName,
 )
-from condense.records.schedules import shortest_schedule
+from condense.records.schedules import share_on, shortest_schedule
 
 if TYPE_CHECKING:
     from condense.models.checkpoint import Checkpoint
@@ -377,6 +377,12 @@ def can_be_chosen(spec: ArmSpec) -> bool:
 def schedule_of(spec: ArmSpec, asked: str) -> str:
     """The schedule of an arm's coefficient: its own, else what is asked for all; constant where it takes none."""
     return (spec.schedule or shortest_schedule(asked)) if "schedule" in remedy_of(spec).takes else "constant"
+
+
+def while_on(schedule: str) -> str:
+    """What a cost measured with the loss on stands for: empty for every step, else ` while …, 25 % of the steps`."""
+    share = share_on(schedule)
+    return "" if share == 1 else f" while the loss is on, {share:.0%} of the steps"
 
 
 def dose_in_words(coefficient: float | None, schedule: str) -> str:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from condense.models.checkpoint import Checkpoint
 from condense.records.plans import SEARCH_DOSES
+from condense.records.schedules import share_on
 from condense.training.costs import Pass, interleaved, overhead_of
 from condense.training.interventions import as_trained
 from condense.training.learning import FORWARD
 from condense.training.prepare import disk_needed, training_memory
-from condense.training.remedies import remedy_of
+from condense.training.remedies import remedy_of, schedule_of
 from condense.trials.ray_session import fitted, seconds_of
 
 if TYPE_CHECKING:
@@ -47,9 +48,18 @@ def estimate(job: Job, opened: Checkpoint) -> None:
     job.texts = replace(texts, schedule=estimated)
 
 
+def _seconds_per_step(job: Job) -> dict[str, float]:
+    """Seconds of a pass of each timed arm, mean over the steps: behind the end of its schedule it is the control's."""
+    timed, asked = job.asked.timed, job.asked.plan.training.coefficient_schedule
+    measured = job.overhead.seconds_per_step
+    control = next(iter(measured.values()))
+    shares = {name: share_on(schedule_of(spec, asked)) for name, spec in timed.items()}
+    return {name: control + shares[name] * (seconds - control) for name, seconds in measured.items()}
+
+
 def _seconds(job: Job) -> float:
     """Seconds of the model as it came, of the search and of all runs, so many at once as there are workers."""
-    texts, schedule, steps = job.texts, job.texts.schedule, job.overhead.seconds_per_step
+    texts, schedule, steps = job.texts, job.texts.schedule, _seconds_per_step(job)
     control = next(iter(steps.values()))
     per_token, passes = control / (schedule.row_length * schedule.batch_size), schedule.steps * schedule.accumulation
     measuring = per_token * _MEASURING * (texts.validation.ids.numel() + texts.probe.ids.numel())

@@ -35,6 +35,7 @@ from condense.report.trial.figures import (
 from condense.report.trial.learning import learning_figures
 from condense.report.trial.tables import rankings, rows
 from condense.report.trial.text import in_a_line, show_trial, show_trial_plan
+from condense.training.remedies import while_on
 from tests.report.trial_records import ARMS, NOT_MEASURED, trial, with_learning
 from tests.test_architecture import loaded_by
 
@@ -511,6 +512,19 @@ def test_the_curves_of_every_arm_are_drawn_over_tokens_and_seconds() -> None:
     assert "121 s in all" in text
     assert "× 0.80 tokens" in text and "on the edge of what was tried (learning rate)" in text
     assert trial().to_html(plotlyjs="none").count("How fast each arm learns") == 0, "a trial without curves has none"
+
+
+def test_the_cost_of_an_arm_whose_loss_ends_early_says_so() -> None:
+    made = trial()
+    falling = replace(
+        made, plan=replace(made.plan, training=replace(made.plan.training, coefficient_schedule="linear:0.25"))
+    )
+    said = "while the loss is on, 25"
+    console = Console(file=io.StringIO(), width=160)
+    show_trial(falling, console)
+    for text in (falling.to_html(plotlyjs="none"), falling.to_markdown(), console.file.getvalue()):
+        assert said in " ".join(text.split())
+    assert said not in made.to_markdown() and not while_on("linear") and not while_on("constant")
 
 
 def test_names_in_the_curves_are_text() -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from condense.errors import RunError, UsageError
 from condense.records.base import Estimate
 from condense.records.diagnosis import Diagnosis
-from condense.records.plans import SEARCH_DOSES, Plan, coefficient_of
+from condense.records.plans import CONTROL, SEARCH_DOSES, ArmSpec, Plan, coefficient_of
 from condense.records.treatment import AnyWord, DoseSearch, Overhead, Treatment, TriedDose
 from condense.report.treatment.figures import training_figures
 from condense.report.treatment.search import search_figures, search_table
@@ -25,6 +25,7 @@ from condense.treatment.run import treat
 from condense.trials import doses
 from condense.trials.arm_run import Watch
 from condense.trials.doses import chosen_dose, next_tried
+from condense.trials.estimate import _seconds_per_step
 from condense.trials.search import _point, _short_plan, search_words
 from tests.browser.test_treatment_page import treatment
 from tests.moved import moved
@@ -129,6 +130,16 @@ def test_a_short_run_warms_up_for_the_same_share(warmup: float, short: float) ->
     assert (plan.max_steps, plan.warmup) == (40, short)
 
 
+def test_the_loss_is_estimated_for_the_steps_that_have_it() -> None:
+    timed = {"control": CONTROL, "treated": ArmSpec("treated", "dispersion", coefficient=1.0)}
+    for schedule, seconds in (("constant", 3.0), ("linear", 3.0), ("linear:0.25", 1.5), ("cosine:0.5", 2.0)):
+        plan = SimpleNamespace(training=Plan(coefficient_schedule=schedule))
+        asked = SimpleNamespace(timed=timed, plan=plan)
+        overhead = SimpleNamespace(seconds_per_step={"control": 1.0, "treated": 3.0})
+        job: Any = SimpleNamespace(asked=asked, overhead=overhead)
+        assert _seconds_per_step(job) == {"control": 1.0, "treated": seconds}
+
+
 def test_auto_or_a_number() -> None:
     assert coefficient_of("auto") is None and coefficient_of("0.3") == 0.3
     with pytest.raises(UsageError, match="--coefficient is 'large'"):
@@ -199,6 +210,7 @@ def test_a_search_is_in_every_report() -> None:
 def test_the_schedule_of_the_coefficient_is_in_every_report() -> None:
     made = treatment()
     falling = replace(made, plan=replace(made.plan, coefficient=0.3, coefficient_schedule="linear:0.25"))
+    on = "while the loss is on, 25"
     said = "coefficient 0.3, falling to 0 (linear:0.25)"
     plan, cost = falling.plan, Overhead(1.0, 1.0, {})
     surfaces = {
@@ -210,6 +222,7 @@ def test_the_schedule_of_the_coefficient_is_in_every_report() -> None:
     }
     for name, text in surfaces.items():
         assert said in " ".join(text.split()), name
+        assert (on in " ".join(text.split())) is (name != "card"), name
     assert "falling" not in model_card(made) + treatment_markdown(made)
     read = made.arms["treated"].curve
     short = replace(read, mean_cosine=(*read.mean_cosine[:2], *[None] * (len(read.step) - 2)))

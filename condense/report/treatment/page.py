@@ -50,7 +50,7 @@ from condense.report.text import (
 from condense.report.treatment import text as tables
 from condense.report.treatment.figures import cloud_panels, depth_figures, look, training_figures
 from condense.report.treatment.search import search_figures, search_lead, search_table
-from condense.training.remedies import dose_in_words
+from condense.training.remedies import dose_in_words, while_on
 
 LEVELS = {"dispersed-at-a-cost": "condensed", "condensed-further": "severe"}
 
@@ -229,7 +229,7 @@ def overhead(treatment: Treatment) -> dict[str, Any]:
         "reason": cost.reason,
         "rows": rows,
         "ratios": [
-            (times(cost.time_ratio), "time", _time_words(cost)),
+            (times(cost.time_ratio), "time", _time_words(cost) + while_on(treatment.plan.coefficient_schedule)),
             (times(cost.memory_ratio), "peak memory", _more(cost.memory_ratio, "needs", "more", "less")),
         ],
     }

@@ -42,7 +42,7 @@ from condense.report.text import (
     times,
 )
 from condense.report.treatment.search import search_lead, search_markdown, search_planned, search_table, searched_of
-from condense.training.remedies import dose_in_words
+from condense.training.remedies import dose_in_words, while_on
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -185,8 +185,8 @@ def treatment_markdown(treatment: Treatment) -> str:
         *_arms_markdown(treatment),
         *_arms_markdown(treatment, probe=True),
         *_tasks(treatment),
-        f"Cost of the loss, forward and backward in turn, {cost.rounds} rounds: time {times(cost.time_ratio, 3)}"
-        f"{cost.time_noise}, peak memory {times(cost.memory_ratio, 3)}.",
+        f"Cost of the loss{while_on(treatment.plan.coefficient_schedule)}, forward and backward in turn, {cost.rounds} "
+        f"rounds: time {times(cost.time_ratio, 3)}{cost.time_noise}, peak memory {times(cost.memory_ratio, 3)}.",
         "",
         *(search_markdown(treatment.search) if treatment.search else []),
         *_seeds_markdown(treatment),
@@ -325,7 +325,7 @@ def show_plan(plan: Plan, schedule: Schedule, overhead: Overhead, console: Conso
         f"{schedule.rows} rows of {schedule.row_length} tokens, {'packed' if schedule.packed else 'one document each'}",
         *schedule.notes,
         *([f"training: {plan.tuned}; {schedule.adapter}"] if plan.use_peft else []),
-        cost_line(overhead),
+        cost_line(overhead, plan),
         f"estimate: {in_words(schedule.seconds)} in all, {size_in_words(schedule.memory_bytes)} memory"
         f"{' in each process' if schedule.processes > 1 else ''}, "
         f"{size_in_words(schedule.disk_bytes)} disk",
@@ -350,10 +350,10 @@ def _seeds_planned(plan: Plan) -> str:
     return f"seed {plan.seed}" if plan.seeds == 1 else f"seeds {plan.seed} to {last}; the model of the first is kept"
 
 
-def cost_line(overhead: Overhead) -> str:
+def cost_line(overhead: Overhead, plan: Plan) -> str:
     """What the loss costs, in one line."""
-    time = f"{times(overhead.time_ratio)}{overhead.time_noise}"
-    return f"cost of the loss: time {time}, peak memory {times(overhead.memory_ratio)}"
+    covers, time = while_on(plan.coefficient_schedule), f"{times(overhead.time_ratio)}{overhead.time_noise}"
+    return f"cost of the loss{covers}: time {time}, peak memory {times(overhead.memory_ratio)}"
 
 
 def show_treatment(treatment: Treatment, console: Console) -> None:
@@ -366,7 +366,7 @@ def show_treatment(treatment: Treatment, console: Console) -> None:
     if treatment.search is not None:
         _show_table(search_table(treatment.search), console, spare=(5, 2, 4))
         say(console, search_lead(treatment.search))
-    say(console, _loss_line(treatment), cost_line(treatment.overhead))
+    say(console, _loss_line(treatment), cost_line(treatment.overhead, treatment.plan))
     facts = f"quality {verdict.quality} · what opened: {verdict.opened}"
     facts += f" · {verdict.covers}" if verdict.covers else ""
     good = verdict.id == "dispersed" and all(finding.severity == "good" for finding in verdict.findings[:1])

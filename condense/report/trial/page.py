@@ -25,6 +25,7 @@ from condense.report.text import (
     times,
 )
 from condense.report.trial import figures, learning, tables
+from condense.training.remedies import schedule_of, while_on
 
 
 def trial_page(trial: Trial, *, plotlyjs: PlotlyJs = "inline") -> str:
@@ -114,13 +115,14 @@ def arm_facts(trial: Trial, arm: ArmResult) -> ArmFacts:
     """An arm as its section shows it."""
     cost, seeds = arm.cost, ", ".join(str(run.seed) for run in arm.runs)
     step = [] if cost.seconds is None else [f"{cost.seconds:.3g} s ({times(cost.time_ratio.value, 3)})"]
+    covers = while_on(schedule_of(arm.spec, trial.plan.training.coefficient_schedule))
     if cost.peak_memory_bytes is not None:
         step.append(f"{size_in_words(cost.peak_memory_bytes)} ({times(cost.memory_ratio)})")
     facts = (
         *tables.settings(trial, arm),
         ("seeds trained", seeds or "none"),
         ("parameters", f"{parameter_count(arm.parameters)}, added {tables.added(arm.parameters_added)}"),
-        ("a step takes", ", ".join(step) or cost.reason or DASH),
+        ("a step takes", ", ".join(step) + covers if step else cost.reason or DASH),
     )
     reason = arm.reason or ("" if arm.status == "done" else "no reason was recorded")
     return ArmFacts(arm.spec.name, arm.title, arm.status, reason, arm.definition, arm.source, arm.details, facts)

@@ -55,7 +55,7 @@ from condense.report.text import (
     times,
     verdict_words,
 )
-from condense.training.remedies import dose_in_words, schedule_of
+from condense.training.remedies import dose_in_words, schedule_of, while_on
 
 MISSING = Estimate(None, reason="not measured")
 _OPENED = {
@@ -97,11 +97,8 @@ def rows(trial: Trial) -> list[Row]:
 
 def _before_row(trial: Trial) -> Row:
     readings = [(key, reading(trial.before, key)) for key in keys(trial)]
-    return Row(
-        "before",
-        "before",
-        measures=tuple(value_cell(e, digits_of(key), bounds=True, share=False) for key, e in readings),
-    )
+    cells = tuple(value_cell(e, digits_of(key), bounds=True, share=False) for key, e in readings)
+    return Row("before", "before", measures=cells)
 
 
 def _control_row(trial: Trial) -> Row:
@@ -126,7 +123,7 @@ def _control_row(trial: Trial) -> Row:
 def _arm_row(trial: Trial, arm: ArmResult) -> Row:
     if arm.effect is None:
         return Row(arm.spec.name, "arm", arm.status, reason=arm.reason or "no reason was recorded")
-    ratio = arm.cost.time_ratio
+    ratio, covers = arm.cost.time_ratio, while_on(schedule_of(arm.spec, trial.plan.training.coefficient_schedule))
     notes = [arm.verdict_reason] if arm.verdict_reason else [f"quality {arm.quality}"] if arm.quality else []
     notes += [] if arm.opened in (None, "neither") else [_OPENED.get(arm.opened, arm.opened)]
     return Row(
@@ -135,7 +132,7 @@ def _arm_row(trial: Trial, arm: ArmResult) -> Row:
         arm.status,
         added=added(arm.parameters_added),
         time=times(ratio.value, 3),
-        time_note=interval(ratio, 3) if ratio.value is not None else ratio.reason or "",
+        time_note=interval(ratio, 3) + covers if ratio.value is not None else ratio.reason or "",
         memory=times(arm.cost.memory_ratio),
         measures=tuple(_measure_cells(arm.effect, arm, key) for key in keys(trial)),
         verdict=verdict_words(arm.verdict) if arm.verdict else "No verdict",

@@ -40,7 +40,7 @@ from condense.report.trial.tables import (
     rows,
     settings,
 )
-from condense.training.remedies import dose_in_words, remedy_of, schedule_of
+from condense.training.remedies import dose_in_words, remedy_of, schedule_of, while_on
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -312,7 +312,9 @@ def _plan_table(plan: TrialPlan, costs: Mapping[str, StepCost]) -> RichTable:
     for spec in plan.arms:
         cost = costs.get(spec.name)
         known = (DASH, DASH) if cost is None else (times(cost.time_ratio.value), times(cost.memory_ratio))
-        table.add_row(text(spec.name, "bold"), text(in_a_line(spec, plan)), *(known if costs else ()))
+        covers = "" if cost is None else while_on(schedule_of(spec, plan.training.coefficient_schedule))
+        what = f"{in_a_line(spec, plan)}{covers and f'; time and memory{covers}'}"
+        table.add_row(text(spec.name, "bold"), text(what), *(known if costs else ()))
     return table
 
 
@@ -376,6 +378,10 @@ def _beneath(trial: Trial, table: Sequence[Row]) -> list[str]:
     lines = [f"{row.name} {row.status}: {row.reason}" for row in table if row.reason and not row.measures]
     lines += [f"{row.name}: {row.reason}" for row in table if row.reason and row.measures]
     lines += [f"† {name}: {why}" for name, why in caveats(trial)]
+    covers = [
+        (arm.spec.name, while_on(schedule_of(arm.spec, trial.plan.training.coefficient_schedule))) for arm in trial.arms
+    ]
+    lines += [f"{name}: time and memory{words}" for name, words in covers if words]
     lines.append("before and control: absolute values; SD is over training seeds")
     if trial.unranked:
         lines.append(f"nothing is ranked: {trial.unranked}")
