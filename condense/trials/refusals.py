@@ -47,8 +47,9 @@ def _refuse_arm(spec: ArmSpec, plan: Plan, settings: TrainingArguments, opened: 
 
     Its hooks are put on the model and taken off again: some do not go with every architecture.
     """
-    acts, needs, leave_out = remedy_of(spec).acts(spec, plan), remedy_of(spec).needs, f"leave {spec.name} out"
+    needs, leave_out = remedy_of(spec).needs, f"leave {spec.name} out"
     try:
+        acts = remedy_of(spec).acts(spec, plan)
         for stack in find_stacks(opened.model):
             chosen_blocks(acts.dispersion.layers, stack.blocks)
     except ValueError as error:
