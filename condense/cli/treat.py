@@ -46,9 +46,10 @@ def treat(
 ) -> None:
     """Fine-tune with dispersion loss, beside a control arm, and report before / control / treated.
 
-    condense's own runs: fine-tuning with it gained no quality; from random
-    weights it was ahead early and not at the end of 1,600 steps, and a placebo
-    did as well early (docs/study/results.md).
+    condense's own runs: fine-tuning with it gained no quality. From random
+    weights a longer warm-up gave most of what it seemed to give early, a
+    placebo as much of the rest, and nothing was left after 1,600 steps: search
+    rate and warm-up first (`condense trial --tune`; docs/study/results.md).
     """
     ranks = ranks_of_run(expect_world, "train")
     first = ranks is None or ranks.is_first

@@ -36,8 +36,9 @@ def early_gain(
             f"A gain after {steps:,} steps from random weights may not last",
             f"{', '.join(ahead)}: quality improved at the end of this run",
             "From random weights cross-entropy first gathers all tokens in a narrow cone, and the loss shortens that. "
-            "In the study the angular loss was ahead over the first 400 of 1,600 steps and no longer at their end. "
-            "Only the length that you will train for decides.",
+            "In the study the angular loss was ahead after 400 steps and no longer after 1,600, and a longer warm-up "
+            "gave most of the early gain without it. Only the length that you will train for decides, against a "
+            "control with a rate and a warm-up of its own.",
             longer_training(plan, steps, None, again),
             STUDY,
         )
