@@ -171,10 +171,11 @@ def next_dose(coefficient: float, ratio: float | None) -> float | None:
 def longer_training(plan: Plan, steps: int, moved: bool | None, again: Again, **more: str) -> str:
     """More training where the penalty is large enough: a higher learning rate if the control hardly moved, or steps.
 
-    moved: whether training alone changed the control by more than what counts; steps: those that were taken.
+    moved: whether training alone changed the control by more than what counts; steps: those that were taken. A search
+    of rates is left out of the higher rate's command, which it would override.
     """
     if moved is False:
-        return again(output="higher-rate/", learning_rate=f"{rounded(3 * plan.peak_rate):g}", **more)
+        return again.without("tune")(output="higher-rate/", learning_rate=f"{rounded(3 * plan.peak_rate):g}", **more)
     return again(output="longer/", max_steps=str(4 * max(1, steps)), **more)
 
 

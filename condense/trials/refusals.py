@@ -13,6 +13,7 @@ from condense.models.layers import find_stacks
 from condense.records.options import MAX_SEED
 from condense.records.plans import ArmSpec, Plan, TrialPlan, with_setting
 from condense.records.schedules import warmup_steps
+from condense.training.interventions import Intervention
 from condense.training.loop import arguments
 from condense.training.prepare import Prepared
 from condense.training.pretraining import refuse_other_optimizer
@@ -25,14 +26,15 @@ _ROWS_LOOKED_AT = 64
 def refuse_settings(asked: TrialPlan, opened: Checkpoint, texts: Prepared) -> None:
     """Refuse settings that do not go together, with each other or with the model.
 
-    UsageError for a warm-up that leaves no step at the peak rate, more seeds than there are, an optimizer, a
-    learning-rate schedule or a tracker that Trainer does not know, UnavailableError for a tracker that is not
-    installed; both for an arm that cannot be trained.
+    UsageError for a warm-up that leaves no step at the peak rate, a temperature that no arm reads, more seeds than
+    there are, an optimizer, a learning-rate schedule or a tracker that Trainer does not know, UnavailableError for a
+    tracker that is not installed; both for an arm that cannot be trained.
     """
     plan = asked.training
     settings = arguments(plan, texts.schedule, Path("runs"), next(opened.model.parameters()).device)
-    for spec in asked.arms:
-        _refuse_arm(spec, plan, settings, opened, texts)
+    acts = [_refuse_arm(spec, plan, settings, opened, texts) for spec in asked.arms]
+    if plan.tau != Plan.tau and not any(act.dispersion.coefficient and act.dispersion.constants for act in acts):
+        raise UsageError("--tau is given, but no arm has a loss with a temperature", "leave --tau out")
     for tried in [with_setting(plan, setting) for setting in asked.grid()] or [plan]:
         _refuse_warmup(tried, texts.schedule.steps, "training", "--max-steps")
         if texts.then is not None:
@@ -42,8 +44,10 @@ def refuse_settings(asked: TrialPlan, opened: Checkpoint, texts: Prepared) -> No
     refuse_trackers(plan.report_to)
 
 
-def _refuse_arm(spec: ArmSpec, plan: Plan, settings: TrainingArguments, opened: Checkpoint, texts: Prepared) -> None:
-    """UsageError or UnavailableError for an arm that cannot be trained so, or that would be no other than the control.
+def _refuse_arm(
+    spec: ArmSpec, plan: Plan, settings: TrainingArguments, opened: Checkpoint, texts: Prepared
+) -> Intervention:
+    """What an arm does. UsageError or UnavailableError for one that cannot be trained, or would be as the control.
 
     Its hooks are put on the model and taken off again: some do not go with every architecture.
     """
@@ -68,7 +72,7 @@ def _refuse_arm(spec: ArmSpec, plan: Plan, settings: TrainingArguments, opened: 
             f"use --per-device-train-batch-size 2 or more, or {leave_out}",
         )
     with acts.hooks(opened.model):
-        pass
+        return acts
 
 
 def _one_text_a_row(texts: Prepared) -> bool:

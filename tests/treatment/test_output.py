@@ -513,6 +513,7 @@ def test_a_full_disk_is_told_before_anything_is_loaded(tiny: Callable[[str], Pat
         ({"report_to": "x"}, "--report-to: x is not supported"),
         ({"seed": 2**32 - 1, "seeds": 2}, "leaves no room for 2 seeds"),
         ({"warmup": -1.0}, "--warmup is -1"),
+        ({"tau": 0.5, "loss": "decorrelation"}, "--tau is given, but no arm has a loss with a temperature"),
     ],
 )
 def test_settings_that_training_would_refuse_are_told_first(

@@ -177,6 +177,9 @@ def test_training_is_lengthened_or_sharpened_by_how_far_the_control_moved():
     again = Again("condense treat m --text t --learning-rate 1e-5 --max-steps 30")
     assert "--max-steps 120" in longer_training(Plan(), 30, True, again)
     assert "--learning-rate 0.0002" in longer_training(Plan(learning_rate=5e-5), 30, False, again)
+    searched = Again("condense trial m --tune learning_rate=1e-5,2e-5 --max-steps 30")
+    assert "--tune" not in longer_training(Plan(learning_rate=5e-5), 30, False, searched), "it would override the rate"
+    assert "--tune learning_rate=1e-5,2e-5" in longer_training(Plan(), 30, True, searched)
     still, moved = (replace(QUALITY, bits_per_byte=Estimate(v)) for v in (1.002, 0.9))
     assert control_moved(QUALITY, still, 0.005) is False and control_moved(QUALITY, moved, 0.005) is True
     assert control_moved(Quality(*[Estimate(None)] * 3), still, 0.005) is None
