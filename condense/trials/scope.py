@@ -17,6 +17,7 @@ from condense.records.trial import ArmResult, Pair
 from condense.trials.doses import longer_training
 
 STUDY = "condense's own study: docs/study/results.md"
+_TUNED_WORDS = dict(zip(TUNED, ("learning rate", "warm-up"), strict=True))
 
 
 def early_gain(
@@ -58,9 +59,12 @@ def untuned_control(
     missing = [name for name in TUNED if len(values.get(name, ())) < 2]
     if model.source_format != "random" or not ahead or not missing:
         return []
-    rate, warmup = plan.training.peak_rate, max(1, warmup_steps(plan.training.warmup, steps))
-    values.setdefault("learning_rate", [rate / 2, rate, 2 * rate])
-    values.setdefault("warmup_steps", [min(times * warmup, steps - 1) for times in (1, 2, 4)])
+    if "learning_rate" in missing:
+        (rate,) = values.get("learning_rate", [plan.training.peak_rate])
+        values["learning_rate"] = [rate / 2, rate, 2 * rate]
+    if "warmup_steps" in missing:
+        (warmup,) = values.get("warmup_steps", [max(1, warmup_steps(plan.training.warmup, steps))])
+        values["warmup_steps"] = [min(times * warmup, steps - 1) for times in (1, 2, 4)]
     tune = "".join(
         f" --tune {name}={','.join(f'{value:g}' for value in dict.fromkeys(values[name]))}" for name in TUNED
     )
@@ -68,7 +72,7 @@ def untuned_control(
         Finding(
             "untuned-control",
             "warning",
-            f"The control's {' and '.join(name.replace('_', ' ') for name in missing)} "
+            f"The control's {' and '.join(_TUNED_WORDS[name] for name in missing)} "
             f"{'were' if len(missing) > 1 else 'was'} not searched: the gain may be theirs",
             f"{', '.join(ahead)}: quality improved",
             "From random weights a penalty can do what a longer warm-up or another rate does. In the study the control "

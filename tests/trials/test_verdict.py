@@ -495,8 +495,9 @@ def test_a_placebo_that_helps_as_well_is_said():
 @pytest.mark.parametrize(
     ("tune", "missing", "wider"),
     [
-        ((), "learning rate and warmup steps were", "learning_rate=0.0005,0.001,0.002 --tune warmup_steps=6,12,24"),
-        (("learning_rate=1,2",), "warmup steps was", "learning_rate=1,2 --tune warmup_steps=6,12,24"),
+        ((), "learning rate and warm-up were", "learning_rate=0.0005,0.001,0.002 --tune warmup_steps=6,12,24"),
+        (("learning_rate=1,2",), "warm-up was", "learning_rate=1,2 --tune warmup_steps=6,12,24"),
+        (("learning_rate=1,2", "warmup_steps=9"), "warm-up was", "learning_rate=1,2 --tune warmup_steps=9,18,29"),
         (("learning_rate=1,2", "warmup_steps=5,10"), None, None),
     ],
 )
