@@ -76,7 +76,6 @@ class Trained:
 
     curve: Curve
     seconds: float
-    penalty_to_ce: float | None
     details: tuple[str, ...] = ()
     scores: Scores = field(default_factory=Scores)
 
@@ -175,8 +174,8 @@ def train(
         raise InterruptedRunError(stop.code)
     history = trainer.state.log_history
     details = tuple(line for callback in callbacks for line in getattr(callback, "details", ()))
-    seconds, curve = time.perf_counter() - started, log.curve(history)
-    trained = Trained(curve, seconds, curve.penalty_to_ce, details, clock.scores(history))
+    seconds = time.perf_counter() - started
+    trained = Trained(log.curve(history), seconds, details, clock.scores(history))
     return trained, model
 
 

@@ -228,9 +228,7 @@ def read_run(folder: Path, seed: int, schedule: Schedule) -> Run:
         curve=Curve() if trained is None else trained.curve,
         seconds=0.0 if trained is None else trained.seconds,
         trained_tokens=0 if trained is None else schedule.train_tokens,
-        penalty_to_ce=None
-        if trained is None
-        else trained.curve.penalty_to_ce or None,  # not as an older version had it
+        penalty_to_ce=None if trained is None else trained.curve.penalty_to_ce or None,
         folder="/".join(folder.parts[-2:] if trained is None else folder.parts[-3:]),
         tasks=decode(tuple[TaskScore, ...], json.loads(scores.read_text(encoding="utf-8"))) if scores.exists() else (),
     )

@@ -155,7 +155,7 @@ def test_the_ratio_of_a_penalty_is_over_the_steps_that_had_it(tmp_path: Path) ->
     for arm in ("control", "dispersion=1", "dispersion+linear:0.25=1", "cosreg=1"):
         torch.manual_seed(0)
         trained, _ = train_as_arm(build(tiny_config("gpt2")), arm, tmp_path / arm, plan)
-        ratios[arm] = trained.penalty_to_ce
+        ratios[arm] = trained.curve.penalty_to_ce
     assert ratios["control"] == 0 and ratios["cosreg=1"]
     assert ratios["dispersion+linear:0.25=1"] == pytest.approx(0.75 * ratios["dispersion=1"], rel=0.1)
     zero = Curve((1, 2, 3), (2.0, 2.0, 2.0), (0.2, 0.0, 0.0), (0.5, 0.5, None))
