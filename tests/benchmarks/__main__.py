@@ -15,6 +15,7 @@ ROWS = {
     "parts": (costs.parts, "where the time of a text goes"),
     "memory": (whole.memory, "peak memory of whole runs, each in a process of its own"),
     "start": (whole.start, "from the start of the process until measuring begins, second run of the .gguf"),
+    "commands": (whole.commands, "processor time of commands that load no model"),
     "estimate": (whole.estimate, "what --dry-run says against what a run takes"),
     "gpu": (lambda texts, length: gpu.table(), "a step with each loss, and analyze, on a GPU where there is one"),
     "precision": (lambda texts, length: precision.table(), "gradients with coarser matrix products against float64"),

@@ -29,8 +29,8 @@ main()
 """
 
 
-def _run(arguments: list[str]) -> tuple[int, str]:
-    """Peak resident bytes of a command and its output."""
+def _run(arguments: list[str]) -> tuple[int, str, float]:
+    """Peak resident bytes of a command, its output and its processor time in seconds."""
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     output = process.stdout.read() if process.stdout else ""
     errors = process.stderr.read() if process.stderr else ""
@@ -38,7 +38,7 @@ def _run(arguments: list[str]) -> tuple[int, str]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(errors)
-    return usage.ru_maxrss * 1024, output
+    return usage.ru_maxrss * 1024, output, usage.ru_utime + usage.ru_stime
 
 
 def _analyze(count: int, length: int, folder: Path, *more: str) -> list[str]:
@@ -77,7 +77,7 @@ def estimate(count: int, length: int) -> Rows:
             command = _analyze(8, length, Path(folder), *more)
             told = _run([*command, "--dry-run"])[1]
             begun = time.time()
-            found, _ = _run(command)
+            found = _run(command)[0]
             seconds = time.time() - begun
             amount, unit = re.search(r"memory +about ([\d.]+) (GB|MB)", told).groups()  # type: ignore[union-attr]
             said = float(amount) * {"GB": 1e9, "MB": 1e6}[unit]
@@ -88,3 +88,22 @@ def estimate(count: int, length: int) -> Rows:
                 (f"{said / 1e6:.0f} / {found / 1e6:.0f} MB ({100 * (said / found - 1):+.0f} %)"),
             )
             yield f"{label}: time said / found", f"{time_said.group(1) if time_said else '?'} / {seconds:.0f} s"
+
+
+def commands(count: int, length: int) -> Rows:
+    """Processor time of whole commands that load no model, on a run of that many texts: the least of five."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "run.json"
+        _run(_analyze(count, length, Path(folder), "--json", str(saved)))
+        pages = [
+            ("report", str(saved)),
+            *(
+                ("report", str(saved), f"--{kind}", f"{folder}/page.{kind}", "--force")
+                for kind in ("html", "md", "csv")
+            ),
+        ]
+        others = [("check", str(saved), "--baseline", str(saved)), ("compare", str(saved), str(saved)), ("--help",)]
+        for command in (*pages, *others):
+            taken = [_run([sys.executable, "-m", "condense", *command])[2] for _ in range(5)]
+            label = " ".join(word for word in command if folder not in word)
+            yield label, f"{min(taken):.2f} s (to {max(taken):.2f} s)"
