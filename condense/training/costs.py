@@ -74,7 +74,7 @@ def overhead_of(spent: Mapping[str, Spent]) -> Overhead:
     """
     peaks = {name: max(one.peaks) for name, one in spent.items()}
     known = all(peaks.values())
-    both = len(spent) == 2
+    both = spent.keys() == {"control", "treated"}
     ratio = time_ratio(spent["treated"], spent["control"]) if both else Estimate(None)
     return Overhead(
         time_ratio=ratio.value,

@@ -36,7 +36,7 @@ from condense.lock import locked, refuse_in_use
 from condense.records.base import Again
 from condense.records.jobs import JobOptions
 from condense.records.options import ModelOptions, TextOptions, takes
-from condense.records.plans import ArmSpec, TrialPlan
+from condense.records.plans import CONTROL, ArmSpec, TrialPlan
 from condense.records.trial import TRIAL_SCHEMA, ArmResult, StepCost, Trial
 from condense.texts.documents import Document
 from condense.training.remedies import definition_of, remedy_of
@@ -94,7 +94,7 @@ def trial(
         text=text,
         plan=plan,
         folder=target / ARMS,
-        timed={"control": plan.arms[0]},
+        timed={spec.name: spec for spec in plan.arms if spec == CONTROL or "coefficient" in remedy_of(spec).takes},
         keeps=lambda spec, seed: plan.keep_models,
         title=lambda spec, seed: f"{model} ({spec.name}, seed {seed})",
         begins=lambda: _begin(target, resume),

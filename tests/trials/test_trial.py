@@ -326,6 +326,16 @@ def test_arms_that_can_be_trained_are_not_refused(tiny, texts, tmp_path):
     assert told == [6]
 
 
+def test_the_time_of_a_trial_counts_what_each_arm_adds_to_a_step(tiny, texts, tmp_path):
+    """By the control's step alone, as it was, an arm that takes twice as long was promised in half its time."""
+    told = []
+    watch = Watch(on_plan=lambda plan, schedule, overhead: told.append(overhead))
+    plan = TrialPlan(parse_arms("control,dispersion=1,simreg,embedding-dropout"), 1, TRAINING)
+    trial(tiny("llama"), texts, tmp_path / "out", plan, device="cpu", dry_run=True, watch=watch)
+    assert list(told[0].seconds_per_step) == ["control", "dispersion=1", "simreg=0.1"]
+    assert told[0].time_ratio is None, "of a treatment alone"
+
+
 def test_the_command_writes_its_files_and_tells_the_table(run, tiny, monkeypatch):
     monkeypatch.setattr(runs, "step_costs", lambda *given, **more: {})
     done = run(tiny("llama"), "-o", "out", "--arms", "dispersion=3", "--seeds", 1, "--keep-models", *SMALL)
