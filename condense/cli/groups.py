@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
+from rich.markup import escape
 from typer.core import TyperCommand
 
 from condense.cli.console import MANNER, reported
@@ -160,7 +161,7 @@ def flag_parameter(name: str, option: Option) -> inspect.Parameter:
     names = flag.names or (flag.name_of(name),)
     info = typer.Option(
         *names,
-        help=flag.help,
+        help=escape(flag.help),  # [@layers] is no markup
         metavar=flag.metavar,
         min=flag.at_least,
         envvar=flag.environment,

@@ -61,8 +61,9 @@ class Look:
 class Reach:
     """How soon an arm reaches the control's final bits per byte: tokens and seconds, and their ratios to the control's.
 
-    Each is the mean over seeds with its interval over seeds, known only where the arm gets there under every seed.
-    The control's own are where its curve first has that value, which may be before its end.
+    Each is the mean over seeds with its interval over seeds, known only where the arm gets there under every seed; no
+    ratio where the control's first value is as good as its last under some seed. The control's own are where its curve
+    first has that value, which may be before its end.
     """
 
     reached: int

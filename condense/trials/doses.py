@@ -15,8 +15,8 @@ from condense.diagnosis.verdict import LIU
 from condense.records.base import Again, Estimate, Finding
 from condense.records.diagnosis import Quality
 from condense.records.learning import timing_sentence
-from condense.records.plans import COEFFICIENT, MIN_SEEDS, SEARCH_DOSES, Plan
-from condense.records.treatment import QualityWord, TriedDose, VerdictId
+from condense.records.plans import COEFFICIENT, MIN_SEEDS, Plan
+from condense.records.treatment import QualityWord, VerdictId
 from condense.records.trial import ArmResult, DosePoint, DoseResponse, what_fell
 from condense.training.remedies import can_be_chosen, dose_in_words, remedy_of, schedule_of
 
@@ -93,63 +93,6 @@ def _recommended(points: Sequence[DosePoint]) -> tuple[float | None, str]:
     if all(point.verdict == "too-small-to-count" for point in points):
         return None, f"at {tried} the effect is smaller than what counts, at this budget"
     return None, f"at {tried} the intervals decide nothing"
-
-
-# --- a search ------------------------------------------------------------------------------------------
-
-
-def within_tolerance(dose: TriedDose) -> bool:
-    """Whether quality is shown to be held at a dose, or improved, and the cone is not narrowed."""
-    return dose.quality_word in ("improved", "held") and dose.word != "more condensed"
-
-
-def next_tried(points: Sequence[TriedDose]) -> float | None:
-    """The coefficient that a search tries next, from those it tried; None where it is at its end.
-
-    It begins at `COEFFICIENT`, rises by three (further where the penalty is far below a tenth of cross-entropy) until
-    quality is not shown to be held or the penalty competes with cross-entropy, falls by three until it is, and halves
-    a factor above 2 between the two once, on a logarithmic scale; at most `SEARCH_DOSES` in all.
-    """
-    if not points:
-        return COEFFICIENT
-    if len(points) >= SEARCH_DOSES:
-        return None
-    kept = [point for point in points if within_tolerance(point)]
-    failed = [point.coefficient for point in points if not within_tolerance(point)]
-    if not kept:
-        return rounded(min(failed) / 3)
-    top = max(kept, key=lambda point: point.coefficient)
-    if not failed:
-        ratio = top.penalty_to_ce
-        if ratio is not None and ratio >= RATIO_HIGH:
-            return None
-        small = None if top.word == "more spread" else next_dose(top.coefficient, ratio)
-        return small or rounded(3 * top.coefficient)
-    low, high = top.coefficient, min(c for c in failed if c > top.coefficient) if max(failed) > top.coefficient else 0.0
-    between = rounded((low * high) ** 0.5)
-    tried = {point.coefficient for point in points}
-    return between if high > 2 * low and low < between < high and between not in tried else None
-
-
-def chosen_dose(points: Sequence[TriedDose]) -> tuple[float | None, str]:
-    """The coefficient with the largest measurable fall within the quality tolerance, or None; with the reason."""
-    kept = [point for point in points if within_tolerance(point)]
-    fell = [point for point in kept if point.word == "more spread"]
-    if fell:
-        best = min(fell, key=lambda point: point.effect.value or 0.0)
-        quality = "improved" if best.quality_word == "improved" else "is held"
-        return best.coefficient, (
-            f"the largest measurable fall of the deep mean cosine ({signed(best.effect)}) whose quality {quality} "
-            f"({signed(best.quality)})"
-        )
-    tried = ", ".join(f"{point.coefficient:g}" for point in sorted(points, key=lambda point: point.coefficient))
-    if any(point.word == "more spread" for point in points):
-        return None, f"of {tried} each that spread the representation is not shown to hold quality"
-    if not kept:
-        return None, f"at {tried} quality is not shown to be held"
-    if all(point.word == "smaller than what counts" for point in kept):
-        return None, f"at {tried} the effect is smaller than what counts, or quality is not shown to be held"
-    return None, f"at {tried} no measurable fall is within the quality tolerance"
 
 
 # --- what to try next ---------------------------------------------------------------------------------
@@ -235,7 +178,7 @@ def deciding_change(
     """
     few = next((arm.verdict_reason for arm in arms if arm.verdict_reason), "")
     if few:
-        return Change("more seeds", f"one of them may differ by chance ({few})", _with_seeds(MIN_SEEDS, again))
+        return Change("more seeds", f"one of them may differ by chance ({few})", _with_seeds(MIN_SEEDS, plan, again))
     arms = [arm for arm in arms if can_be_chosen(arm.spec)]
     lost = next((arm for arm in arms if _is_lost(arm, plan)), None)
     if lost is not None and lost.learning is not None:
@@ -302,16 +245,17 @@ def _sharper(arms: Sequence[ArmResult], plan: Plan, again: Again) -> Change:
     needed = max((power.seeds_needed or 0 for power in powers), default=0)
     if needed > seeds:
         because = f"for what counts it takes {needed} seeds, and there were {seeds}"
-        return Change(f"{needed} seeds", because, _with_seeds(needed, again))
-    return Change("more seeds", f"intervals over {seeds} seeds leave it open", _with_seeds(2 * max(seeds, 1), again))
+        return Change(f"{needed} seeds", because, _with_seeds(needed, plan, again))
+    because = f"intervals over {seeds} seeds leave it open"
+    return Change("more seeds", because, _with_seeds(2 * max(seeds, 1), plan, again))
 
 
 _OPEN = ("inconclusive", "not shown to be held")
 
 
-def _with_seeds(seeds: int, again: Again) -> str:
-    given = again.value("seeds")
-    return again(output="more-seeds/", seeds=str(max(seeds, int(given) + 1 if given.isdigit() else 0)))
+def _with_seeds(seeds: int, plan: Plan, again: Again) -> str:
+    """The command with so many seeds, and more than were asked for: some may have failed."""
+    return again(output="more-seeds/", seeds=str(max(seeds, plan.seeds + 1)))
 
 
 def _capital(text: str) -> str:
@@ -342,6 +286,8 @@ def _next_doses(dose: DoseResponse, again: Again) -> str:
             return try_doses((dose.recommended * min(above)) ** 0.5) if min(above) > 2 * dose.recommended else ""
         heavy = (strongest.penalty_to_ce or 0.0) >= RATIO_HIGH
         return "" if heavy else try_doses(3 * strongest.coefficient)
+    if any(point.verdict == "dispersed" for point in points):
+        return ""  # strong enough; what is open is its quality
     if costly:
         gentle = [p.coefficient for p in points if p.coefficient < min(costly)]
         if not gentle:

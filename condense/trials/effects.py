@@ -53,8 +53,13 @@ def arm_effect(
         unpaired="" if pairing.same_tokens else OTHER_TOKENS,
         words=words,
         covers=pairing.covers(),
-        power=pairing.power(spreads, words),
+        power={key: _for_a_word(power) for key, power in pairing.power(spreads, words).items()},
     )
+
+
+def _for_a_word(power: Power) -> Power:
+    """With as many seeds as it takes, and no fewer than an arm's word does."""
+    return replace(power, seeds_needed=None if power.seeds_needed is None else max(power.seeds_needed, MIN_SEEDS))
 
 
 def _spreads(pairing: Pairing) -> dict[str, Spread]:
@@ -118,21 +123,25 @@ def _is_clear(compared: _Compared, key: str, p: float | None, least: float | Non
 
 
 def rank_arms(names: Sequence[str], pairs: Sequence[Pair], measure: str) -> dict[str, Rank]:
-    """Where every arm stands on a measure of which less is better; arms that are not separated tie."""
-    better: dict[str, int] = dict.fromkeys(names, 0)
-    ties: dict[str, list[str]] = {name: [] for name in names}
-    for pair in pairs:
-        value = pair.differences[measure].value
-        if value is None:
+    """Where every arm stands on a measure of which less is better; arms that are not separated tie.
+
+    An arm that is compared with no other on it, since it has no value, has no place.
+    """
+    differences = [(pair, pair.differences[measure].value) for pair in pairs]
+    known = {name for pair, value in differences if value is not None for name in (pair.first, pair.second)}
+    better: dict[str, int] = {name: 0 for name in names if name in known}
+    ties: dict[str, list[str]] = {name: [] for name in better}
+    for pair, value in differences:
+        if not {pair.first, pair.second} <= known:
             continue
-        if not pair.clear[measure]:
+        if value is None or not pair.clear[measure]:
             ties[pair.first].append(pair.second)
             ties[pair.second].append(pair.first)
         elif value > 0:
             better[pair.first] += 1
         else:
             better[pair.second] += 1
-    return {name: Rank(1 + better[name], tuple(ties[name])) for name in names}
+    return {name: Rank(1 + better[name], tuple(ties[name])) for name in better}
 
 
 def expected_power(known: Power, seeds: int, arms: int) -> Power:
@@ -141,13 +150,15 @@ def expected_power(known: Power, seeds: int, arms: int) -> Power:
     document = (known.document_error**2, known.document_dof) if known.document_dof is not None else None
     parts = [(known.seed_sd**2 / seeds, seeds - 1.0), *([document] if document else [])]
     needed = intervals.seeds_needed(known.wanted, known.seed_sd**2, document, alpha) if known.wanted else None
-    return replace(
-        known,
-        seeds=seeds,
-        alpha=alpha,
-        shown=intervals.smallest_detectable(parts, alpha),
-        seeds_needed=needed,
-        reason=MORE_TEXT if known.wanted and needed is None else None,
+    return _for_a_word(
+        replace(
+            known,
+            seeds=seeds,
+            alpha=alpha,
+            shown=intervals.smallest_detectable(parts, alpha),
+            seeds_needed=needed,
+            reason=MORE_TEXT if known.wanted and needed is None else None,
+        )
     )
 
 

@@ -344,9 +344,13 @@ def _reach(mine: Sequence[RunCurve], theirs: Sequence[RunCurve], tokens_per_step
     if len(tokens) < len(mine):
         missing = Estimate(None, reason=f"reached under {len(tokens)} of {len(mine)} seeds")
         return Reach(len(tokens), len(mine), missing, missing, missing, missing)
-    ratios = [[a / b[at] for a, b in zip(own, reference, strict=True)] for at, own in enumerate((tokens, seconds))]
-    estimates = [estimate_of(mean_over_seeds(values)) for values in (tokens, seconds, *ratios)]
-    return Reach(len(tokens), len(mine), *estimates)
+    taken = [estimate_of(mean_over_seeds(values)) for values in (tokens, seconds)]
+    ratios = [Estimate(None, reason="the control does not improve")] * 2  # its first value is as good as its last
+    if all(all(both) for both in reference):
+        known = enumerate((tokens, seconds))
+        shares = [[a / b[at] for a, b in zip(values, reference, strict=True)] for at, values in known]
+        ratios = [estimate_of(mean_over_seeds(values)) for values in shares]
+    return Reach(len(tokens), len(mine), *taken, *ratios)
 
 
 # --- findings ------------------------------------------------------------------------------------------

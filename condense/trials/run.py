@@ -207,7 +207,7 @@ def assembled(plan: TrialPlan, runs: Runs, *, command: str, output: str, timing:
     reason = unranked(seeds, len(measured))
     if reason is None:
         ranks = {key: rank_arms(list(measured), pairs, key) for key in MEASURES}
-        placed = {name: {key: ranks[key][name] for key in MEASURES} for name in measured}
+        placed = {name: {key: ranks[key][name] for key in MEASURES if name in ranks[key]} for name in measured}
         arms = [replace(arm, ranks=placed.get(arm.spec.name, {})) for arm in arms]
     doses = dose_responses(arms, plan.training.coefficient_schedule)
     return Trial(

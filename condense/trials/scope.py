@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from condense.comparison.verdict import signed
 from condense.diagnosis.verdict import BILLION, LIU
-from condense.intervals import ALPHA
 from condense.records.base import Again, Estimate, Finding
 from condense.records.diagnosis import ModelInfo
-from condense.records.plans import TUNED, Plan, TrialPlan
+from condense.records.plans import RANK_SEEDS, TUNED, Plan, TrialPlan
 from condense.records.schedules import warmup_steps
 from condense.records.treatment import QualityWord
 from condense.records.trial import ArmResult, Pair
@@ -84,45 +83,60 @@ def untuned_control(
 
 
 def placebo_findings(arms: Sequence[ArmResult], pairs: Sequence[Pair], again: Again) -> list[Finding]:
-    """Whether a placebo gives a gain too, and whether each dispersion arm is better than it, where both have a word.
+    """What a placebo says of each dispersion arm, where one of the two improved quality and both have a word.
 
-    Better: fewer bits per byte with p below .05, adjusted over all pairs of arms.
+    Better than a placebo: clearly apart, as for a rank, with fewer bits per byte.
     """
     known = [arm for arm in arms if arm.quality is not None]
-    placebos = [arm.spec.name for arm in known if arm.spec.remedy.startswith("placebo-") and arm.quality == "improved"]
+    placebos = [arm for arm in known if arm.spec.remedy.startswith("placebo-")]
     losses = [arm for arm in known if arm.spec.remedy == "dispersion" and (arm.spec.coefficient or 0) > 0]
     made = []
     for arm, placebo in itertools.product(losses, placebos):
-        change, p = _difference(arm.spec.name, placebo, pairs)
-        if change.value is None or p is None:
+        pair, change = _difference(arm.spec.name, placebo.spec.name, pairs)
+        if pair is None or change.value is None or "improved" not in (arm.quality, placebo.quality):
             continue
-        better = p < ALPHA and change.value < 0
-        same = f"{placebo}, a placebo, helps too, and {arm.spec.name} is not shown to be better"
-        what = "so size alone is not what helped" if better else "and what it gives as well is no evidence for that"
+        better = pair.clear.get("bits_per_byte", False) and change.value < 0
+        p = pair.p.get("bits_per_byte")
+        least = "" if len(arm.runs) >= RANK_SEEDS else f"; to stand before another an arm needs {RANK_SEEDS} seeds"
+        what = "so that is not all that helped" if better else "and what it does as well is no evidence for that"
         made.append(
             Finding(
                 "placebo",
                 "info" if better else "warning",
-                f"{arm.spec.name} is better than {placebo}, a placebo" if better else same,
-                f"{arm.spec.name} − {placebo} in bits per byte: {signed(change)}, p = {p:.2g} over all pairs of arms",
-                f"The placebo is a penalty of the same size without what the loss is said to do, {what}.",
-                again(output="more-seeds/", seeds=str(2 * len(arm.runs))),
+                _beside_a_placebo(arm, placebo, better),
+                f"{arm.spec.name} − {placebo.spec.name} in bits per byte: {signed(change)}"
+                + ("" if p is None else f", p = {p:.2g} over all pairs of arms")
+                + ("" if better else least),
+                f"The placebo is a penalty on the same states without what the loss is said to do, {what}.",
+                again(output="more-seeds/", seeds=str(max(RANK_SEEDS, 2 * len(arm.runs)))),
                 "placebos: docs/remedies.md",
             )
         )
     return made
 
 
-def _difference(first: str, second: str, pairs: Sequence[Pair]) -> tuple[Estimate, float | None]:
-    """First − second in bits per byte, and its adjusted p; no value where they were not compared."""
+def _beside_a_placebo(arm: ArmResult, placebo: ArmResult, better: bool) -> str:
+    """An arm and a placebo, one of which improved quality, in a sentence."""
+    name, other = arm.spec.name, f"{placebo.spec.name}, a placebo"
+    if better:
+        return f"{name} is better than {other}"
+    if arm.quality != "improved":
+        return f"{other}, improved quality, and {name} did not"
+    if placebo.quality == "improved":
+        return f"{other}, helps too, and {name} is not shown to be better"
+    return f"{name} improved quality, and is not shown to be better than {other}"
+
+
+def _difference(first: str, second: str, pairs: Sequence[Pair]) -> tuple[Pair | None, Estimate]:
+    """Their pair, and first − second in bits per byte; None where they were not compared."""
     for pair in pairs:
-        change, p = pair.differences["bits_per_byte"], pair.p.get("bits_per_byte")
+        change = pair.differences["bits_per_byte"]
         if (pair.first, pair.second) == (first, second):
-            return change, p
-        if (pair.second, pair.first) == (first, second) and change.value is not None:
+            return pair, change
+        if (pair.second, pair.first) == (first, second):
             low, high = (None if bound is None else -bound for bound in (change.high, change.low))
-            return Estimate(-change.value, low, high), p
-    return Estimate(None), None
+            return pair, Estimate(None if change.value is None else -change.value, low, high)
+    return None, Estimate(None)
 
 
 def scope_findings(
@@ -143,7 +157,7 @@ def scope_findings(
                 f"{'; '.join(arm.details) or 'see its details'}; bits per byte {_arm_change(arm, 'bits_per_byte')}",
                 "New rows start as means of old ones and need training; compare it by bits per byte, never by "
                 "perplexity. It sees more text per step than the other arms.",
-                again(output="longer/", max_steps=str(10 * (plan.training.max_steps or 100))),
+                again(output="longer/", max_steps=str(10 * steps)),
                 "Tao et al. 2024, arXiv:2407.13623",
             )
         )
@@ -156,7 +170,7 @@ def scope_findings(
                 f"bits per byte {_arm_change(names['active-forgetting'], 'bits_per_byte')}",
                 "It re-initialises the embeddings while the body is still learning; late in fine-tuning it "
                 "destroys what they knew.",
-                again(output="longer/", max_steps="3000"),
+                again(output="longer/", max_steps=str(max(3000, 4 * steps))),
                 "Chen et al. 2023, arXiv:2307.01163",
             )
         )

@@ -14,18 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from condense.comparison.differences import effect_of
+from condense.comparison.verdict import signed
 from condense.errors import RunError
 from condense.evaluation.harness import OpenTasks
 from condense.files import sha256
 from condense.models import checkpoint as checkpoints
 from condense.records.base import Estimate
-from condense.records.plans import CONTROL, SEARCH_DOSES, ArmSpec, Plan, TrialPlan
+from condense.records.plans import COEFFICIENT, CONTROL, SEARCH_DOSES, ArmSpec, Plan, TrialPlan
 from condense.records.treatment import DoseSearch, TriedDose
 from condense.texts.documents import Document
 from condense.training.prepare import Prepared, prepare_text
 from condense.training.rows import VALIDATION_SHARE
 from condense.trials.arm_run import attempt
-from condense.trials.doses import chosen_dose, next_tried, within_tolerance
+from condense.trials.doses import RATIO_HIGH, next_dose, rounded
 from condense.trials.folder import Run, clear_run, failure, is_done, read_run
 from condense.trials.runs import Job, Request
 
@@ -226,3 +227,60 @@ def _words(point: TriedDose) -> str:
     if point.effect.value is None:
         return f"failed ({point.effect.reason})"
     return f"{point.word} ({point.effect.value:+.3f}), quality {point.quality_word}"
+
+
+# --- which dose ------------------------------------------------------------------------------------------
+
+
+def within_tolerance(dose: TriedDose) -> bool:
+    """Whether quality is shown to be held at a dose, or improved, and the cone is not narrowed."""
+    return dose.quality_word in ("improved", "held") and dose.word != "more condensed"
+
+
+def next_tried(points: Sequence[TriedDose]) -> float | None:
+    """The coefficient that a search tries next, from those it tried; None where it is at its end.
+
+    It begins at `COEFFICIENT`, rises by three (further where the penalty is far below a tenth of cross-entropy) until
+    quality is not shown to be held or the penalty competes with cross-entropy, falls by three until it is, and halves
+    a factor above 2 between the two once, on a logarithmic scale; at most `SEARCH_DOSES` in all.
+    """
+    if not points:
+        return COEFFICIENT
+    if len(points) >= SEARCH_DOSES:
+        return None
+    kept = [point for point in points if within_tolerance(point)]
+    failed = [point.coefficient for point in points if not within_tolerance(point)]
+    if not kept:
+        return rounded(min(failed) / 3)
+    top = max(kept, key=lambda point: point.coefficient)
+    if not failed:
+        ratio = top.penalty_to_ce
+        if ratio is not None and ratio >= RATIO_HIGH:
+            return None
+        small = None if top.word == "more spread" else next_dose(top.coefficient, ratio)
+        return small or rounded(3 * top.coefficient)
+    low, high = top.coefficient, min(c for c in failed if c > top.coefficient) if max(failed) > top.coefficient else 0.0
+    between = rounded((low * high) ** 0.5)
+    tried = {point.coefficient for point in points}
+    return between if high > 2 * low and low < between < high and between not in tried else None
+
+
+def chosen_dose(points: Sequence[TriedDose]) -> tuple[float | None, str]:
+    """The coefficient with the largest measurable fall within the quality tolerance, or None; with the reason."""
+    kept = [point for point in points if within_tolerance(point)]
+    fell = [point for point in kept if point.word == "more spread"]
+    if fell:
+        best = min(fell, key=lambda point: point.effect.value or 0.0)
+        quality = "improved" if best.quality_word == "improved" else "is held"
+        return best.coefficient, (
+            f"the largest measurable fall of the deep mean cosine ({signed(best.effect)}) whose quality {quality} "
+            f"({signed(best.quality)})"
+        )
+    tried = ", ".join(f"{point.coefficient:g}" for point in sorted(points, key=lambda point: point.coefficient))
+    if any(point.word == "more spread" for point in points):
+        return None, f"of {tried} each that spread the representation is not shown to hold quality"
+    if not kept:
+        return None, f"at {tried} quality is not shown to be held"
+    if all(point.word == "smaller than what counts" for point in kept):
+        return None, f"at {tried} the effect is smaller than what counts, or quality is not shown to be held"
+    return None, f"at {tried} no measurable fall is within the quality tolerance"

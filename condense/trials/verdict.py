@@ -151,7 +151,10 @@ def _headline(arms: Sequence[ArmResult], seeds: int) -> tuple[Literal["good", "w
         chosen = [arm for arm in spread if can_be_chosen(arm.spec)]
         good = any(arm.quality in ("improved", "held") and arm.opened in ("cone opened", "both") for arm in chosen)
         costly = any(arm.quality == "worse" for arm in spread)
-        why = f"Every difference is to the control under the same seed, over {seeds} seeds. {_opened(spread)}"
+        why = f"Every difference is to the control under the same seed, over {_seeds_of(spread)}. {_opened(spread)}"
+        why += "".join(
+            f" {arm.spec.name}: {arm.effect.unpaired}." for arm in spread if arm.effect and arm.effect.unpaired
+        )
         return "good" if good else "warning" if costly else "info", "; ".join(parts), why
     small = all(arm.verdict == "too-small-to-count" for arm in arms)
     narrowed = any(arm.verdict == "condensed-further" for arm in arms)
@@ -160,11 +163,24 @@ def _headline(arms: Sequence[ArmResult], seeds: int) -> tuple[Literal["good", "w
         why = "Each interval lies within ± the smallest effect that counts."
     else:
         nothing = "No arm is shown to spread the representation"
-        why = "The intervals of some arms reach beyond what counts: see what these seeds could have shown."
+        few = [f"{arm.spec.name}: {arm.verdict_reason}" for arm in arms if arm.verdict_reason]
+        wide = any(not arm.verdict_reason and arm.verdict != "too-small-to-count" for arm in arms)
+        why = (
+            "The intervals of some arms reach beyond what counts: see what these seeds could have shown."
+            if wide
+            else ""
+        )
+        why = " ".join(part for part in (why, f"{'; '.join(few)}." if few else "") if part)
     if not narrowed:
         parts.insert(0, nothing)
     bad = narrowed or any(arm.quality == "worse" for arm in arms)
     return "warning" if bad else "info", "; ".join(parts), nothing + "." if narrowed else why
+
+
+def _seeds_of(arms: Sequence[ArmResult]) -> str:
+    """Over how many seeds these arms were compared with the control."""
+    counts = sorted({len(arm.effect.by_seed) for arm in arms if arm.effect})
+    return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
 
 
 _QUALITIES: tuple[QualityWord, ...] = ("improved", "held", "not shown to be held", "not measured", "worse")
@@ -210,11 +226,9 @@ def _ranking(plan: TrialPlan, arms: Sequence[ArmResult], reason: str | None, aga
                 BOUTHILLIER,
             )
         ]
-    ranked = [arm for arm in arms if arm.ranks]
-    seen = "; ".join(
-        f"{title}: {_order({arm.spec.name: arm.ranks[key] for arm in ranked})}"
-        for key, title in (("mean_cosine", "most spread first"), ("bits_per_byte", "fewest bits per byte first"))
-    )
+    titles = {"mean_cosine": "most spread first", "bits_per_byte": "fewest bits per byte first"}
+    places = {key: {arm.spec.name: arm.ranks[key] for arm in arms if key in arm.ranks} for key in titles}
+    seen = "; ".join(f"{titles[key]}: {_order(ranks) if ranks else 'not known'}" for key, ranks in places.items())
     return [
         Finding(
             "ranking",
@@ -248,6 +262,8 @@ def _power(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> list[Fin
     if not known:
         return []
     lines, most, text = [], 0, False
+    seeds = sorted({power.seeds for _, powers in known for power in powers.values()})
+    few = f"; below {MIN_SEEDS} seeds no arm gets a word" if seeds[0] < MIN_SEEDS else ""
     for key in ("mean_cosine", "quality"):
         own = [(arm.spec.name, power[key]) for arm, power in known if key in power]
         if not own:
@@ -263,13 +279,13 @@ def _power(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> list[Fin
         Finding(
             "power",
             "info",
-            f"What {plan.seeds} seeds could have shown",
-            "; ".join(lines),
+            f"What {'' if len(seeds) == 1 else f'{seeds[0]} to '}{seeds[-1]} seeds could have shown",
+            "; ".join(lines) + few,
             "The smallest difference that 80 % of such trials find. Where a smaller one has no word, it may be there "
             "all the same."
             + (" More validation text, not more seeds, would narrow it." if text else "")
             + ("" if shown else f" {PUBLIC_SEEDS}."),
-            next_after_power(most, plan.seeds, text, plan.training.num_texts, again),
+            next_after_power(most, seeds[0], text, plan.training.num_texts, again),
             BOUTHILLIER,
         )
     ]
@@ -294,17 +310,18 @@ def power_before(seeds: int, arms: int, known: Sequence[tuple[str, Mapping[str, 
 
     if seeds < 2:
         return [f"one seed covers no other seed; a claim needs at least {MIN_SEEDS}"]
+    few = f"; below {MIN_SEEDS} no arm gets a word" if seeds < MIN_SEEDS else ""
     lines = []
     for key in ("mean_cosine", "quality"):
         own = [(expected_power(power[key], seeds, arms), name) for name, power in known if key in power]
         if own:
             worst, name = max(own, key=lambda pair: pair[0].shown or 0.0)
-            lines.append(f"by the earlier run, {seeds} seeds can show {power_words(worst, name)}")
+            lines.append(f"by the earlier run, {seeds} seeds can show {power_words(worst, name)}{few}")
     if lines:
         return lines
     spread = Power("bits_per_byte", 1, 0.05, 2**0.5 * PUBLIC_SD["bits_per_byte"], 0.0, None, None, None, None)
     shown = expected_power(spread, seeds, arms).shown
-    return [f"{PUBLIC_SEEDS}; by it {seeds} seeds can show {shown:.2g} bits per byte; here it is not known yet"]
+    return [f"{PUBLIC_SEEDS}; by it {seeds} seeds can show {shown:.2g} bits per byte{few}; here it is not known yet"]
 
 
 def power_words(power: Power, arm: str = "") -> str:

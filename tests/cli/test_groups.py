@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import pytest
 import typer
+from rich.text import Text
 from typer.testing import CliRunner
 
 from condense.cli import settings
@@ -17,7 +18,7 @@ from condense.cli.demo import demo
 from condense.cli.groups import Only, Without, command
 from condense.cli.report import report
 from condense.cli.treat import treat
-from condense.cli.trial import trial
+from condense.cli.trial import Arms, trial
 from condense.records.options import Flag, ModelOptions, OutputOptions, TextOptions
 from condense.records.plans import Plan
 
@@ -143,3 +144,13 @@ def test_a_setting_that_is_not_finite_is_2(key: str, value: str) -> None:
     Path("condense.toml").write_text(f"[analyze]\n{key} = {value}\n")
     result = condense("analyze", "m")
     assert result.exit_code == 2 and f"--{key.replace('_', '-')}" in result.stderr, result.output
+
+
+def test_brackets_in_a_help_are_no_markup() -> None:
+    """[@layers] was taken for a tag of rich, and left out of the help of trial."""
+    (info,) = inspect.signature(trial).parameters["named_arms"].annotation.__metadata__
+    assert Text.from_markup(info.help).plain == Arms.help and "[@layers]" in Arms.help
+    for function in COMMANDS:
+        for parameter in inspect.signature(function).parameters.values():
+            (info,) = parameter.annotation.__metadata__
+            assert not Text.from_markup(info.help or "").spans, parameter.name

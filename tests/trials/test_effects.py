@@ -190,6 +190,20 @@ def test_arms_that_are_not_separated_tie():
     assert (ranks["c"].place, ranks["c"].tied_with) == (2, ("b",))
 
 
+def test_an_arm_without_a_value_has_no_place():
+    """It stood first, untied: so did every arm of a masked model by bits per byte."""
+    pairs = [pair("a", "b", None, False), pair("a", "c", None, False), pair("b", "c", None, False)]
+    assert rank_arms(["a", "b", "c"], pairs, "mean_cosine") == {}
+    ranks = rank_arms(["a", "b", "c"], [*pairs[:1], pair("a", "c", 0.2, True), *pairs[2:]], "mean_cosine")
+    assert {name: rank.place for name, rank in ranks.items()} == {"a": 2, "c": 1}
+
+
+def test_arms_that_were_not_compared_with_each_other_tie():
+    pairs = [pair("a", "b", None, False), pair("a", "c", -0.2, True), pair("b", "c", -0.1, True)]
+    ranks = rank_arms(["a", "b", "c"], pairs, "mean_cosine")
+    assert ranks["a"].tied_with == ("b",) and ranks["c"].place == 3
+
+
 def test_ties_need_not_be_transitive():
     pairs = [pair("a", "b", -0.1, False), pair("b", "c", -0.1, False), pair("a", "c", -0.2, True)]
     ranks = rank_arms(["a", "b", "c"], pairs, "mean_cosine")

@@ -70,6 +70,24 @@ def learned(change, compared=1, **more):
     return learning_of(*curves, 1000, LEAST, compared)
 
 
+def test_a_control_that_does_not_improve_has_no_time_to_its_end():
+    """On a next text that it knows already: its first value, at 0 tokens and 0 seconds, is as good as its last."""
+    at = (0, 200, 400)
+
+    def curves(values):
+        each = [np.tile(row, (WINDOWS, 1)).T for row in values]
+        return {
+            seed: learning.RunCurve(at, np.array([0.0, 1.0, 2.0]), of, np.full(WINDOWS, BYTES), DOCUMENTS, "processor")
+            for seed, of in enumerate(each)
+        }
+
+    made = learning_of(
+        curves([[100.0, 102.0, 101.0 + 0.1 * s] for s in range(3)]), curves([[100.0, 103.0, 101.0]] * 3), 1000, LEAST, 1
+    )
+    assert made.reach.reached == 3 and made.reach.tokens.value == 0
+    assert made.reach.token_ratio.value is None and made.reach.token_ratio.reason == "the control does not improve"
+
+
 def test_a_gain_that_turns_into_a_loss_is_called_so_with_the_step():
     change = np.interp(STEPS, (25, 100, 300, 400), (-0.06, -0.06, 0.02, 0.04))
     made = learned(change)

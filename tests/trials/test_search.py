@@ -22,11 +22,10 @@ from condense.report.treatment.figures import training_figures
 from condense.report.treatment.search import search_figures, search_table
 from condense.report.treatment.text import model_card, show_plan, show_treatment, treatment_markdown
 from condense.treatment.run import treat
-from condense.trials import doses
+from condense.trials import search
 from condense.trials.arm_run import Watch
-from condense.trials.doses import chosen_dose, next_tried
 from condense.trials.estimate import _seconds_per_step
-from condense.trials.search import _point, _short_plan, search_words
+from condense.trials.search import _point, _short_plan, chosen_dose, next_tried, search_words
 from tests.browser.test_treatment_page import treatment
 from tests.moved import moved
 from tests.treatment.test_output import PLAN, TEXTS, StoppedError
@@ -273,7 +272,7 @@ filtered = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarn
 def test_a_search_that_is_killed_goes_on_and_then_trains(
     tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doses, "SEARCH_DOSES", 2)
+    monkeypatch.setattr(search, "SEARCH_DOSES", 2)
     seen, out = Seen(stop="search: coefficient 0.3"), tmp_path / "out"
     plan = replace(SHORT, quality_tolerance=0.5, min_effect=1e-4)
     with pytest.raises(StoppedError):
@@ -300,7 +299,7 @@ def test_a_search_that_is_killed_goes_on_and_then_trains(
 def test_without_a_dose_nothing_is_trained_and_the_next_step_is_said(
     tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doses, "SEARCH_DOSES", 1)
+    monkeypatch.setattr(search, "SEARCH_DOSES", 1)
     seen, out = Seen(), tmp_path / "out"
     plan = replace(SHORT, quality_tolerance=0.5, min_effect=10.0)
     with pytest.raises(RunError) as failure:

@@ -459,9 +459,15 @@ def test_a_gain_from_random_weights_is_not_said_to_last():
 AGAIN = Again("condense trial tiny --text t.txt -o trial/ --seeds 3")
 
 
-def pair(first, second, value, p):
+def pair(first, second, value, p, clear=False):
     bits = Estimate(value, value - 0.01, value + 0.02)
-    return Pair(first, second, {"mean_cosine": Estimate(0.0), "bits_per_byte": bits}, {}, {"bits_per_byte": p})
+    return Pair(
+        first,
+        second,
+        {"mean_cosine": Estimate(0.0), "bits_per_byte": bits},
+        {"bits_per_byte": clear},
+        {"bits_per_byte": p},
+    )
 
 
 def test_a_placebo_that_helps_as_well_is_said():
@@ -474,22 +480,87 @@ def test_a_placebo_that_helps_as_well_is_said():
     ]
     pairs = [
         pair("dispersion=1", "placebo-shuffled=1", -0.02, 0.23),
-        pair("placebo-shuffled=1", "dispersion:decorrelation=0.3", 0.06, 0.02),
-        pair("dispersion=-1", "placebo-shuffled=1", 0.3, 0.001),
-        pair("dispersion=1", "placebo-norm=1", -0.03, 0.001),
+        pair("placebo-shuffled=1", "dispersion:decorrelation=0.3", 0.06, 0.02, True),
+        pair("dispersion=-1", "placebo-shuffled=1", 0.3, 0.001, True),
+        pair("dispersion=1", "placebo-norm=1", -0.03, 0.2),
     ]
-    same, better = placebo_findings(arms, pairs, AGAIN)
+    same, held, better = placebo_findings(arms, pairs, AGAIN)
     assert same.severity == "warning" and same.title.startswith("placebo-shuffled=1, a placebo, helps too")
-    assert "-0.0200 [-0.0300, +0.0000], p = 0.23" in same.seen
+    assert "-0.0200 [-0.0300, +0.0000], p = 0.23" in same.seen and "an arm needs 5 seeds" in same.seen
+    assert held.title == "dispersion=1 improved quality, and is not shown to be better than placebo-norm=1, a placebo"
     assert (
         better.severity == "info"
         and better.title == "dispersion:decorrelation=0.3 is better than placebo-shuffled=1, a placebo"
     )
     assert "-0.0600 [-0.0800, -0.0500], p = 0.02" in better.seen, "turned round"
-    worse = [pair("dispersion=1", "placebo-shuffled=1", 0.06, 0.001)]
+    worse = [pair("dispersion=1", "placebo-shuffled=1", 0.06, 0.001, True)]
     assert [one.severity for one in placebo_findings(arms, worse, AGAIN)] == ["warning"], "clearly worse is not better"
     assert not placebo_findings([arms[0], replace(arms[3], quality=None)], pairs, AGAIN), "below three seeds"
-    assert not placebo_findings(arms, [pair("dispersion=1", "placebo-shuffled=1", -0.02, None)], AGAIN)
+    assert not placebo_findings(arms[:2], pairs, AGAIN) and not placebo_findings(arms, [], AGAIN)
+
+
+def test_a_loss_that_did_not_help_does_not_help_too():
+    """It was said of a loss that cost quality, beside a placebo that improved it."""
+    placebo = arm("placebo-shuffled=1", effect(FALL, BETTER), 1.0, remedy="placebo-shuffled")
+    for of in (effect(FALL, COSTLY), effect(FALL), effect(FALL, WIDE)):
+        pairs = [pair("dispersion=1", "placebo-shuffled=1", 0.04, 0.001, True)]
+        (finding,) = placebo_findings([arm("dispersion=1", of, 1.0), placebo], pairs, AGAIN)
+        assert finding.title == "placebo-shuffled=1, a placebo, improved quality, and dispersion=1 did not"
+    neither = replace(placebo, quality="held")
+    assert not placebo_findings([arm("dispersion=1", effect(FALL), 1.0), neither], pairs, AGAIN)
+
+
+def test_a_small_p_alone_is_not_better_than_a_placebo():
+    """As for a rank: a difference that counts, over five seeds."""
+    arms = [
+        arm("dispersion=1", effect(FALL, BETTER), 1.0),
+        arm("placebo-norm=0.1", effect(SMALL, BETTER), 0.1, "placebo-norm"),
+    ]
+    (finding,) = placebo_findings(arms, [pair("dispersion=1", "placebo-norm=0.1", -0.00001, 0.04)], AGAIN)
+    assert finding.severity == "warning" and "not shown to be better" in finding.title
+    assert "size" not in finding.why, "the coefficients differ"
+
+
+def test_a_dose_that_is_strong_enough_asks_for_no_stronger_one():
+    """0.1 spread the representation; what is open is its quality, which a higher dose does not help."""
+    arms = [arm("d=0.1", effect(FALL, WIDE), 0.1), arm("d=1", effect(FALL, COSTLY), 1.0)]
+    finding = found(arms)["dose"]
+    assert "coefficient" not in finding.title.partition(";")[2] and "--arms d=" not in finding.next
+    assert "not enough" not in finding.why and "--seeds" in finding.next
+
+
+def test_seeds_that_are_told_are_those_of_the_arms_that_are_told_of():
+    good, alone = arm("d=0.1", effect(FALL, seeds=5), 0.1), arm("e", effect(SMALL, seeds=1), None, "embedding-dropout")
+    assert "over 5 seeds" in found([good, alone])["trial"].why
+    assert "over 3 to 5 seeds" in found([good, arm("d=1", effect(FALL), 1.0)])["trial"].why
+    small = arm("d=0.1", effect(SMALL, seeds=5), 0.1)
+    why = found([small, arm("e", effect(UNCLEAR, seeds=2), None, "embedding-dropout")])["trial"].why
+    assert why == "e: 2 seeds: a word on an arm needs 3."
+    known = Power("mean_cosine", 5, 0.05, 0.01, 0.001, 3.0, 0.04, 0.01, 12)
+    powered = arm("d=0.1", replace(effect(SMALL, seeds=5), power={"mean_cosine": known}), 0.1)
+    assert found([powered])["power"].title == "What 5 seeds could have shown", "the plan has 3"
+
+
+def test_two_seeds_are_promised_no_word():
+    spread = Power("mean_cosine", 2, 0.05, 1e-6, 1e-5, 7.0, 1e-4, 0.01, 2)
+    (line,) = power_before(2, 1, [("d=1", {"mean_cosine": spread})])
+    assert "it takes 3 seeds" in line and line.endswith("below 3 no arm gets a word")
+    of = replace(effect(SMALL, seeds=2), power={"mean_cosine": spread})
+    assert found([arm("d=1", of, 1.0)])["power"].seen.endswith("below 3 seeds no arm gets a word")
+
+
+def test_advice_is_for_more_seeds_and_more_steps_than_there_were():
+    plan = TrialPlan(PLAN.arms, 3, replace(PLAN.training, seeds=3))
+    few = arm("d=0.1", effect(FALL, seeds=2), 0.1)
+    command = "condense trial tiny --text t.txt -o trial/"  # three seeds by default, one of which failed
+    notes = {one.id: one for one in trial_findings(plan, MODEL, BEFORE, [few], dose_responses([few]), None, command)}
+    assert "--seeds 4" in notes["dose"].next
+    long = Curve(step=(10, 5000))
+    later = arm("active-forgetting", effect(SMALL), None, "active-forgetting")
+    later = replace(later, runs=(replace(later.runs[0], curve=long),))
+    larger = replace(later, spec=ArmSpec("larger-vocab", "larger-vocab"))
+    assert "--max-steps 20000" in found([later])["active-forgetting"].next
+    assert "--max-steps 50000" in found([larger])["larger-vocab"].next
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,8 @@ def _reach(one: Learning) -> Cell:
     reach = one.reach
     if reach is None:
         return EMPTY
+    if reach.token_ratio.value is None and reach.reached == reach.seeds:
+        return Cell("–", notes=(reach.token_ratio.reason or "",))
     if reach.token_ratio.value is None:
         said = f"{reach.reached} of {plural(reach.seeds, 'seed')}"
         return Cell(said if reach.reached else "not reached")

@@ -13,6 +13,7 @@ from condense.files import size_in_words
 from condense.records.base import Estimate
 from condense.records.plans import RANK_SEEDS
 from condense.records.trial import (
+    QUALITY_KEYS,
     ArmEffect,
     ArmResult,
     ArmRun,
@@ -146,7 +147,7 @@ def _measure_cells(effect: ArmEffect, arm: ArmResult, key: str) -> Cell:
     change, notes = effect.metrics.get(key, MISSING), _spread_notes(arm, key, effect.spread.get(key))
     rank = arm.ranks.get(key)
     notes += (f"place {rank.place}, tied" if rank.tied_with else f"place {rank.place}",) if rank else ()
-    unpaired = key == "effective_rank" and effect.unpaired
+    unpaired = key not in QUALITY_KEYS and effect.unpaired
     return replace(change_cell(change, digits_of(key), notes), mark="†" if unpaired else "")
 
 
