@@ -103,8 +103,9 @@ def describe(folder: Path, names: Iterable[str] | None = None) -> dict[str, File
 
 
 def described(texts: Mapping[str, str]) -> dict[str, File]:
-    """Size and sha256 of texts once they are written."""
-    return {name: File(len(data := text.encode()), sha256(data)) for name, text in texts.items()}
+    """Size and sha256 of texts once `write_text` has written them."""
+    written = {name: text.encode(errors="replace") for name, text in texts.items()}
+    return {name: File(len(data), sha256(data)) for name, data in written.items()}
 
 
 def names_in(folder: Path) -> list[str]:

@@ -13,13 +13,14 @@ import pytest
 
 from condense import folders, lock
 from condense.errors import RunError, UsageError
-from condense.files import size_in_words
+from condense.files import size_in_words, write_text
 from condense.folders import (
     MARK,
     Mark,
     clear,
     describe,
     described,
+    is_same,
     names_in,
     publish,
     read_mark,
@@ -151,6 +152,13 @@ def test_a_mark_leads_nowhere_else(name: str, tmp_path: Path) -> None:
     assert read_mark(folder) is None
     clear(folder)
     assert thesis.read_text() == "mine"
+
+
+def test_a_text_is_described_as_it_is_written(tmp_path: Path) -> None:
+    """A file name that is not UTF-8, in the command that is recorded, ended a treatment after its training."""
+    text = "condense treat --text caf\udce9.txt"
+    write_text(tmp_path / "w", text)
+    assert is_same(tmp_path / "w", described({"w": text})["w"])
 
 
 def test_a_link_is_not_the_file_it_points_to(tmp_path: Path) -> None:

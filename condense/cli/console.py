@@ -18,6 +18,7 @@ import typer
 
 from condense.errors import as_condense_error, is_panic
 from condense.report.escape import for_runner, for_terminal
+from condense.texts.fields import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +72,7 @@ def command_line(*, no_text: bool = False) -> str:
     no_text: without the names of texts too.
     """
     hidden = (*_HIDDEN, *(_HIDDEN_TEXT if no_text else ()))
-    words = ["condense", *sys.argv[1:]]
+    words = ["condense", *map(shown, sys.argv[1:])]
     for index, word in enumerate(words):
         flag, equals, _ = word.partition("=")
         if not word.startswith("--") or flag.replace("_", "-") not in hidden:

@@ -97,11 +97,9 @@ class Disperser:
         self._blocks = {stack.name: stack.blocks for stack in self._stacks}
         self._special = special_tokens(model, special_ids)
         self._hooks = contextlib.ExitStack()
-        self._attached = False
+        self._attached = self._copied = False
         self._step = 0
-        self._open: dict[str, _Pass] = {}
-        self._done: dict[str, _Pass] = {}
-        self._unchecked: tuple[Callable[[], Tensor], list[Site]] | None = None
+        self._forget()
         self._seen = {"stray": 0, "without gradients": 0}
 
     @property
@@ -113,6 +111,8 @@ class Disperser:
         """Put the hooks on the model; a second call changes nothing."""
         if self._attached:
             return self
+        if self._copied:
+            raise RunError("a copy of an attached Disperser cannot be attached", "make a new one for the copied model")
         with contextlib.ExitStack() as hooks:
             for stack in self._stacks:
                 for index, module in enumerate(self._containers(stack)):
@@ -136,9 +136,17 @@ class Disperser:
         """Take the hooks off and let go of the collected states."""
         self._attached = False
         self._hooks.close()
-        self._open.clear()
-        self._done.clear()
-        self._unchecked = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._open: dict[str, _Pass] = {}
+        self._done: dict[str, _Pass] = {}
+        self._unchecked: tuple[Callable[[], Tensor], list[Site]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without hooks and states: those that a copied or pickled model brings along do nothing."""
+        fresh = {"_attached": False, "_copied": self._attached or self._copied, "_hooks": contextlib.ExitStack()}
+        return vars(self) | fresh | {"_open": {}, "_done": {}, "_unchecked": None}
 
     def __enter__(self) -> Self:
         return self.attach()
@@ -253,10 +261,10 @@ class Disperser:
         return list(dict.fromkeys([stack.root, *called, *outer, _owner(stack)]))
 
     def _enter(self, stack: str, index: int, parameters: tuple[str, ...], module: Any, args: Any, kwargs: Any) -> None:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or not self._attached:
             return
         passing = self._open.get(stack)
-        if passing is None:
+        if passing is None or passing["opener"] == index:  # the latter was interrupted: no hook is called then
             passing = {"opener": index, "calls": 0, "silent": 0, "inputs": {}, "states": {}}
             self._open[stack] = passing
         named = {**dict(zip(parameters, args, strict=False)), **kwargs}
@@ -285,7 +293,7 @@ class Disperser:
         passing = self._open.get(stack)
         if passing is None:
             return
-        if has_output or hasattr(output, "last_hidden_state"):
+        if output is not None and (has_output or hasattr(output, "last_hidden_state")):
             self._keep(stack, passing, 0, getattr(output, "last_hidden_state", output))
         if passing["opener"] != index:
             return

@@ -8,9 +8,11 @@ logger.log(monitor(step, loss=float(loss)))
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -99,6 +101,7 @@ class Monitor:
 
     def __call__(self, step: int, **beside: float) -> dict[str, float]:
         """Measure if `step` is due; `beside` (a loss, say) is written and drawn with the numbers."""
+        step = int(step)
         if step % self.every:
             return {}
         before = time.perf_counter()
@@ -114,7 +117,7 @@ class Monitor:
                 "step": step,
                 "deep": deep,
                 "blocks": {key: [values.get(number) for number in numbers] for key, values in blocks.items()},
-                "beside": {name: float(value) if math.isfinite(value) else None for name, value in beside.items()},
+                "beside": {name: _number(value) for name, value in beside.items()},
                 "measured": self._measured,
                 "errors": self.errors,
                 "seconds": round(seconds, 4),
@@ -182,16 +185,33 @@ class Monitor:
         }:
             raise UsageError(f"{path} is not a monitor's file of this model", "choose another path, or move it away")
         self._first = {key: value for key, value in (second.get("deep") or {}).items() if isinstance(value, float)}
+        written = path.read_bytes()
+        if not written.endswith(b"\n"):  # a line that was not written whole, to which the next would be joined
+            os.truncate(path, written.rfind(b"\n") + 1)
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._path is None:
             return
+        size = None
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+            with self._path.open("ab") as file:
+                size = file.tell()
+                file.write((json.dumps(line, allow_nan=False) + "\n").encode())
         except OSError as error:
             self.errors += 1
             self._last_error = first_line(error)[:120]
+            if size is not None:
+                with contextlib.suppress(OSError):
+                    os.truncate(self._path, size)
+
+
+def _number(value: Any) -> float | None:
+    """A value beside the measurement; None where it is no finite number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):  # the last of a tensor of several
+        return None
+    return number if math.isfinite(number) else None
 
 
 def probe_of(probe: Any, special: Tensor) -> Probe:

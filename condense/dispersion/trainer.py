@@ -64,8 +64,7 @@ class DispersionMixin(_Base):
             config = replace(config, special_ids=tuple(self.processing_class.all_special_ids))
         self._disperser = Disperser(self.model, **vars(config))
         self._sequences: float | None = None
-        self._since_log = _Tally()
-        self._losses: list[Tensor] = []  # of the micro-batches of a step, looked at once before the optimizer's
+        self._begin_tally()
         self.add_callback(_Guard(self))
 
     @property
@@ -75,7 +74,6 @@ class DispersionMixin(_Base):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as super does; the hooks are on the model for so long."""
-        self._since_log = _Tally()
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, CondensationMonitor) and callback.trainer is None:
                 callback.trainer = self
@@ -94,6 +92,10 @@ class DispersionMixin(_Base):
         self._sequences = float(self.accelerator.gather(torch.tensor([total], device=device)).sum())
         self._since_log.steps += bool(batches)
         return batches, items
+
+    def _begin_tally(self) -> None:
+        self._since_log = _Tally()
+        self._losses: list[Tensor] = []  # of the micro-batches of a step, looked at once before the optimizer's
 
     def _count(self, batch: Any) -> int | None:
         known = isinstance(batch, Mapping) and isinstance(batch.get("input_ids"), Tensor)
@@ -280,6 +282,7 @@ class _Guard(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._trainer._begin_tally()  # anew where a smaller batch is tried after an error
         modules = list(unwrapped(kwargs["model"]).modules())
         # Blocks read it from their stack, which copied it from the config when it was built.
         for part in [*modules, *(module.config for module in modules if hasattr(module, "config"))]:

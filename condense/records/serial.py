@@ -138,10 +138,11 @@ def loads(text: str, name: str = "the text") -> Any:
 
     try:
         data = json.loads(text, parse_constant=constant)
+        where = _not_finite(data, "") if strange else None
     except (ValueError, RecursionError):
         raise UnavailableError(f"{name} is not JSON", "is it a file that condense wrote?") from None
     if strange:
-        raise UnavailableError(f"{name}: {_not_finite(data, '')} is {strange[0]}, not a number")
+        raise UnavailableError(f"{name}: {where} is {strange[0]}, not a number")
     return data
 
 

@@ -81,6 +81,11 @@ def test_a_token_that_is_none_is_refused_without_being_shown() -> None:
     assert condense("analyze", "./nowhere", HF_TOKEN=" \n").exit_code == 3
 
 
+def test_the_recorded_command_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["condense", "treat", "m", "--text", os.fsdecode(b"caf\xe9.txt")])
+    assert command_line().encode().decode() == r"condense treat m --text 'caf\xe9.txt'"
+
+
 @pytest.mark.parametrize(
     "words", [["--token", SECRET], [f"--token={SECRET}"], ["--text", SECRET], ["-o", f"x{SECRET}x"]], ids=" ".join
 )

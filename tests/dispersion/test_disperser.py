@@ -1,7 +1,10 @@
 """Disperser in a plain loop: which states, which tokens, which scale, and nothing left behind."""
 
+import copy
 import functools
 import math
+import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -691,3 +694,61 @@ def test_find_documents_on_gaps() -> None:
     attended = torch.tensor([[1, 1, 0, 1, 1]]).bool()
     found = find_documents(attended, None, torch.tensor([[0, 1, 0, 2, 3]]), torch.tensor([0]))
     assert found.valid.tolist() == [[False, True, False, True, True]] and int(found.sequences) == 1
+
+
+# --- forward passes that end early, and copies ------------------------------------------------------------
+
+
+def failing_once(part: nn.Module, error: BaseException) -> None:
+    """The next call of a module raises."""
+
+    def fail(*given: Any) -> None:
+        hook.remove()
+        raise error
+
+    hook = part.register_forward_pre_hook(fail)
+
+
+def test_the_pass_after_an_interrupted_one_is_collected(batch: dict[str, Tensor]) -> None:
+    """No hook is called where Ctrl-C ends a forward pass; the next said that blocks are shared or looped."""
+    model = gpt2()
+    with Disperser(model) as disperser:
+        failing_once(model.lm_head, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            model(**batch)
+        model(**batch)
+        assert torch.isfinite(disperser.penalty())
+
+
+def test_the_pass_after_one_that_raised_is_collected(batch: dict[str, Tensor]) -> None:
+    """At the output of a backbone that is called itself there is none to keep after an error."""
+    model = gpt2().transformer
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with Disperser(model, paper_sites=True) as disperser, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        failing_once(model.h[1], RuntimeError("out of memory"))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            model(**inputs)
+        model(**inputs)
+        assert torch.isfinite(disperser.penalty())
+
+
+def test_a_copied_or_saved_model_brings_no_disperser_along(batch: dict[str, Tensor]) -> None:
+    """Whenever it is copied: a snapshot for an average of weights is taken in the middle of a step."""
+    model = gpt2()
+    with Disperser(model) as disperser:
+        model(**batch)
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        expected = disperser.penalty()
+        copies.append(pickle.loads(pickle.dumps(model)))
+        for one in copies:
+            one(**batch)
+            (copied,) = {hook.func.__self__ for hook in one.transformer.h[0]._forward_hooks.values()}
+            assert not copied.attached and not copied._done and copied is not disperser
+            with pytest.raises(RunError, match="a copy of an attached Disperser"):
+                copied.attach()
+            with Disperser(one) as own:
+                one(**batch)
+                assert torch.equal(own.penalty(), expected)
+        model(**batch)
+        assert torch.equal(disperser.penalty(step=0), expected), "the original is still hooked"

@@ -1,5 +1,6 @@
 """The monitor in loops without a Trainer, and as a callback for every model class."""
 
+import errno
 import json
 import warnings
 from pathlib import Path
@@ -133,11 +134,55 @@ def test_a_file_is_gone_on_with_or_left_alone(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"step": 20, "de')  # being written
     assert len(MonitorRun.from_lines(path).measurements) == 2
+    condense.Monitor(model, PROBE, path=path)(20)  # it was cut off: what is written next is no part of that line
+    assert [one.step for one in MonitorRun.from_lines(path).measurements] == [0, 10, 20]
     for text in ("notes of mine\n", '{"schema":"condense.monitor/1","model":"Other","blocks":3}\n', "[1]\n"):
         path.write_text(text)
         with pytest.raises(UsageError, match="not a monitor's file"):
             condense.Monitor(model, PROBE, path=path)
         assert path.read_text() == text
+
+
+def test_a_line_that_did_not_fit_on_the_disk_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.jsonl"
+    monitor = condense.Monitor(llama(), PROBE, path=path)
+    monitor(0)
+    whole = path.read_bytes()
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *exception: object) -> None:
+            self.file.close()
+
+        def tell(self) -> int:
+            return len(whole)
+
+        def write(self, data: bytes) -> None:
+            self.file.write(data[:20])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        opened = Path.open
+        patch.setattr(Path, "open", lambda self, *given, **more: Full(opened(self, *given, **more)))
+        monitor(1)
+    assert monitor.errors == 1 and path.read_bytes() == whole
+    monitor(2)
+    assert [one.step for one in MonitorRun.from_lines(path).measurements] == [0, 2]
+
+
+def test_a_step_or_a_loss_of_any_kind_does_not_stop_the_training(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    monitor = condense.Monitor(llama(), PROBE, path=path)
+    for step in (np.int64(0), torch.tensor(1)):
+        monitor(step, loss=torch.tensor(2.0), lr=None, grads=torch.ones(2), name="a")
+    known = MonitorRun.from_lines(path).measurements
+    assert [one.step for one in known] == [0, 1]
+    assert known[0].beside == {"loss": 2.0, "lr": None, "grads": None, "name": None}
 
 
 def test_files_that_no_monitor_wrote(tmp_path: Path) -> None:

@@ -359,6 +359,16 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path: Path, cli
     assert same(weights(model), before)
 
 
+def test_a_smaller_batch_after_an_error_begins_its_own_means(tmp_path: Path) -> None:
+    """auto_find_batch_size begins training again inside `train`: its steps were counted with those that failed."""
+    trainer = DispersionTrainer(
+        model=llama(), args=TrainingArguments(**arguments(tmp_path, 2, 2)), train_dataset=rows(), data_collator=collate
+    )
+    trainer._since_log.steps, trainer._losses = 3, [torch.tensor(1.0)]
+    trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert trainer._since_log.steps == 0 and not trainer._losses
+
+
 def test_without_the_guard_a_poisoned_gradient_reaches_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

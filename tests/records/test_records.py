@@ -17,7 +17,7 @@ from condense.files import write_text
 from condense.metrics import METRICS, QUALITY
 from condense.records.base import Estimate
 from condense.records.diagnosis import DIAGNOSIS_SCHEMA, Diagnosis
-from condense.records.serial import decode, dumps, encode, read_json
+from condense.records.serial import decode, dumps, encode, loads, read_json
 
 
 @pytest.fixture
@@ -313,3 +313,10 @@ def test_to_frame(diagnosed: Callable[[str], Diagnosis]) -> None:
 def test_labels(diagnosed: Callable[[str], Diagnosis]) -> None:
     labels = [site.label for site in diagnosed("gpt2").sites]
     assert labels == ["embedding", "block 1", "block 2", "block 3", "output"]
+
+
+def test_a_number_that_is_none_at_any_depth() -> None:
+    """It was looked for to deeper than Python's own limit."""
+    for depth in (1, 700):
+        with pytest.raises(UnavailableError, match="not a number" if depth == 1 else "is not JSON"):
+            loads('{"a":' + "[" * depth + "NaN" + "]" * depth + "}")
