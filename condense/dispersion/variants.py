@@ -22,25 +22,22 @@ _PROJECTION_SEED = 20260202
 _SHUFFLE_SEED = 1_000_003
 
 
-def robust(
-    states: Tensor, mask: Tensor | None = None, *, leave_out: int = 0, tau: float = 1.0, clamp: float = 0.1
-) -> Tensor:
+def robust(states: Tensor, mask: Tensor | None = None, *, tau: float = 1.0, clamp: float = 0.1) -> Tensor:
     """`angular` that cannot be met by rescaling a few coordinates: on states without sinks, coordinates standardised.
 
     Tokens whose norm exceeds 20 times the median of their sequence are left out. Each coordinate is centred and divided
-    by its standard deviation over the kept tokens of the batch; the statistics carry no gradient. With `leave_out` = k
-    the k coordinates of the largest mean square are left out instead, and nothing is standardised.
+    by its standard deviation over the kept tokens of the batch; the statistics carry no gradient.
 
     Shapes: states (B, S, d), mask (B, S) -> scalar. Range: that of `angular`. Unchanged if coordinates are rescaled.
+    Blind to a direction that all tokens share, which centring takes away: in long training from random weights the cone
+    itself ended narrower than without it. Leaving the strongest coordinates out instead gained less (both:
+    docs/study/results.md).
     Source: ours, after Timkey and van Schijndel, 2021, arXiv 2109.04404 (standardising against rogue dimensions).
     """
-    kept, states = _without_sinks(states, _all(states, mask)), _exact(states)
+    kept, states = usual_tokens(states, mask), _exact(states)
     rows = states.detach()[kept]
     if len(rows) < 2:
         return angular(states, kept, tau=tau, clamp=clamp)
-    if leave_out:
-        weak = rows.square().mean(0).topk(max(1, states.shape[-1] - leave_out), largest=False).indices.sort().values
-        return angular(states[..., weak], kept, tau=tau, clamp=clamp)
     deviation = rows.std(0)
     scale = torch.where(deviation > 0, 1 / deviation.clamp(min=torch.finfo(rows.dtype).tiny), 0)
     return angular((states - rows.mean(0)) * scale, kept, tau=tau, clamp=clamp)
@@ -142,9 +139,9 @@ def _all(states: Tensor, mask: Tensor | None) -> Tensor:
     return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device) if mask is None else mask.bool()
 
 
-def _without_sinks(states: Tensor, kept: Tensor) -> Tensor:
-    """The mask without tokens whose norm exceeds 20 times the median of the kept ones of their sequence."""
-    sizes = torch.linalg.vector_norm(states.detach().float(), dim=-1)
+def usual_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
+    """The mask (B, S) without tokens whose norm exceeds 20 times the median of the kept ones of their sequence."""
+    kept, sizes = _all(states, mask), torch.linalg.vector_norm(states.detach().float(), dim=-1)
     median = sizes.masked_fill(~kept, torch.nan).nanmedian(1, keepdim=True).values
     usual: Tensor = kept & ~(sizes > SINK_FACTOR * median)
     return usual

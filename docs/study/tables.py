@@ -147,6 +147,27 @@ def geometry(trial: Trial) -> str:
     return rows(["arm", "deep mean cosine", "without top 3 dimensions", "effective rank", "dimension"], body)
 
 
+def spread(trial: Trial) -> str:
+    """What every arm did to the cone of the validation text, arm − control, and the verdict's words."""
+    keys = ("mean_cosine", "mean_cosine_without_top_dimensions", "effective_rank", "dimension")
+    body = []
+    for arm in trial.arms:
+        if arm.effect is None:
+            continue
+        cells = [change(arm.effect.metrics.get(key), 3 if "cosine" in key else 1) for key in keys]
+        body.append([f"`{arm.spec.name}`", *cells, arm.verdict or "–", arm.opened or "–"])
+    head = [
+        "arm",
+        "deep mean cosine",
+        "without top 3 dimensions",
+        "effective rank",
+        "dimension",
+        "verdict",
+        "what opened",
+    ]
+    return rows(head, body)
+
+
 def own(arm: ArmResult, key: str) -> str:
     """The mean over seeds."""
     value = mean(arm, key)
@@ -218,6 +239,7 @@ TABLES: dict[str, Callable[[Trial], str]] = {
     "curves": curves,
     "times": times,
     "geometry": geometry,
+    "spread": spread,
     "pairs": pairs,
 }
 ACROSS: dict[str, Callable[[], str]] = {"peaks": peaks, "controls": controls}

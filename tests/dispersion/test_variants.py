@@ -1,6 +1,8 @@
 """Robust dispersion, placebos, SimReg and the schedule of the coefficient, each against its definition."""
 
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,11 +62,13 @@ def test_robust_leaves_sinks_out() -> None:
     assert gradient(robust(shown, MASK), shown)[0, 4].count_nonzero() == 0
 
 
-def test_robust_without_the_strongest_coordinates() -> None:
+def test_the_studys_other_robust_leaves_the_three_strongest_coordinates_out() -> None:
+    script = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "study" / "leave_out.py"))
     states = cloud().detach()
-    states[..., 5] += 50
-    weak = [i for i in range(16) if i != 5]
-    assert float(robust(states, leave_out=1)) == pytest.approx(float(angular(states[..., weak])), abs=1e-6)
+    states[..., 5:8] += 50
+    weak = [i for i in range(16) if i not in (5, 6, 7)]
+    found = script["leave_strongest_out"](states, MASK)
+    assert float(found) == pytest.approx(float(angular(states[..., weak], MASK)), abs=1e-6)
 
 
 def test_robust_statistics_carry_no_gradient() -> None:
