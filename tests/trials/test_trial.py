@@ -104,7 +104,7 @@ def test_larger_vocab_is_compared_by_the_same_bytes(whole):
     assert arm.effect.unpaired and arm.effect.metrics["loss"].value is None
     assert arm.runs[0].quality.predicted_bytes == made.control.runs[0].quality.predicted_bytes
     assert sum(arm.runs[0].quality.predicted_tokens) < sum(made.control.runs[0].quality.predicted_tokens)
-    assert arm.cost.memory_ratio > 1
+    assert arm.cost.memory_ratio == pytest.approx(1, abs=0.05), "of a tiny model: the libraries are nearly all of it"
 
 
 def test_tasks_are_scored_under_every_arm(tiny, texts, tmp_path, monkeypatch):
