@@ -179,8 +179,9 @@ def _headline(arms: Sequence[ArmResult], seeds: int) -> tuple[Literal["good", "w
 
 def _seeds_of(arms: Sequence[ArmResult]) -> str:
     """Over how many seeds these arms were compared with the control."""
-    counts = sorted({len(arm.effect.by_seed) for arm in arms if arm.effect})
-    return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    counts = [len(arm.effect.by_seed) for arm in arms if arm.effect]
+    least, most = min(counts), max(counts)
+    return f"{most} seeds" if least == most else f"{least} to {most} seeds"
 
 
 _QUALITIES: tuple[QualityWord, ...] = ("improved", "held", "not shown to be held", "not measured", "worse")
@@ -262,8 +263,8 @@ def _power(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> list[Fin
     if not known:
         return []
     lines, most, text = [], 0, False
-    seeds = sorted({power.seeds for _, powers in known for power in powers.values()})
-    few = f"; below {MIN_SEEDS} seeds no arm gets a word" if seeds[0] < MIN_SEEDS else ""
+    least = min(power.seeds for _, powers in known for power in powers.values())
+    few = f"; below {MIN_SEEDS} seeds no arm gets a word" if least < MIN_SEEDS else ""
     for key in ("mean_cosine", "quality"):
         own = [(arm.spec.name, power[key]) for arm, power in known if key in power]
         if not own:
@@ -279,13 +280,13 @@ def _power(plan: TrialPlan, arms: Sequence[ArmResult], again: Again) -> list[Fin
         Finding(
             "power",
             "info",
-            f"What {'' if len(seeds) == 1 else f'{seeds[0]} to '}{seeds[-1]} seeds could have shown",
+            f"What {_seeds_of([arm for arm, _ in known])} could have shown",
             "; ".join(lines) + few,
             "The smallest difference that 80 % of such trials find. Where a smaller one has no word, it may be there "
             "all the same."
             + (" More validation text, not more seeds, would narrow it." if text else "")
             + ("" if shown else f" {PUBLIC_SEEDS}."),
-            next_after_power(most, seeds[0], text, plan.training.num_texts, again),
+            next_after_power(most, least, text, plan.training.num_texts, again),
             BOUTHILLIER,
         )
     ]

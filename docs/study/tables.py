@@ -20,6 +20,12 @@ from condense.report.tables import markdown_rows
 STUDY = Path(__file__).parent
 RUNS, RESULTS = STUDY / "runs", STUDY / "results.md"
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+GEOMETRY = {
+    "mean_cosine": "deep mean cosine",
+    "mean_cosine_without_top_dimensions": "without top 3 dimensions",
+    "effective_rank": "effective rank",
+    "dimension": "dimension",
+}
 QUARTERS = (0.0625, 0.125, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -142,30 +148,19 @@ def times(trial: Trial) -> str:
 
 def geometry(trial: Trial) -> str:
     """What the arms did to the geometry of the validation text."""
-    keys = ("mean_cosine", "mean_cosine_without_top_dimensions", "effective_rank", "dimension")
-    body = [[f"`{arm.spec.name}`", *(own(arm, key) for key in keys)] for arm in trial.arms if arm.runs]
-    return rows(["arm", "deep mean cosine", "without top 3 dimensions", "effective rank", "dimension"], body)
+    body = [[f"`{arm.spec.name}`", *(own(arm, key) for key in GEOMETRY)] for arm in trial.arms if arm.runs]
+    return rows(["arm", *GEOMETRY.values()], body)
 
 
 def spread(trial: Trial) -> str:
     """What every arm did to the cone of the validation text, arm − control, and the verdict's words."""
-    keys = ("mean_cosine", "mean_cosine_without_top_dimensions", "effective_rank", "dimension")
     body = []
     for arm in trial.arms:
         if arm.effect is None:
             continue
-        cells = [change(arm.effect.metrics.get(key), 3 if "cosine" in key else 1) for key in keys]
+        cells = [change(arm.effect.metrics.get(key), 3 if "cosine" in key else 1) for key in GEOMETRY]
         body.append([f"`{arm.spec.name}`", *cells, arm.verdict or "–", arm.opened or "–"])
-    head = [
-        "arm",
-        "deep mean cosine",
-        "without top 3 dimensions",
-        "effective rank",
-        "dimension",
-        "verdict",
-        "what opened",
-    ]
-    return rows(head, body)
+    return rows(["arm", *GEOMETRY.values(), "verdict", "what opened"], body)
 
 
 def own(arm: ArmResult, key: str) -> str:
